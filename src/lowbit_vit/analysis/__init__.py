@@ -1,0 +1,1 @@
+"""Level 7: records -> tidy tables and statistics. No torch, no ray."""

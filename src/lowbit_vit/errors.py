@@ -1,0 +1,44 @@
+"""The errors that a user can act on: each message is one line that names the thing and says what to do.
+
+`cli` prints the message without a traceback and exits with the class's code. Anything else that escapes is a
+defect of ours and keeps its traceback (exit code 1).
+"""
+
+
+class LowbitVitError(Exception):
+    """Base of every error whose message is meant for the user. Exit code 1."""
+
+    exit_code = 1
+
+
+class ConfigError(LowbitVitError):
+    """A profile, plan or trial file is wrong: names file, key, value and what is allowed. Exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(LowbitVitError):
+    """An image, label, split file, checkpoint or record is missing, damaged or not what it should be. Exit code 3."""
+
+    exit_code = 3
+
+
+class Unavailable(LowbitVitError):
+    """This machine cannot run what was asked (no CUDA, package missing). The message is the reason. Exit code 4.
+
+    A trial that raises it is recorded as `skipped` with that reason; nothing else is run in its place.
+    """
+
+    exit_code = 4
+
+
+class TrialsFailed(LowbitVitError):
+    """A study finished but some of its trials did not succeed; the message names them. Exit code 5."""
+
+    exit_code = 5
+
+
+class Busy(LowbitVitError):
+    """Another run holds the folder, or another process the device. Exit code 6."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""Level 8: tables -> figures and pages. No torch, no ray."""

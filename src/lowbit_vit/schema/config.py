@@ -1,0 +1,461 @@
+"""The input of the study: a profile (everything about one artifact run) and a trial (one cell of it), strictly typed.
+
+Pure data: no torch, no environment, no network. A key that is not declared here is an error, a value out of range is an
+error, and so is a combination that cannot exist (FlashAttention-2 in fp32). `load_profile` turns pydantic's errors into one
+line that names the file, the key, the value and what is allowed.
+
+Values marked (ours) are not stated in the paper.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from lowbit_vit.errors import ConfigError
+from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Int8, NF4, Plan, WeightFormat
+
+AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2"]
+Execution = Literal["eager", "cuda_graph", "compile"]
+QkvLayout = Literal["separate", "fused"]
+AdaptationMethod = Literal["none", "qlora", "ptq"]
+Device = Literal["cpu", "cuda"]
+Study = Literal["variants", "sensitivity", "mixed"]
+
+STUDIES: tuple[Study, ...] = ("variants", "sensitivity", "mixed")
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+class Views(Frozen):
+    """How an image file becomes pixels. Every image is decoded once, into uint8 arrays of these two views."""
+
+    image_size: int = Field(ge=4, le=1024, description="side of the square that the model sees, px")
+    eval_resize: int = Field(ge=4, le=2048, description="shorter side before the evaluation centre crop, px")
+    train_resize: int = Field(ge=4, le=2048, description="side of the centred square that training crops are cut from, px")
+    mean: tuple[float, float, float] = Field(description="per channel, of pixels in 0..1")
+    std: tuple[float, float, float] = Field(description="per channel, of pixels in 0..1")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.eval_resize < self.image_size:
+            raise ValueError(f"eval_resize {self.eval_resize} is smaller than image_size {self.image_size}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be positive")
+        return self
+
+
+class DigitsData(Frozen):
+    """scikit-learn's 1,797 scanned digits (8 x 8, 16 grey levels), shipped inside the package: no download."""
+
+    source: Literal["digits"]
+    views: Views
+    split_seed: int = Field(ge=0, description="of the stratified split into thirds: train+val two thirds, test one third (ours)")
+
+
+class FlowersData(Frozen):
+    """Oxford Flowers-102 with its official split, in torchvision's folder layout `root/flowers-102/jpg/image_00001.jpg`."""
+
+    source: Literal["flowers102"]
+    views: Views
+    root: str = Field(min_length=1, description="folder that holds flowers-102/; relative paths start at the project")
+    images: Literal["original", "256-px copies"] = Field(description="what the files are; it labels every accuracy")
+
+
+class FolderData(Frozen):
+    """Any data set as `root/{train,val,test}/CLASS/IMAGE`."""
+
+    source: Literal["image_folder"]
+    views: Views
+    root: str = Field(min_length=1)
+
+
+DataConfig = Annotated[DigitsData | FlowersData | FolderData, Field(discriminator="source")]
+
+
+# --------------------------------------------------------------------------------------------------- training, backbone
+
+
+class Augmentation(Frozen):
+    """Random resized crop and flip; the crop's area and aspect ratio are drawn as in torchvision's RandomResizedCrop."""
+
+    crop_scale: tuple[float, float] = Field(description="least and greatest share of the image's area")
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = Field(description="horizontal, with probability 1/2")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale {self.crop_scale} must satisfy 0 < least <= greatest <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio {self.crop_ratio} must satisfy 0 < least <= greatest")
+        return self
+
+
+class Training(Frozen):
+    """One fine-tuning or from-scratch run: AdamW, linear warm-up, cosine decay to zero, gradient norm clipped at 1."""
+
+    epochs: int = Field(ge=1, le=1000)
+    batch_size: int = Field(ge=1, le=4096)
+    learning_rate: float = Field(gt=0, le=1)
+    weight_decay: float = Field(ge=0, le=1)
+    warmup_epochs: float = Field(ge=0)
+    label_smoothing: float = Field(ge=0, lt=1)
+    autocast: Literal["none", "bf16", "fp16"] = Field(description="autocast dtype of the training forward")
+    augmentation: Augmentation
+    splits: tuple[Literal["train", "val"], ...] = Field(min_length=1, description="splits trained on")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
+        return self
+
+
+class SmallVit(Frozen):
+    """A ViT of free size, for CPU runs and tests."""
+
+    name: Literal["small"] = "small"
+    patch_size: int = Field(ge=1)
+    depth: int = Field(ge=1, le=64)
+    heads: int = Field(ge=1)
+    width: int = Field(ge=64, multiple_of=64, description="a multiple of 64: one NF4 block must not straddle two rows")
+    mlp_width: int = Field(ge=64, multiple_of=64)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+TorchvisionVit = Literal["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"]
+
+
+class Backbone(Frozen):
+    """Where the high-precision weights come from."""
+
+    architecture: TorchvisionVit | SmallVit
+    weights: Literal["scratch", "torchvision"] = Field(
+        description="scratch: trained here on the profile's data; torchvision: its ImageNet-1k checkpoint with a new head"
+    )
+    checkpoint: str | None = Field(default=None, description="the .pth file of weights = torchvision")
+    checkpoint_sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{8,64}$", description="sha256 of that file, or at least its first 8 hex digits"
+    )
+    training: Training | None = Field(default=None, description="of weights = scratch")
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _weights_have_their_keys(self) -> Self:
+        if self.weights == "scratch" and self.training is None:
+            raise ValueError("weights = scratch needs backbone.training")
+        if self.weights == "torchvision" and (self.checkpoint is None or self.checkpoint_sha256 is None):
+            raise ValueError("weights = torchvision needs backbone.checkpoint and backbone.checkpoint_sha256")
+        if self.weights == "torchvision" and isinstance(self.architecture, SmallVit):
+            raise ValueError("weights = torchvision needs a torchvision architecture, not a small one")
+        return self
+
+
+class Adaptation(Frozen):
+    """LoRA on the query and value projections (the paper, III-D); rank, alpha, dropout and schedule are ours.
+
+    Source: Hu et al., "LoRA", 2021, https://arxiv.org/abs/2106.09685.
+    """
+
+    rank: int = Field(ge=1, le=256)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    training: Training
+
+
+# ---------------------------------------------------------------------------------------------------------- measurement
+
+
+class Measurement(Frozen):
+    """How a timing trial is measured. Separate passes: first call, warm-up, latency, memory, kernel trace."""
+
+    batch_sizes: tuple[int, ...] = Field(min_length=1, description="images a call")
+    warmup: int = Field(ge=1, description="calls before the first sample")
+    samples: int = Field(ge=10, description="timed calls for each batch size; P99 is null below 1000")
+    seconds: float = Field(gt=0, description="stop sampling a batch size after this long, once 10 samples are in")
+    trace: bool = Field(description="profile kernels after the timing")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.batch_sizes)) != len(self.batch_sizes) or min(self.batch_sizes) < 1:
+            raise ValueError(f"batch_sizes {self.batch_sizes} must be distinct and positive")
+        return self
+
+
+class Evaluation(Frozen):
+    """Accuracy on the test split, with per-image predictions."""
+
+    batch_size: int = Field(ge=1, le=4096)
+
+
+class Limits(Frozen):
+    """What one trial may take before it is stopped and recorded as `timeout` or `oom`."""
+
+    seconds: float = Field(gt=0)
+    memory_gib: float = Field(gt=0, description="of host memory, for one trial process")
+
+
+# ---------------------------------------------------------------------------------------------------------------- trial
+
+
+class Trial(Frozen):
+    """One cell: all that decides its result. Its identity is the hash of these values."""
+
+    profile: str
+    study: Study
+    label: str = Field(min_length=1, description="for people; not part of the identity")
+    data: DataConfig
+    backbone: Backbone
+    plan: Plan
+    attention: AttentionName
+    qkv: QkvLayout
+    adaptation: AdaptationMethod
+    lora: Adaptation | None
+    execution: Execution
+    device: Device
+    evaluation: Evaluation
+    measurement: Measurement | None = Field(description="null: accuracy only")
+    limits: Limits
+    seed: int = Field(ge=0)
+    paper_row: int | None = Field(default=None, ge=0, le=4, description="row of the paper's table this cell repeats")
+
+    @model_validator(mode="after")
+    def _combination_exists(self) -> Self:
+        problem = impossible(self.plan, self.attention, self.device)
+        if problem is not None:
+            raise ValueError(problem)
+        if self.adaptation != "none" and self.lora is None:
+            raise ValueError(f"adaptation {self.adaptation} needs the profile's lora section")
+        return self
+
+    @property
+    def trial_id(self) -> str:
+        """`<precision>-<attention>-<adaptation>-<execution>-s<seed>-<10 hex>`: readable, unique, a valid file name."""
+        # Limits and the label decide nothing about a result that succeeds.
+        identity = self.model_dump(mode="json", exclude={"label", "limits", "paper_row"})
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        precision = self.plan.name.replace("/", "-")
+        return f"{precision}-{self.attention}-{self.adaptation}-{self.execution}-s{self.seed}-{digest[:10]}"
+
+
+def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | None:
+    """Say why this combination can exist on no machine, or None.
+
+    FlashAttention-2 and cuDNN attention have fp16 and bf16 kernels only; PyTorch's own flash kernel is 16-bit on CUDA but
+    takes fp32 on the CPU.
+    """
+    sixteen_bit = plan.compute_dtype in ("fp16", "bf16")
+    needs_16_bit = attention in ("fa2", "cudnn") or (attention == "flash" and device == "cuda")
+    if needs_16_bit and not sixteen_bit:
+        return f"attention {attention} has no {plan.compute_dtype} kernel on {device}; allowed compute_dtype: fp16, bf16"
+    if plan.compute_dtype == "tf32" and device == "cpu":
+        return "compute_dtype tf32 is a CUDA matmul mode; on cpu use fp32"
+    return None
+
+
+# -------------------------------------------------------------------------------------------------------------- studies
+
+
+class Arm(Frozen):
+    """One declared row of the variants study."""
+
+    label: str = Field(min_length=1)
+    weights: WeightFormat
+    compute_dtype: ComputeDtype
+    attention: AttentionName
+    adaptation: AdaptationMethod
+    qkv: QkvLayout = "separate"
+    execution: Execution = "eager"
+    device: Device | None = Field(default=None, description="null: the profile's; cuda in a cpu profile is skipped there")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    paper_row: int | None = Field(default=None, ge=0, le=4)
+    samples: int | None = Field(default=None, ge=10, description="overrides measurement.samples")
+
+
+class VariantsStudy(Frozen):
+    """precision x attention x adaptation x execution, as a declared list of arms, not a product."""
+
+    arms: tuple[Arm, ...] = Field(min_length=1)
+
+
+class SensitivityStudy(Frozen):
+    """Each block quantized alone (only), and each block spared alone (all_but); post-training, accuracy only."""
+
+    formats: tuple[WeightFormat, ...] = Field(min_length=1)
+    directions: tuple[Literal["only", "all_but"], ...] = ("only", "all_but")
+    compute_dtype: ComputeDtype
+    attention: AttentionName
+    draws: int = Field(ge=2, description="evaluation draws, each a seeded half of the selection half (ours)")
+    draw_seed: int = Field(ge=0)
+
+
+class MixedStudy(Frozen):
+    """k blocks spared at exactly equal bytes: the paper's heuristic, the data's choice, and random controls."""
+
+    weights: WeightFormat
+    compute_dtype: ComputeDtype
+    attention: AttentionName
+    spared: tuple[int, ...] = Field(min_length=1, description="the values of k")
+    random_plans: int = Field(ge=1, description="random plans for each k (ours: the paper ran none)")
+    random_seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        odd = [k for k in self.spared if k < 2 or k % 2]
+        if odd:
+            raise ValueError(f"spared {odd} must be even and at least 2, so that first/last splits evenly")
+        return self
+
+
+class Profile(Frozen):
+    """Everything about one run of the artifact. `lowbit-vit config PROFILE` prints it resolved."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    description: str
+    device: Device
+    data: DataConfig
+    backbone: Backbone
+    lora: Adaptation | None
+    evaluation: Evaluation
+    measurement: Measurement
+    limits: Limits
+    selection_seed: int = Field(ge=0, description="splits the test set into a selection and a report half")
+    variants: VariantsStudy
+    sensitivity: SensitivityStudy
+    mixed: MixedStudy
+
+    @model_validator(mode="after")
+    def _arms_exist(self) -> Self:
+        for index, arm in enumerate(self.variants.arms):
+            plan = Plan(compute_dtype=arm.compute_dtype)
+            problem = impossible(plan, arm.attention, arm.device or self.device)
+            if problem is None and arm.adaptation != "none" and self.lora is None:
+                problem = f"adaptation {arm.adaptation} needs the lora section"
+            if problem is not None:
+                raise ValueError(f"variants.arms.{index} ({arm.label}): {problem}")
+        for name, study in (("sensitivity", self.sensitivity), ("mixed", self.mixed)):
+            problem = impossible(Plan(compute_dtype=study.compute_dtype), study.attention, self.device)
+            if problem is not None:
+                raise ValueError(f"{name}: {problem}")
+        return self
+
+
+# -------------------------------------------------------------------------------------------------------------- loading
+
+
+def load_profile(path: Path) -> Profile:
+    """Read and validate a profile.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or value is wrong; one line, naming file, key, value.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"{path}: no such profile; there are: {known}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(content).__name__}")
+    try:
+        profile = Profile.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from None
+    if profile.name != path.stem:
+        raise ConfigError(f"{path}: key name: {profile.name!r} must equal the file's name, {path.stem!r}")
+    return profile
+
+
+def load_trial(path: Path) -> Trial:
+    """Read and validate one trial's JSON.
+
+    Raises:
+        ConfigError: as `load_profile`.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such trial file")
+    try:
+        return Trial.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from None
+
+
+def one_line(error: ValidationError) -> str:
+    """Say the first problem in one line: key, what is wrong, the value, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key{_suggestion(first['loc'])}"
+    value = "" if first["type"] in ("missing", "value_error") else f", got {_short(first['input'])}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"key {key}: {message}{value}{more}"
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    """Name the allowed key nearest to a misspelt one, looking through every model of this module."""
+    import difflib
+
+    known = {name for model in _models() for name in model.model_fields}
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _models() -> list[type[Frozen]]:
+    return [value for value in globals().values() if isinstance(value, type) and issubclass(value, Frozen)]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+__all__ = [
+    "STUDIES",
+    "Adaptation",
+    "AdaptationMethod",
+    "Arm",
+    "AttentionName",
+    "Augmentation",
+    "Backbone",
+    "DataConfig",
+    "Device",
+    "DigitsData",
+    "Evaluation",
+    "Execution",
+    "FlowersData",
+    "FolderData",
+    "HighPrecision",
+    "Int8",
+    "Limits",
+    "Measurement",
+    "MixedStudy",
+    "NF4",
+    "Profile",
+    "QkvLayout",
+    "SensitivityStudy",
+    "SmallVit",
+    "Study",
+    "TorchvisionVit",
+    "Training",
+    "Trial",
+    "VariantsStudy",
+    "Views",
+    "impossible",
+    "load_profile",
+    "load_trial",
+    "one_line",
+]

@@ -1,0 +1,59 @@
+"""Where each stage's files lie, relative to one root. The only memory between stages is in these files.
+
+    data/prepared/<profile>/          arrays of the decoded images and their manifest           (stage data)
+    checkpoints/<profile>/            backbone.safetensors + .json, adapted-seed<N>.safetensors  (stage backbone)
+    reports/<profile>/records/<study>/<trial_id>.json + .npz                                     (stages of the studies)
+    reports/<profile>/sensitivity.json                                                           (stage sensitivity)
+    reports/<profile>/tables, figures, report.html, metrics.json                                 (stage report)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowbit_vit.schema.config import Study
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one profile below `root`."""
+
+    root: Path
+    profile: str
+
+    @property
+    def profile_file(self) -> Path:
+        """The profile's YAML."""
+        return self.root / "profiles" / f"{self.profile}.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Decoded arrays and manifest."""
+        return self.root / "data" / "prepared" / self.profile
+
+    @property
+    def checkpoints(self) -> Path:
+        """High-precision weights."""
+        return self.root / "checkpoints" / self.profile
+
+    @property
+    def backbone(self) -> Path:
+        """The backbone's safetensors file."""
+        return self.checkpoints / "backbone.safetensors"
+
+    def adapted(self, seed: int) -> Path:
+        """The backbone with adapters trained in high precision and merged: what `ptq` trials quantize."""
+        return self.checkpoints / f"adapted-seed{seed}.safetensors"
+
+    @property
+    def reports(self) -> Path:
+        """Everything the profile produced for people."""
+        return self.root / "reports" / self.profile
+
+    def records(self, study: Study) -> Path:
+        """One study's records."""
+        return self.reports / "records" / study
+
+    @property
+    def sensitivity(self) -> Path:
+        """The scores that `mixed` chooses from."""
+        return self.reports / "sensitivity.json"
