@@ -7,13 +7,14 @@ line that names the file, the key, the value and what is allowed.
 Values marked (ours) are not stated in the paper.
 """
 
+import difflib
 import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Int8, NF4, Plan, WeightFormat
@@ -353,6 +354,8 @@ class Profile(Frozen):
 
 # -------------------------------------------------------------------------------------------------------------- loading
 
+_TRIALS: TypeAdapter[tuple[Trial, ...]] = TypeAdapter(Annotated[tuple[Trial, ...], Field(min_length=1)])
+
 
 def load_profile(path: Path) -> Profile:
     """Read and validate a profile.
@@ -392,6 +395,20 @@ def load_trial(path: Path) -> Trial:
         raise ConfigError(f"{path}: {one_line(error)}") from None
 
 
+def load_trials(path: Path) -> tuple[Trial, ...]:
+    """Read and validate a JSON list of trials, at least one.
+
+    Raises:
+        ConfigError: as `load_profile`.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file of trials")
+    try:
+        return _TRIALS.validate_json(path.read_text())
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from None
+
+
 def one_line(error: ValidationError) -> str:
     """Say the first problem in one line: key, what is wrong, the value, and how many more there are."""
     problems = error.errors(include_url=False)
@@ -407,8 +424,6 @@ def one_line(error: ValidationError) -> str:
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
     """Name the allowed key nearest to a misspelt one, looking through every model of this module."""
-    import difflib
-
     known = {name for model in _models() for name in model.model_fields}
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
@@ -457,5 +472,6 @@ __all__ = [
     "impossible",
     "load_profile",
     "load_trial",
+    "load_trials",
     "one_line",
 ]

@@ -1,0 +1,212 @@
+"""The command line: one verb for each DVC stage, and a few to look with.
+
+Each verb imports what it needs inside itself, so that `lowbit-vit report` runs where there is no torch and `--help` is
+quick. Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 a defect of ours; 2 a profile, plan or
+option is wrong; 3 data, checkpoint or record is missing or damaged; 4 this machine cannot run it; 5 some trials failed;
+6 another run holds the folder or the device; 130 interrupted.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.schema.config import Profile, Study, load_profile
+from lowbit_vit.schema.workspace import Workspace
+
+EPILOG = (
+    "Exit codes: 0 done · 1 defect · 2 wrong profile or option · 3 missing or damaged data · 4 this machine cannot run it · "
+    "5 some trials failed · 6 busy · 130 interrupted"
+)
+
+app = typer.Typer(
+    name="lowbit-vit",
+    help="What low-bit weights and fused attention really cost and give in Vision Transformers.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ProfileName = Annotated[str, typer.Argument(metavar="PROFILE", help="a name in profiles/: demo, paper, scratch")]
+Root = Annotated[Path, typer.Option("--root", help="the project's folder", show_default="this folder")]
+HERE = Path()
+
+
+def main() -> None:
+    """Run the command line; an error meant for the user is one line on stderr and its class's exit code."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        app()
+    except LowbitVitError as error:
+        print(f"lowbit-vit: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("lowbit-vit: interrupted; finished trials are kept, run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _open(name: str, root: Path) -> tuple[Profile, Workspace]:
+    workspace = Workspace(root=root.resolve(), profile=name)
+    return load_profile(workspace.profile_file), workspace
+
+
+@app.command(epilog="Example: lowbit-vit data demo")
+def data(profile: ProfileName, root: Root = HERE) -> None:
+    """Decode the profile's images once into arrays under data/prepared/PROFILE."""
+    import os
+
+    from lowbit_vit.data.prepare import prepare_dataset
+
+    settings, workspace = _open(profile, root)
+    dataset = prepare_dataset(settings.data, folder=workspace.data, root=workspace.root, workers=os.cpu_count() or 1)
+    counts = ", ".join(f"{split} {len(images.labels)}" for split, images in dataset.eval_views.items())
+    print(f"{dataset.name}: {dataset.num_classes} classes; images: {counts}; {workspace.data.relative_to(workspace.root)}")
+
+
+@app.command(epilog="Example: lowbit-vit fetch flowers-102 --to data/raw")
+def fetch(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="flowers-102, or a torchvision ViT: vit_l_16, vit_b_16, ...")],
+    to: Annotated[Path, typer.Option("--to", help="folder to put it in")] = Path("data/raw"),
+) -> None:
+    """Download a data set or ImageNet weights, checked against the known size and hash."""
+    from lowbit_vit.data.download import WEIGHTS, fetch_flowers, fetch_weights
+    from lowbit_vit.errors import ConfigError
+
+    if what == "flowers-102":
+        print(fetch_flowers(to))
+    elif what in WEIGHTS:
+        print(fetch_weights(what, to))
+    else:
+        raise ConfigError(f"fetch: {what!r} is not known; allowed: flowers-102, {', '.join(WEIGHTS)}")
+
+
+@app.command(epilog="Example: lowbit-vit backbone demo")
+def backbone(profile: ProfileName, root: Root = HERE) -> None:
+    """Train or convert the high-precision backbone, and adapt it for the post-training trials."""
+    from lowbit_vit.trial.backbone import make_backbone
+
+    settings, workspace = _open(profile, root)
+    make_backbone(settings, workspace)
+
+
+def _run(study: Study, profile: str, root: Path) -> None:
+    from lowbit_vit.study.sweep import run_study
+
+    settings, workspace = _open(profile, root)
+    records = run_study(settings, study, workspace)
+    done = sum(record.status == "success" for record in records)
+    skipped = sum(record.status == "skipped" for record in records)
+    print(f"{study}: {done} trials done, {skipped} skipped; {workspace.records(study).relative_to(workspace.root)}")
+
+
+@app.command(epilog="Example: lowbit-vit variants demo")
+def variants(profile: ProfileName, root: Root = HERE) -> None:
+    """Fine-tune, evaluate and measure every declared arm, each in a fresh process."""
+    _run("variants", profile, root)
+
+
+@app.command(epilog="Example: lowbit-vit sensitivity demo")
+def sensitivity(profile: ProfileName, root: Root = HERE) -> None:
+    """Quantize each block alone and spare each block alone; write the scores that `mixed` chooses from."""
+    from lowbit_vit.analysis.scores import write_scores
+
+    _run("sensitivity", profile, root)
+    settings, workspace = _open(profile, root)
+    print(write_scores(settings, workspace).relative_to(workspace.root))
+
+
+@app.command(epilog="Example: lowbit-vit mixed demo")
+def mixed(profile: ProfileName, root: Root = HERE) -> None:
+    """Spare k blocks at equal bytes: first and last, last k, most sensitive k, random k."""
+    _run("mixed", profile, root)
+
+
+@app.command(epilog="Example: lowbit-vit report demo")
+def report(profile: ProfileName, root: Root = HERE) -> None:
+    """Build tables, figures and report.html from the records alone. Needs no torch."""
+    from lowbit_vit.report.page import build_report
+
+    settings, workspace = _open(profile, root)
+    print(build_report(settings, workspace).relative_to(workspace.root))
+
+
+@app.command(epilog="Example: lowbit-vit show demo")
+def show(profile: ProfileName, root: Root = HERE) -> None:
+    """Print the result table and where the page is."""
+    from lowbit_vit.errors import DataError
+    from lowbit_vit.report.terminal import result_table
+    from lowbit_vit.schema.record import read_records
+
+    _, workspace = _open(profile, root)
+    records = read_records(workspace.records("variants"))
+    if not records:
+        raise DataError(f"reports/{profile}/records/variants: no records; run dvc repro report@{profile} first")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(result_table(records))
+    page = workspace.reports / "report.html"
+    if page.is_file():
+        console.print(f"The page: {page}", soft_wrap=True)
+    else:
+        console.print(f"No page yet: lowbit-vit report {profile}")
+
+
+@app.command(epilog="Example: lowbit-vit config demo")
+def config(profile: ProfileName, root: Root = HERE) -> None:
+    """Print the resolved profile, every value with what it means."""
+    from lowbit_vit.schema.explain import explain
+
+    settings, _ = _open(profile, root)
+    print(explain(settings), end="")
+
+
+@app.command(epilog="Example: lowbit-vit doctor demo")
+def doctor(profile: Annotated[str, typer.Argument(metavar="[PROFILE]")] = "demo", root: Root = HERE) -> None:
+    """Say what this machine can run, arm by arm, and why not."""
+    from lowbit_vit.report.terminal import doctor_table
+
+    settings, _ = _open(profile, root)
+    Console(width=None if sys.stdout.isatty() else 140).print(doctor_table(settings))
+
+
+@app.command(epilog="Example: lowbit-vit trial trial.json --out reports/one")
+def trial(
+    file: Annotated[Path, typer.Argument(metavar="TRIAL.json", help="one resolved trial, as in a record's key trial")],
+    out: Annotated[Path, typer.Option("--out", help="folder for the record and its predictions")],
+    root: Root = HERE,
+) -> None:
+    """Run one trial in this process and write its record."""
+    from lowbit_vit.schema.config import load_trial
+    from lowbit_vit.trial.run import record_trial
+
+    settings = load_trial(file)
+    record = record_trial(settings, Workspace(root=root.resolve(), profile=settings.profile), out)
+    print(f"{record.trial_id}: {record.status}" + (f" ({record.reason})" if record.reason else ""))
+    if record.status in ("failed", "oom", "timeout"):
+        sys.exit(5)
+
+
+@app.command(epilog="Example: lowbit-vit scan trials.json --out reports/scan")
+def scan(
+    file: Annotated[Path, typer.Argument(metavar="TRIALS.json", help="a JSON list of accuracy-only trials on one backbone")],
+    out: Annotated[Path, typer.Option("--out", help="folder for the records and predictions")],
+    root: Root = HERE,
+) -> None:
+    """Run many accuracy-only trials in this process on one resident model."""
+    from lowbit_vit.schema.config import load_trials
+    from lowbit_vit.trial.scan import run_scan
+
+    trials = load_trials(file)
+    records = run_scan(trials, Workspace(root=root.resolve(), profile=trials[0].profile), out)
+    print(f"{len(records)} trials done")
+
+
+if __name__ == "__main__":
+    main()
