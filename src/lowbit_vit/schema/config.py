@@ -4,7 +4,7 @@ Pure data: no torch, no environment, no network. A key that is not declared here
 error, and so is a combination that cannot exist (FlashAttention-2 in fp32). `load_profile` turns pydantic's errors into one
 line that names the file, the key, the value and what is allowed.
 
-Values marked (ours) are not stated in the paper.
+A description that says "ours" marks a value that the paper does not state, with the reason for it.
 """
 
 import difflib
@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Int8, NF4, Plan, WeightFormat
+from lowbit_vit.schema.plan import ComputeDtype, Frozen, Plan, WeightFormat
 
 AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2"]
 Execution = Literal["eager", "cuda_graph", "compile"]
@@ -84,9 +84,11 @@ DataConfig = Annotated[DigitsData | FlowersData | FolderData, Field(discriminato
 class Augmentation(Frozen):
     """Random resized crop and flip; the crop's area and aspect ratio are drawn as in torchvision's RandomResizedCrop."""
 
-    crop_scale: tuple[float, float] = Field(description="least and greatest share of the image's area")
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = Field(description="horizontal, with probability 1/2")
+    crop_scale: tuple[float, float] = Field(
+        description="least and greatest share of the image's area (ours: the paper says only random crops)"
+    )
+    crop_ratio: tuple[float, float] = Field(default=(0.75, 4 / 3), description="width / height (torchvision's default)")
+    flip: bool = Field(description="horizontal, with probability 1/2, as the paper says (III-A)")
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -101,12 +103,12 @@ class Augmentation(Frozen):
 class Training(Frozen):
     """One fine-tuning or from-scratch run: AdamW, linear warm-up, cosine decay to zero, gradient norm clipped at 1."""
 
-    epochs: int = Field(ge=1, le=1000)
-    batch_size: int = Field(ge=1, le=4096)
-    learning_rate: float = Field(gt=0, le=1)
-    weight_decay: float = Field(ge=0, le=1)
-    warmup_epochs: float = Field(ge=0)
-    label_smoothing: float = Field(ge=0, lt=1)
+    epochs: int = Field(ge=1, le=1000, description="ours: the loss is flat at the end")
+    batch_size: int = Field(ge=1, le=4096, description="ours: the paper's 32 is of the measurement")
+    learning_rate: float = Field(gt=0, le=1, description="peak, AdamW (ours: the paper names no optimizer)")
+    weight_decay: float = Field(ge=0, le=1, description="ours: on matrices only, as is usual for ViTs")
+    warmup_epochs: float = Field(ge=0, description="linear warm-up (ours: AdamW on a ViT diverges without one)")
+    label_smoothing: float = Field(ge=0, lt=1, description="ours: helps from scratch, off for adapters")
     autocast: Literal["none", "bf16", "fp16"] = Field(description="autocast dtype of the training forward")
     augmentation: Augmentation
     splits: tuple[Literal["train", "val"], ...] = Field(min_length=1, description="splits trained on")
@@ -141,7 +143,7 @@ TorchvisionVit = Literal["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_
 class Backbone(Frozen):
     """Where the high-precision weights come from."""
 
-    architecture: TorchvisionVit | SmallVit
+    architecture: TorchvisionVit | SmallVit = Field(description="a torchvision ViT by name, or a small one by its sizes")
     weights: Literal["scratch", "torchvision"] = Field(
         description="scratch: trained here on the profile's data; torchvision: its ImageNet-1k checkpoint with a new head"
     )
@@ -169,9 +171,9 @@ class Adaptation(Frozen):
     Source: Hu et al., "LoRA", 2021, https://arxiv.org/abs/2106.09685.
     """
 
-    rank: int = Field(ge=1, le=256)
-    alpha: float = Field(gt=0)
-    dropout: float = Field(ge=0, lt=1)
+    rank: int = Field(ge=1, le=256, description="ours: QLoRA finds no gain from more, with adapters on every block")
+    alpha: float = Field(gt=0, description="update is scaled by alpha / rank (ours: 2, the common choice)")
+    dropout: float = Field(ge=0, lt=1, description="ours: none, so that trials differ by their precision alone")
     training: Training
 
 
@@ -203,7 +205,7 @@ class Evaluation(Frozen):
 class Limits(Frozen):
     """What one trial may take before it is stopped and recorded as `timeout` or `oom`."""
 
-    seconds: float = Field(gt=0)
+    seconds: float = Field(gt=0, description="wall time of one trial (of each cell, in a scan)")
     memory_gib: float = Field(gt=0, description="of host memory, for one trial process")
 
 
@@ -228,6 +230,7 @@ class Trial(Frozen):
     evaluation: Evaluation
     measurement: Measurement | None = Field(description="null: accuracy only")
     limits: Limits
+    selection_seed: int = Field(ge=0, description="splits the test set into a selection and a report half")
     seed: int = Field(ge=0)
     paper_row: int | None = Field(default=None, ge=0, le=4, description="row of the paper's table this cell repeats")
 
@@ -357,6 +360,18 @@ class Profile(Frozen):
 _TRIALS: TypeAdapter[tuple[Trial, ...]] = TypeAdapter(Annotated[tuple[Trial, ...], Field(min_length=1)])
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error: PyYAML would keep the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key_node.value} is given twice", key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_profile(path: Path) -> Profile:
     """Read and validate a profile.
 
@@ -367,13 +382,14 @@ def load_profile(path: Path) -> Profile:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"{path}: no such profile; there are: {known}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=_UniqueKeys)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(content).__name__}")
     try:
-        profile = Profile.model_validate(content)
+        # Through JSON, so that lists become tuples while "12" still is no number.
+        profile = Profile.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{path}: {one_line(error)}") from None
     if profile.name != path.stem:
@@ -436,42 +452,3 @@ def _models() -> list[type[Frozen]]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-__all__ = [
-    "STUDIES",
-    "Adaptation",
-    "AdaptationMethod",
-    "Arm",
-    "AttentionName",
-    "Augmentation",
-    "Backbone",
-    "DataConfig",
-    "Device",
-    "DigitsData",
-    "Evaluation",
-    "Execution",
-    "FlowersData",
-    "FolderData",
-    "HighPrecision",
-    "Int8",
-    "Limits",
-    "Measurement",
-    "MixedStudy",
-    "NF4",
-    "Profile",
-    "QkvLayout",
-    "SensitivityStudy",
-    "SmallVit",
-    "Study",
-    "TorchvisionVit",
-    "Training",
-    "Trial",
-    "VariantsStudy",
-    "Views",
-    "impossible",
-    "load_profile",
-    "load_trial",
-    "load_trials",
-    "one_line",
-]

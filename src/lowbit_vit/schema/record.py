@@ -218,11 +218,11 @@ def load_predictions(path: Path) -> Predictions:
         DataError: missing, damaged, or without a field.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return Predictions(kl=arrays.pop("kl", None), **arrays)
-    except (OSError, ValueError, TypeError, BadZipFile) as error:
-        raise DataError(f"{path}: not a predictions file ({str(error).splitlines()[0]}); delete it and its .json, then run again") from error
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path}: not a predictions file ({type(error).__name__}); delete it and its .json, then run again") from error
 
 
 def sha256(content: bytes) -> str:
@@ -274,7 +274,7 @@ def read_record(path: Path) -> Record:
         if version != RECORD_VERSION:
             raise DataError(f"{path}: record_version {version!r}; this program reads {RECORD_VERSION}")
         return Record.model_validate_json(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not a record ({error}); delete it and run again") from error
     except ValidationError as error:
         raise DataError(f"{path}: {one_line(error)}") from None

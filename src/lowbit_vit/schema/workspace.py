@@ -1,10 +1,10 @@
 """Where each stage's files lie, relative to one root. The only memory between stages is in these files.
 
-    data/prepared/<profile>/          arrays of the decoded images and their manifest           (stage data)
-    checkpoints/<profile>/            backbone.safetensors + .json, adapted-seed<N>.safetensors  (stage backbone)
-    reports/<profile>/records/<study>/<trial_id>.json + .npz                                     (stages of the studies)
-    reports/<profile>/sensitivity.json                                                           (stage sensitivity)
-    reports/<profile>/tables, figures, report.html, metrics.json                                 (stage report)
+data/prepared/<profile>/          arrays of the decoded images and their manifest           (stage data)
+checkpoints/<profile>/            backbone.safetensors + .json, adapted-seed<N>.safetensors  (stage backbone)
+reports/<profile>/records/<study>/<trial_id>.json + .npz                                     (stages of the studies)
+reports/<profile>/sensitivity.json                                                           (stage sensitivity)
+reports/<profile>/tables, figures, report.html, metrics.json                                 (stage report)
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,156 @@
+"""Profiles are strict: what is misspelt, impossible or out of range is one line that names file, key, value and what is allowed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lowbit_vit.errors import ConfigError
+from lowbit_vit.schema.config import Profile, Trial, load_profile, load_trial, load_trials
+from lowbit_vit.schema.explain import explain
+
+PROFILES = sorted((Path(__file__).parents[2] / "profiles").glob("*.yaml"))
+DEMO = next(path for path in PROFILES if path.stem == "demo")
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_every_shipped_profile_loads_and_its_explanation_loads_back_to_the_same(path: Path, tmp_path: Path) -> None:
+    profile = load_profile(path)
+    copy = tmp_path / path.name
+    copy.write_text(explain(profile))
+    assert load_profile(copy) == profile
+
+
+def test_the_three_profiles_of_the_design_ship() -> None:
+    assert {path.stem for path in PROFILES} >= {"demo", "paper", "scratch"}
+
+
+def test_scratch_differs_from_paper_only_in_where_the_weights_come_from() -> None:
+    paper, scratch = (load_profile(DEMO.with_name(f"{name}.yaml")) for name in ("paper", "scratch"))
+    same = {"name", "description", "backbone"}
+    assert paper.model_dump(exclude=same) == scratch.model_dump(exclude=same)
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_every_row_of_the_papers_table_is_an_arm(path: Path) -> None:
+    rows = [arm.paper_row for arm in load_profile(path).variants.arms if arm.paper_row is not None]
+    assert sorted(rows) == [0, 1, 2, 3, 4]
+
+
+def write_changed(folder: Path, change: dict[str, object]) -> Path:
+    """The demo profile with some dotted keys set."""
+    content = yaml.safe_load(DEMO.read_text())
+    for dotted, value in change.items():
+        *parents, last = dotted.split(".")
+        place = content
+        for key in parents:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        place[last] = value
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lora.rnak": 8}, ["lora.rnak", "unknown key", "did you mean rank?"]),
+        ({"lora.rank": 0}, ["lora.rank", "greater than or equal to 1", "got 0"]),
+        ({"lora.rank": "8"}, ["lora.rank", "valid integer", "'8'"]),
+        ({"lora.training.learning_rate": "1e-3"}, ["lora.training.learning_rate", "valid number", "'1e-3'"]),
+        ({"lora.training.warmup_epochs": 4.0}, ["lora.training", "warmup_epochs 4.0 must be less than epochs 4"]),
+        ({"device": "tpu"}, ["device", "'cpu' or 'cuda'", "'tpu'"]),
+        ({"data.source": "imagenet"}, ["data", "digits", "flowers102", "image_folder"]),
+        ({"data.views.eval_resize": 4}, ["data", "eval_resize 4 is smaller than image_size 8"]),
+        ({"mixed.spared": [3]}, ["mixed", "[3]", "even"]),
+        ({"mixed.compute_dtype": "fp32", "mixed.attention": "fa2"}, ["mixed", "fa2 has no fp32 kernel", "fp16, bf16"]),
+        ({"variants.arms.0.attention": "fa2"}, ["variants.arms.0 (Baseline ViT)", "fa2 has no fp32 kernel on cpu", "fp16, bf16"]),
+        ({"variants.arms.0.compute_dtype": "tf32"}, ["variants.arms.0", "tf32 is a CUDA matmul mode"]),
+        ({"variants.arms.1.weights": {"format": "nf4"}}, ["variants.arms.1.weights", "double_quantization", "required"]),
+        ({"variants.arms.2.weights": {"format": "int8"}}, ["variants.arms.2.weights", "threshold", "required"]),
+        ({"lora": None}, ["variants.arms.0", "needs the lora section"]),
+        ({"name": "demi"}, ["name", "'demi'", "'demo'"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_one_line_that_says_where_and_what_is_allowed(tmp_path: Path, change: dict[str, object], said: list[str]) -> None:
+    path = write_changed(tmp_path, change)
+    with pytest.raises(ConfigError) as raised:
+        load_profile(path)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert str(path) in message
+    for part in said:
+        assert part in message
+
+
+def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "demo.yaml"
+    path.write_text(DEMO.read_text() + "\ndevice: cuda\n")
+    with pytest.raises(ConfigError, match="key device is given twice"):
+        load_profile(path)
+
+
+@pytest.mark.parametrize("content", ["", "- a\n", "a: [", "name: {"])
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "demo.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"demo\.yaml"):
+        load_profile(path)
+
+
+def test_a_missing_profile_names_those_that_are_there() -> None:
+    with pytest.raises(ConfigError, match="there are: demo, paper, scratch"):
+        load_profile(DEMO.with_name("none.yaml"))
+
+
+def a_trial(profile: Profile) -> Trial:
+    arm = profile.variants.arms[0]
+    return Trial(
+        profile=profile.name,
+        study="variants",
+        label=arm.label,
+        data=profile.data,
+        backbone=profile.backbone,
+        plan={"compute_dtype": "fp32"},
+        attention=arm.attention,
+        qkv=arm.qkv,
+        adaptation=arm.adaptation,
+        lora=profile.lora,
+        execution=arm.execution,
+        device="cpu",
+        evaluation=profile.evaluation,
+        measurement=None,
+        limits=profile.limits,
+        seed=0,
+    )
+
+
+def test_a_trials_identity_follows_what_decides_its_result_and_nothing_else() -> None:
+    trial = a_trial(load_profile(DEMO))
+    renamed = trial.model_copy(update={"label": "another name", "limits": trial.limits.model_copy(update={"seconds": 1.0})})
+    reseeded = trial.model_copy(update={"seed": 1})
+    assert renamed.trial_id == trial.trial_id
+    assert reseeded.trial_id != trial.trial_id
+    assert trial.trial_id.startswith("fp32-flash-qlora-eager-s0-")
+
+
+def test_a_trial_survives_its_json(tmp_path: Path) -> None:
+    trial = a_trial(load_profile(DEMO))
+    path = tmp_path / "trial.json"
+    path.write_text(trial.model_dump_json())
+    assert load_trial(path) == trial
+    path.write_text(json.dumps([trial.model_dump(mode="json")] * 2))
+    assert load_trials(path) == (trial, trial)
+
+
+def test_an_impossible_trial_is_refused(tmp_path: Path) -> None:
+    content = a_trial(load_profile(DEMO)).model_dump(mode="json") | {"attention": "fa2"}
+    path = tmp_path / "trial.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="fa2 has no fp32 kernel"):
+        load_trial(path)
+    path.write_text("[]")
+    with pytest.raises(ConfigError, match="at least 1 item"):
+        load_trials(path)
