@@ -123,6 +123,7 @@ def a_trial(profile: Profile) -> Trial:
         evaluation=profile.evaluation,
         measurement=None,
         limits=profile.limits,
+        selection_seed=profile.selection_seed,
         seed=0,
     )
 

@@ -44,6 +44,7 @@ def record() -> Record:
         evaluation=profile.evaluation,
         measurement=None,
         limits=profile.limits,
+        selection_seed=profile.selection_seed,
         seed=0,
     )
     return Record(trial_id=trial.trial_id, status="failed", reason="killed by signal 9", trial=trial, provenance=None)

@@ -363,7 +363,7 @@ _TRIALS: TypeAdapter[tuple[Trial, ...]] = TypeAdapter(Annotated[tuple[Trial, ...
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key given twice is an error: PyYAML would keep the last one silently."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  (PyYAML's signature)
         seen: set[str] = set()
         for key_node, _ in node.value:
             if key_node.value in seen:
