@@ -35,7 +35,7 @@ class Provenance(Frozen):
     packages: dict[str, str] = Field(description="name -> version of what decides a number")
     cpu: str
     cpu_cores: int
-    threads: int = Field(description="torch intra-op threads")
+    threads: int | None = Field(description="torch intra-op threads; null: no torch in the process that wrote this")
     memory_gib: float
     gpu: str | None
     gpu_uuid: str | None

@@ -1,0 +1,247 @@
+"""The facts of this machine: what a record says about where it was made, and what can run here at all.
+
+Torch is never imported here: its facts are read from the running process if it is loaded. So the sweep can say that an
+arm is unavailable, and `doctor` can list every arm, without starting anything.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Device, Execution, Profile, Study
+from lowbit_vit.schema.plan import Int8, Plan, uniform
+from lowbit_vit.schema.record import Provenance
+
+try:
+    import pynvml
+except ImportError:  # the report needs no GPU library
+    pynvml = None
+
+# Packages whose version can change a number in a record.
+DECISIVE_PACKAGES = (
+    "lowbit-vit",
+    "torch",
+    "torchvision",
+    "triton",
+    "bitsandbytes",
+    "peft",
+    "flash-attn",
+    "nvidia-cudnn-cu13",
+    "numpy",
+    "scikit-learn",
+    "torchmetrics",
+    "pillow",
+    "safetensors",
+    "ray",
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first CUDA device that this process may use, as NVML sees it."""
+
+    name: str
+    uuid: str
+    memory_gib: float
+    driver: str
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DoctorRow:
+    """One arm of a profile and whether this machine can run it; `reason` is None if it can."""
+
+    study: Study
+    label: str
+    precision: str
+    attention: AttentionName
+    adaptation: AdaptationMethod
+    execution: Execution
+    device: Device
+    reason: str | None
+
+
+# ---------------------------------------------------------------------------------------------------------- provenance
+
+
+def provenance(command: str) -> Provenance:
+    """Say where, when and with what this process runs; what cannot be read is null.
+
+    `git_dirty` speaks of src/ and profiles/ only: a run itself changes reports/ and dvc.lock.
+    """
+    gpu = visible_gpu()
+    torch: Any = sys.modules.get("torch")
+    revision, dirty = _git_state()
+    return Provenance(
+        started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        host_os=platform.platform(),
+        python=platform.python_version(),
+        packages=_package_versions(),
+        cpu=_cpu_name(),
+        cpu_cores=_cores(),
+        threads=torch.get_num_threads() if torch is not None else None,
+        memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 2),
+        gpu=gpu.name if gpu else None,
+        gpu_uuid=gpu.uuid if gpu else None,
+        gpu_memory_gib=gpu.memory_gib if gpu else None,
+        driver=gpu.driver if gpu else None,
+        cuda=torch.version.cuda if torch is not None else None,
+        git_revision=revision,
+        git_dirty=dirty,
+        image_digest=os.environ.get("LOWBIT_VIT_IMAGE_DIGEST"),
+        command=command,
+    )
+
+
+def _package_versions() -> dict[str, str]:
+    """Versions of the decisive packages that are installed."""
+    versions: dict[str, str] = {}
+    for name in DECISIVE_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@functools.cache
+def _cpu_name() -> str:
+    """The processor's own name; Linux keeps it in /proc only."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    """Cores that this process may use; a container or taskset may allow fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def _git_state() -> tuple[str | None, bool | None]:
+    """Commit and uncommitted changes of the checkout this code came from, or nulls where there is none."""
+    for folder in (Path(__file__).parent, Path.cwd()):
+        top = _git(folder, "rev-parse", "--show-toplevel")
+        # A package installed inside another project's folder must not borrow that project's commit.
+        if top is None or not (Path(top) / "src" / "lowbit_vit").is_dir():
+            continue
+        changes = _git(Path(top), "status", "--porcelain", "--", "src", "profiles")
+        return _git(Path(top), "rev-parse", "HEAD"), None if changes is None else bool(changes)
+    return None, None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Git's output, or None where git, the repository or the commit is missing."""
+    try:
+        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+# ------------------------------------------------------------------------------------------------------- availability
+
+
+def why_unavailable(*, device: Device, attention: AttentionName, execution: Execution, plan: Plan) -> str | None:
+    """Say in one line why this machine cannot run such a trial, or None if nothing is known against it."""
+    if device == "cpu":
+        return _why_not_on_the_cpu(attention, execution)
+    gpu = visible_gpu()
+    if gpu is None:
+        return _why_no_gpu()
+    return _why_not_on_the_gpu(gpu, attention) or (_why_not_capturable(plan) if execution == "cuda_graph" else None)
+
+
+def _why_not_on_the_gpu(gpu: Gpu, attention: AttentionName) -> str | None:
+    if importlib.util.find_spec("torch") is not None and importlib.metadata.version("torch").endswith("+cpu"):
+        return "needs CUDA: the installed torch is a CPU build"
+    if attention == "fa2" and importlib.util.find_spec("flash_attn") is None:
+        return "needs the flash-attn package, which is not installed"
+    if attention in ("flash", "cudnn", "fa2") and gpu.capability < (8, 0):
+        return f"attention {attention} needs compute capability 8.0; {gpu.name} has {gpu.capability[0]}.{gpu.capability[1]}"
+    return None
+
+
+def _why_not_on_the_cpu(attention: AttentionName, execution: Execution) -> str | None:
+    if attention in ("efficient", "cudnn", "fa2"):
+        return f"needs CUDA (attention {attention})"
+    if execution != "eager":
+        return f"needs CUDA (execution {execution})"
+    return None
+
+
+def _why_not_capturable(plan: Plan) -> str | None:
+    """LLM.int8 with outliers asks the GPU `outliers.any()` in every layer: a host sync, which no CUDA graph can hold."""
+    for rule in plan.rules:
+        if isinstance(rule.weights, Int8) and rule.weights.threshold > 0:
+            return f"int8 threshold {rule.weights.threshold:g} syncs with the host in each layer; a CUDA graph cannot hold that"
+    return None
+
+
+def _why_no_gpu() -> str:
+    if pynvml is None:
+        return "needs CUDA (nvidia-ml-py is not installed, so no GPU can be seen)"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return "needs CUDA (CUDA_VISIBLE_DEVICES hides every GPU)"
+    return "needs CUDA"
+
+
+def visible_gpu() -> Gpu | None:
+    """The first GPU that CUDA would use in this process, or None without driver, NVML or a visible device."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    return None if chosen in ("", "-1") else _gpu(chosen)
+
+
+@functools.cache
+def _gpu(chosen: str) -> Gpu | None:
+    """A GPU by CUDA's name for it: an index or a UUID."""
+    if pynvml is None:
+        return None
+    try:
+        pynvml.nvmlInit()
+        by_index = chosen.isdigit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(chosen)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(chosen)
+        return Gpu(
+            name=pynvml.nvmlDeviceGetName(handle),
+            uuid=pynvml.nvmlDeviceGetUUID(handle),
+            memory_gib=round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30, 2),
+            driver=pynvml.nvmlSystemGetDriverVersion(),
+            capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+        )
+    except pynvml.NVMLError:  # no driver, no such device
+        return None
+
+
+def doctor(profile: Profile) -> list[DoctorRow]:
+    """Say for each arm of a profile, and for its two other studies, whether this machine can run it."""
+    rows = []
+    for arm in profile.variants.arms:
+        plan = uniform(arm.weights, arm.compute_dtype)
+        device = arm.device or profile.device
+        reason = why_unavailable(device=device, attention=arm.attention, execution=arm.execution, plan=plan)
+        rows.append(DoctorRow("variants", arm.label, plan.name, arm.attention, arm.adaptation, arm.execution, device, reason))
+    adaptation: AdaptationMethod = "none" if profile.lora is None else "ptq"
+    sensitivity, mixed = profile.sensitivity, profile.mixed
+    for weights in sensitivity.formats:
+        plan = uniform(weights, sensitivity.compute_dtype)
+        reason = why_unavailable(device=profile.device, attention=sensitivity.attention, execution="eager", plan=plan)
+        label = f"each block, {weights.name}"
+        rows.append(DoctorRow("sensitivity", label, plan.name, sensitivity.attention, adaptation, "eager", profile.device, reason))
+    plan = uniform(mixed.weights, mixed.compute_dtype)
+    reason = why_unavailable(device=profile.device, attention=mixed.attention, execution="eager", plan=plan)
+    label = f"{', '.join(map(str, mixed.spared))} blocks spared"
+    rows.append(DoctorRow("mixed", label, plan.name, mixed.attention, adaptation, "eager", profile.device, reason))
+    return rows

@@ -1,0 +1,89 @@
+"""What a record says about the machine, and what the machine is known to be unable to run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowbit_vit.schema.config import AttentionName, Execution, load_profile
+from lowbit_vit.schema.environment import doctor, provenance, visible_gpu, why_unavailable
+from lowbit_vit.schema.plan import Int8, uniform
+from lowbit_vit.schema.record import Provenance
+
+ROOT = Path(__file__).parents[2]
+FP32 = uniform(Int8(format="int8", threshold=6.0), "fp32")
+
+needs_no_gpu = pytest.mark.skipif(visible_gpu() is not None, reason="this machine has a GPU")
+
+
+def test_provenance_names_the_machine_and_what_is_installed() -> None:
+    facts = provenance("lowbit-vit trial x.json")
+    assert facts.command == "lowbit-vit trial x.json"
+    assert facts.cpu
+    assert facts.cpu_cores >= 1
+    assert facts.memory_gib > 0
+    assert facts.packages["numpy"]
+    assert facts.started_utc.endswith("+00:00")
+    assert Provenance.model_validate_json(facts.model_dump_json()) == facts
+
+
+def test_provenance_names_the_commit_of_this_checkout() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert provenance("x").git_revision == head
+
+
+def test_the_machine_can_be_described_without_torch() -> None:
+    program = (
+        "import sys; from lowbit_vit.schema.environment import provenance; facts = provenance('x');"
+        "assert 'torch' not in sys.modules; assert facts.threads is None; assert facts.cuda is None"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("attention", ["math", "efficient", "flash", "cudnn", "fa2"])
+def test_without_a_gpu_every_cuda_arm_needs_cuda(attention: AttentionName) -> None:
+    reason = why_unavailable(device="cuda", attention=attention, execution="eager", plan=FP32)
+    assert reason is not None
+    assert reason.startswith("needs CUDA")
+
+
+@pytest.mark.parametrize("attention", ["efficient", "cudnn", "fa2"])
+def test_gpu_only_kernels_are_not_run_on_the_cpu(attention: AttentionName) -> None:
+    assert why_unavailable(device="cpu", attention=attention, execution="eager", plan=FP32) == f"needs CUDA (attention {attention})"
+
+
+@pytest.mark.parametrize("execution", ["cuda_graph", "compile"])
+def test_gpu_only_executions_are_not_run_on_the_cpu(execution: Execution) -> None:
+    assert why_unavailable(device="cpu", attention="math", execution=execution, plan=FP32) == f"needs CUDA (execution {execution})"
+
+
+@pytest.mark.parametrize("attention", ["math", "flash"])
+def test_the_cpu_runs_its_own_kernels(attention: AttentionName) -> None:
+    assert why_unavailable(device="cpu", attention=attention, execution="eager", plan=FP32) is None
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_hidden_gpu_is_not_seen(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert visible_gpu() is None
+    reason = why_unavailable(device="cuda", attention="math", execution="eager", plan=FP32)
+    assert reason is not None
+    assert "needs CUDA" in reason
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_doctor_has_a_row_for_every_arm_of_each_shipped_profile(path: Path) -> None:
+    profile = load_profile(path)
+    rows = doctor(profile)
+    assert [row.label for row in rows if row.study == "variants"] == [arm.label for arm in profile.variants.arms]
+    assert {row.study for row in rows} == {"variants", "sensitivity", "mixed"}
+
+
+def test_doctor_finds_the_cpu_arms_of_demo_runnable() -> None:
+    for row in doctor(load_profile(ROOT / "profiles" / "demo.yaml")):
+        if row.device == "cpu" and row.execution == "eager":
+            assert row.reason is None, row
