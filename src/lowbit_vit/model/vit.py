@@ -139,7 +139,8 @@ class Block(nn.Module):
     def forward(self, x_BNW: Tensor) -> Tensor:
         """Map tokens to tokens, [B, N, W] -> [B, N, W]."""
         x_BNW = x_BNW + self.attention(self.norm1(x_BNW))
-        return x_BNW + self.mlp(self.norm2(x_BNW))
+        out_BNW: Tensor = x_BNW + self.mlp(self.norm2(x_BNW))
+        return out_BNW
 
 
 class VisionTransformer(nn.Module):
