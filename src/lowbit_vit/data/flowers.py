@@ -1,0 +1,116 @@
+"""Oxford Flowers-102 with its official split: the paper's data.
+
+Source: Nilsback and Zisserman, "Automated flower classification over a large number of classes", 2008,
+https://www.robots.ox.ac.uk/~vgg/data/flowers/102/. The folder layout is torchvision's:
+`flowers-102/{imagelabels.mat, setid.mat, jpg/image_00001.jpg, ...}`.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.io import loadmat
+
+from lowbit_vit.data.download import FLOWERS
+from lowbit_vit.data.source import Item, Source, Split, check_source
+from lowbit_vit.errors import DataError
+from lowbit_vit.schema.config import FlowersData
+
+FOLDER = "flowers-102"
+COPY_SIDE = 256  # shorter side of the copies, px; the originals' is 500 or more
+SPLIT_KEYS: dict[Split, str] = {"train": "trnid", "val": "valid", "test": "tstid"}
+
+# In the order of the labels; the spelling is torchvision's.
+CLASS_NAMES = (
+    "pink primrose", "hard-leaved pocket orchid", "canterbury bells", "sweet pea", "english marigold", "tiger lily", "moon orchid",
+    "bird of paradise", "monkshood", "globe thistle", "snapdragon", "colt's foot", "king protea", "spear thistle", "yellow iris",
+    "globe-flower", "purple coneflower", "peruvian lily", "balloon flower", "giant white arum lily", "fire lily", "pincushion flower",
+    "fritillary", "red ginger", "grape hyacinth", "corn poppy", "prince of wales feathers", "stemless gentian", "artichoke",
+    "sweet william", "carnation", "garden phlox", "love in the mist", "mexican aster", "alpine sea holly", "ruby-lipped cattleya",
+    "cape flower", "great masterwort", "siam tulip", "lenten rose", "barbeton daisy", "daffodil", "sword lily", "poinsettia",
+    "bolero deep blue", "wallflower", "marigold", "buttercup", "oxeye daisy", "common dandelion", "petunia", "wild pansy", "primula",
+    "sunflower", "pelargonium", "bishop of llandaff", "gaura", "geranium", "orange dahlia", "pink-yellow dahlia?", "cautleya spicata",
+    "japanese anemone", "black-eyed susan", "silverbush", "californian poppy", "osteospermum", "spring crocus", "bearded iris",
+    "windflower", "tree poppy", "gazania", "azalea", "water lily", "rose", "thorn apple", "morning glory", "passion flower", "lotus",
+    "toad lily", "anthurium", "frangipani", "clematis", "hibiscus", "columbine", "desert-rose", "tree mallow", "magnolia", "cyclamen",
+    "watercress", "canna lily", "hippeastrum", "bee balm", "ball moss", "foxglove", "bougainvillea", "camellia", "mallow",
+    "mexican petunia", "bromelia", "blanket flower", "trumpet creeper", "blackberry lily",
+)  # fmt: skip
+
+
+def list_images(config: FlowersData, root: Path) -> Source:
+    """List the 1,020 + 1,020 + 6,149 images of the official split.
+
+    Args:
+        config: where `flowers-102/` lies, and what its images are.
+        root: where a relative `config.root` starts.
+
+    Raises:
+        DataError: a file of labels or splits is missing or not the official one (md5), an image is missing, or the images are
+            not what `data.images` says; names the file.
+    """
+    folder = root / config.root / FOLDER
+    for file in FLOWERS:
+        path = folder / file.name
+        if path.suffix != ".mat":
+            continue
+        if not path.is_file():
+            raise DataError(f"{path}: missing; put Flowers-102 there in torchvision's layout (the README says how to fetch it)")
+        digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if digest != file.md5:
+            raise DataError(f"{path}: md5 {digest}, expected {file.md5}: not the official file; replace it")
+    source = read_split(folder, f"Oxford Flowers-102, official split, {_WHAT[config.images]}")
+    _check_size(folder / "jpg" / "image_00001.jpg", config)
+    return source
+
+
+def read_split(folder: Path, description: str) -> Source:
+    """Read labels and splits, and check them and the images' presence.
+
+    Raises:
+        DataError: a label outside 1..102, an image that is in two splits or has no label or no file, or a class with no image.
+    """
+    labels = _read_numbers(folder / "imagelabels.mat", "labels")
+    splits: dict[Split, tuple[Item, ...]] = {}
+    seen: set[int] = set()
+    for split, key in SPLIT_KEYS.items():
+        items = []
+        for number in _read_numbers(folder / "setid.mat", key).tolist():
+            path = folder / "jpg" / f"image_{number:05d}.jpg"
+            if not 1 <= number <= len(labels):
+                raise DataError(f"{folder / 'setid.mat'}: key {key}: image {number} is outside 1..{len(labels)}; replace the file")
+            if number in seen:
+                raise DataError(f"{folder / 'setid.mat'}: key {key}: image {number} is listed twice; replace the file")
+            if not path.is_file():
+                raise DataError(f"{path}: missing; unpack 102flowers.tgz into {folder}")
+            seen.add(number)
+            items.append(Item(path.name, path, int(labels[number - 1]) - 1))
+        splits[split] = tuple(sorted(items, key=lambda item: item.id))
+    return check_source(Source(str(folder), CLASS_NAMES, splits, description))
+
+
+_WHAT = {"original": "original images", "256-px copies": "copies of 256 px (shorter side)"}
+
+
+def _read_numbers(path: Path, key: str) -> npt.NDArray[np.int64]:
+    try:
+        content = loadmat(path)
+        return np.asarray(content[key], dtype=np.int64).reshape(-1)
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; put the official file there") from None
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a MATLAB file with numbers under key {key!r}; replace it") from error
+
+
+def _check_size(path: Path, config: FlowersData) -> None:
+    """Refuse a wrong `data.images`, because every accuracy is labelled with it."""
+    try:
+        with Image.open(path) as image:
+            side = min(image.size)
+    except OSError as error:
+        raise DataError(f"{path}: not an image; replace it") from error
+    found = "256-px copies" if side == COPY_SIDE else "original"
+    if found != config.images:
+        raise DataError(f"{path}: {side} px on its shorter side, so key data.images must be {found!r}, not {config.images!r}")

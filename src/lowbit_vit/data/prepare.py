@@ -1,0 +1,234 @@
+"""The data stage: decode every image once, with processes, into the arrays that all other stages read.
+
+Nothing is trained on data that did not pass here: names, splits and labels are checked before the first decode, and one bad
+image stops the stage with its file's name.
+"""
+
+import fcntl
+import hashlib
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from lowbit_vit.data import digits, flowers
+from lowbit_vit.data import folder as image_folder
+from lowbit_vit.data.arrays import (
+    MANIFEST,
+    VIEW_SPLITS,
+    ArrayEntry,
+    Dataset,
+    Manifest,
+    Purpose,
+    SplitEntry,
+    content_digest,
+    load_dataset,
+    read_manifest,
+    sha256_of_files,
+    verify_arrays,
+    view_shape,
+)
+from lowbit_vit.data.decode import Decoded, Destination, Pixels, View, decode_chunk, digest_of
+from lowbit_vit.data.progress import progress_bar
+from lowbit_vit.data.source import SPLITS, Source, Split
+from lowbit_vit.errors import Busy, DataError
+from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, Views
+from lowbit_vit.schema.record import write_atomic
+
+log = logging.getLogger(__name__)
+
+CHUNK = 32  # images a task: long enough to hide the queue, short enough for a smooth bar
+
+Job = tuple[Split, list[Path | Pixels], int, list[Destination]]
+
+
+def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: int) -> Dataset:
+    """Decode a data set into `folder`, or return at once if that very data set is there already.
+
+    "That very" means the same bytes of the same files with the same labels and views, and arrays that still match their
+    hashes. The folder's bytes depend on nothing but the data, the views and Pillow's resampling.
+
+    Args:
+        config: the profile's data section.
+        folder: `Workspace.data`; replaced as a whole when something differs.
+        root: the project's root, where relative data folders start.
+        workers: decoding processes, at least 1.
+
+    Raises:
+        DataError: a missing split, a label out of range, an empty class, an md5 that differs, a damaged image, or a full
+            disk; the message names the file. An existing prepared folder is left as it was.
+        Busy: another process is preparing the same folder.
+    """
+    source = list_source(config, root)
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        if _is_of(manifest, config, source):
+            verify_arrays(folder, manifest)
+            return load_dataset(folder, config.views)
+        log.info("%s: the data or the views changed; decoding again", folder)
+    with _partial_folder(folder) as partial:
+        try:
+            _decode(source, config, partial, workers)
+        except OSError as error:
+            raise DataError(f"{folder}: could not be written ({error.strerror or error}); free some disk space and run again") from error
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    return load_dataset(folder, config.views)
+
+
+def list_source(config: DataConfig, root: Path) -> Source:
+    """List and check the images of whichever kind of data the profile names.
+
+    Raises:
+        DataError: as the kind's `list_images`.
+    """
+    if isinstance(config, DigitsData):
+        return digits.list_images(config, root)
+    if isinstance(config, FlowersData):
+        return flowers.list_images(config, root)
+    return image_folder.list_images(config, root)
+
+
+def _decode(source: Source, config: DataConfig, folder: Path, workers: int) -> None:
+    """Fill an empty folder: arrays first, the manifest last."""
+    destinations = _create_arrays(source, config.views, folder)
+    digests = _decode_splits(source, destinations, workers)
+    keys = [(purpose, split) for purpose, splits in VIEW_SPLITS.items() for split in splits]
+    paths = [destinations[key].path for key in keys]
+    entries = []
+    for (purpose, split), path, sha256 in zip(keys, paths, sha256_of_files(paths), strict=True):
+        final = path.rename(folder / f"{purpose}-{split}-{sha256[:16]}.npy")
+        entries.append(ArrayEntry(purpose=purpose, split=split, file=final.name, sha256=sha256))
+    splits = {
+        split: SplitEntry(ids=tuple(item.id for item in items), labels=tuple(item.label for item in items))
+        for split, items in source.splits.items()
+    }
+    manifest = Manifest(
+        name=config.source,
+        description=source.description,
+        views=config.views,
+        source_sha256=_combine(source, digests),
+        content_sha256=content_digest(source.class_names, splits, tuple(entries)),
+        class_names=source.class_names,
+        splits=splits,
+        arrays=tuple(entries),
+    )
+    write_atomic(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+
+
+def _create_arrays(source: Source, views: Views, folder: Path) -> dict[tuple[Purpose, Split], Destination]:
+    """Create an .npy file with a header, and room for its rows, for each view of each split."""
+    cuts = {"eval": View(views.eval_resize, views.image_size), "train": View(views.train_resize, views.train_resize)}
+    destinations = {}
+    for purpose, splits in VIEW_SPLITS.items():
+        for split in splits:
+            path = folder / f"{purpose}-{split}.npy"
+            shape = (len(source.splits[split]), *view_shape(views, purpose))
+            with path.open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                offset = file.tell()
+                file.truncate(offset + int(np.prod(shape)))
+            destinations[purpose, split] = Destination(cuts[purpose], path, offset)
+    return destinations
+
+
+def _decode_splits(source: Source, destinations: dict[tuple[Purpose, Split], Destination], workers: int) -> dict[Split, list[str]]:
+    """Decode every item once, all its views from one decode; returns the sha256 of each item, by split, in order."""
+    digests: dict[Split, list[str]] = {split: [] for split in SPLITS}
+    faults: list[str] = []
+    jobs = []
+    for split in SPLITS:
+        pixels = [item.pixels for item in source.splits[split]]
+        files = [destination for (_, of), destination in destinations.items() if of == split]
+        jobs += [(split, pixels[first : first + CHUNK], first, files) for first in range(0, len(pixels), CHUNK)]
+    total = sum(len(pixels) for _, pixels, _, _ in jobs)
+    with progress_bar("decode", total, "images") as bar, closing(_run(jobs, workers)) as results:
+        for (split, pixels, _, _), decoded in zip(jobs, results, strict=True):
+            digests[split] += decoded.sha256
+            faults += decoded.faults
+            bar.advance(len(pixels))
+    for fault in faults:
+        log.error("%s", fault)
+    if faults:
+        more = f" (and {len(faults) - 1} more, listed above)" if len(faults) > 1 else ""
+        raise DataError(f"{faults[0]}; replace or remove it{more}")
+    return digests
+
+
+def _run(jobs: list[Job], workers: int) -> Generator[Decoded]:
+    """Run the jobs in order, by processes where there are files to read; closing the iterator stops them."""
+    calls = [(pixels, first, files) for _, pixels, first, files in jobs]
+    if not isinstance(jobs[0][1][0], Path):
+        yield from (decode_chunk(*call) for call in calls)
+        return
+    # Fresh interpreters: a fork of a process that runs torch's threads can deadlock. They import no torch.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
+    try:
+        yield from pool.map(decode_chunk, *zip(*calls, strict=True))
+    except BrokenProcessPool as error:
+        raise DataError(f"{calls[0][0][0]} ff.: a decoding process was killed; free some memory and run again") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    """Leave Ctrl-C to the parent, which stops its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _is_of(manifest: Manifest, config: DataConfig, source: Source) -> bool:
+    """Whether a manifest was made of these very files, with these views."""
+    if (manifest.name, manifest.description, manifest.views) != (config.source, source.description, config.views):
+        return False
+    digests: dict[Split, list[str]] = {}
+    with progress_bar("check", sum(len(items) for items in source.splits.values()), "images") as bar:
+        for split, items in source.splits.items():
+            digests[split] = []
+            for item in items:
+                digests[split].append(digest_of(item.pixels))
+                bar.advance()
+    return manifest.source_sha256 == _combine(source, digests)
+
+
+def _combine(source: Source, digests: dict[Split, list[str]]) -> str:
+    """One sha256 over class names, ids, labels and the files' own sha256."""
+    rows = [
+        f"{split} {item.id} {item.label} {digest}"
+        for split in SPLITS
+        for item, digest in zip(source.splits[split], digests[split], strict=True)
+    ]
+    return hashlib.sha256("\n".join([*source.class_names, *rows]).encode()).hexdigest()
+
+
+@contextmanager
+def _partial_folder(folder: Path) -> Iterator[Path]:
+    """An empty locked sibling of `folder` to work in: what an earlier run left there is removed, at the end and before.
+
+    Raises:
+        Busy: another process works in it.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"{partial}: another process is preparing this data set; wait for it to end") from None
+        for left_over in partial.iterdir():
+            left_over.unlink()
+        yield partial
+        # Renamed away by now, unless something failed.
+    finally:
+        os.close(lock)
