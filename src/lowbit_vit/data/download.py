@@ -164,7 +164,7 @@ def fetch_flowers(root: Path) -> Path:
 def _download(file: RemoteFile, target: IO[bytes]) -> None:
     request = urllib.request.Request(file.url, headers={"User-Agent": "lowbit-vit"})  # noqa: S310 - addresses are constants
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
-        length = file.size or int(response.headers.get("Content-Length") or 0)
+        length = file.size or response.length  # of the Content-Length header
         with progress_bar(f"fetch {file.name}", length, "bytes") as bar:
             while block := response.read(BLOCK):
                 target.write(block)

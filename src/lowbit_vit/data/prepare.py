@@ -8,9 +8,11 @@ import fcntl
 import hashlib
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -173,7 +175,7 @@ def _run(jobs: list[Job], workers: int) -> Generator[Decoded]:
         return
     # Fresh interpreters: a fork of a process that runs torch's threads can deadlock. They import no torch.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_obey_parent)
     try:
         yield from pool.map(decode_chunk, *zip(*calls, strict=True))
     except BrokenProcessPool as error:
@@ -182,9 +184,17 @@ def _run(jobs: list[Job], workers: int) -> Generator[Decoded]:
         pool.shutdown(cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
-    """Leave Ctrl-C to the parent, which stops its workers."""
+def _obey_parent() -> None:
+    """Leave Ctrl-C to the parent, which stops its workers, and end with it even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def _is_of(manifest: Manifest, config: DataConfig, source: Source) -> bool:

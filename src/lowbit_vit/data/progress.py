@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 
-class RateColumn(ProgressColumn):
-    """Units a second."""
+class AmountColumn(ProgressColumn):
+    """Done, total and rate: `640/2040 images, 431.2 images/s`; bytes are scaled."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -17,25 +18,37 @@ class RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """The mean rate since the start once finished, the recent one before."""
+        total = "?" if task.total is None else self._show(task.total)
         rate = task.finished_speed or task.speed
-        return Text("" if rate is None else f"{rate:,.1f} {self._unit}/s")
+        unit = "" if self._unit == "bytes" else f" {self._unit}"
+        shown = "" if rate is None else f", {self._show(rate, digits=1)}{unit}/s"
+        return Text(f"{self._show(task.completed)}/{total}{unit}{shown}")
+
+    def _show(self, amount: float, digits: int = 0) -> str:
+        return decimal(int(amount)) if self._unit == "bytes" else f"{amount:,.{digits}f}"
 
 
 class Bar:
     """Handle of a running bar."""
 
-    def __init__(self, progress: Progress, title: str, total: int) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
-        self._task = progress.add_task(title, total=total)
+        self._task = task
 
-    def advance(self, steps: int = 1) -> None:
-        """Move on by `steps` units."""
-        self._progress.advance(self._task, steps)
+    def advance(self, units: int = 1) -> None:
+        """Move on by so many units."""
+        self._progress.advance(self._task, units)
 
 
 @contextmanager
-def progress_bar(title: str, total: int, unit: str) -> Iterator[Bar]:
-    """Show a bar of `total` units while the block runs; where stderr is no terminal, only its last state is printed."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(unit), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        yield Bar(progress, title, total)
+def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Bar]:
+    """Show a bar while the block runs; where stderr is no terminal, only its last state is printed.
+
+    Args:
+        title: what is being done.
+        total: units in all; None if not known.
+        unit: what is counted, in the plural.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), AmountColumn(unit), TimeRemainingColumn(elapsed_when_finished=True))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield Bar(progress, progress.add_task(title, total=total))
