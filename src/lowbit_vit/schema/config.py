@@ -10,6 +10,7 @@ A description that says "ours" marks a value that the paper does not state, with
 import difflib
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +18,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.plan import ComputeDtype, Frozen, Plan, WeightFormat
+from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Plan, WeightFormat
 
 AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2"]
 Execution = Literal["eager", "cuda_graph", "compile"]
@@ -138,6 +139,8 @@ class SmallVit(Frozen):
 
 
 TorchvisionVit = Literal["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"]
+# Encoder blocks of each: the studies are laid out block by block where no model is built.
+TORCHVISION_DEPTH: dict[TorchvisionVit, int] = {"vit_b_16": 12, "vit_b_32": 12, "vit_l_16": 24, "vit_l_32": 24, "vit_h_14": 32}
 
 
 class Backbone(Frozen):
@@ -163,6 +166,11 @@ class Backbone(Frozen):
         if self.weights == "torchvision" and isinstance(self.architecture, SmallVit):
             raise ValueError("weights = torchvision needs a torchvision architecture, not a small one")
         return self
+
+    @property
+    def depth(self) -> int:
+        """Number of encoder blocks."""
+        return self.architecture.depth if isinstance(self.architecture, SmallVit) else TORCHVISION_DEPTH[self.architecture]
 
 
 class Adaptation(Frozen):
@@ -352,6 +360,26 @@ class Profile(Frozen):
             problem = impossible(Plan(compute_dtype=study.compute_dtype), study.attention, self.device)
             if problem is not None:
                 raise ValueError(f"{name}: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_exist(self) -> Self:
+        depth = self.backbone.depth
+        for k in self.mixed.spared:
+            if k >= depth:
+                raise ValueError(f"mixed.spared: k = {k} must be less than the backbone's {depth} blocks")
+            if self.mixed.random_plans > math.comb(depth, k):
+                raise ValueError(
+                    f"mixed.random_plans: {self.mixed.random_plans} distinct plans cannot be drawn from the "
+                    f"{math.comb(depth, k)} ways to spare {k} of {depth} blocks"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _formats_are_quantized(self) -> Self:
+        for name, formats in (("sensitivity.formats", self.sensitivity.formats), ("mixed.weights", (self.mixed.weights,))):
+            if any(isinstance(weights, HighPrecision) for weights in formats):
+                raise ValueError(f"{name}: high is the reference, which is always run; allowed: int8, nf4")
         return self
 
 

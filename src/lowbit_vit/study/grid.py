@@ -1,0 +1,187 @@
+"""The cells of each study: a profile in, resolved trials out.
+
+`variants` are the declared arms, timed. `sensitivity` and `mixed` are post-training and accuracy-only, each cell quantized
+straight from the adapted high-precision model, without the fine-tuning and profiling that an arm gets: a departure from the
+paper's "each trial", which makes hundreds of cells affordable. Their labels follow the grammar of `schema.roles`.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+
+from lowbit_vit.errors import ConfigError, DataError
+from lowbit_vit.schema.config import Arm, MixedStudy, Profile, SensitivityStudy, Study, Trial
+from lowbit_vit.schema.plan import Plan, SensitivityScores, all_but, only, uniform
+from lowbit_vit.schema.roles import JOINT, MixedRole, SensitivityRole
+
+# Cells of sensitivity and mixed start from one model; seeds are an axis of the variants only.
+CELL_SEED = 0
+
+
+def cells(profile: Profile, study: Study, *, scores: Sequence[SensitivityScores] = ()) -> list[Trial]:
+    """List the trials of a study, each once.
+
+    Args:
+        profile: the profile.
+        study: which study.
+        scores: what the sensitivity study found; `mixed` needs those of its own format, direction "only".
+
+    Raises:
+        ConfigError: two arms are the same trial.
+        DataError: `mixed` without the scores that it needs.
+    """
+    match study:
+        case "variants":
+            return _distinct_arms(_arm_trial(profile, arm, seed) for arm in profile.variants.arms for seed in arm.seeds)
+        case "sensitivity":
+            roles = [(role.label, plan) for role, plan in _sensitivity_plans(profile.sensitivity, profile.backbone.depth)]
+            return _merge_cells(_cell(profile, study, label, plan) for label, plan in roles)
+        case "mixed":
+            mixed_plans = _mixed_plans(profile.mixed, profile.backbone.depth, _choose_scores(profile, scores))
+            return _merge_cells(_cell(profile, study, role.label, plan) for role, plan in mixed_plans)
+
+
+# ------------------------------------------------------------------------------------------------------------ variants
+
+
+def _arm_trial(profile: Profile, arm: Arm, seed: int) -> Trial:
+    changes = {} if arm.samples is None else {"samples": arm.samples}
+    return Trial(
+        profile=profile.name,
+        study="variants",
+        label=arm.label,
+        data=profile.data,
+        backbone=profile.backbone,
+        plan=uniform(arm.weights, arm.compute_dtype),
+        attention=arm.attention,
+        qkv=arm.qkv,
+        adaptation=arm.adaptation,
+        lora=None if arm.adaptation == "none" else profile.lora,
+        execution=arm.execution,
+        device=arm.device or profile.device,
+        evaluation=profile.evaluation,
+        measurement=profile.measurement.model_copy(update=changes),
+        limits=profile.limits,
+        selection_seed=profile.selection_seed,
+        seed=seed,
+        paper_row=arm.paper_row,
+    )
+
+
+def _distinct_arms(trials: Iterable[Trial]) -> list[Trial]:
+    """Refuse to drop a declared row: two arms of one identity are a mistake in the profile."""
+    by_id: dict[str, Trial] = {}
+    for trial in trials:
+        twin = by_id.setdefault(trial.trial_id, trial)
+        if twin is not trial:
+            raise ConfigError(
+                f"profiles/{trial.profile}.yaml: key variants.arms: {trial.label!r} is the same trial as {twin.label!r} "
+                f"(seed {trial.seed}); remove one of them"
+            )
+    return list(by_id.values())
+
+
+# ---------------------------------------------------------------------------------------------------------- sensitivity
+
+
+def _sensitivity_plans(study: SensitivityStudy, depth: int) -> list[tuple[SensitivityRole, Plan]]:
+    plans = [(SensitivityRole("reference"), Plan(compute_dtype=study.compute_dtype))]
+    for weights in study.formats:
+        plans.append((SensitivityRole("all", weights.name), uniform(weights, study.compute_dtype)))
+        for direction in study.directions:
+            make = only if direction == "only" else all_but
+            plans += [
+                (SensitivityRole(direction, weights.name, block), make([block], weights, study.compute_dtype)) for block in range(depth)
+            ]
+    return plans
+
+
+# ---------------------------------------------------------------------------------------------------------------- mixed
+
+
+def _choose_scores(profile: Profile, scores: Sequence[SensitivityScores]) -> SensitivityScores:
+    """The scores that the data-driven choice is made from: of the mixed study's format, one block quantized at a time."""
+    where = f"reports/{profile.name}/sensitivity.json"
+    for score in scores:
+        if score.weights == profile.mixed.weights and score.direction == "only":
+            if [block.block for block in score.blocks] != list(range(profile.backbone.depth)):
+                raise DataError(
+                    f"{where}: scores {len(score.blocks)} blocks, the backbone has {profile.backbone.depth}; "
+                    f"run lowbit-vit sensitivity {profile.name} again"
+                )
+            return score
+    found = ", ".join(f"{score.weights.name} {score.direction}" for score in scores) or "none"
+    raise DataError(
+        f"{where}: no scores of {profile.mixed.weights.name}, direction only, which mixed chooses from (found: {found}); "
+        f"list that format in sensitivity.formats and run lowbit-vit sensitivity {profile.name}"
+    )
+
+
+def _mixed_plans(study: MixedStudy, depth: int, scores: SensitivityScores) -> list[tuple[MixedRole, Plan]]:
+    dtype = study.compute_dtype
+    plans = [
+        (MixedRole("reference"), Plan(compute_dtype=dtype)),
+        (MixedRole("none", weights=study.weights.name), uniform(study.weights, dtype)),
+    ]
+    for k in study.spared:
+        half = k // 2
+        chosen = [
+            (MixedRole("first+last", k), (*range(half), *range(depth - half, depth))),
+            (MixedRole("last", k), tuple(range(depth - k, depth))),
+            (MixedRole("most sensitive", k), scores.most_sensitive(k)),
+        ]
+        draws = draw_blocks(depth, k, count=study.random_plans, seed=study.random_seed)
+        chosen += [(MixedRole("random", k, index), blocks) for index, blocks in enumerate(draws)]
+        plans += [(role, all_but(blocks, study.weights, dtype)) for role, blocks in chosen]
+    return plans
+
+
+def draw_blocks(depth: int, k: int, *, count: int, seed: int) -> list[tuple[int, ...]]:
+    """Draw `count` distinct sets of k of `depth` blocks, uniformly; the same seed gives the same sets on every machine.
+
+    The heuristics' sets may be among them: leaving them out would bias the control.
+    """
+    # Of all of random's methods, only random() promises the same numbers in every Python version.
+    generator = random.Random(f"{seed}/{k}")
+    sets: list[tuple[int, ...]] = []
+    while len(sets) < count:
+        shuffled = sorted(range(depth), key=lambda _: generator.random())
+        blocks = tuple(sorted(shuffled[:k]))
+        if blocks not in sets:
+            sets.append(blocks)
+    return sets
+
+
+# ---------------------------------------------------------------------------------------------------------- both of them
+
+
+def _cell(profile: Profile, study: Study, label: str, plan: Plan) -> Trial:
+    of_study = profile.sensitivity if study == "sensitivity" else profile.mixed
+    return Trial(
+        profile=profile.name,
+        study=study,
+        label=label,
+        data=profile.data,
+        backbone=profile.backbone,
+        plan=plan,
+        attention=of_study.attention,
+        qkv="separate",
+        adaptation="none" if profile.lora is None else "ptq",
+        lora=profile.lora,
+        execution="eager",
+        device=profile.device,
+        evaluation=profile.evaluation,
+        measurement=None,
+        limits=profile.limits,
+        selection_seed=profile.selection_seed,
+        seed=CELL_SEED,
+    )
+
+
+def _merge_cells(trials: Iterable[Trial]) -> list[Trial]:
+    """Run a cell that plays several parts once, and let its label name them all."""
+    by_id: dict[str, Trial] = {}
+    for trial in trials:
+        twin = by_id.get(trial.trial_id)
+        label = trial.label if twin is None else f"{twin.label}{JOINT}{trial.label}"
+        by_id[trial.trial_id] = trial.model_copy(update={"label": label})
+    return list(by_id.values())

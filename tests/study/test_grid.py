@@ -1,0 +1,132 @@
+"""Each study's cells are the ones that the profile declares, each once, and the same on every machine."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from lowbit_vit.errors import ConfigError, DataError
+from lowbit_vit.model.vit import ARCHITECTURES
+from lowbit_vit.schema.config import TORCHVISION_DEPTH, Profile, Study, load_profile
+from lowbit_vit.schema.plan import BlockScore, SensitivityScores
+from lowbit_vit.schema.roles import read_mixed_roles, read_role, spared_blocks
+from lowbit_vit.study.grid import cells, draw_blocks
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+DEMO = load_profile(PROFILES / "demo.yaml")
+
+
+def scores_of(profile: Profile) -> SensitivityScores:
+    """Block b costs (5 b mod 8) nats: neither end of the network wins."""
+    blocks = tuple(BlockScore(block=b, kl=(float(5 * b % 8),), flips=(1,)) for b in range(profile.backbone.depth))
+    return SensitivityScores(
+        profile=profile.name, backbone_sha256="0" * 64, weights=profile.mixed.weights, direction="only", images=10, blocks=blocks
+    )
+
+
+@pytest.mark.parametrize("study", ["variants", "sensitivity", "mixed"])
+@pytest.mark.parametrize("path", sorted(PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_profile_gives_each_study_distinct_cells(path: Path, study: Study) -> None:
+    profile = load_profile(path)
+    trials = cells(profile, study, scores=[scores_of(profile)])
+    assert len({trial.trial_id for trial in trials}) == len(trials) > 0
+    assert all(trial.study == study and trial.profile == profile.name for trial in trials)
+
+
+def test_variants_are_the_arms_times_their_seeds_and_are_timed() -> None:
+    arms = tuple(arm.model_copy(update={"seeds": (0, 1)}) for arm in DEMO.variants.arms)
+    profile = DEMO.model_copy(update={"variants": DEMO.variants.model_copy(update={"arms": arms})})
+    trials = cells(profile, "variants")
+    assert [(trial.label, trial.seed) for trial in trials] == [(arm.label, seed) for arm in arms for seed in (0, 1)]
+    assert all(trial.measurement is not None for trial in trials)
+
+
+def test_an_arm_may_ask_for_more_samples() -> None:
+    arm = DEMO.variants.arms[0].model_copy(update={"samples": 1000})
+    profile = DEMO.model_copy(update={"variants": DEMO.variants.model_copy(update={"arms": (arm,)})})
+    (trial,) = cells(profile, "variants")
+    assert trial.measurement is not None
+    assert trial.measurement.samples == 1000
+    assert trial.measurement.batch_sizes == DEMO.measurement.batch_sizes
+
+
+def test_two_arms_that_are_one_trial_are_an_error_that_names_both() -> None:
+    first = DEMO.variants.arms[0]
+    arms = (first, first.model_copy(update={"label": "another name"}))
+    profile = DEMO.model_copy(update={"variants": DEMO.variants.model_copy(update={"arms": arms})})
+    with pytest.raises(ConfigError, match=f"'another name' is the same trial as '{first.label}'"):
+        cells(profile, "variants")
+
+
+def test_sensitivity_quantizes_and_spares_every_block_in_every_format() -> None:
+    trials = cells(DEMO, "sensitivity")
+    roles = [read_role(trial.label) for trial in trials]
+    found = {(role.kind, role.weights, role.block) for role in roles}
+    formats = [weights.name for weights in DEMO.sensitivity.formats]
+    blocks = range(DEMO.backbone.depth)
+    assert found == {
+        ("reference", None, None),
+        *(("all", name, None) for name in formats),
+        *itertools.product(("only", "all_but"), formats, blocks),
+    }
+    for trial, role in zip(trials, roles, strict=True):
+        if role.block is not None:
+            expected = (role.block,) if role.kind == "all_but" else tuple(b for b in blocks if b != role.block)
+            assert spared_blocks(trial.plan, len(blocks)) == expected
+        assert trial.measurement is None
+        assert trial.adaptation == "ptq"
+
+
+def test_mixed_spares_equally_many_blocks_by_heuristic_data_and_chance() -> None:
+    depth = DEMO.backbone.depth
+    scores = scores_of(DEMO)
+    by_role = {role: trial for trial in cells(DEMO, "mixed", scores=[scores]) for role in read_mixed_roles(trial.label)}
+    spared = {(role.kind, role.k, role.index): spared_blocks(trial.plan, depth) for role, trial in by_role.items()}
+    assert spared["reference", 0, None] == tuple(range(depth))
+    assert spared["none", 0, None] == ()
+    for k in DEMO.mixed.spared:
+        assert spared["first+last", k, None] == (*range(k // 2), *range(depth - k // 2, depth))
+        assert spared["last", k, None] == tuple(range(depth - k, depth))
+        assert spared["most sensitive", k, None] == scores.most_sensitive(k)
+        chance = [spared["random", k, index] for index in range(DEMO.mixed.random_plans)]
+        assert len(set(chance)) == DEMO.mixed.random_plans
+        assert {len(blocks) for blocks in chance} == {k}
+
+
+def test_mixed_without_its_scores_says_what_to_run() -> None:
+    with pytest.raises(DataError, match=r"no scores of nf4, direction only.*run lowbit-vit sensitivity demo"):
+        cells(DEMO, "mixed")
+
+
+def test_scores_of_another_depth_are_refused() -> None:
+    scores = scores_of(DEMO)
+    fewer = scores.model_copy(update={"blocks": scores.blocks[:-1]})
+    with pytest.raises(DataError, match="scores 7 blocks, the backbone has 8"):
+        cells(DEMO, "mixed", scores=[fewer])
+
+
+def test_random_sets_are_the_same_everywhere_and_differ_by_seed() -> None:
+    assert draw_blocks(24, 4, count=3, seed=0) == [(4, 11, 18, 23), (8, 9, 15, 20), (7, 13, 14, 21)]
+    assert draw_blocks(24, 4, count=3, seed=1) != draw_blocks(24, 4, count=3, seed=0)
+
+
+def test_every_set_can_be_drawn() -> None:
+    assert sorted(draw_blocks(5, 2, count=10, seed=0)) == list(itertools.combinations(range(5), 2))
+
+
+def test_depths_are_those_of_the_models() -> None:
+    assert {name: arch.depth for name, arch in ARCHITECTURES.items()} == TORCHVISION_DEPTH
+
+
+def test_more_spared_blocks_than_there_are_is_an_error() -> None:
+    content = DEMO.model_dump()
+    content["mixed"]["spared"] = (8,)
+    with pytest.raises(ValueError, match=r"mixed\.spared: k = 8 must be less than the backbone's 8 blocks"):
+        Profile.model_validate(content)
+
+
+def test_more_random_plans_than_there_are_is_an_error() -> None:
+    content = DEMO.model_dump()
+    content["mixed"]["random_plans"] = 29
+    with pytest.raises(ValueError, match="29 distinct plans cannot be drawn from the 28 ways to spare 2 of 8 blocks"):
+        Profile.model_validate(content)
