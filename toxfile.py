@@ -6,7 +6,8 @@ installs and the others find everything in place. What they install must be the 
 `shared`. tox loads this file by its name.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ class SharedInfo(Info):
         super().__init__(path)
         self._shared_name = path.name
 
-    def compare(self, value: Any, section: str, sub_section: str | None = None) -> AbstractContextManager[tuple[bool, Any]]:
+    @contextmanager
+    def compare(self, value: Any, section: str, sub_section: str | None = None) -> Generator[tuple[bool, Any], None, None]:
         """Compare as tox does, with the one value that tells environments apart replaced."""
         if section == "ToxEnv":
             value = {**value, "name": self._shared_name}
-        return super().compare(value, section, sub_section)
+        with super().compare(value, section, sub_section) as compared:
+            yield compared
 
 
 class SharedRunner(VirtualEnvRunner):
@@ -45,7 +48,7 @@ class SharedRunner(VirtualEnvRunner):
         """What tox remembers of this environment."""
         return SharedInfo(self.env_dir)
 
-    def _clean(self, transitive: bool = False) -> None:
+    def _clean(self, transitive: bool = False) -> None:  # noqa: FBT001, FBT002 - tox's signature
         if self.env_dir not in self._cleaned:
             super()._clean(transitive)
             self._cleaned.add(self.env_dir)

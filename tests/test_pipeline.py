@@ -1,0 +1,162 @@
+"""dvc.yaml says the truth about each stage: the modules it imports, the keys it reads, the files it makes."""
+
+import ast
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from lowbit_vit.data.download import FLOWERS, WEIGHTS
+from lowbit_vit.schema.config import STUDIES, Profile, load_profile
+from lowbit_vit.schema.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "lowbit_vit"
+PROFILES = sorted(file.stem for file in (ROOT / "profiles").glob("*.yaml"))
+VERBS = ("data", "backbone", "variants", "sensitivity", "mixed", "report")
+# cli.py only passes arguments on; a new help text is no reason to train again.
+DISPATCH = {"lowbit_vit.cli"}
+
+
+@pytest.fixture(scope="module")
+def stages() -> Iterator[dict[str, Any]]:
+    with Repo(str(ROOT)) as repo:
+        yield {stage.addressing: stage for stage in repo.index.stages}
+
+
+def _file(module: str) -> Path | None:
+    """The file of `lowbit_vit.data.prepare`, or None for a name that is no module of ours."""
+    base = SOURCE.parent / Path(*module.split("."))
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+
+
+def _imported(nodes: list[ast.stmt]) -> set[str]:
+    names: set[str] = set()
+    for node in (inner for statement in nodes for inner in ast.walk(statement)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.startswith("lowbit_vit.") and _file(name)}
+
+
+@cache
+def _reached(module: str) -> frozenset[str]:
+    """A module and all that importing it imports."""
+    seen: set[str] = set()
+    ahead = [module]
+    while ahead:
+        name = ahead.pop()
+        if name in seen or name in DISPATCH:
+            continue
+        seen.add(name)
+        file = _file(name)
+        assert file is not None
+        ahead += _imported(ast.parse(file.read_text(encoding="utf-8")).body)
+    return frozenset(seen)
+
+
+def _imports_of_verb(verb: str) -> set[str]:
+    """What `lowbit-vit VERB` imports, in its own process and in those that it starts."""
+    body = ast.parse((SOURCE / "cli.py").read_text(encoding="utf-8")).body
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    called, ahead = set(), [verb]
+    while ahead:
+        name = ahead.pop()
+        called.add(name)
+        names = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)}
+        ahead += sorted(names & functions.keys() - called)
+    top = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    direct = _imported([*top, *(functions[name] for name in called)])
+    reached = set().union(*map(_reached, direct))
+    if "lowbit_vit.study.launch" in reached:  # it runs `lowbit-vit trial` and `lowbit-vit scan`
+        reached |= _imports_of_verb("trial") | _imports_of_verb("scan")
+    return reached
+
+
+def _code(stage: Any) -> list[Path]:
+    paths = [ROOT / dep.def_path for dep in stage.deps]
+    return [path for path in paths if path.is_relative_to(SOURCE)]
+
+
+def _params(stage: Any) -> set[str]:
+    return {key for dep in stage.deps for key in getattr(dep, "params", None) or ()}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("verb", VERBS)
+def test_deps_name_every_module_that_the_stage_imports(verb: str, profile: str, stages: dict[str, Any]) -> None:
+    code = _code(stages[f"{verb}@{profile}"])
+    modules = {name: _file(name) for name in _imports_of_verb(verb)}
+    missing = sorted(str(file) for file in modules.values() if file and not any(file.is_relative_to(path) for path in code))
+    assert not missing, f"{verb}: not in deps: {missing}"
+    idle = [str(path) for path in code if not any(file and file.is_relative_to(path) for file in modules.values())]
+    assert not idle, f"{verb}: in deps, but nothing imports it: {idle}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_key_of_a_profile_is_a_param_of_some_stage(profile: str, stages: dict[str, Any]) -> None:
+    named = set().union(*(_params(stages[f"{verb}@{profile}"]) for verb in VERBS))
+    assert named == Profile.model_fields.keys() - {"name", "description"}
+    report = stages[f"report@{profile}"]
+    assert f"profiles/{profile}.yaml" in {dep.def_path for dep in report.deps}, "the report shows the whole profile"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_outs_are_where_the_workspace_says(profile: str, stages: dict[str, Any]) -> None:
+    place = Workspace(root=ROOT, profile=profile)
+    made = {verb: {ROOT / out.def_path for out in stages[f"{verb}@{profile}"].outs} for verb in VERBS}
+    assert made["data"] == {place.data}
+    assert made["backbone"] == {place.checkpoints}
+    for study in STUDIES:
+        assert place.records(study) in made[study]
+    assert place.sensitivity in made["sensitivity"]
+    assert all(path.parent == place.reports for path in made["report"])
+
+
+def test_records_outlive_a_run_and_nothing_is_copied_to_the_cache(stages: dict[str, Any]) -> None:
+    for stage in stages.values():
+        for out in stage.outs:
+            assert not out.use_cache, out.def_path
+            assert out.persist == ("/records/" in out.def_path or out.def_path.startswith("data/raw/")), out.def_path
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_starts_from_the_downloads_that_it_names(profile: str, stages: dict[str, Any]) -> None:
+    report = stages[f"report@{profile}"]
+    graph, before, ahead = report.repo.index.graph, set(), [report]
+    while ahead:
+        needed = list(graph.successors(ahead.pop()))
+        ahead += needed
+        before |= {stage.addressing for stage in needed}
+    settings = load_profile(ROOT / "profiles" / f"{profile}.yaml")
+    expected = {f"{verb}@{profile}" for verb in VERBS if verb != "report"}
+    if settings.data.source == "flowers102":
+        expected.add("data/dvc.yaml:flowers-102")
+    if settings.backbone.checkpoint is not None:
+        expected.add(str(settings.backbone.architecture))
+        weights = stages[str(settings.backbone.architecture)].outs[0].def_path
+        assert weights == settings.backbone.checkpoint
+        assert weights == f"data/raw/{WEIGHTS[str(settings.backbone.architecture)].name}"
+    assert before == expected
+
+
+def test_committed_lock_has_the_known_hashes_of_the_downloads() -> None:
+    lock = yaml.safe_load((ROOT / "data" / "dvc.lock").read_text(encoding="utf-8"))
+    outs = lock["stages"]["flowers-102"]["outs"]
+    known = [{"path": f"data/raw/flowers-102/{file.name}", "hash": "md5", "md5": file.md5, "size": file.size} for file in FLOWERS]
+    assert outs == known
+
+
+def test_lock_with_timings_is_not_committed() -> None:
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git clone")
+    listed = subprocess.run([git, "ls-files", "dvc.lock", "data/dvc.lock"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert listed.stdout.split() == ["data/dvc.lock"]
