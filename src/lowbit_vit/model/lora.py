@@ -1,0 +1,151 @@
+"""Adaptation: LoRA on the query and value projections and a trained head, over frozen weights of any format (the paper, III-D).
+
+The adapters are peft's, attached after quantization. peft takes its bitsandbytes classes only for a model that is marked as
+loaded in 4 or 8 bits; unmarked, its plain class would silently wrap a quantized layer, train, and merge wrongly. So the model is
+marked here and the class of every adapter is checked.
+
+Adapters and head are kept and trained in fp32, whatever the compute dtype, as in QLoRA: small AdamW steps would be lost in 16 bits.
+
+Sources: Hu et al., "LoRA", 2021, https://arxiv.org/abs/2106.09685; Dettmers et al., "QLoRA", 2023, https://arxiv.org/abs/2305.14314.
+"""
+
+import math
+
+import peft
+import peft.tuners.lora as peft_lora
+import torch
+from torch import Tensor, nn
+
+from lowbit_vit.errors import ConfigError, LowbitVitError
+from lowbit_vit.model.precision import format_of
+from lowbit_vit.model.vit import VisionTransformer
+from lowbit_vit.schema.config import Adaptation
+from lowbit_vit.schema.plan import HighPrecision
+
+ADAPTER = "default"  # peft's name of the one adapter; part of the tensors' names in saved files
+_MARKS = ("is_loaded_in_4bit", "is_loaded_in_8bit")
+
+
+class TrainedHead(nn.Linear):
+    """The classification head in fp32 below an encoder of any dtype: [B, W] in the encoder's dtype -> fp32 logits [B, K]."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in nn.Linear)
+        """Cast the features to the head's dtype, then classify."""
+        return nn.functional.linear(input.to(self.weight.dtype), self.weight, self.bias)
+
+
+def attach(model: VisionTransformer, adaptation: Adaptation, *, seed: int) -> None:
+    """Wrap q and v of every block in place with zero-effect adapters, and freeze everything but adapters and head.
+
+    The names of `encoder_linears` stay; the quantized or plain layer is then the wrapper's `base_layer`.
+
+    Args:
+        model: in its final precision (quantize first), separate qkv layout, without adapters.
+        adaptation: rank, alpha and dropout; the update is alpha / rank * B A.
+        seed: of A's initial values, drawn on the CPU so that they are the same on every device and in every format. B starts at zero.
+
+    Raises:
+        ConfigError: the layout is fused, or there are adapters already.
+        LowbitVitError: peft wrapped a layer in another class than its format's, or something else became trainable.
+    """
+    wrap(model, rank=adaptation.rank, alpha=adaptation.alpha, dropout=adaptation.dropout)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in trainable_parameters(model).items():
+        if ".lora_A." in name:
+            # LoRA's own start, as in peft.
+            drawn = nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=math.sqrt(5), generator=generator)
+            parameter.data.copy_(drawn)
+
+
+def wrap(model: VisionTransformer, *, rank: int, alpha: float, dropout: float) -> None:
+    """As `attach`, with A and B all zero: what a saved model's adapters are loaded into.
+
+    Raises:
+        ConfigError, LowbitVitError: as `attach`.
+    """
+    if model.qkv == "fused":
+        raise ConfigError("lora: the fused qkv layout has no query and value layers of their own to adapt; use qkv: separate")
+    if adapters(model):
+        raise ConfigError("lora: the model has adapters already; merge them first")
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=r"blocks\.\d+\.attention\.[qv]", bias="none")
+    vars(model).update(dict.fromkeys(_MARKS, True))
+    peft.inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    for mark in _MARKS:
+        vars(model).pop(mark)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = torch.zeros(parameter.shape, device=parameter.device)
+    _train_head(model)
+    _check(model)
+
+
+def adapters(model: nn.Module) -> dict[str, nn.Module]:
+    """The adapted layers (peft's wrappers) by the name of the layer that they stand for, in order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, peft_lora.LoraLayer)}
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What training changes, by name: after `attach`, the adapters' A and B and the head's weight and bias."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def merge(model: VisionTransformer) -> None:
+    """Add the adapters into the weights below them, W + alpha / rank * B A, in place; the model's names are then the plain ones.
+
+    Exact up to the rounding of the base weights' dtype. The head takes the encoder's dtype again; everything may be trained again.
+
+    Raises:
+        ConfigError: there are no adapters, or a layer below one is quantized: its codes would have to be made again, which is
+            another model than the one that was trained.
+    """
+    wrapped = adapters(model)
+    if not wrapped:
+        raise ConfigError("lora: the model has no adapters to merge")
+    for name, layer in wrapped.items():
+        weights = format_of(_base(layer), name=name)
+        if not isinstance(weights, HighPrecision):
+            raise ConfigError(f"lora: {name} is {weights.name}; adapters merge into floating-point weights only, keep them unmerged")
+    for name, layer in wrapped.items():
+        layer.merge(safe_merge=False, adapter_names=[ADAPTER])  # type: ignore[operator] # peft's method
+        parent, _, place = name.rpartition(".")
+        setattr(model.get_submodule(parent), place, _base(layer))
+    vars(model).pop("peft_config", None)
+    head = nn.Linear(model.head.in_features, model.head.out_features, device="meta")
+    head.weight = nn.Parameter(model.head.weight.detach().to(model.norm.weight.dtype))
+    head.bias = nn.Parameter(model.head.bias.detach().to(model.norm.weight.dtype))
+    model.head = head
+    model.requires_grad_()
+
+
+def _train_head(model: VisionTransformer) -> None:
+    head = TrainedHead(model.head.in_features, model.head.out_features, device="meta")
+    head.weight = nn.Parameter(model.head.weight.detach().float())
+    head.bias = nn.Parameter(model.head.bias.detach().float())
+    model.head = head
+
+
+def _check(model: VisionTransformer) -> None:
+    """The classes and the frozen rest are what they must be: two adapters a block, and nothing but them and the head trains."""
+    kinds = {"high": peft_lora.Linear, "int8": peft_lora.Linear8bitLt, "nf4": peft_lora.Linear4bit}
+    wrapped = adapters(model)
+    if len(wrapped) != 2 * model.architecture.depth:
+        raise LowbitVitError(f"lora: peft wrapped {len(wrapped)} layers, expected q and v of {model.architecture.depth} blocks")
+    for name, layer in wrapped.items():
+        kind = kinds[format_of(_base(layer), name=name).format]
+        if type(layer) is not kind:
+            raise LowbitVitError(f"lora: peft wrapped {name} in {type(layer).__name__}, expected its {kind.__name__}")
+    expected = {f"{name}.{part}.{ADAPTER}.weight" for name in wrapped for part in ("lora_A", "lora_B")} | {"head.weight", "head.bias"}
+    trained = trainable_parameters(model)
+    wrong = sorted(set(trained) ^ expected)
+    if wrong:
+        raise LowbitVitError(f"lora: only adapters and head may train, but {wrong[0]} does not follow that ({len(wrong)} in all)")
+    sixteen_bit = [name for name, parameter in trained.items() if parameter.dtype != torch.float32]
+    if sixteen_bit:
+        raise LowbitVitError(f"lora: {sixteen_bit[0]} is {trained[sixteen_bit[0]].dtype}, expected float32")
+
+
+def _base(layer: nn.Module) -> nn.Module:
+    base = layer.base_layer
+    if not isinstance(base, nn.Linear):
+        raise LowbitVitError(f"lora: {type(base).__name__} below an adapter")
+    return base
