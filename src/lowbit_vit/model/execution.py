@@ -1,0 +1,103 @@
+"""How a forward is launched: op by op, as one CUDA graph, or through the compiler.
+
+Low-bit layers launch several kernels where a 16-bit linear launches one, so the host can be what limits them. Comparing these
+three executions of the same model separates the time of kernels from the time of launching them.
+"""
+
+import shutil
+from collections.abc import Callable
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor
+from torch._dynamo import config as compiler_config
+
+from lowbit_vit.errors import Unavailable
+from lowbit_vit.model.vit import VisionTransformer
+from lowbit_vit.schema.config import Execution
+
+WARMUP_CALLS = 3  # before a capture: allocations, kernel choices and lazy handles must be settled
+
+
+def prepare(model: VisionTransformer, execution: Execution, example: Tensor) -> Callable[[Tensor], Tensor]:
+    """Make the model callable in the given execution, for batches exactly like the example, without gradients.
+
+    Args:
+        model: in evaluation mode, on its device; not to be changed afterwards.
+        execution: eager, cuda_graph, or compile (each block alone, so that one block's code serves all of one format).
+        example: images [B, 3, image_size, image_size] in the dtype and memory format that will be given.
+
+    Returns:
+        Images -> logits [B, K]. A captured graph writes every result into the same memory: use it before the next call. It
+        raises ValueError on images of another shape or dtype.
+
+    Raises:
+        Unavailable: the execution cannot run here or cannot run this model; the message is the reason.
+    """
+    _require(model, execution, example.device)
+    if execution == "cuda_graph":
+        return _captured(model, example)
+    if execution == "compile":
+        return _compiled(model)
+    return torch.inference_mode()(model)
+
+
+def _require(model: VisionTransformer, execution: Execution, device: torch.device) -> None:
+    if execution == "eager":
+        return
+    if device.type != "cuda":
+        # torch.compile runs on a CPU where a C++ compiler is installed. It is not offered: launching costs nothing there,
+        # so the arm would compare compilers, and its result would depend on which one happens to be present.
+        raise Unavailable(f"execution {execution} needs CUDA, the model is on {device.type}; use execution: eager")
+    if execution == "compile" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        raise Unavailable("execution compile needs a C compiler (Triton builds its launchers with it); install gcc")
+    thresholds = {layer.state.threshold for layer in model.modules() if isinstance(layer, bnb.nn.Linear8bitLt)}
+    if execution == "cuda_graph" and max(thresholds, default=0.0) > 0:
+        raise Unavailable(
+            f"execution cuda_graph cannot capture int8 with threshold {max(thresholds):g}: every layer asks the host whether there "
+            "are outlier columns; use threshold 0 or execution: eager"
+        )
+
+
+def _captured(model: VisionTransformer, example: Tensor) -> Callable[[Tensor], Tensor]:
+    """Replay of one captured forward; weights, input and output stay at fixed addresses."""
+    static_in = example.clone(memory_format=torch.preserve_format)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARMUP_CALLS):
+                model(static_in)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            static_out: Tensor = model(static_in)
+
+    @torch.no_grad()
+    def replay(images: Tensor) -> Tensor:
+        if images.shape != static_in.shape or images.dtype != static_in.dtype:
+            raise ValueError(
+                f"the graph was captured for {tuple(static_in.shape)} {static_in.dtype}, got {tuple(images.shape)} {images.dtype}"
+            )
+        static_in.copy_(images)
+        graph.replay()
+        return static_out
+
+    return replay
+
+
+def _compiled(model: VisionTransformer) -> Callable[[Tensor], Tensor]:
+    """The model's forward with every block compiled for static shapes; the model itself stays as it is."""
+    blocks = [torch.compile(block, dynamic=False) for block in model.blocks]
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        x_BNW = model.embed(images)
+        # Past its limit the compiler would quietly run a block op by op under the label `compile`.
+        with compiler_config.patch(fail_on_recompile_limit_hit=True):
+            for block in blocks:
+                x_BNW = block(x_BNW)
+        logits_BK: Tensor = model.head(model.norm(x_BNW[:, 0]))
+        return logits_BK
+
+    return run
