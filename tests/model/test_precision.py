@@ -240,10 +240,12 @@ def test_the_cpu_arithmetic_does_not_depend_on_avx512_bf16() -> None:
     assert not any(getattr(layer, "support_avx512bf16_for_cpu", None) for layer in encoder_linears(model).values())
 
 
-@pytest.mark.parametrize(("dtype", "mode"), [("tf32", "tf32"), ("fp32", "ieee"), ("fp16", "ieee")])
-def test_tf32_is_on_inside_a_tf32_plan_only(dtype: ComputeDtype, mode: str) -> None:
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined] # set at run time
-    before = [switch.fp32_precision for switch in switches]
+@pytest.mark.parametrize(("dtype", "allowed"), [("tf32", True), ("fp32", False), ("fp16", False)])
+def test_tf32_is_on_inside_a_tf32_plan_only(dtype: ComputeDtype, allowed: bool) -> None:
+    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     with precision.matmul_mode(Plan(compute_dtype=dtype)):
-        assert [switch.fp32_precision for switch in switches] == [mode, mode]
-    assert [switch.fp32_precision for switch in switches] == before
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (allowed, allowed)
+        # What inductor and CUDA's own code read.
+        assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if allowed else "ieee")
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before

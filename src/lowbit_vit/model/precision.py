@@ -14,6 +14,7 @@ on the compute dtype. Two properties of bitsandbytes 0.50 that decide results, a
 
 import copy
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,14 +51,21 @@ def compute_dtype(plan: Plan) -> torch.dtype:
 @contextmanager
 def matmul_mode(plan: Plan) -> Iterator[None]:
     """Let CUDA's fp32 matmuls and convolutions use TF32 inside the block if, and only if, the plan's compute dtype is tf32."""
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined] # set at run time
-    before = (matmul.fp32_precision, convolution.fp32_precision)
-    mode = "tf32" if plan.compute_dtype == "tf32" else "ieee"
-    matmul.fp32_precision, convolution.fp32_precision = mode, mode
+    # The older of PyTorch's two ways to say this. After the newer one (fp32_precision) the older cannot even be read without an
+    # error, and the compiler and the efficient attention kernel read it.
+    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    _allow_tf32(matmul=plan.compute_dtype == "tf32", convolution=plan.compute_dtype == "tf32")
     try:
         yield
     finally:
-        matmul.fp32_precision, convolution.fp32_precision = before
+        _allow_tf32(matmul=before[0], convolution=before[1])
+
+
+def _allow_tf32(*, matmul: bool, convolution: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please use the new API settings")  # torch before 2.15
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = convolution
 
 
 def apply_plan(model: VisionTransformer, plan: Plan) -> LayerAudit:
