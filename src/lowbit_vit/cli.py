@@ -184,8 +184,10 @@ def trial(
 ) -> None:
     """Run one trial in this process and write its record."""
     from lowbit_vit.schema.config import load_trial
+    from lowbit_vit.study.launch import stop_with_parent
     from lowbit_vit.trial.run import record_trial
 
+    stop_with_parent()
     settings = load_trial(file)
     record = record_trial(settings, Workspace(root=root.resolve(), profile=settings.profile), out)
     print(f"{record.trial_id}: {record.status}" + (f" ({record.reason})" if record.reason else ""))
@@ -201,8 +203,10 @@ def scan(
 ) -> None:
     """Run many accuracy-only trials in this process on one resident model."""
     from lowbit_vit.schema.config import load_trials
+    from lowbit_vit.study.launch import stop_with_parent
     from lowbit_vit.trial.scan import run_scan
 
+    stop_with_parent()
     trials = load_trials(file)
     records = run_scan(trials, Workspace(root=root.resolve(), profile=trials[0].profile), out)
     print(f"{len(records)} trials done")
