@@ -1,0 +1,272 @@
+"""The variants study as tidy frames: one row a trial and batch size, then one row an arm with its seeds averaged.
+
+An arm is what the profile declares: its trials differ in the seed alone. Sizes are in MiB (2^20 bytes): the paper's "MB" are
+MiB, as its 1157.4 for 303,406,182 fp32 parameters shows.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import polars as pl
+
+from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.statistics import compare, wilson
+from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.record import KernelTime, Latency, MeasurementResult, Memory, Record
+
+MIB = 2**20
+
+_IDENTITY = ("order", "arm", "paper_row", "weights", "compute_dtype", "attention", "qkv", "adaptation", "execution", "device")
+# Averaged over seeds; each also gets a `_spread` column, greatest minus least, null for a single seed.
+_AVERAGED = ("top1", "top5", "macro_f1", "loss", "mean_ms", "p50_ms", "p95_ms", "p99_ms", "images_per_s", "peak_memory_mib")
+_MEANS_ONLY = (
+    "file_mib",
+    "weight_mib",
+    "cpu_mean_ms",
+    "kernel_us",
+    "attention_us",
+    "idle_us",
+    "wall_us",
+    "top1_low",
+    "top1_high",
+    "p50_low_ms",
+    "p50_high_ms",
+)
+
+VARIANTS_SCHEMA: dict[str, Any] = {
+    "order": pl.Int64,
+    "arm": pl.String,
+    "paper_row": pl.Int64,
+    "weights": pl.String,
+    "compute_dtype": pl.String,
+    "attention": pl.String,
+    "qkv": pl.String,
+    "adaptation": pl.String,
+    "execution": pl.String,
+    "device": pl.String,
+    "seed": pl.Int64,
+    "status": pl.String,
+    "reason": pl.String,
+    "batch_size": pl.Int64,
+    "file_mib": pl.Float64,
+    "weight_mib": pl.Float64,
+    "mean_ms": pl.Float64,
+    "p50_ms": pl.Float64,
+    "p50_low_ms": pl.Float64,
+    "p50_high_ms": pl.Float64,
+    "p95_ms": pl.Float64,
+    "p99_ms": pl.Float64,
+    "samples": pl.Int64,
+    "images_per_s": pl.Float64,
+    "peak_memory_mib": pl.Float64,
+    "memory_is": pl.String,
+    "cpu_mean_ms": pl.Float64,
+    "images": pl.Int64,
+    "top1": pl.Float64,
+    "top1_low": pl.Float64,
+    "top1_high": pl.Float64,
+    "top5": pl.Float64,
+    "macro_f1": pl.Float64,
+    "loss": pl.Float64,
+    "lost": pl.Int64,
+    "gained": pl.Int64,
+    "difference": pl.Float64,
+    "p_value": pl.Float64,
+    "kernel_us": pl.Float64,
+    "attention_us": pl.Float64,
+    "idle_us": pl.Float64,
+    "wall_us": pl.Float64,
+    "launches": pl.Int64,
+    "host_syncs": pl.Int64,
+    "trial_id": pl.String,
+}
+
+
+def weights_name(trial: Trial) -> str:
+    """`none` for a model that stays floating point, else the quantized format, such as nf4-dq or int8-6."""
+    names = list(dict.fromkeys(rule.weights.name for rule in trial.plan.rules))
+    return "none" if not names else names[0] if len(names) == 1 else "mixed"
+
+
+def variants(results: Sequence[Result], *, arms: Sequence[str]) -> pl.DataFrame:
+    """One row for each trial and batch size, in the order of `arms` (the profile's labels), then seed, then batch size.
+
+    A trial without a result has one row with its status, its reason and nulls. Where the trial of the paper's row 0 with the
+    same seed saw the same images, `lost`, `gained`, `difference` and `p_value` compare Top-1 with it, image by image.
+    """
+    place = {label: index for index, label in enumerate(arms)}
+    baselines = {
+        result.record.trial.seed: result
+        for result in results
+        if result.record.trial.paper_row == 0 and result.predictions is not None
+    }
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        trial = result.record.trial
+        row = {"order": place.get(trial.label, len(place)), **_identity(result.record), **_accuracy(result.record)}
+        row |= _against(baselines.get(trial.seed), result)
+        measured = result.record.measurement
+        if measured is None:
+            rows.append(row)
+        else:
+            rows.extend(row | _measured(measured, latency, device=trial.device) for latency in measured.latency)
+    return pl.DataFrame(rows, schema=VARIANTS_SCHEMA).sort("order", "arm", "seed", "batch_size", nulls_last=True)
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    trial = record.trial
+    model = record.model
+    return {
+        "arm": trial.label,
+        "paper_row": trial.paper_row,
+        "weights": weights_name(trial),
+        "compute_dtype": trial.plan.compute_dtype,
+        "attention": trial.attention,
+        "qkv": trial.qkv,
+        "adaptation": trial.adaptation,
+        "execution": trial.execution,
+        "device": trial.device,
+        "seed": trial.seed,
+        "status": record.status,
+        "reason": record.reason,
+        "trial_id": record.trial_id,
+        "file_mib": model.file_bytes / MIB if model else None,
+        "weight_mib": model.weight_bytes / MIB if model else None,
+    }
+
+
+def _accuracy(record: Record) -> dict[str, Any]:
+    if record.evaluation is None:
+        return {}
+    whole = record.evaluation.whole
+    interval = wilson(round(whole.top1 * whole.images), whole.images)
+    return {
+        "images": whole.images,
+        "top1": whole.top1,
+        "top1_low": interval.low,
+        "top1_high": interval.high,
+        "top5": whole.top5,
+        "macro_f1": whole.macro_f1,
+        "loss": whole.loss,
+    }
+
+
+def _against(baseline: Result | None, result: Result) -> dict[str, Any]:
+    """Paired comparison with the baseline; empty for the baseline itself and where the images differ."""
+    if baseline is None or baseline is result or baseline.predictions is None or result.predictions is None:
+        return {}
+    if not same_images((baseline, result)):
+        return {}
+    outcome = compare(
+        baseline.predictions.top5[:, 0] == baseline.predictions.label,
+        result.predictions.top5[:, 0] == result.predictions.label,
+    )
+    return {"lost": outcome.lost, "gained": outcome.gained, "difference": outcome.difference, "p_value": outcome.p_value}
+
+
+def _measured(measured: MeasurementResult, latency: Latency, *, device: str) -> dict[str, Any]:
+    batch = latency.batch_size
+    memory = next((item for item in measured.memory if item.batch_size == batch), None)
+    kernels = next((item for item in measured.kernels if item.batch_size == batch), None)
+    interval = latency.p50_ci_ms
+    return {
+        "batch_size": batch,
+        "mean_ms": latency.mean_ms,
+        "p50_ms": latency.p50_ms,
+        "p50_low_ms": interval.low if interval else None,
+        "p50_high_ms": interval.high if interval else None,
+        "p95_ms": latency.p95_ms,
+        "p99_ms": latency.p99_ms,
+        "samples": len(latency.samples_ms),
+        "images_per_s": latency.images_per_s,
+        "cpu_mean_ms": latency.mean_ms if device == "cpu" else None,
+        **_memory(memory),
+        **_kernels(kernels),
+    }
+
+
+def _memory(memory: Memory | None) -> dict[str, Any]:
+    """The peak, and which of the two very different things it is."""
+    if memory is None:
+        return {}
+    if memory.peak_allocated_bytes is not None:
+        return {"peak_memory_mib": memory.peak_allocated_bytes / MIB, "memory_is": "CUDA allocator"}
+    if memory.peak_resident_bytes is not None:
+        return {"peak_memory_mib": memory.peak_resident_bytes / MIB, "memory_is": "resident set"}
+    return {}
+
+
+def _kernels(kernels: KernelTime | None) -> dict[str, Any]:
+    if kernels is None:
+        return {}
+    return {
+        "kernel_us": sum(kernels.by_class_us.values()),
+        "attention_us": kernels.by_class_us.get("attention", 0.0),
+        "idle_us": kernels.idle_us,
+        "wall_us": kernels.wall_us,
+        "launches": kernels.launches,
+        "host_syncs": kernels.host_syncs,
+    }
+
+
+def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
+    """All columns of the paper's table from the frame of `variants`: one row an arm and batch size, seeds averaged.
+
+    The batch sizes of an arm are those of its successful trials. An arm of which no trial succeeded keeps one row with the
+    statuses and reasons. `top1_low`..`top1_high` is the mean of the seeds' Wilson intervals: images, not seeds, are its
+    sampling unit; `_spread` columns show the seeds.
+    """
+    good = frame.filter(pl.col("status") == "success")
+    bad = frame.filter(pl.col("status") != "success")
+    averaged = good.group_by(*_IDENTITY, "batch_size", maintain_order=True).agg(
+        *(pl.col(name).mean() for name in (*_AVERAGED, *_MEANS_ONLY)),
+        *(
+            pl.when(pl.col(name).count() > 1).then(pl.col(name).max() - pl.col(name).min()).alias(f"{name}_spread").first()
+            for name in _AVERAGED
+        ),
+        *(pl.col(name).first() for name in ("images", "samples", "memory_is")),
+        pl.col("seed").alias("seeds"),
+        # Several seeds: the comparison of each is in `variants`; a single p value would have to pool them.
+        *(pl.when(pl.len() == 1).then(pl.col(n).first()).first().alias(n) for n in ("lost", "gained", "difference", "p_value")),
+        pl.lit("success").alias("status"),
+    )
+    failed = bad.group_by(*_IDENTITY, maintain_order=True).agg(
+        pl.col("seed").alias("failed_seeds"),
+        pl.concat_str(pl.col("status"), pl.lit(": "), pl.col("reason").fill_null("no reason recorded")).unique(maintain_order=True).alias("why"),
+        pl.col("status").first().alias("failed_status"),
+    )
+    # An arm can be in both: then its good seeds make the row and `reason` names what is missing.
+    table = averaged.join(failed, on=list(_IDENTITY), how="full", coalesce=True, nulls_equal=True)
+    return (
+        table.with_columns(
+            pl.coalesce("status", "failed_status").alias("status"),
+            pl.col("why").list.join("; ").alias("reason"),
+            *(pl.col(name).cast(pl.List(pl.String)).list.join(" ") for name in ("seeds", "failed_seeds")),
+        )
+        .drop("why", "failed_status")
+        .sort("order", "arm", "batch_size", nulls_last=True)
+    )
+
+
+def kernel_classes(results: Iterable[Result], *, arms: Sequence[str]) -> pl.DataFrame:
+    """Where one forward's time goes: one row for each arm, batch size and kernel class, seeds averaged, microseconds."""
+    place = {label: index for index, label in enumerate(arms)}
+    rows = []
+    for result in results:
+        trial, measured = result.record.trial, result.record.measurement
+        for kernels in measured.kernels if measured else ():
+            parts = dict(kernels.by_class_us) | ({} if kernels.idle_us is None else {"idle": kernels.idle_us})
+            rows.extend(
+                {
+                    "order": place.get(trial.label, len(place)),
+                    "arm": trial.label,
+                    "device": trial.device,
+                    "batch_size": kernels.batch_size,
+                    "class": name,
+                    "us": microseconds,
+                }
+                for name, microseconds in parts.items()
+            )
+    schema = {"order": pl.Int64, "arm": pl.String, "device": pl.String, "batch_size": pl.Int64, "class": pl.String, "us": pl.Float64}
+    keys = ("order", "arm", "device", "batch_size", "class")
+    return pl.DataFrame(rows, schema=schema).group_by(*keys, maintain_order=True).agg(pl.col("us").mean()).sort("batch_size", "order", "class")

@@ -1,0 +1,205 @@
+"""The sensitivity and mixed studies as tidy frames: what each block costs, and what sparing k blocks gives back.
+
+Blocks are chosen on the selection half of the test split, so every accuracy here is of the report half.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from lowbit_vit.analysis.arms import MIB
+from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.statistics import agreement, compare, wilson
+from lowbit_vit.schema.plan import SensitivityScores
+from lowbit_vit.schema.roles import MixedRole, SensitivityRole, read_mixed_roles, read_role, spared_blocks
+
+_OUTCOME: dict[str, Any] = {
+    "status": pl.String,
+    "reason": pl.String,
+    "images": pl.Int64,
+    "top1": pl.Float64,
+    "top1_low": pl.Float64,
+    "top1_high": pl.Float64,
+    "kl": pl.Float64,
+    "lost": pl.Int64,
+    "gained": pl.Int64,
+    "difference": pl.Float64,
+    "difference_low": pl.Float64,
+    "difference_high": pl.Float64,
+    "p_value": pl.Float64,
+    "weight_mib": pl.Float64,
+    "file_mib": pl.Float64,
+    "trial_id": pl.String,
+}
+SENSITIVITY_SCHEMA: dict[str, Any] = {
+    "weights": pl.String,
+    "direction": pl.String,
+    "block": pl.Int64,
+    "kl_mean": pl.Float64,
+    "kl_low": pl.Float64,
+    "kl_high": pl.Float64,
+    "flips_mean": pl.Float64,
+    "draws": pl.Int64,
+    "draw_images": pl.Int64,
+    **_OUTCOME,
+}
+MIXED_SCHEMA: dict[str, Any] = {"k": pl.Int64, "strategy": pl.String, "index": pl.Int64, "blocks": pl.String, **_OUTCOME}
+AGREEMENT_SCHEMA: dict[str, Any] = {"weights": pl.String, "direction": pl.String, "draws": pl.Int64, "kendall_tau": pl.Float64}
+BANDS_SCHEMA: dict[str, Any] = {
+    "k": pl.Int64,
+    "metric": pl.String,
+    "plans": pl.Int64,
+    "least": pl.Float64,
+    "quarter": pl.Float64,
+    "median": pl.Float64,
+    "three_quarters": pl.Float64,
+    "greatest": pl.Float64,
+}
+STRATEGIES = {"none": "fully quantized", "reference": "high precision"}
+STRATEGY_ORDER = ("fully quantized", "first+last", "last", "most sensitive", "random", "high precision")
+
+
+def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) -> pl.DataFrame:
+    """One row a cell: direction `reference`, `all`, `only` or `all_but`; KL over the draws where the cell was scored.
+
+    `kl_low`..`kl_high` is the range over the draws. Top-1 and its paired difference from the high-precision reference are
+    of the report half. Draws whose scores are missing leave nulls.
+    """
+    roles = [(read_role(result.record.trial.label), result) for result in results]
+    reference = next((result for role, result in roles if role.kind == "reference" and result.predictions is not None), None)
+    scored = {(score.weights.name, score.direction, block.block): (score.images, block) for score in scores for block in score.blocks}
+    rows = []
+    for role, result in roles:
+        row = {"weights": role.weights, "direction": role.kind, "block": role.block, **_outcome(result, reference)}
+        images, block = scored.get((str(role.weights), str(role.kind), role.block if role.block is not None else -1), (None, None))
+        if block is not None:
+            row |= {
+                "kl_mean": float(np.mean(block.kl)),
+                "kl_low": min(block.kl),
+                "kl_high": max(block.kl),
+                "flips_mean": float(np.mean(block.flips)),
+                "draws": len(block.kl),
+                "draw_images": images,
+            }
+        rows.append((_sensitivity_place(role), row))
+    ordered = [row for _, row in sorted(rows, key=lambda item: item[0])]
+    return pl.DataFrame(ordered, schema=SENSITIVITY_SCHEMA)
+
+
+def _sensitivity_place(role: SensitivityRole) -> tuple[str, int, int]:
+    """High precision first, then each format: all blocks, only, all but."""
+    return role.weights or "", ("reference", "all", "only", "all_but").index(role.kind), role.block or 0
+
+
+def draw_agreement(scores: Sequence[SensitivityScores]) -> pl.DataFrame:
+    """Mean Kendall's tau between the draws' rankings of the blocks, for each format and direction.
+
+    The draws share images, so this is an upper bound of how stable the ranking is.
+    """
+    rows = [
+        {
+            "weights": score.weights.name,
+            "direction": score.direction,
+            "draws": len(score.blocks[0].kl),
+            "kendall_tau": agreement(list(zip(*(block.kl for block in score.blocks), strict=True))) if len(score.blocks) > 1 else None,
+        }
+        for score in scores
+    ]
+    return pl.DataFrame(rows, schema=AGREEMENT_SCHEMA)
+
+
+def mixed(results: Sequence[Result], *, depth: int) -> pl.DataFrame:
+    """One row for each part that a cell plays; the difference is from the fully quantized model, paired, on the report half."""
+    parts = [(role, result) for result in results for role in read_mixed_roles(result.record.trial.label)]
+    reference = next((result for role, result in parts if role.kind == "none" and result.predictions is not None), None)
+    rows = [
+        {
+            "k": None if role.kind in STRATEGIES else role.k,
+            "strategy": STRATEGIES.get(role.kind, role.kind),
+            "index": role.index,
+            "blocks": _blocks(role, result, depth),
+            **_outcome(result, reference),
+        }
+        for role, result in sorted(parts, key=_mixed_place)
+    ]
+    return pl.DataFrame(rows, schema=MIXED_SCHEMA)
+
+
+def _mixed_place(item: tuple[MixedRole, Result]) -> tuple[int, int, int]:
+    role = item[0]
+    return role.k, STRATEGY_ORDER.index(STRATEGIES.get(role.kind, role.kind)), role.index or 0
+
+
+def _blocks(role: MixedRole, result: Result, depth: int) -> str:
+    if role.kind in STRATEGIES:
+        return "all" if role.kind == "reference" else "none"
+    return " ".join(str(block) for block in spared_blocks(result.record.trial.plan, depth))
+
+
+def random_bands(frame: pl.DataFrame) -> pl.DataFrame:
+    """Least, quartiles and greatest of the random plans for each k: Top-1 in percent, KL in nats."""
+    random = frame.filter(pl.col("strategy") == "random").with_columns(100 * pl.col("top1"))
+    if random.is_empty():
+        return pl.DataFrame(schema=BANDS_SCHEMA)
+    long = random.unpivot(index="k", on=["top1", "kl"], variable_name="metric", value_name="value").drop_nulls("value")
+    value = pl.col("value")
+    quantiles = {"least": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "greatest": 1.0}
+    bands = long.group_by("k", "metric").agg(
+        pl.len().cast(pl.Int64).alias("plans"),
+        *(value.quantile(level, interpolation="linear").alias(name) for name, level in quantiles.items()),
+    )
+    return bands.sort("k", pl.col("metric") == "kl").select(*BANDS_SCHEMA)
+
+
+def beats_random(frame: pl.DataFrame) -> pl.DataFrame:
+    """For each chosen plan: how many random plans of the same k its Top-1 and its KL beat (a tie counts half)."""
+    random = frame.filter(pl.col("strategy") == "random")
+    chosen = frame.filter(pl.col("k").is_not_null() & (pl.col("strategy") != "random") & pl.col("top1").is_not_null())
+    rows = []
+    for row in chosen.to_dicts():
+        peers = random.filter((pl.col("k") == row["k"]) & pl.col("top1").is_not_null())
+        rows.append(
+            {
+                "k": row["k"],
+                "strategy": row["strategy"],
+                "random_plans": peers.height,
+                "beaten_top1": _beaten(row["top1"], peers.get_column("top1").to_list()),
+                # Less KL is better.
+                "beaten_kl": None if row["kl"] is None else _beaten(-row["kl"], [-kl for kl in peers.get_column("kl").drop_nulls()]),
+            }
+        )
+    schema = {"k": pl.Int64, "strategy": pl.String, "random_plans": pl.Int64, "beaten_top1": pl.Float64, "beaten_kl": pl.Float64}
+    return pl.DataFrame(rows, schema=schema)
+
+
+def _beaten(value: float, peers: Sequence[float]) -> float:
+    return sum(1.0 if value > peer else 0.5 if value == peer else 0.0 for peer in peers)
+
+
+def _outcome(result: Result, reference: Result | None) -> dict[str, Any]:
+    """Status, size, report-half accuracy and the paired difference from `reference`; nulls for what there is not."""
+    record, predictions = result.record, result.predictions
+    row: dict[str, Any] = {"status": record.status, "reason": record.reason, "trial_id": record.trial_id}
+    if record.model is not None:
+        row |= {"weight_mib": record.model.weight_bytes / MIB, "file_mib": record.model.file_bytes / MIB}
+    if predictions is None:
+        return row
+    report = ~predictions.selection
+    right = (predictions.top5[:, 0] == predictions.label)[report]
+    interval = wilson(int(right.sum()), len(right))
+    row |= {"images": len(right), "top1": float(right.mean()), "top1_low": interval.low, "top1_high": interval.high}
+    if predictions.kl is not None:
+        row["kl"] = float(predictions.kl[report].astype(np.float64).mean())
+    if reference is None or reference is result or reference.predictions is None or not same_images((reference, result)):
+        return row
+    outcome = compare((reference.predictions.top5[:, 0] == reference.predictions.label)[report], right)
+    return row | {
+        "lost": outcome.lost,
+        "gained": outcome.gained,
+        "difference": outcome.difference,
+        "difference_low": outcome.interval.low,
+        "difference_high": outcome.interval.high,
+        "p_value": outcome.p_value,
+    }

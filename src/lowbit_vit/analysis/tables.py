@@ -1,0 +1,148 @@
+"""Records of a profile -> every table of the report, written as CSV; nothing but the records and the profile is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import polars as pl
+
+from lowbit_vit.analysis import arms, blocks
+from lowbit_vit.analysis.results import Result, load_all_results
+from lowbit_vit.analysis.scores import scores
+from lowbit_vit.errors import DataError
+from lowbit_vit.schema.config import STUDIES, Profile, Study
+from lowbit_vit.schema.plan import SensitivityScores
+from lowbit_vit.schema.record import Record, write_atomic
+from lowbit_vit.schema.workspace import Workspace
+
+# The quantized format's name without its settings, as figures colour it.
+_FAMILIES = {"none": "floating point", "mixed": "mixed"}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Tidy frames; each is written as `tables/<field>.csv`.
+
+    Attributes:
+        paper_table: one row an arm and batch size: all columns of the paper's table, seeds averaged.
+        variants: one row a trial and batch size.
+        kernel_classes: microseconds of each kernel class for each arm and batch size.
+        sensitivity: one row a cell of the sensitivity study.
+        draw_agreement: Kendall's tau between draws.
+        mixed: one row for each part that a cell of the mixed study plays.
+        random_bands: range and quartiles of the random plans.
+        beats_random: how many random plans each chosen plan beats.
+        not_successful: every trial without a result, and why.
+    """
+
+    paper_table: pl.DataFrame
+    variants: pl.DataFrame
+    kernel_classes: pl.DataFrame
+    sensitivity: pl.DataFrame
+    draw_agreement: pl.DataFrame
+    mixed: pl.DataFrame
+    random_bands: pl.DataFrame
+    beats_random: pl.DataFrame
+    not_successful: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the report shows: the records by study, and the tables made of them."""
+
+    records: dict[Study, list[Record]]
+    tables: Tables
+
+    @property
+    def all_records(self) -> list[Record]:
+        """The records of every study."""
+        return [record for study in STUDIES for record in self.records[study]]
+
+
+def find(profile: Profile, workspace: Workspace) -> Findings:
+    """Read every record of a profile and make the tables.
+
+    Raises:
+        DataError: a record or predictions file is damaged.
+    """
+    results = load_all_results(workspace)
+    labels = [arm.label for arm in profile.variants.arms]
+    variants = arms.variants(results["variants"], arms=labels)
+    scored = _scores_if_complete(results["sensitivity"], profile)
+    mixed = blocks.mixed(results["mixed"], depth=profile.backbone.depth)
+    records: dict[Study, list[Record]] = {study: [result.record for result in results[study]] for study in STUDIES}
+    tables = Tables(
+        paper_table=_with_rows(arms.paper_table(variants)),
+        variants=variants,
+        kernel_classes=_with_rows(arms.kernel_classes(results["variants"], arms=labels)),
+        sensitivity=_with_family(blocks.sensitivity(results["sensitivity"], scored)),
+        draw_agreement=blocks.draw_agreement(scored),
+        mixed=mixed,
+        random_bands=blocks.random_bands(mixed),
+        beats_random=blocks.beats_random(mixed),
+        not_successful=_not_successful(records),
+    )
+    return Findings(records=records, tables=tables)
+
+
+def _scores_if_complete(results: Sequence[Result], profile: Profile) -> list[SensitivityScores]:
+    """Scores need every cell; a study that was not run or has failed cells is shown without them, cell by cell."""
+    if not results or any(result.predictions is None for result in results):
+        return []
+    return scores(results, profile)
+
+
+def _with_rows(frame: pl.DataFrame) -> pl.DataFrame:
+    """Add `number` (1-based place of the arm, as on the figures), `row` (`3 8-bit + SDPA`) and `weights_family`."""
+    number = pl.col("order") + 1
+    frame = frame.with_columns(number.alias("number"), pl.format("{}  {}", number, "arm").alias("row"))
+    return _with_family(frame) if "weights" in frame.columns else frame
+
+
+def _with_family(frame: pl.DataFrame) -> pl.DataFrame:
+    weights = pl.col("weights").fill_null("none")
+    family = pl.when(weights.str.starts_with("nf4")).then(pl.lit("NF4")).when(weights.str.starts_with("int8")).then(pl.lit("int8"))
+    return frame.with_columns(family.otherwise(weights.replace(_FAMILIES)).alias("weights_family"))
+
+
+def _not_successful(records: dict[Study, list[Record]]) -> pl.DataFrame:
+    rows = [
+        {
+            "study": study,
+            "label": record.trial.label,
+            "seed": record.trial.seed,
+            "status": record.status,
+            "reason": record.reason,
+            "attempts": record.attempts,
+            "trial_id": record.trial_id,
+        }
+        for study in STUDIES
+        for record in records[study]
+        if record.status != "success"
+    ]
+    integers = ("seed", "attempts")
+    names = ("study", "label", "seed", "status", "reason", "attempts", "trial_id")
+    return pl.DataFrame(rows, schema={name: pl.Int64 if name in integers else pl.String for name in names})
+
+
+def write_tables(tables: Tables, folder: Path) -> None:
+    """Write every frame as `<folder>/<field>.csv`; equal records give equal bytes."""
+    for field in fields(tables):
+        frame: pl.DataFrame = getattr(tables, field.name)
+        # Seven significant digits: more would be noise, and would differ between machines.
+        write_atomic(folder / f"{field.name}.csv", frame.with_columns(pl.col(pl.Float64).round_sig_figs(7)).write_csv().encode())
+
+
+def read_paper_table(root: Path) -> pl.DataFrame:
+    """The paper's own table, every cell the text as printed there, headings included.
+
+    Raises:
+        DataError: `paper/table1.csv` is missing or has not the paper's five rows.
+    """
+    path = root / "paper" / "table1.csv"
+    if not path.is_file():
+        raise DataError(f"{path}: missing; it is part of the project: git checkout paper/table1.csv")
+    table = pl.read_csv(path, infer_schema=False)
+    if table.height != 5 or table.columns[:2] != ["Row", "Model"]:
+        raise DataError(f"{path}: expected the paper's five rows under Row, Model, ...; found {table.height} rows; git checkout it")
+    return table

@@ -1,0 +1,236 @@
+"""Synthetic, schema-valid records for tests of the analysis and the report: made-up numbers, never shipped.
+
+Logits of a fixed "high-precision model" plus noise that grows with how many blocks a plan quantizes and how deep they lie;
+all else (latency, sizes, kernels) follows simple formulas.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lowbit_vit.analysis.results import load_results
+from lowbit_vit.analysis.scores import scores, write_scores
+from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
+from lowbit_vit.schema.record import (
+    Accuracy,
+    EvaluationResult,
+    Interval,
+    KernelTime,
+    Latency,
+    LayerAudit,
+    MeasurementResult,
+    Memory,
+    ModelFacts,
+    Predictions,
+    Provenance,
+    Record,
+    Status,
+    sha256,
+    write_record,
+)
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.grid import cells
+
+PROJECT = Path(__file__).parents[1]
+
+IMAGES, CLASSES, DEPTH = 600, 10, 8
+Logits = npt.NDArray[np.float64]
+
+
+def provenance() -> Provenance:
+    """Of no real machine."""
+    return Provenance(
+        started_utc="2026-01-01T00:00:00+00:00",
+        host_os="Synthetic OS",
+        python="3.11.0",
+        packages={"torch": "0.0.0", "bitsandbytes": "0.0.0"},
+        cpu="Synthetic CPU",
+        cpu_cores=2,
+        threads=2,
+        memory_gib=8.0,
+        gpu=None,
+        gpu_uuid=None,
+        gpu_memory_gib=None,
+        driver=None,
+        cuda=None,
+        git_revision="0" * 40,
+        git_dirty=False,
+        image_digest=None,
+        command="synthetic",
+    )
+
+
+def high_precision_logits() -> tuple[Logits, npt.NDArray[np.uint16]]:
+    """Logits [IMAGES, CLASSES] of the unquantized model, about 95 % right, and the labels [IMAGES]."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES, IMAGES).astype(np.uint16)
+    logits = random.normal(0, 1, (IMAGES, CLASSES))
+    logits[np.arange(IMAGES), labels] += 4.0
+    return logits, labels
+
+
+def formats(trial: Trial) -> list[str]:
+    """The format of each block, `high` included."""
+    resolved = trial.plan.resolve([f"blocks.{block}.mlp.fc1" for block in range(DEPTH)])
+    return [weights.name for weights in resolved.values()]
+
+
+def predictions(trial: Trial, *, with_kl: bool) -> Predictions:
+    """Predictions that depend on the plan and the seed alone."""
+    reference, labels = high_precision_logits()
+    damage = sum((0.3 if name.startswith("nf4") else 0.05) * (1 + block) / DEPTH for block, name in enumerate(formats(trial)) if name != "high")
+    seed = int(sha256(trial.plan.model_dump_json().encode())[:8], 16)
+    logits = reference + damage * np.random.default_rng([seed, trial.seed]).normal(0, 1, reference.shape)
+    first, second = _log_softmax(reference), _log_softmax(logits)
+    rows = np.arange(IMAGES)
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    return Predictions(
+        label=labels,
+        top5=np.argsort(-logits, axis=1, kind="stable")[:, :5].astype(np.uint16),
+        loss=(-second[rows, labels]).astype(np.float32),
+        margin=(logits[rows, labels] - others.max(axis=1)).astype(np.float32),
+        selection=np.random.default_rng(1).permutation(IMAGES) < IMAGES // 2,
+        kl=(np.exp(first) * (first - second)).sum(axis=1).astype(np.float32) if with_kl else None,
+    )
+
+
+def _log_softmax(logits: Logits) -> Logits:
+    shifted: Logits = logits - logits.max(axis=1, keepdims=True)
+    result: Logits = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def _accuracy(arrays: Predictions, mask: npt.NDArray[np.bool_]) -> Accuracy:
+    right = arrays.top5[mask] == arrays.label[mask, None]
+    top1 = float(right[:, 0].mean())
+    return Accuracy(images=int(mask.sum()), top1=top1, top5=float(right.any(axis=1).mean()), macro_f1=top1, loss=float(arrays.loss[mask].mean()))
+
+
+def succeeded(trial: Trial) -> tuple[Record, bytes]:
+    """A successful record of a trial and the bytes of its predictions."""
+    arrays = predictions(trial, with_kl=trial.study != "variants")
+    content = arrays.to_bytes()
+    used = formats(trial)
+    per_block = {"high": 200_000, "nf4": 28_000, "nf4-dq": 26_000}
+    weight_bytes = sum(per_block.get(name, 51_000) for name in used)
+    record = Record(
+        trial_id=trial.trial_id,
+        status="success",
+        reason=None,
+        trial=trial,
+        provenance=provenance(),
+        model=ModelFacts(
+            backbone_sha256="ab" * 32,
+            parameters=400_000,
+            trainable_parameters=0 if trial.adaptation == "none" else 9_000,
+            layers=LayerAudit(linears=DEPTH * 6, by_format={name: 6 * used.count(name) for name in used}),
+            weight_bytes=weight_bytes,
+            file_bytes=weight_bytes + 3_000,
+        ),
+        evaluation=EvaluationResult(
+            split="test",
+            whole=_accuracy(arrays, np.ones(IMAGES, dtype=bool)),
+            selection=_accuracy(arrays, arrays.selection),
+            report=_accuracy(arrays, ~arrays.selection),
+            seconds=1.0,
+            images_per_s=float(IMAGES),
+            predictions_sha256=sha256(content),
+            labels_sha256="cd" * 32,
+        ),
+        measurement=_measurement(trial) if trial.measurement else None,
+    )
+    return record, content
+
+
+def _measurement(trial: Trial) -> MeasurementResult:
+    assert trial.measurement is not None
+    slow = {"high": 1.0, "nf4": 1.7, "nf4-dq": 1.9}.get(formats(trial)[0], 2.6) * (1.3 if trial.attention == "math" else 1.0)
+    latency, memory, kernels = [], [], []
+    for batch in trial.measurement.batch_sizes:
+        mean = slow * (1.1 + 0.12 * batch) * (1 + 0.05 * trial.seed)
+        samples = tuple(round(mean * (0.95 + 0.1 * i / 199), 4) for i in range(200))
+        interval = Interval(low=mean * 0.99, high=mean * 1.01)
+        latency.append(
+            Latency(
+                batch_size=batch,
+                samples_ms=samples,
+                first_call_ms=mean * 9,
+                mean_ms=mean,
+                p50_ms=mean,
+                p50_ci_ms=interval,
+                p95_ms=mean * 1.04,
+                p95_ci_ms=interval,
+                p99_ms=None,
+                p99_ci_ms=None,
+                images_per_s=1000 * batch / mean,
+                clocks_before=None,
+                clocks_after=None,
+            )
+        )
+        memory.append(
+            Memory(
+                batch_size=batch,
+                peak_allocated_bytes=None,
+                peak_reserved_bytes=None,
+                process_bytes=None,
+                peak_resident_bytes=600_000_000 + 100_000 * batch,
+            )
+        )
+        shares = {"gemm": 0.5, "quantize": 0.1, "attention": 0.15, "norm_elementwise": 0.15, "copy": 0.05, "other": 0.05}
+        kernels.append(
+            KernelTime(
+                batch_size=batch,
+                device=trial.device,
+                wall_us=1000 * mean,
+                by_class_us={name: 1000 * mean * share for name, share in shares.items()},
+                idle_us=None,
+                launches=300,
+                host_syncs=None,
+                attention_kernels=("aten::_scaled_dot_product_flash_attention_for_cpu",),
+            )
+        )
+    return MeasurementResult(exclusive=None, latency=tuple(latency), memory=tuple(memory), kernels=tuple(kernels))
+
+
+def unfinished(trial: Trial, status: Status, reason: str) -> Record:
+    """A record of a trial that gave no result."""
+    return Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=None)
+
+
+def write_trials(trials: list[Trial], workspace: Workspace) -> None:
+    """Write a record for every trial: those for CUDA are skipped, the others succeed."""
+    for trial in trials:
+        folder = workspace.records(trial.study)
+        if trial.device == "cuda":
+            write_record(unfinished(trial, "skipped", "needs CUDA"), folder)
+        else:
+            record, content = succeeded(trial)
+            write_record(record, folder, content)
+
+
+
+def fill(root: Path, *, profile: Profile | None = None, studies: Sequence[Study] = STUDIES) -> tuple[Profile, Workspace]:
+    """A workspace below `root` with the demo profile (or another), the paper's table and a record for every cell."""
+    (root / "profiles").mkdir(parents=True)
+    (root / "paper").mkdir()
+    shutil.copy(PROJECT / "paper" / "table1.csv", root / "paper")
+    profile = profile or load_profile(PROJECT / "profiles" / "demo.yaml")
+    workspace = Workspace(root=root, profile=profile.name)
+    if "variants" in studies:
+        write_trials(cells(profile, "variants"), workspace)
+    if "sensitivity" in studies:
+        write_trials(cells(profile, "sensitivity"), workspace)
+        write_scores(profile, workspace)
+    if "mixed" in studies:
+        write_trials(cells(profile, "mixed", scores=scores(load_results(workspace, "sensitivity"), profile)), workspace)
+    return profile, workspace
+
+
+def relabel(profile: Profile, old: str, new: str) -> Profile:
+    """The profile with one arm's label changed."""
+    arms = tuple(arm.model_copy(update={"label": new}) if arm.label == old else arm for arm in profile.variants.arms)
+    return profile.model_copy(update={"variants": profile.variants.model_copy(update={"arms": arms})})
