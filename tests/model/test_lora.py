@@ -85,6 +85,15 @@ def test_attaching_keeps_names_formats_and_logits(weights: HighPrecision | Int8 
     assert torch.allclose(before.float(), after, atol={"fp32": 0.0, "fp16": 2e-3, "bf16": 2e-2}[dtype])
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_attaching_and_merging_keep_the_training_mode(training: bool) -> None:
+    model = model_in(uniform(HIGH, "fp32")).train(training)
+    lora.attach(model, ADAPTATION, seed=0)
+    assert {module.training for module in model.modules()} == {training}
+    lora.merge(model)
+    assert {module.training for module in model.modules()} == {training}
+
+
 @FORMATS
 @DTYPES
 def test_only_adapters_and_head_change_in_training(weights: HighPrecision | Int8 | NF4, dtype: ComputeDtype) -> None:

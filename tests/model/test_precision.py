@@ -70,6 +70,14 @@ def test_the_linears_become_bitsandbytes_own_layers_and_nothing_else_is_quantize
         assert tensor.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("training", [True, False])
+@FORMATS
+def test_conversion_keeps_the_training_mode(weights: HighPrecision | Int8 | NF4, training: bool) -> None:
+    model = small_model().train(training)
+    precision.apply_plan(model, uniform(weights, "fp32"))
+    assert {module.training for module in model.modules()} == {training}
+
+
 def test_vit_l_16_has_144_encoder_linears() -> None:
     with torch.device("meta"):
         model = VisionTransformer(ARCHITECTURES["vit_l_16"], num_classes=102, attention="math", qkv="separate")

@@ -76,6 +76,7 @@ def wrap(model: VisionTransformer, *, rank: int, alpha: float, dropout: float) -
         if ".lora_" in name:
             parameter.data = torch.zeros(parameter.shape, device=parameter.device)
     _train_head(model)
+    model.train(model.training)  # new modules start in training mode, where dropout acts
     _check(model)
 
 
@@ -113,7 +114,7 @@ def merge(model: VisionTransformer) -> None:
     head = nn.Linear(model.head.in_features, model.head.out_features, device="meta")
     head.weight = nn.Parameter(model.head.weight.detach().to(model.norm.weight.dtype))
     head.bias = nn.Parameter(model.head.bias.detach().to(model.norm.weight.dtype))
-    model.head = head
+    model.head = head.train(model.training)
     model.requires_grad_()
 
 

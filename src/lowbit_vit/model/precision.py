@@ -122,7 +122,7 @@ def convert_block(block: nn.Module, formats: Mapping[str, HighPrecision | Int8 |
 
 
 def convert_linear(linear: nn.Module, weights: HighPrecision | Int8 | NF4, dtype: torch.dtype, *, name: str) -> nn.Module:
-    """A new layer with this linear's weights in the given format, on the same device; the source is not touched.
+    """A new layer with this linear's weights in the given format, device and training mode; the source is not touched.
 
     Args:
         linear: `nn.Linear`, fp32, weight [out, in].
@@ -140,7 +140,7 @@ def convert_linear(linear: nn.Module, weights: HighPrecision | Int8 | NF4, dtype
     if isinstance(weights, Int8):
         # bitsandbytes defines int8 codes on fp16 weights; the same call as in Int8Params, which refuses weights already on a card.
         codes, scales, _ = bnb.functional.int8_vectorwise_quant(source.half())
-        return int8_linear(codes, scales, bias, threshold=weights.threshold)
+        return int8_linear(codes, scales, bias, threshold=weights.threshold).train(linear.training)
     if isinstance(weights, NF4):
         if linear.in_features % NF4_BLOCK:
             raise ConfigError(f"{name}: in_features {linear.in_features} is no multiple of {NF4_BLOCK}, so NF4 blocks would straddle rows")
@@ -148,11 +148,11 @@ def convert_linear(linear: nn.Module, weights: HighPrecision | Int8 | NF4, dtype
             source.contiguous(), blocksize=NF4_BLOCK, compress_statistics=weights.double_quantization, quant_type="nf4"
         )
         state.dtype = dtype  # what the backward pass dequantizes to
-        return nf4_linear(codes, state, bias, dtype)
+        return nf4_linear(codes, state, bias, dtype).train(linear.training)
     plain = nn.Linear(linear.in_features, linear.out_features, device="meta")
     plain.weight = nn.Parameter(source.to(dtype, copy=True), requires_grad=linear.weight.requires_grad)
     plain.bias = nn.Parameter(bias, requires_grad=linear.bias.requires_grad)
-    return plain
+    return plain.train(linear.training)
 
 
 def int8_linear(codes: Tensor, scales: Tensor, bias: Tensor, *, threshold: float) -> nn.Module:
