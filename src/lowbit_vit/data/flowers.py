@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from lowbit_vit.data.download import FLOWERS, check_file
 from lowbit_vit.data.source import Item, Source, Split, check_source
@@ -96,7 +97,7 @@ def _read_numbers(path: Path, key: str) -> npt.NDArray[np.int64]:
         return np.asarray(content[key], dtype=np.int64).reshape(-1)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; put the official file there") from None
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except (KeyError, MatReadError, OSError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a MATLAB file with numbers under key {key!r}; replace it") from error
 
 

@@ -7,15 +7,9 @@ image stops the stage with its file's name.
 import fcntl
 import hashlib
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -39,6 +33,7 @@ from lowbit_vit.data.arrays import (
     view_shape,
 )
 from lowbit_vit.data.decode import Decoded, Destination, Pixels, View, decode_chunk, digest_of
+from lowbit_vit.data.processes import map_in_processes
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.data.source import SPLITS, Source, Split
 from lowbit_vit.errors import Busy, DataError
@@ -49,7 +44,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 32  # images a task: long enough to hide the queue, short enough for a smooth bar
 
-Job = tuple[Split, list[Path | Pixels], int, list[Destination]]
+Chunk = tuple[list[Path | Pixels], int, list[Destination]]  # images, their first row, where their views go
 
 
 def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: int) -> Dataset:
@@ -148,14 +143,14 @@ def _decode_splits(source: Source, destinations: dict[tuple[Purpose, Split], Des
     """Decode every item once, all its views from one decode; returns the sha256 of each item, by split, in order."""
     digests: dict[Split, list[str]] = {split: [] for split in SPLITS}
     faults: list[str] = []
-    jobs = []
+    jobs: list[tuple[Split, Chunk]] = []
     for split in SPLITS:
         pixels = [item.pixels for item in source.splits[split]]
         files = [destination for (_, of), destination in destinations.items() if of == split]
-        jobs += [(split, pixels[first : first + CHUNK], first, files) for first in range(0, len(pixels), CHUNK)]
-    total = sum(len(pixels) for _, pixels, _, _ in jobs)
-    with progress_bar("decode", total, "images") as bar, closing(_run(jobs, workers)) as results:
-        for (split, pixels, _, _), decoded in zip(jobs, results, strict=True):
+        jobs += [(split, (pixels[first : first + CHUNK], first, files)) for first in range(0, len(pixels), CHUNK)]
+    total = sum(len(items) for items in source.splits.values())
+    with progress_bar("decode", total, "images") as bar, closing(_decode_chunks([chunk for _, chunk in jobs], workers)) as results:
+        for (split, (pixels, _, _)), decoded in zip(jobs, results, strict=True):
             digests[split] += decoded.sha256
             faults += decoded.faults
             bar.advance(len(pixels))
@@ -167,34 +162,12 @@ def _decode_splits(source: Source, destinations: dict[tuple[Purpose, Split], Des
     return digests
 
 
-def _run(jobs: list[Job], workers: int) -> Generator[Decoded]:
-    """Run the jobs in order, by processes where there are files to read; closing the iterator stops them."""
-    calls = [(pixels, first, files) for _, pixels, first, files in jobs]
-    if not isinstance(jobs[0][1][0], Path):
-        yield from (decode_chunk(*call) for call in calls)
-        return
-    # Fresh interpreters: a fork of a process that runs torch's threads can deadlock. They import no torch.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_obey_parent)
-    try:
-        yield from pool.map(decode_chunk, *zip(*calls, strict=True))
-    except BrokenProcessPool as error:
-        raise DataError(f"{calls[0][0][0]} ff.: a decoding process was killed; free some memory and run again") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _obey_parent() -> None:
-    """Leave Ctrl-C to the parent, which stops its workers, and end with it even if it was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
+def _decode_chunks(chunks: list[Chunk], workers: int) -> Generator[Decoded]:
+    """Decode in order: files in processes, pixels that need no decoding right here."""
+    if isinstance(chunks[0][0][0], Path):
+        yield from map_in_processes(decode_chunk, chunks, workers)
+    else:
+        yield from (decode_chunk(*chunk) for chunk in chunks)
 
 
 def _is_of(manifest: Manifest, config: DataConfig, source: Source) -> bool:
