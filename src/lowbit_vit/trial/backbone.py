@@ -1,0 +1,147 @@
+"""The backbone stage: the high-precision weights that every trial starts from.
+
+`backbone.safetensors` is trained here from scratch, or is torchvision's ImageNet checkpoint with a new head. Where the profile
+has a lora section, `adapted-seed<N>.safetensors` is that backbone with adapters trained in high precision and merged: what
+`ptq` trials quantize, one for each seed they use, and seed 0 for the sensitivity and mixed studies.
+"""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowbit_vit.data.arrays import Dataset, load_dataset
+from lowbit_vit.errors import DataError, Unavailable
+from lowbit_vit.model.checkpoint import load_state, load_torchvision, restore, save_state
+from lowbit_vit.model.execution import prepare
+from lowbit_vit.model.lora import attach, merge
+from lowbit_vit.model.vit import VisionTransformer, architecture
+from lowbit_vit.schema.config import Adaptation, AttentionName, Profile, Training
+from lowbit_vit.schema.environment import provenance
+from lowbit_vit.schema.record import TrainingResult
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.trial.evaluate import predict, selection_mask, summarize
+from lowbit_vit.trial.run import command_line
+from lowbit_vit.trial.train import seed_everything, train
+
+log = logging.getLogger(__name__)
+
+
+def make_backbone(profile: Profile, workspace: Workspace) -> None:
+    """Make the backbone and its adapted versions, each a safetensors file with a JSON card beside it.
+
+    Raises:
+        DataError: the data or the checkpoint is missing or damaged, or the disk is full.
+        Unavailable: the profile's device is not there.
+        LowbitVitError: a training loss is not finite.
+    """
+    if profile.device == "cuda" and not torch.cuda.is_available():
+        raise Unavailable(f"profile {profile.name} trains on cuda, and this machine has no usable CUDA device")
+    dataset = load_dataset(workspace.data, profile.data.views)
+    if dataset.name != profile.data.source:
+        wanted = f"{profile.data.source}; run lowbit-vit data {profile.name}"
+        raise DataError(f"{workspace.data}: holds {dataset.name}, the profile wants {wanted}")
+    _make_base(profile, workspace, dataset)
+    if profile.lora is None:
+        return
+    seeds = adapted_seeds(profile)
+    for path in sorted(workspace.checkpoints.glob("adapted-seed*")):
+        if path.with_suffix(".safetensors") not in {workspace.adapted(seed) for seed in seeds}:
+            log.info("%s: no trial uses it any more; removed", path.name)
+            path.unlink()
+    for seed in seeds:
+        _make_adapted(profile, profile.lora, workspace, dataset, seed=seed)
+
+
+def adapted_seeds(profile: Profile) -> tuple[int, ...]:
+    """The seeds whose adapted backbone some trial of a profile with a lora section needs."""
+    used = {seed for arm in profile.variants.arms if arm.adaptation == "ptq" for seed in arm.seeds}
+    return tuple(sorted(used | {0}))
+
+
+def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None:
+    config = profile.backbone
+    seed_everything(config.seed)
+    model = _model(profile, dataset)
+    card: dict[str, Any]
+    if config.training is None or config.weights == "torchvision":
+        path = workspace.root / str(config.checkpoint)
+        restore(model, load_torchvision(path, str(config.checkpoint_sha256)), source=str(path), new_head=True)
+        # The new head is random, so there is nothing to evaluate yet.
+        card = {"origin": path.name, "origin_sha256": config.checkpoint_sha256, "training": None, "accuracy": None}
+    else:
+        result = _train(model, config.training, profile, dataset, seed=config.seed, title=f"train {profile.name} backbone")
+        card = {"origin": "scratch", "training": result.model_dump(mode="json"), "accuracy": _accuracy(model, profile, dataset)}
+    _save(model, workspace.backbone, profile, dataset, {**card, "kind": "backbone", "seed": config.seed})
+
+
+def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, dataset: Dataset, *, seed: int) -> None:
+    """Adapters and head trained on the fp32 backbone, merged."""
+    model = _model(profile, dataset)
+    state, card = load_state(workspace.backbone)
+    restore(model, state, source=str(workspace.backbone))
+    attach(model, lora, seed=seed)
+    result = _train(model, lora.training, profile, dataset, seed=seed, title=f"adapt in high precision, seed {seed}")
+    merge(model)
+    content = {
+        "kind": "adapted",
+        "seed": seed,
+        "origin": workspace.backbone.name,
+        "origin_sha256": card["sha256"],
+        "lora": lora.model_dump(mode="json"),
+        "training": result.model_dump(mode="json"),
+        "accuracy": _accuracy(model, profile, dataset),
+    }
+    _save(model, workspace.adapted(seed), profile, dataset, content)
+
+
+def _model(profile: Profile, dataset: Dataset) -> VisionTransformer:
+    """A fresh fp32 model on the profile's device. Its kernel is the fused one that has gradients and takes fp32 there."""
+    arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
+    kernel: AttentionName = "flash" if profile.device == "cpu" else "efficient"
+    model = VisionTransformer(arch, num_classes=dataset.num_classes, attention=kernel, qkv="separate")
+    return model.to(profile.device)
+
+
+def _train(model: VisionTransformer, config: Training, profile: Profile, dataset: Dataset, *, seed: int, title: str) -> TrainingResult:
+    sets = [dataset.train_views[split] for split in config.splits]
+    return train(model, sets, config, views=profile.data.views, seed=seed, device=profile.device, title=title)
+
+
+def _accuracy(model: VisionTransformer, profile: Profile, dataset: Dataset) -> dict[str, Any]:
+    """Metrics of the val and the test split, in fp32 (val is no held-out split where it was trained on)."""
+    model.eval()
+    result: dict[str, Any] = {}
+    for split in ("val", "test"):
+        images = dataset.eval_views[split]
+        logits = predict(
+            partial(prepare, model, "eager"),
+            images,
+            profile.data.views,
+            batch_size=profile.evaluation.batch_size,
+            device=profile.device,
+            dtype=torch.float32,
+            title=f"evaluate on {split}",
+        )
+        selection = selection_mask(len(images.labels), profile.selection_seed)
+        accuracy, _ = summarize(logits, images.labels, selection=selection)
+        result[split] = accuracy["whole"].model_dump(mode="json")
+        log.info("%s: Top-1 %.2f %% of %d images", split, 100 * accuracy["whole"].top1, accuracy["whole"].images)
+    return result
+
+
+def _save(model: VisionTransformer, path: Path, profile: Profile, dataset: Dataset, card: dict[str, Any]) -> None:
+    common = {
+        "profile": profile.name,
+        "description": profile.description,
+        "data": dataset.description,
+        "content_sha256": dataset.content_sha256,
+        "splits": {split: len(images.labels) for split, images in dataset.eval_views.items()},
+        "backbone": profile.backbone.model_dump(mode="json"),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "provenance": provenance(command_line()).model_dump(mode="json"),
+    }
+    digest = save_state(model.state_dict(), path, {**common, **card})
+    log.info("%s: sha256 %s", path.name, digest[:16])

@@ -1,0 +1,184 @@
+"""Accuracy, image by image: logits of the whole test split, its two seeded halves, and what is kept of each image.
+
+Whatever is chosen from data (which blocks to spare) is chosen on the selection half and reported on the other. Predictions
+are kept for every image, so that later comparisons are paired.
+"""
+
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import f1_score
+from torch import Tensor
+
+from lowbit_vit.data.arrays import Dataset, ImageSet
+from lowbit_vit.data.batches import eval_batches
+from lowbit_vit.data.progress import progress_bar
+from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.schema.config import Device, Trial, Views
+from lowbit_vit.schema.record import Accuracy, EvaluationResult, Predictions, sha256
+
+Logits = npt.NDArray[np.float32]
+Forward = Callable[[Tensor], Tensor]
+
+
+def evaluate(
+    prepare: Callable[[Tensor], Forward], dataset: Dataset, trial: Trial, *, dtype: torch.dtype, reference_logits: Logits | None
+) -> tuple[EvaluationResult, bytes]:
+    """Evaluate one trial's model on the test split: what `run_trial` and `run_scan` both record.
+
+    Args:
+        prepare: as for `predict`.
+        dataset: its test images are used, all of them.
+        trial: batch size, device, selection seed, label.
+        dtype: of the images given to the model.
+        reference_logits: the high-precision model's, or None.
+
+    Returns:
+        The metrics, and the bytes of the predictions file.
+    """
+    images = dataset.eval_views["test"]
+    started = time.perf_counter()
+    logits = predict(
+        prepare,
+        images,
+        trial.data.views,
+        batch_size=trial.evaluation.batch_size,
+        device=trial.device,
+        dtype=dtype,
+        title=f"evaluate {trial.label}",
+    )
+    seconds = time.perf_counter() - started
+    selection = selection_mask(len(images.labels), trial.selection_seed)
+    accuracy, predictions = summarize(logits, images.labels, selection=selection, reference_logits=reference_logits)
+    content = predictions.to_bytes()
+    result = EvaluationResult(
+        split="test",
+        whole=accuracy["whole"],
+        selection=accuracy["selection"],
+        report=accuracy["report"],
+        seconds=seconds,
+        images_per_s=len(images.labels) / seconds,
+        predictions_sha256=sha256(content),
+        labels_sha256=sha256(json.dumps([images.ids, images.labels.tolist()]).encode()),
+    )
+    return result, content
+
+
+def predict(
+    prepare: Callable[[Tensor], Forward],
+    images: ImageSet,
+    views: Views,
+    *,
+    batch_size: int,
+    device: Device,
+    dtype: torch.dtype,
+    title: str,
+) -> Logits:
+    """Logits of every image, in order, float32 [N, C].
+
+    Every call has the same shape: the last batch is filled up with its own first image, and those rows are dropped. Kernels
+    are chosen by shape, and a captured CUDA graph knows one shape only. (With LLM.int8's threshold a prediction depends on
+    its batch-mates; a repeated image adds no new outlier column.)
+
+    Args:
+        prepare: given the first batch, returns what maps images [batch_size, 3, S, S] of `dtype` to logits [batch_size, C]
+            without gradients: `model.execution.prepare` of a model in evaluation mode.
+        images: N images.
+        views: how pixels are normalized.
+        batch_size: images a call; at most N are used.
+        device: where the model is.
+        dtype: of the images given to `forward`.
+        title: shown by the progress bar.
+
+    Raises:
+        LowbitVitError: a logit is infinite or NaN.
+    """
+    count = len(images.labels)
+    batch_size = min(batch_size, count)
+    rows: list[Logits] = []
+    forward: Forward | None = None
+    with progress_bar(title, count, "images") as bar:
+        for pixels, labels in eval_batches(images, views, batch_size=batch_size, device=device, dtype=dtype):
+            missing = batch_size - len(pixels)
+            full = torch.cat([pixels, pixels[:1].expand(missing, -1, -1, -1)]) if missing else pixels
+            forward = forward or prepare(full)
+            rows.append(forward(full)[: len(pixels)].float().cpu().numpy())
+            bar.advance(len(labels))
+    logits = np.concatenate(rows)
+    broken = int(np.count_nonzero(~np.isfinite(logits).all(axis=1)))
+    if broken:
+        raise LowbitVitError(f"{title}: {broken} of {count} images have infinite or NaN logits; use compute_dtype bf16 or fp32")
+    return logits
+
+
+def selection_mask(n: int, seed: int) -> npt.NDArray[np.bool_]:
+    """True for the n // 2 images of the selection half, drawn without replacement; bool [n]."""
+    mask = np.zeros(n, dtype=np.bool_)
+    mask[np.random.default_rng(seed).permutation(n)[: n // 2]] = True
+    return mask
+
+
+def summarize(
+    logits: Logits,
+    labels: npt.NDArray[np.int64],
+    *,
+    selection: npt.NDArray[np.bool_],
+    reference_logits: Logits | None = None,
+) -> tuple[dict[str, Accuracy], Predictions]:
+    """Turn logits into metrics of the whole, the selection half and the report half, and per-image predictions.
+
+    Args:
+        logits: float32 [N, C].
+        labels: int64 [N].
+        selection: bool [N], true in the selection half.
+        reference_logits: the high-precision model's, float32 [N, C]; adds KL(high precision || this) of each image in nats.
+
+    Returns:
+        Accuracy under the keys whole, selection, report; and the predictions.
+    """
+    ranks = _ranking(logits)
+    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    rows = np.arange(len(labels))
+    loss = -log_p[rows, labels]
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    predictions = Predictions(
+        label=labels.astype(np.uint16),
+        top5=ranks[:, :5].astype(np.uint16),
+        loss=loss.astype(np.float32),
+        margin=logits[rows, labels] - others.max(axis=1),
+        selection=selection,
+        kl=None if reference_logits is None else _kl(reference_logits, log_p),
+    )
+    everything = np.ones(len(labels), dtype=np.bool_)
+    parts = {"whole": everything, "selection": selection, "report": ~selection}
+    return {name: _accuracy(labels[part], ranks[part], loss[part]) for name, part in parts.items()}, predictions
+
+
+def _ranking(logits: Logits) -> npt.NDArray[np.int64]:
+    """Classes from best to worst, [N, C]; of equal logits the smaller class number comes first."""
+    return np.argsort(-logits, axis=1, kind="stable")
+
+
+def _kl(reference_logits: Logits, log_p: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    reference = reference_logits.astype(np.float64)
+    divergence = (softmax(reference, axis=1) * (log_softmax(reference, axis=1) - log_p)).sum(axis=1)
+    # Never negative in exact arithmetic; rounding can give -1e-17.
+    kl: npt.NDArray[np.float32] = np.maximum(divergence, 0.0).astype(np.float32)
+    return kl
+
+
+def _accuracy(labels: npt.NDArray[np.int64], ranks: npt.NDArray[np.int64], loss: npt.NDArray[np.float64]) -> Accuracy:
+    """Metrics of one set. Macro-F1 is over the classes that occur as label or as prediction (scikit-learn's definition)."""
+    return Accuracy(
+        images=len(labels),
+        top1=float((ranks[:, 0] == labels).mean()),
+        top5=float((ranks[:, :5] == labels[:, None]).any(axis=1).mean()),
+        macro_f1=float(f1_score(labels, ranks[:, 0], average="macro", zero_division=0.0)),
+        loss=float(loss.mean()),
+    )

@@ -1,0 +1,255 @@
+"""One trial, from its configuration to its record, in the order of the paper's method section.
+
+`run_trial` reads straight down: data, weights, quantization, adapters, accuracy, latency and memory, record. It raises what
+goes wrong; `record_trial` turns that into the record's status.
+"""
+
+import logging
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from lowbit_vit.data.arrays import Dataset, load_dataset
+from lowbit_vit.errors import DataError, Unavailable
+from lowbit_vit.model.attention import require
+from lowbit_vit.model.checkpoint import load_state, restore
+from lowbit_vit.model.execution import prepare
+from lowbit_vit.model.lora import attach, trainable_parameters
+from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, matmul_mode, weight_bytes
+from lowbit_vit.model.quantized_file import save_model
+from lowbit_vit.model.vit import VisionTransformer, architecture
+from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.environment import provenance, why_unavailable
+from lowbit_vit.schema.plan import Plan
+from lowbit_vit.schema.record import ModelFacts, Record, Status, TrainingResult, write_record
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.trial.evaluate import Logits, evaluate, predict
+from lowbit_vit.trial.measure import measure
+from lowbit_vit.trial.train import seed_everything, train
+
+log = logging.getLogger(__name__)
+
+
+def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
+    """Run one trial in this process and write `<trial_id>.npz` and `.json` into `out`.
+
+    Raises:
+        Unavailable: this machine cannot run it.
+        DataError: data or weights are missing, damaged, or made for another profile; or the disk is full.
+        ConfigError: the plan names layers that the model does not have, or adapters are asked of a fused layout.
+        Busy: another process uses the card of a timing trial.
+        LowbitVitError: the training loss or the logits are not finite, or the trace contradicts the attention label.
+    """
+    clock = Stopwatch()
+    dtype = compute_dtype(trial.plan)
+    with clock.part("load"), matmul_mode(trial.plan):
+        check_available(trial)
+        dataset = load_data(trial, workspace)
+        model, backbone_sha256 = load_backbone(trial, workspace, dataset)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+    # The high-precision model's logits, where the study asks how far quantization moves them.
+    with clock.part("reference"), matmul_mode(trial.plan):
+        reference_logits = high_precision_logits(trial, workspace, dataset) if trial.study != "variants" else None
+
+    # III-C: the encoder's linears become low-bit, everything else takes the compute dtype.
+    with clock.part("quantize"):
+        apply_plan(model, trial.plan)
+        model.eval()  # bitsandbytes' new layers start in training mode, where int8 on the CPU is another computation
+
+    # III-D: adapters on q and v, the base frozen in its quantized state. (`ptq` was adapted before, in high precision.)
+    training: TrainingResult | None = None
+    with clock.part("train"), matmul_mode(trial.plan):
+        if trial.adaptation == "qlora" and trial.lora is not None:
+            attach(model, trial.lora, seed=trial.seed)
+            sets = [dataset.train_views[split] for split in trial.lora.training.splits]
+            title = f"adapt {trial.label}"
+            training = train(model, sets, trial.lora.training, views=trial.data.views, seed=trial.seed, device=trial.device, title=title)
+
+    with clock.part("save"):
+        facts = model_facts(model, trial, backbone_sha256=backbone_sha256, parameters=parameters, trained=training is not None)
+
+    # III-E and IV: accuracy, then latency, memory and kernels of the very same model.
+    ready = partial(prepare, model, trial.execution)
+    with clock.part("evaluate"), matmul_mode(trial.plan):
+        evaluation, predictions = evaluate(ready, dataset, trial, dtype=dtype, reference_logits=reference_logits)
+    measurement = None
+    with clock.part("measure"), matmul_mode(trial.plan):
+        if trial.measurement is not None:
+            measurement = measure(
+                ready,
+                trial.measurement,
+                dataset.eval_views["test"],
+                trial.data.views,
+                attention=trial.attention,
+                device=trial.device,
+                dtype=dtype,
+            )
+
+    record = Record(
+        trial_id=trial.trial_id,
+        status="success",
+        reason=None,
+        trial=trial,
+        provenance=provenance(command_line()),
+        model=facts,
+        training=training,
+        evaluation=evaluation,
+        measurement=measurement,
+        durations_s=clock.seconds,
+    )
+    write_record(record, out, predictions)
+    return record
+
+
+def record_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
+    """As `run_trial`, but whatever goes wrong becomes a record: skipped, oom or failed, with one line that says why.
+
+    Raises:
+        DataError: the record itself could not be written.
+        KeyboardInterrupt: passed on; nothing is written.
+    """
+    try:
+        return run_trial(trial, workspace, out)
+    except Exception as error:  # noqa: BLE001  (the point of this function: every failure becomes a record)
+        return record_failure(error, trial, out)
+
+
+def record_failure(error: Exception, trial: Trial, out: Path) -> Record:
+    """Write the record of a trial that raised, and log the traceback of what the user cannot act on.
+
+    Raises:
+        DataError: the record could not be written.
+    """
+    status, reason = outcome(error)
+    if status == "skipped":
+        log.info("%s: skipped (%s)", trial.label, reason)
+    else:
+        log.error("%s: %s (%s)", trial.label, status, reason, exc_info=error)
+    record = Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=provenance(command_line()))
+    write_record(record, out)
+    return record
+
+
+def outcome(error: Exception) -> tuple[Status, str]:
+    """The status that an exception gives a trial, and the reason in one line."""
+    lines = str(error).strip().splitlines()
+    reason = lines[0][:300] if lines else type(error).__name__
+    if isinstance(error, Unavailable):
+        return "skipped", reason
+    if _is_out_of_memory(error):
+        return "oom", f"out of memory: {reason}"
+    named = reason if type(error).__module__.startswith("lowbit_vit") or not lines else f"{type(error).__name__}: {reason}"
+    return "failed", named
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's and CUDA's own classes, and the bare RuntimeError that PyTorch raises for host memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    signs = ("can't allocate memory", "not enough memory", "bad_alloc", "cannot allocate memory", "cuda out of memory")
+    return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in signs)
+
+
+# ------------------------------------------------------------------------------------- parts that `run_scan` uses as well
+
+
+@dataclass
+class Stopwatch:
+    """Wall seconds of each part of a trial."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the block; one name used twice adds up."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 4)
+
+
+def check_available(trial: Trial) -> None:
+    """Refuse, before anything is loaded, what this machine cannot run.
+
+    Raises:
+        Unavailable: the reason.
+    """
+    reason = why_unavailable(device=trial.device, attention=trial.attention, execution=trial.execution, plan=trial.plan)
+    if reason is not None:
+        raise Unavailable(reason)
+    arch = architecture(trial.backbone.architecture, trial.data.views.image_size)
+    require(trial.attention, device=torch.device(trial.device), dtype=compute_dtype(trial.plan), head_width=arch.head_width)
+
+
+def load_data(trial: Trial, workspace: Workspace) -> Dataset:
+    """The profile's prepared data.
+
+    Raises:
+        DataError: it is missing, damaged, or of another source or other views than the trial's.
+    """
+    dataset = load_dataset(workspace.data, trial.data.views)
+    if dataset.name != trial.data.source:
+        raise DataError(f"{workspace.data}: holds {dataset.name}, the trial wants {trial.data.source}; run lowbit-vit data {trial.profile}")
+    return dataset
+
+
+def load_backbone(trial: Trial, workspace: Workspace, dataset: Dataset) -> tuple[VisionTransformer, str]:
+    """The fp32 model that the trial quantizes, on its device, and the sha256 of its file: `ptq` starts from the adapted one.
+
+    Raises:
+        DataError: the file is missing or damaged, or was made for other data or another architecture.
+    """
+    path = workspace.adapted(trial.seed) if trial.adaptation == "ptq" else workspace.backbone
+    if not path.is_file():
+        raise DataError(f"{path}: no such weights; run lowbit-vit backbone {trial.profile}")
+    state, card = load_state(path)
+    if card.get("content_sha256") != dataset.content_sha256:
+        raise DataError(f"{path}: was made with other images than {workspace.data} holds; run lowbit-vit backbone {trial.profile}")
+    seed_everything(trial.seed)
+    arch = architecture(trial.backbone.architecture, trial.data.views.image_size)
+    model = VisionTransformer(arch, num_classes=dataset.num_classes, attention=trial.attention, qkv=trial.qkv)
+    restore(model, state, source=str(path))
+    return model.to(trial.device).eval(), str(card["sha256"])
+
+
+def high_precision_logits(trial: Trial, workspace: Workspace, dataset: Dataset) -> Logits:
+    """Test logits of the same weights, kernel and compute dtype with nothing quantized: what KL is measured from."""
+    model, _ = load_backbone(trial, workspace, dataset)
+    apply_plan(model, Plan(compute_dtype=trial.plan.compute_dtype))
+    return predict(
+        partial(prepare, model.eval(), "eager"),
+        dataset.eval_views["test"],
+        trial.data.views,
+        batch_size=trial.evaluation.batch_size,
+        device=trial.device,
+        dtype=compute_dtype(trial.plan),
+        title="evaluate high precision",
+    )
+
+
+def model_facts(model: VisionTransformer, trial: Trial, *, backbone_sha256: str, parameters: int, trained: bool) -> ModelFacts:
+    """Count layers and bytes on the model itself, and bytes on disk by saving it."""
+    with tempfile.TemporaryDirectory(prefix="lowbit-vit-") as folder:
+        path = Path(folder) / "model.safetensors"
+        file_bytes = save_model(model, trial.plan, path, {"trial_id": trial.trial_id, "backbone_sha256": backbone_sha256})
+    return ModelFacts(
+        backbone_sha256=backbone_sha256,
+        parameters=parameters,
+        trainable_parameters=sum(parameter.numel() for parameter in trainable_parameters(model).values()) if trained else 0,
+        layers=audit(model),
+        weight_bytes=weight_bytes(model),
+        file_bytes=file_bytes,
+    )
+
+
+def command_line() -> str:
+    """The command of this process, as one may type it again."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["lowbit-vit" if program == "__main__.py" else program, *sys.argv[1:]])
