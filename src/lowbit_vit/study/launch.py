@@ -1,0 +1,279 @@
+"""Run one trial, or one scan of many accuracy-only cells, in a fresh process: JSON in, JSON out.
+
+Whatever happens to that process, every trial ends as a record: the one that the process wrote, or one that says how it died.
+The process works in a scratch folder beside the records; what it finishes is moved into place atomically, so that a record
+is there whole or not at all. It watches its stdin, a pipe that we hold: when we die, it dies.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from lowbit_vit.errors import DataError
+from lowbit_vit.schema.config import Limits, Trial
+from lowbit_vit.schema.record import Record, Status, read_record, write_record
+from lowbit_vit.schema.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "lowbit_vit")
+# Set for the processes that we start: a trial started by hand must not stop at the end of its stdin.
+LIFELINE = "LOWBIT_VIT_LIFELINE"
+# Seconds between two looks at the process. A look costs some 50 us, so a timing trial does not feel it.
+_PERIOD = 0.1
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How a process ended: what to say of a trial that it left without a record."""
+
+    status: Literal["failed", "oom", "timeout"]
+    reason: str
+    by_itself: bool = False
+
+
+def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Sequence[str] = COMMAND) -> Record:
+    """Run one trial in a fresh process with the whole of `trial.limits`, and put its record among the study's.
+
+    Args:
+        trial: any trial.
+        workspace: where it runs and where its record goes.
+        threads: CPU threads of the process (OMP_NUM_THREADS).
+        command: what to start; `trial FILE --out FOLDER --root FOLDER` is added.
+
+    Returns:
+        The record, whatever its status. A process that died leaves `failed`, one that outlived `limits.seconds` `timeout`,
+        one whose own memory (resident without file pages, looked at every 0.1 s) passed `limits.memory_gib` `oom`.
+
+    Raises:
+        DataError: the record cannot be written.
+    """
+    records, ending = _run_process("trial", [trial], workspace, threads=threads, command=command)
+    return records[0] if records else _conclude(trial, ending, workspace)
+
+
+def launch_scan(trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Sequence[str] = COMMAND) -> list[Record]:
+    """Run accuracy-only trials one after another in one warm process; the limits are those of each trial.
+
+    If the process dies, the trial that it was at is to blame and the rest goes on in a new process. If it gives up by itself
+    before its first record (no backbone, no data), the same would happen to all, and all get that reason.
+
+    Args:
+        trials: of one profile and backbone, in the order in which they are run.
+        workspace: as in `launch`.
+        threads: as in `launch`.
+        command: as in `launch`, with `scan`.
+
+    Returns:
+        One record a trial.
+
+    Raises:
+        DataError: a record cannot be written.
+    """
+    waiting, records = list(trials), list[Record]()
+    while waiting:
+        finished, ending = _run_process("scan", waiting, workspace, threads=threads, command=command)
+        done = {record.trial_id for record in finished}
+        waiting = [trial for trial in waiting if trial.trial_id not in done]
+        blamed = len(waiting) if ending.by_itself and not finished else 1
+        records += finished
+        records += [_conclude(trial, ending, workspace) for trial in waiting[:blamed]]
+        waiting = waiting[blamed:]
+    return records
+
+
+def stop_with_parent() -> None:
+    """In a process that `launch` started: watch stdin and kill our own process group when its other end is closed.
+
+    Does nothing in a process that somebody started by hand. A read in a thread needs no polling and works on every POSIX;
+    PR_SET_PDEATHSIG would be Linux only, and fires when the *thread* that started us ends.
+    """
+    if os.environ.pop(LIFELINE, None) is None:
+        return
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        # launch made us the leader of a group of our own, so this reaches our children and nobody else.
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="lifeline").start()
+
+
+def log_file(workspace: Workspace, trials: Sequence[Trial], verb: str) -> Path:
+    """Where the output of the process goes: `reports/<profile>/logs/<trial_id>.log`, or `scan-<first trial_id>.log`."""
+    name = trials[0].trial_id if verb == "trial" else f"scan-{trials[0].trial_id}"
+    return workspace.reports / "logs" / f"{name}.log"
+
+
+# ---------------------------------------------------------------------------------------------------------- the process
+
+
+def _run_process(
+    verb: Literal["trial", "scan"], trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Sequence[str]
+) -> tuple[list[Record], _Ending]:
+    """Start the process, see it to its end, and return what it finished, in order of finishing."""
+    scratch_root = scratch_folder(workspace)
+    scratch_root.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=scratch_root))
+    out = scratch / "out"
+    out.mkdir()
+    request = scratch / "request.json"
+    documents = [trial.model_dump_json() for trial in trials]
+    request.write_text(documents[0] if verb == "trial" else f"[{','.join(documents)}]")
+    output = log_file(workspace, trials, verb)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with output.open("ab") as stream:
+            start = stream.tell()
+            process = subprocess.Popen(
+                [*command, verb, str(request), "--out", str(out), "--root", str(workspace.root)],
+                cwd=workspace.root,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads), "COLUMNS": "200", LIFELINE: "stdin"},
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+            try:
+                records, ending = _watch(process, trials, out, workspace, limits=trials[0].limits)
+            finally:
+                _kill_group(process)
+        if ending is None:
+            ending = _ending(process.returncode, output, start)
+        return records, ending
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def scratch_folder(workspace: Workspace) -> Path:
+    """Beside the records, for a rename must not cross file systems; not among them, for the folder is an output of DVC."""
+    return workspace.reports / ".scratch"
+
+
+def _watch(
+    process: subprocess.Popen[bytes], trials: Sequence[Trial], out: Path, workspace: Workspace, *, limits: Limits
+) -> tuple[list[Record], _Ending | None]:
+    """Move records into place as they appear, until the process ends or breaks a limit (then the ending says which)."""
+    wanted = {trial.trial_id: trial for trial in trials}
+    records: list[Record] = []
+    started = time.monotonic()
+    while True:
+        exited = process.poll() is not None
+        fresh = _collect(out, wanted, workspace)
+        records += fresh
+        if exited:
+            return records, None
+        if fresh:
+            started = time.monotonic()
+        if time.monotonic() - started > limits.seconds:
+            return records, _Ending("timeout", f"still running after limits.seconds = {limits.seconds:g} s; stopped")
+        used = _own_memory_gib(process.pid)
+        if used > limits.memory_gib:
+            return records, _Ending(
+                "oom", f"the process held {used:.2f} GiB of host memory, more than limits.memory_gib = {limits.memory_gib:g}; stopped"
+            )
+        time.sleep(_PERIOD)
+
+
+def _own_memory_gib(pid: int) -> float:
+    """Resident memory of the process without pages of files: a memory-mapped data set costs nothing that can run out."""
+    try:
+        usage = psutil.Process(pid).memory_info()
+    except psutil.Error:  # it has just ended
+        return 0.0
+    return float(usage.rss - getattr(usage, "shared", 0)) / 2**30
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Leave nothing of the process behind, whatever it started and however we got here."""
+    with suppress(ProcessLookupError, PermissionError):  # the usual case: the group is empty
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _ending(code: int, output: Path, start: int) -> _Ending:
+    """Say how a process that ended without our doing left its missing trials."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = "; kill -9, or the kernel was out of memory" if -code == signal.SIGKILL else ""
+        return _Ending("failed", f"killed by signal {-code} ({name}{hint})")
+    return _Ending("failed", f"exit code {code} without a record: {_last_line(output, start)}", by_itself=True)
+
+
+def _last_line(output: Path, start: int) -> str:
+    with output.open("rb") as stream:
+        stream.seek(start)
+        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
+    spoken = [line for line in lines if line]
+    return spoken[-1][:300] if spoken else f"it said nothing; see {output.name}"
+
+
+# ---------------------------------------------------------------------------------------------------------- the records
+
+
+def _collect(out: Path, wanted: dict[str, Trial], workspace: Workspace) -> list[Record]:
+    """Move the finished records of the scratch folder into the study's; a record appears there by a rename, so it is whole."""
+    records = []
+    for path in sorted(out.glob("[!.]*.json"), key=lambda file: file.stat().st_mtime_ns):
+        trial = wanted.get(path.stem)
+        if trial is None:
+            raise DataError(f"{path.name}: a record of a trial that was not asked for")
+        record = read_record(path)
+        records.append(_settle(record, workspace, predictions=path.with_suffix(".npz")))
+        path.unlink()
+    return records
+
+
+def _conclude(trial: Trial, ending: _Ending, workspace: Workspace) -> Record:
+    """Write the record of a trial whose process could not."""
+    return write_without_result(trial, workspace, status=ending.status, reason=ending.reason)
+
+
+def write_without_result(trial: Trial, workspace: Workspace, *, status: Status, reason: str) -> Record:
+    """Write a record that holds nothing but its status and the reason, in place of what was there.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    record = Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=None)
+    return _settle(record, workspace, predictions=None)
+
+
+def _settle(record: Record, workspace: Workspace, *, predictions: Path | None) -> Record:
+    """Put a record in its place: predictions first, so that a JSON that says success always has them."""
+    folder = workspace.records(record.trial.study)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = folder / f"{record.trial_id}.npz"
+    record = record.model_copy(update={"attempts": _attempts(folder / f"{record.trial_id}.json")})
+    if record.status == "success" and predictions is not None and predictions.exists():
+        predictions.replace(arrays)
+        write_record(record, folder)
+    else:
+        write_record(record, folder)
+        arrays.unlink(missing_ok=True)
+    return record
+
+
+def _attempts(path: Path) -> int:
+    """How often this trial has now been tried without success in between."""
+    try:
+        before = read_record(path)
+    except DataError:  # none, or not readable: it is replaced
+        return 1
+    return 1 if before.status in ("success", "skipped") else before.attempts + 1

@@ -1,0 +1,90 @@
+"""A trial process that does what its label says: a real process of the real interface, without a model.
+
+Usage: obedient_child.py trial|scan FILE --out FOLDER --root FOLDER
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lowbit_vit.schema.config import Trial, load_trial, load_trials
+from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256, write_record
+from lowbit_vit.study.launch import stop_with_parent
+
+
+def main() -> None:
+    verb, file, _, out, _, root = sys.argv[1:]
+    stop_with_parent()
+    trials = [load_trial(Path(file))] if verb == "trial" else load_trials(Path(file))
+    for trial in trials:
+        obey(trial, Path(out), Path(root))
+
+
+def obey(trial: Trial, out: Path, root: Path) -> None:
+    word, _, seconds = trial.label.partition(" ")
+    if word == "sleep":
+        (root / f"asleep-{os.getpid()}").touch()
+        time.sleep(float(seconds))
+    elif word == "raise":
+        raise RuntimeError("the matter")
+    elif word == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif word == "allocate":
+        held = [bytearray(os.urandom(1 << 20) * 32) for _ in range(32)]
+        time.sleep(60)
+        held.clear()
+    elif word == "fill":
+        fill(trial, out, root)
+    elif word == "fail":
+        write_record(Record(trial_id=trial.trial_id, status="failed", reason="said so", trial=trial, provenance=None), out)
+        return
+    elif word == "flaky" and not (root / "repaired").exists():
+        raise RuntimeError("not repaired yet")
+    elif word == "occupy":
+        started = time.time()
+        time.sleep(float(seconds))
+        with (root / "times.txt").open("a") as file:
+            file.write(f"{started} {time.time()} {os.environ['OMP_NUM_THREADS']}\n")
+    succeed(trial, out, root)
+
+
+def fill(trial: Trial, out: Path, root: Path) -> None:
+    """Run out of space at byte 100 of a file; lifted before the traceback goes to the log."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        succeed(trial, out, root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def succeed(trial: Trial, out: Path, root: Path) -> None:
+    weights = (
+        root
+        / "checkpoints"
+        / trial.profile
+        / ("backbone.safetensors" if trial.adaptation != "ptq" else f"adapted-seed{trial.seed}.safetensors")
+    )
+    facts = ModelFacts(
+        backbone_sha256=sha256(weights.read_bytes()),
+        parameters=1,
+        trainable_parameters=0,
+        layers=LayerAudit(linears=1, by_format={"high": 1}),
+        weight_bytes=4,
+        file_bytes=4,
+    )
+    zeros = np.zeros(3, np.float32)
+    predictions = Predictions(
+        label=np.zeros(3, np.uint16), top5=np.zeros((3, 5), np.uint16), loss=zeros, margin=zeros, selection=np.zeros(3, np.bool_), kl=None
+    )
+    record = Record(trial_id=trial.trial_id, status="success", reason=None, trial=trial, provenance=None, model=facts)
+    write_record(record, out, predictions.to_bytes())
+
+
+if __name__ == "__main__":
+    main()

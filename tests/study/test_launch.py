@@ -1,0 +1,150 @@
+"""Whatever happens to a trial's process, the trial ends as a record that says so, and nothing is left running."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lowbit_vit.schema.config import Profile, Trial
+from lowbit_vit.schema.record import load_predictions, read_record, read_records
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.grid import cells
+from lowbit_vit.study.launch import launch, launch_scan, scratch_folder
+
+ProfileOf = Callable[..., Profile]
+Command = tuple[str, ...]
+
+
+def trials_of(profile: Profile) -> list[Trial]:
+    return [trial.model_copy(update={"measurement": None}) for trial in cells(profile, "variants")]
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(workspace: Workspace) -> Iterator[None]:
+    yield
+    assert children() == []
+    assert list(scratch_folder(workspace).glob("*")) == []
+    assert list(workspace.reports.rglob("*.json.*")) == []
+
+
+def test_a_trial_that_finishes_has_its_record_and_predictions_in_place(
+    workspace: Workspace, profile_of: ProfileOf, obedient: Command
+) -> None:
+    (trial,) = trials_of(profile_of("finish"))
+    record = launch(trial, workspace, threads=1, command=obedient)
+    folder = workspace.records("variants")
+    assert record.status == "success"
+    assert read_record(folder / f"{trial.trial_id}.json") == record
+    assert len(load_predictions(folder / f"{trial.trial_id}.npz").label) == 3
+    assert len(list(folder.iterdir())) == 2
+
+
+FAULTS = {
+    "raise": ("failed", "exit code 1 without a record: RuntimeError: the matter"),
+    "die": ("failed", "killed by signal 9 (SIGKILL; kill -9, or the kernel was out of memory)"),
+    "fail": ("failed", "said so"),
+    "sleep 60": ("timeout", "still running after limits.seconds = 4 s; stopped"),
+    "allocate": ("oom", "more than limits.memory_gib = 0.5; stopped"),
+    "fill": ("failed", "could not be written (File too large); the old file is intact"),
+}
+
+
+@pytest.mark.parametrize("label", FAULTS)
+def test_a_trial_that_does_not_finish_has_a_record_that_says_why(
+    label: str, workspace: Workspace, profile_of: ProfileOf, obedient: Command
+) -> None:
+    (trial,) = trials_of(profile_of(label, seconds=4, memory_gib=0.5))
+    record = launch(trial, workspace, threads=1, command=obedient)
+    status, reason = FAULTS[label]
+    assert record.status == status
+    assert record.reason is not None
+    assert reason in record.reason
+    assert read_records(workspace.records("variants")) == [record]
+
+
+def test_attempts_are_counted_until_success(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
+    (trial,) = trials_of(profile_of("flaky"))
+    assert [launch(trial, workspace, threads=1, command=obedient).attempts for _ in range(2)] == [1, 2]
+    (workspace.root / "repaired").touch()
+    record = launch(trial, workspace, threads=1, command=obedient)
+    assert (record.status, record.attempts) == ("success", 3)
+
+
+def test_a_failed_trial_leaves_no_predictions_of_an_older_run(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
+    (trial,) = trials_of(profile_of("die"))
+    arrays = workspace.records("variants") / f"{trial.trial_id}.npz"
+    arrays.parent.mkdir(parents=True)
+    arrays.write_bytes(b"old")
+    launch(trial, workspace, threads=1, command=obedient)
+    assert not arrays.exists()
+
+
+def test_a_missing_program_is_an_error_not_a_record(workspace: Workspace, profile_of: ProfileOf) -> None:
+    (trial,) = trials_of(profile_of("finish"))
+    with pytest.raises(FileNotFoundError):
+        launch(trial, workspace, threads=1, command=("/no/such/program",))
+
+
+def test_a_scan_gives_a_record_for_every_cell(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
+    trials = trials_of(profile_of("finish", "finish", "finish"))
+    records = launch_scan(trials, workspace, threads=1, command=obedient)
+    assert [(record.trial_id, record.status) for record in records] == [(trial.trial_id, "success") for trial in trials]
+
+
+def test_a_cell_that_kills_its_scan_is_blamed_and_the_others_finish(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
+    trials = trials_of(profile_of("finish", "die", "finish", "sleep 60", "finish", seconds=4))
+    records = launch_scan(trials, workspace, threads=1, command=obedient)
+    assert [record.status for record in records] == ["success", "failed", "success", "timeout", "success"]
+    assert {record.trial_id for record in records} == {trial.trial_id for trial in trials}
+
+
+def test_a_scan_that_cannot_start_is_not_started_for_every_cell(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
+    trials = trials_of(profile_of("raise", "finish", "finish"))
+    records = launch_scan(trials, workspace, threads=1, command=obedient)
+    assert {record.reason for record in records} == {"exit code 1 without a record: RuntimeError: the matter"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_the_trial_dies_with_the_process_that_launched_it(
+    number: signal.Signals, workspace: Workspace, profile_of: ProfileOf, obedient: Command, tmp_path: Path
+) -> None:
+    (trial,) = trials_of(profile_of("sleep 60"))
+    (tmp_path / "trial.json").write_text(trial.model_dump_json())
+    program = (
+        "import sys; from pathlib import Path; from lowbit_vit.schema.config import load_trial;"
+        "from lowbit_vit.schema.workspace import Workspace; from lowbit_vit.study.launch import launch;"
+        "launch(load_trial(Path(sys.argv[1])), Workspace(root=Path(sys.argv[2]), profile='demo'), threads=1, command=sys.argv[3:])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "trial.json"), str(tmp_path), *obedient]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
+        sleeper = wait_for_sleeper(tmp_path)
+        os.kill(parent.pid, number)
+    wait_until(lambda: not psutil.pid_exists(sleeper))
+    assert read_records(workspace.records("variants")) == []
+    for leftover in scratch_folder(workspace).glob("*"):  # a killed launcher cannot clean up; the next study does
+        assert number in (signal.SIGKILL, signal.SIGTERM), leftover
+        (leftover / "request.json").unlink()
+        (leftover / "out").rmdir()
+        leftover.rmdir()
+
+
+def wait_for_sleeper(root: Path) -> int:
+    wait_until(lambda: any(root.glob("asleep-*")))
+    return int(next(root.glob("asleep-*")).name.removeprefix("asleep-"))
+
+
+def wait_until(true: Callable[[], bool], *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
