@@ -8,6 +8,7 @@ import hashlib
 import json
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
@@ -23,6 +24,19 @@ from lowbit_vit.model.vit import VisionTransformer, fuse_qkv
 from lowbit_vit.schema.record import sha256, write_atomic
 
 _SUFFIX = ".safetensors"
+
+# What torch's restricted unpickler raises on damaged bytes: seen by flipping bytes of small checkpoints.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    struct.error,
+    AssertionError,
+    AttributeError,
+    TypeError,
+)
 
 # torchvision's names -> ours. Released checkpoints say mlp.linear_1, a state dict of today's model says mlp.0.
 _TOP_NAMES = {
@@ -94,7 +108,7 @@ def load_torchvision(path: Path, sha256_prefix: str) -> dict[str, Tensor]:
         file.seek(0)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        except _UNREADABLE as error:
             raise DataError(f"{path}: not a file of plain tensors, refused ({_first_line(error)})") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise DataError(f"{path}: expected a dict of tensors, as torchvision's checkpoints are")
