@@ -75,7 +75,7 @@ def _imports_of_verb(verb: str) -> set[str]:
     top = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
     direct = _imported([*top, *(functions[name] for name in called)])
     reached = set().union(*map(_reached, direct))
-    if "lowbit_vit.study.launch" in reached:  # it runs `lowbit-vit trial` and `lowbit-vit scan`
+    if verb in STUDIES:  # study.launch runs `lowbit-vit trial` and `lowbit-vit scan`
         reached |= _imports_of_verb("trial") | _imports_of_verb("scan")
     return reached
 
