@@ -71,6 +71,10 @@ def attend(q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, kernel: AttentionName
     if kernel == "fa2":
         if _FA2_MISSING is not None:
             raise Unavailable(_fa2_reason())
+        if torch.is_autocast_enabled("cuda"):
+            # What autocast does by itself for PyTorch's kernels, but not for a package's.
+            dtype = torch.get_autocast_dtype("cuda")
+            q_BNHD, k_BNHD, v_BNHD = q_BNHD.to(dtype), k_BNHD.to(dtype), v_BNHD.to(dtype)
         out_BNHD: Tensor = flash_attn_func(q_BNHD, k_BNHD, v_BNHD)
         return out_BNHD
     with sdpa_kernel(_BACKENDS[kernel]):

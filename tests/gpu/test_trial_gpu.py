@@ -1,0 +1,99 @@
+"""Every arm of the paper profile runs on the card, with a small ViT on digits in place of ViT-L/16 on flowers.
+
+The trace inside each trial confirms the attention label; what may not be captured is skipped with its reason, never replaced.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from lowbit_vit.data.prepare import prepare_dataset
+from lowbit_vit.schema.config import Profile, SmallVit, Trial, load_profile
+from lowbit_vit.schema.record import Record, load_predictions
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.grid import cells
+from lowbit_vit.trial.backbone import make_backbone
+from lowbit_vit.trial.run import record_trial
+
+pytestmark = pytest.mark.gpu
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+
+
+def small_cuda_profile() -> Profile:
+    """The paper profile's arms and settings on the demo's data; heads of 64, as in ViT-L/16."""
+    paper, demo = load_profile(PROFILES / "paper.yaml"), load_profile(PROFILES / "demo.yaml")
+    small = SmallVit(patch_size=2, depth=4, heads=4, width=256, mlp_width=1024)
+    assert demo.backbone.training is not None
+    assert paper.lora is not None
+    short = demo.backbone.training.model_copy(update={"epochs": 30, "warmup_epochs": 2.0, "autocast": "bf16"})
+    backbone = demo.backbone.model_copy(update={"architecture": small, "training": short})
+    lora = paper.lora.model_copy(update={"training": short.model_copy(update={"epochs": 2, "warmup_epochs": 0.5})})
+    measurement = paper.measurement.model_copy(update={"samples": 20, "seconds": 5.0})
+    arms = tuple(arm.model_copy(update={"samples": None, "seeds": (0,)}) for arm in paper.variants.arms)
+    return paper.model_copy(
+        update={
+            "data": demo.data,
+            "backbone": backbone,
+            "lora": lora,
+            "measurement": measurement,
+            "variants": paper.variants.model_copy(update={"arms": arms}),
+        }
+    )
+
+
+PROFILE = small_cuda_profile()
+TRIALS = cells(PROFILE, "variants")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    prepared = Workspace(root=tmp_path_factory.mktemp("gpu"), profile=PROFILE.name)
+    prepare_dataset(PROFILE.data, folder=prepared.data, root=prepared.root, workers=2)
+    make_backbone(PROFILE, prepared)
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def records() -> dict[str, Record]:
+    """Filled by the arms' tests, for the comparisons after them."""
+    return {}
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=[trial.label for trial in TRIALS])
+def test_every_arm_runs_as_labelled_or_says_why_not(trial: Trial, workspace: Workspace, records: dict[str, Record]) -> None:
+    record = record_trial(trial, workspace, workspace.records("variants"))
+    records[trial.label] = record
+    if trial.execution == "cuda_graph" and trial.plan.name == "int8-6/fp16":
+        assert record.status == "skipped"
+        assert record.reason is not None
+        assert "threshold" in record.reason
+        return
+    assert (record.status, record.reason) == ("success", None)
+    assert record.measurement is not None
+    assert [latency.batch_size for latency in record.measurement.latency] == list(PROFILE.measurement.batch_sizes)
+    for kernels in record.measurement.kernels:
+        assert kernels.device == "cuda"
+        assert kernels.attention_kernels
+        assert kernels.idle_us is not None
+        assert kernels.by_class_us["gemm"] > 0
+    assert record.evaluation is not None
+    assert record.evaluation.whole.top1 > 0.8  # chance is 0.1
+
+
+def test_int8_with_outliers_waits_for_the_host_in_every_linear_and_without_never(records: dict[str, Record]) -> None:
+    linears = 4 * 6
+    syncs = {}
+    for label in ("int8, threshold 6", "int8, threshold 0"):
+        measurement = records[label].measurement
+        assert measurement is not None
+        syncs[label] = measurement.kernels[0].host_syncs
+    assert syncs["int8, threshold 0"] == 0
+    assert (syncs["int8, threshold 6"] or 0) >= linears
+
+
+def test_a_trial_repeated_predicts_the_same_images_the_same_way(workspace: Workspace, tmp_path: Path) -> None:
+    trial = next(trial for trial in TRIALS if trial.label == "NF4")
+    first = workspace.records("variants") / f"{trial.trial_id}.npz"
+    record_trial(trial, workspace, tmp_path)
+    assert (load_predictions(first).top5 == load_predictions(tmp_path / first.name).top5).all()
