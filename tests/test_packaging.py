@@ -1,0 +1,80 @@
+"""What the sources import is declared where it is needed, and the tox environments really share one installation."""
+
+import ast
+import configparser
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "lowbit_vit"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Imported where they are installed, and said to be missing where they are not.
+OPTIONAL = {"schema/environment.py": {"pynvml"}, "model/attention.py": {"flash_attn"}}
+
+
+def _declared(extra: str | None) -> set[str]:
+    lines = PROJECT["dependencies"] + (PROJECT["optional-dependencies"][extra] if extra else [])
+    requirements = [Requirement(line) for line in lines]
+    names: set[str] = {canonicalize_name(requirement.name) for requirement in requirements}
+    own = canonicalize_name(PROJECT["name"])
+    for requirement in requirements:
+        if canonicalize_name(requirement.name) == own:
+            names |= set[str]().union(*map(_declared, requirement.extras))
+    return names - {own}
+
+
+def _external(package: str) -> set[tuple[str, str]]:
+    """(file, imported top-level name) of one package's imports from outside."""
+    files = sorted((SOURCE / package).rglob("*.py")) if package else sorted(SOURCE.glob("*.py"))
+    found = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            found |= {(file.relative_to(SOURCE).as_posix(), name.split(".")[0]) for name in names}
+    return {(file, name) for file, name in found if name not in sys.stdlib_module_names | {"lowbit_vit"}}
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [
+        ("", None),
+        ("schema", None),
+        ("analysis", "report"),
+        ("report", "report"),
+        ("data", "run"),
+        ("model", "run"),
+        ("trial", "run"),
+        ("study", "run"),
+    ],
+)
+def test_every_import_is_declared(package: str, extra: str | None) -> None:
+    declared, distributions = _declared(extra), packages_distributions()
+    missing = [
+        f"{file}: {name}"
+        for file, name in sorted(_external(package))
+        if name not in OPTIONAL.get(file, ()) and not declared & {canonicalize_name(known) for known in distributions.get(name, [name])}
+    ]
+    assert not missing, f"not in pyproject.toml's {extra or 'dependencies'}: {missing}"
+
+
+def test_report_needs_no_torch() -> None:
+    assert not _declared("report") & {"torch", "torchvision", "ray", "peft", "bitsandbytes", "dvc"}
+
+
+def test_environments_with_torch_are_one_installation() -> None:
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    sharing = {name for name in tox.sections() if tox[name].get("base") == "shared"}
+    assert sharing == {f"testenv:{name}" for name in ("types", "unit", "readme", "demo", "gpu")}
+    for name in sharing:
+        own = {"runner", "env_dir", "package", "extras", "dependency_groups", "deps", "base_python"} & set(tox[name])
+        assert not own, f"tox.ini [{name}] must take {own} from [shared], or tox installs torch again"
+    for name in set(tox.sections()) - sharing - {"shared"}:
+        assert "run" not in tox[name].get("extras", "")
