@@ -86,7 +86,7 @@ def provenance(command: str) -> Provenance:
         python=platform.python_version(),
         packages=_package_versions(),
         cpu=_cpu_name(),
-        cpu_cores=_cores(),
+        cpu_cores=cpu_cores(),
         threads=torch.get_num_threads() if torch is not None else None,
         memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 2),
         gpu=gpu.name if gpu else None,
@@ -123,7 +123,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def cpu_cores() -> int:
     """Cores that this process may use; a container or taskset may allow fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -203,6 +203,14 @@ def visible_gpu() -> Gpu | None:
     """The first GPU that CUDA would use in this process, or None without driver, NVML or a visible device."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     return None if chosen in ("", "-1") else _gpu(chosen)
+
+
+def gpu_count() -> int:
+    """GPUs that CUDA would use in this process."""
+    if visible_gpu() is None:
+        return 0
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return int(pynvml.nvmlDeviceGetCount()) if chosen is None else len(chosen.split(","))
 
 
 @functools.cache

@@ -1,0 +1,249 @@
+"""One study: every missing cell through Ray Tune, each cell's record in place at the end, or a clear word on what failed.
+
+What is finished stays untouched: a study that was interrupted goes on where it was, from the records alone, so Tune's own
+checkpoints are not used. A timing trial gets all CPUs, or a whole GPU, and the node's only `profile_slot`, so that nothing
+else of the study runs beside it; accuracy-only cells are scanned in chunks that share the machine.
+"""
+
+import fcntl
+import itertools
+import logging
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from lowbit_vit.errors import Busy, DataError, LowbitVitError, TrialsFailed
+from lowbit_vit.schema.config import Profile, Study, Trial
+from lowbit_vit.schema.environment import cpu_cores, gpu_count
+from lowbit_vit.schema.record import Record, read_record
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.finished import load_scores, prune, settle_without_running, starting_weights
+from lowbit_vit.study.grid import cells
+from lowbit_vit.study.launch import COMMAND, launch, launch_scan
+from lowbit_vit.study.progress import StudyProgress
+
+log = logging.getLogger(__name__)
+
+# A process that starts and loads torch costs as much as some ten small cells: smaller chunks gain nothing.
+_CELLS_PER_CHUNK = 8
+# Scans that share one GPU: while one prepares its next cell, the other computes.
+_SCANS_PER_GPU = 2
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one Tune trial runs: a timing trial, or a chunk of a scan."""
+
+    trials: tuple[Trial, ...]
+    timed: bool
+    threads: int
+    resources: dict[str, float]
+
+
+def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: Sequence[str] = COMMAND) -> list[Record]:
+    """Bring the study's records up to date: every cell of the grid has one, and no other is there.
+
+    Args:
+        profile: the profile.
+        study: which study.
+        workspace: its folders.
+        command: what starts a trial's process; see `launch`.
+
+    Returns:
+        The records in the order of the grid; each is success or skipped.
+
+    Raises:
+        TrialsFailed: some trials did not succeed; the message names them. The others are in place.
+        Busy: another run holds `reports/<profile>`.
+        DataError: weights or scores are missing, or a record cannot be written.
+        LowbitVitError: a trial's process could not be run at all.
+    """
+    with _only_run(workspace, study):
+        scores = load_scores(workspace) if study == "mixed" else ()
+        trials = cells(profile, study, scores=scores)
+        folder = workspace.records(study)
+        prune(workspace, study, keep={trial.trial_id for trial in trials})
+        missing = [trial for trial in trials if not settle_without_running(trial, workspace)]
+        log.info("%s: %d cells, %d to run", study, len(trials), len(missing))
+        if missing:
+            for path in {starting_weights(trial, workspace) for trial in missing}:
+                _require_weights(path, profile)
+            _run_units(_units(missing), f"{profile.name} {study}", workspace, folder, command)
+        records = [read_record(folder / f"{trial.trial_id}.json") for trial in trials]
+    failed = [record for record in records if record.status not in ("success", "skipped")]
+    if failed:
+        named = "; ".join(f"{record.trial.label!r} ({record.status}: {record.reason})" for record in failed)
+        raise TrialsFailed(
+            f"{study}: {len(failed)} of {len(records)} trials did not succeed: {named}; their output is in "
+            f"reports/{profile.name}/logs, the same command runs them again"
+        )
+    return records
+
+
+def _require_weights(path: Path, profile: Profile) -> None:
+    if not path.is_file():
+        from_root = Path(*path.parts[-3:])
+        raise DataError(f"{from_root}: no such weights; run lowbit-vit backbone {profile.name}")
+
+
+@contextmanager
+def _only_run(workspace: Workspace, study: Study) -> Iterator[None]:
+    """Hold the profile's reports folder; the lock is the kernel's, so it is gone with the process, however that ends."""
+    workspace.reports.mkdir(parents=True, exist_ok=True)
+    path = workspace.reports / ".lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise Busy(f"reports/{workspace.profile}: held by {holder}; wait for it or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} ({study})")
+        file.flush()
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------------ the units
+
+
+def _units(missing: Sequence[Trial]) -> list[Unit]:
+    """Timing trials one by one, in the grid's order; the other cells in contiguous chunks, which share converted blocks."""
+    units = [_timing_unit(trial) for trial in missing if trial.measurement is not None]
+    scanned = [trial for trial in missing if trial.measurement is None]
+    if not scanned:
+        return units
+    on_gpu = scanned[0].device == "cuda"
+    places = gpu_count() * _SCANS_PER_GPU if on_gpu else cpu_cores()
+    chunks = min(places, math.ceil(len(scanned) / _CELLS_PER_CHUNK))
+    bounds = [len(scanned) * index // chunks for index in range(chunks + 1)]
+    # One thread for each scan on the CPU, however many run: sums in another order would be other last bits.
+    threads = max(1, cpu_cores() // chunks) if on_gpu else 1
+    resources: dict[str, float] = {"CPU": 1, "GPU": 1 / _SCANS_PER_GPU} if on_gpu else {"CPU": 1}
+    units += [
+        Unit(trials=tuple(scanned[start:stop]), timed=False, threads=threads, resources=resources)
+        for start, stop in itertools.pairwise(bounds)
+    ]
+    return units
+
+
+def _timing_unit(trial: Trial) -> Unit:
+    on_gpu = trial.device == "cuda"
+    resources: dict[str, float] = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": cpu_cores()}
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cpu_cores())
+    return Unit(trials=(trial,), timed=True, threads=threads, resources={**resources, "profile_slot": 1})
+
+
+def _run_unit(config: dict[str, int], *, units: Sequence[Unit], workspace: Workspace, command: Sequence[str]) -> None:
+    """The trainable. Runs in a Ray worker, which only waits for the process that does the work."""
+    unit = units[config["unit"]]
+    if unit.timed:
+        records = [launch(unit.trials[0], workspace, threads=unit.threads, command=command)]
+    else:
+        records = launch_scan(unit.trials, workspace, threads=unit.threads, command=command)
+    tune.report({"records": len(records)})
+
+
+# ------------------------------------------------------------------------------------------------------------------ Ray
+
+
+def _run_units(units: list[Unit], title: str, workspace: Workspace, folder: Path, command: Sequence[str]) -> None:
+    """Run every unit through Tune and make sure that every one came back."""
+    progress = StudyProgress(title, [trial for unit in units for trial in unit.trials], folder)
+    with progress, _ray(on_gpu=any("GPU" in unit.resources for unit in units)) as storage:
+        trainable = tune.with_resources(
+            tune.with_parameters(_run_unit, units=units, workspace=workspace, command=tuple(command)),
+            lambda config: tune.PlacementGroupFactory([units[config["unit"]].resources]),
+        )
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"unit": tune.grid_search(list(range(len(units))))},
+            # An actor only waits, so it may wait for the next trial too: a new one costs 2 s.
+            tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+            run_config=tune.RunConfig(storage_path=str(storage), verbose=0, callbacks=[_Follow(progress, units)]),
+        )
+        grid = tuner.fit()
+        results = [grid[index] for index in range(len(grid))]
+    # fit() does not raise when trials fail.
+    errors = [_last_line(result.error) for result in results if result.error is not None]
+    reported = sum(bool(result.metrics and result.metrics.get("records")) for result in results)
+    if errors or grid.num_errors or reported != len(units):
+        why = "; ".join(dict.fromkeys(errors)) or "Ray lost them"
+        raise LowbitVitError(f"{title}: {len(units) - reported} of {len(units)} processes could not be run: {why}")
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+class _Follow(tune.Callback):
+    """Tells the progress what Tune starts and ends."""
+
+    def __init__(self, progress: StudyProgress, units: Sequence[Unit]) -> None:
+        self._progress = progress
+        self._units = units
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks for a restore that we never do; a terminal cannot be pickled."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Ten times a second; the progress looks once a second."""
+        self._progress.look()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A unit was given to a worker."""
+        self._progress.start(trial.trial_id, self._units[trial.config["unit"]].trials)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A unit came back."""
+        self._progress.end(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A unit raised."""
+        self._progress.end(trial.trial_id)
+
+
+@contextmanager
+def _ray(*, on_gpu: bool) -> Iterator[Path]:
+    """Ray on this machine alone, without a network, its files in a folder of /tmp that is gone afterwards."""
+    os.environ.update(
+        RAY_USAGE_STATS_ENABLED="0",  # no telemetry
+        RAY_AIR_NEW_OUTPUT="0",  # else Tune prints tables whatever its verbosity is
+        RAY_memory_monitor_refresh_ms="0",  # launch watches memory, by the limits of the profile
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # no result files: our records are the results
+        TUNE_DISABLE_SIGINT_HANDLER="1",  # Ctrl-C must raise here, where everything is ended
+        TUNE_WARN_THRESHOLD_S="60",
+    )
+    # Ray lets in only who knows its token, and would keep one in the home folder: ours is new for each run of the program.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # Not TMPDIR: Ray's socket names must stay below 108 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="lowbit-", dir="/tmp"))
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpu_cores(),
+            num_gpus=None if on_gpu else 0,
+            resources={"profile_slot": 1},
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+        )
+        yield folder
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
