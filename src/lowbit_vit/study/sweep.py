@@ -29,7 +29,7 @@ from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.finished import load_scores, prune, settle_without_running, starting_weights
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import COMMAND, launch, launch_scan
+from lowbit_vit.study.launch import COMMAND, launch, launch_scan, scratch_folder
 from lowbit_vit.study.progress import StudyProgress
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,11 @@ def _only_run(workspace: Workspace, study: Study) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} ({study})")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            # Nobody else works in this folder; an interrupted process had no time to clear its scratch.
+            shutil.rmtree(scratch_folder(workspace), ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ the units

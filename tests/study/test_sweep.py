@@ -1,0 +1,239 @@
+"""A study ends with a record for every cell and says what failed; going on runs only what is missing; nothing is left behind.
+
+One Ray start costs several seconds, so each test that needs one claims several things about it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lowbit_vit.errors import Busy, DataError, TrialsFailed
+from lowbit_vit.schema.config import Arm, Profile
+from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
+from lowbit_vit.schema.record import read_record, read_records, sha256
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.finished import load_scores, prune, settle_without_running
+from lowbit_vit.study.grid import cells
+from lowbit_vit.study.launch import launch, scratch_folder
+from lowbit_vit.study.sweep import run_study
+
+ProfileOf = Callable[..., Profile]
+Command = tuple[str, ...]
+NEVER = ("/no/such/program",)  # a study that needs no process must not start one
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path.read_bytes()) for path in sorted(folder.glob("*.*"))}
+
+
+def ray_folders() -> set[Path]:
+    return set(Path("/tmp").glob("lowbit-*"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(workspace: Workspace) -> Iterator[None]:
+    before = ray_folders()
+    yield
+    wait_until(lambda: all(child.status() == psutil.STATUS_ZOMBIE for child in psutil.Process().children(recursive=True)))
+    assert ray_folders() <= before
+    assert not any(scratch_folder(workspace).glob("*"))
+    assert not any(workspace.reports.rglob("*.json.*"))
+
+
+def test_failures_are_named_the_rest_finishes_and_going_on_runs_only_what_is_missing(
+    workspace: Workspace, profile_of: ProfileOf, obedient: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    profile = profile_of("occupy 1", "die", "allocate", "flaky", "sleep 60", "occupy 1", seconds=6, memory_gib=0.5)
+    folder = workspace.records("variants")
+
+    with pytest.raises(TrialsFailed) as caught:
+        run_study(profile, "variants", workspace, command=obedient)
+    message = str(caught.value)
+    assert message.startswith("variants: 4 of 6 trials did not succeed: ")
+    for named in ("'die' (failed: killed by signal 9", "'allocate' (oom: ", "'flaky' (failed: ", "'sleep 60' (timeout: "):
+        assert named in message
+    assert "\n" not in message
+    statuses = {record.trial.label: record.status for record in read_records(folder)}
+    assert statuses == {"occupy 1": "success", "die": "failed", "allocate": "oom", "flaky": "failed", "sleep 60": "timeout"}
+    assert len(read_records(folder)) == 6
+
+    # Timing trials had the machine to themselves.
+    first, second = sorted([float(word) for word in line.split()[:2]] for line in (workspace.root / "times.txt").read_text().splitlines())
+    assert first[1] <= second[0]
+
+    # Progress said what ran and how it ended; Ray said nothing.
+    shown = capfd.readouterr()
+    for line in ("running   die", "finished  occupy 1", "oom       allocate", "timeout   sleep 60"):
+        assert line in shown.err
+    assert "ray" not in (shown.out + shown.err).lower()
+
+    # What succeeded is not run again, and not a byte of it changes.
+    done = {path: sha256(path.read_bytes()) for path in folder.glob("*.*") if read_record(path.with_suffix(".json")).status == "success"}
+    assert len(done) == 4
+    (workspace.root / "repaired").touch()
+    profile = profile_of("occupy 1", "finish", "finish", "flaky", "finish", "occupy 1", seconds=6)
+    records = run_study(profile, "variants", workspace, command=obedient)
+    assert [record.status for record in records] == ["success"] * 6
+    assert [record.attempts for record in records] == [1, 2, 2, 2, 2, 1]
+    assert {path: sha256(path.read_bytes()) for path in done} == done
+    assert len((workspace.root / "times.txt").read_text().splitlines()) == 2
+
+
+def test_a_scan_study_has_a_record_for_every_cell_and_going_on_starts_nothing(
+    workspace: Workspace, profile_of: ProfileOf, obedient: Command
+) -> None:
+    profile = profile_of("finish")
+    records = run_study(profile, "sensitivity", workspace, command=obedient)
+    assert [record.trial for record in records] == cells(profile, "sensitivity")
+    before = hashes(workspace.records("sensitivity"))
+    assert len(before) == 2 * len(records)
+    assert run_study(profile, "sensitivity", workspace, command=NEVER) == records
+    assert hashes(workspace.records("sensitivity")) == before
+
+
+@pytest.mark.parametrize("group", [True, False], ids=["process group", "process alone"])
+def test_an_interrupt_leaves_no_process_and_no_half_written_record(
+    group: bool, workspace: Workspace, profile_of: ProfileOf, obedient: Command
+) -> None:
+    profile = profile_of("finish", "sleep 60", "finish")
+    (workspace.root / "profiles").mkdir()
+    (workspace.root / "profiles" / "demo.json").write_text(profile.model_dump_json())
+    program = (
+        "import sys; from pathlib import Path; from lowbit_vit.schema.config import Profile;"
+        "from lowbit_vit.schema.workspace import Workspace; from lowbit_vit.study.sweep import run_study; root = Path(sys.argv[1]);"
+        "profile = Profile.model_validate_json((root / 'profiles' / 'demo.json').read_text());"
+        "run_study(profile, 'variants', Workspace(root=root, profile='demo'), command=sys.argv[2:])"
+    )
+    study = subprocess.Popen(
+        [sys.executable, "-c", program, str(workspace.root), *obedient], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: any(workspace.root.glob("asleep-*")), seconds=60)
+    everything = psutil.Process(study.pid).children(recursive=True)
+    if group:
+        os.killpg(study.pid, signal.SIGINT)
+    else:
+        os.kill(study.pid, signal.SIGINT)
+    _, errors = study.communicate(timeout=60)
+    assert errors.strip().endswith("KeyboardInterrupt")
+    wait_until(lambda: not any(process.is_running() for process in everything))
+    assert [record.status for record in read_records(workspace.records("variants"))] == ["success"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(
+    workspace: Workspace, profile_of: ProfileOf, obedient: Command
+) -> None:
+    holder = "import fcntl, os, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); f.truncate(0);" + (
+        "f.write(f'process {os.getpid()} (mixed)'); f.flush(); print(flush=True); time.sleep(60)"
+    )
+    workspace.reports.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", holder, str(workspace.reports / ".lock")], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(Busy, match=rf"^reports/demo: held by process {process.pid} \(mixed\); wait for it or stop it$"):
+            run_study(profile_of("finish"), "variants", workspace, command=obedient)
+        process.kill()
+    assert read_records(workspace.records("variants")) == []
+
+
+def test_missing_weights_are_an_error_before_anything_starts(workspace: Workspace, profile_of: ProfileOf) -> None:
+    workspace.backbone.unlink()
+    with pytest.raises(DataError, match=r"^checkpoints/demo/backbone\.safetensors: no such weights; run lowbit-vit backbone demo$"):
+        run_study(profile_of("finish"), "variants", workspace, command=NEVER)
+
+
+# ------------------------------------------------------------------------------------------------- what need not be run
+
+
+def test_an_arm_that_cannot_run_here_is_skipped_with_its_reason_and_starts_nothing(workspace: Workspace, profile_of: ProfileOf) -> None:
+    arm = Arm(label="on a card", weights=HighPrecision(), compute_dtype="fp16", attention="efficient", adaptation="none", device="cpu")
+    profile = profile_of("finish")
+    profile = profile.model_copy(update={"variants": profile.variants.model_copy(update={"arms": (arm,)})})
+    (record,) = run_study(profile, "variants", workspace, command=NEVER)
+    assert (record.status, record.reason) == ("skipped", "needs CUDA (attention efficient)")
+    before = hashes(workspace.records("variants"))
+    run_study(profile, "variants", workspace, command=NEVER)
+    assert hashes(workspace.records("variants")) == before
+
+
+@pytest.fixture
+def finished(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> tuple[Profile, Path]:
+    """A profile of one arm whose record is there."""
+    profile = profile_of("finish")
+    (trial,) = cells(profile, "variants")
+    launch(trial, workspace, threads=1, command=obedient)
+    return profile, workspace.records("variants") / f"{trial.trial_id}.json"
+
+
+def test_a_finished_trial_is_not_run_again(finished: tuple[Profile, Path], workspace: Workspace) -> None:
+    assert run_study(finished[0], "variants", workspace, command=NEVER) == [read_record(finished[1])]
+
+
+@pytest.mark.parametrize("damage", ["weights", "predictions", "record"])
+def test_a_finished_trial_counts_only_if_it_is_whole_and_of_these_weights(
+    damage: str, finished: tuple[Profile, Path], workspace: Workspace
+) -> None:
+    (trial,) = cells(finished[0], "variants")
+    assert settle_without_running(trial, workspace)
+    if damage == "weights":
+        workspace.backbone.with_suffix(".json").write_text(json.dumps({"sha256": "f" * 64}))
+    elif damage == "predictions":
+        finished[1].with_suffix(".npz").unlink()
+    else:
+        finished[1].write_text("{")
+    assert not settle_without_running(trial, workspace)
+
+
+def test_a_new_label_reaches_the_finished_record(finished: tuple[Profile, Path], workspace: Workspace) -> None:
+    profile, path = finished
+    arm = profile.variants.arms[0].model_copy(update={"label": "a better name"})
+    profile = profile.model_copy(update={"variants": profile.variants.model_copy(update={"arms": (arm,)})})
+    (record,) = run_study(profile, "variants", workspace, command=NEVER)
+    assert record.trial.label == "a better name"
+    assert read_record(path) == record
+
+
+def test_cells_that_left_the_grid_and_half_written_files_are_deleted(finished: tuple[Profile, Path], workspace: Workspace) -> None:
+    folder = workspace.records("variants")
+    (folder / ".old.json.abc").write_text("{")
+    scratch_folder(workspace).mkdir(exist_ok=True)
+    (scratch_folder(workspace) / "left").touch()
+    prune(workspace, "variants", keep={finished[1].stem})
+    assert sorted(path.name for path in folder.iterdir()) == [finished[1].name, finished[1].with_suffix(".npz").name]
+    prune(workspace, "variants", keep=set())
+    assert list(folder.iterdir()) == []
+
+
+def test_scores_of_other_weights_are_refused(workspace: Workspace, profile_of: ProfileOf) -> None:
+    with pytest.raises(DataError, match=r"sensitivity\.json: no such file; run lowbit-vit sensitivity demo"):
+        run_study(profile_of("finish"), "mixed", workspace, command=NEVER)
+    block = BlockScore(block=0, kl=(0.1,), flips=(1,))
+    for digest, fits in ((sha256(workspace.adapted(0).read_bytes()), True), ("0" * 64, False)):
+        scores = SensitivityScores(
+            profile="demo",
+            backbone_sha256=digest,
+            weights=profile_of("finish").mixed.weights,
+            direction="only",
+            images=10,
+            blocks=(block,),
+        )
+        workspace.sensitivity.write_text(f"[{scores.model_dump_json()}]")
+        if fits:
+            assert load_scores(workspace) == (scores,)
+        else:
+            with pytest.raises(DataError, match="was made from other weights"):
+                load_scores(workspace)
+
+
+def wait_until(true: Callable[[], bool], *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
