@@ -97,7 +97,7 @@ def decode_chunk(images: Sequence[Path | Pixels], first_row: int, destinations: 
                 continue
             digests.append(digest)
             for file, destination in zip(files, destinations, strict=True):
-                content = memoryview(make_view(image, destination.view)).cast("B")
+                content = make_view(image, destination.view).data.cast("B")
                 _write(file, content, destination.offset + row * len(content))
     finally:
         for file in files:
