@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 
@@ -13,7 +14,7 @@ class AmountColumn(ProgressColumn):
     """Done, total and rate: `640/2040 images, 431.2 images/s`; bytes are scaled."""
 
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self._unit = unit
 
     def render(self, task: Task) -> Text:
@@ -49,6 +50,6 @@ def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Bar]:
         total: units in all; None if not known.
         unit: what is counted, in the plural.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), AmountColumn(unit), TimeRemainingColumn(elapsed_when_finished=True))
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), AmountColumn(unit), TimeRemainingColumn(elapsed_when_finished=True))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield Bar(progress, progress.add_task(title, total=total))
