@@ -4,7 +4,8 @@ Left alone, PyTorch picks its own kernel (on an H100 cuDNN, on an A100 flash), s
 name decides and nothing else: a kernel that cannot run is an error, never another kernel.
 
     name       implementation                                            runs on
-    math       matmul, softmax, matmul                                   CPU, CUDA
+    math       matmul, softmax, matmul; 16-bit inputs are cast to fp32   CPU, CUDA
+               and back, so on CUDA its products are fp32 (or TF32) ones
     efficient  the xFormers kernel inside PyTorch                        CUDA
     flash      CUDA: FlashAttention-2 inside PyTorch, fp16 and bf16;     CPU, CUDA
                CPU: PyTorch's own tiled kernel, fp32 too
@@ -60,7 +61,7 @@ def attend(q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, kernel: AttentionName
         kernel: the implementation that runs.
 
     Returns:
-        out_BNHD, same shape and dtype.
+        out_BNHD, same shape and dtype; under CUDA autocast, in autocast's dtype.
 
     Raises:
         Unavailable: the kernel needs CUDA and the tensors are elsewhere, or flash-attn cannot be imported.
