@@ -50,6 +50,7 @@ def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Bar]:
         total: units in all; None if not known.
         unit: what is counted, in the plural.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), AmountColumn(unit), TimeRemainingColumn(elapsed_when_finished=True))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    title_and_bar = (TextColumn("{task.description}"), BarColumn(bar_width=20))
+    left = TimeRemainingColumn(elapsed_when_finished=True)
+    with Progress(*title_and_bar, AmountColumn(unit), left, console=Console(stderr=True)) as progress:
         yield Bar(progress, progress.add_task(title, total=total))
