@@ -28,6 +28,7 @@ from lowbit_vit.schema.record import (
     Provenance,
     Record,
     Status,
+    read_record,
     sha256,
     write_record,
 )
@@ -81,7 +82,9 @@ def formats(trial: Trial) -> list[str]:
 def predictions(trial: Trial, *, with_kl: bool) -> Predictions:
     """Predictions that depend on the plan and the seed alone."""
     reference, labels = high_precision_logits()
-    damage = sum((0.3 if name.startswith("nf4") else 0.05) * (1 + block) / DEPTH for block, name in enumerate(formats(trial)) if name != "high")
+    damage = sum(
+        (0.3 if name.startswith("nf4") else 0.05) * (1 + block) / DEPTH for block, name in enumerate(formats(trial)) if name != "high"
+    )
     seed = int(sha256(trial.plan.model_dump_json().encode())[:8], 16)
     logits = reference + damage * np.random.default_rng([seed, trial.seed]).normal(0, 1, reference.shape)
     first, second = _log_softmax(reference), _log_softmax(logits)
@@ -107,7 +110,9 @@ def _log_softmax(logits: Logits) -> Logits:
 def _accuracy(arrays: Predictions, mask: npt.NDArray[np.bool_]) -> Accuracy:
     right = arrays.top5[mask] == arrays.label[mask, None]
     top1 = float(right[:, 0].mean())
-    return Accuracy(images=int(mask.sum()), top1=top1, top5=float(right.any(axis=1).mean()), macro_f1=top1, loss=float(arrays.loss[mask].mean()))
+    return Accuracy(
+        images=int(mask.sum()), top1=top1, top5=float(right.any(axis=1).mean()), macro_f1=top1, loss=float(arrays.loss[mask].mean())
+    )
 
 
 def succeeded(trial: Trial) -> tuple[Record, bytes]:
@@ -212,7 +217,6 @@ def write_trials(trials: list[Trial], workspace: Workspace) -> None:
             write_record(record, folder, content)
 
 
-
 def fill(root: Path, *, profile: Profile | None = None, studies: Sequence[Study] = STUDIES) -> tuple[Profile, Workspace]:
     """A workspace below `root` with the demo profile (or another), the paper's table and a record for every cell."""
     (root / "profiles").mkdir(parents=True)
@@ -234,3 +238,6 @@ def relabel(profile: Profile, old: str, new: str) -> Profile:
     """The profile with one arm's label changed."""
     arms = tuple(arm.model_copy(update={"label": new}) if arm.label == old else arm for arm in profile.variants.arms)
     return profile.model_copy(update={"variants": profile.variants.model_copy(update={"arms": arms})})
+
+
+__all__ = ["PROJECT", "fill", "load_profile", "predictions", "read_record", "relabel", "succeeded", "unfinished", "write_record"]

@@ -96,9 +96,7 @@ def variants(results: Sequence[Result], *, arms: Sequence[str]) -> pl.DataFrame:
     """
     place = {label: index for index, label in enumerate(arms)}
     baselines = {
-        result.record.trial.seed: result
-        for result in results
-        if result.record.trial.paper_row == 0 and result.predictions is not None
+        result.record.trial.seed: result for result in results if result.record.trial.paper_row == 0 and result.predictions is not None
     }
     rows: list[dict[str, Any]] = []
     for result in results:
@@ -232,7 +230,9 @@ def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
     )
     failed = bad.group_by(*_IDENTITY, maintain_order=True).agg(
         pl.col("seed").alias("failed_seeds"),
-        pl.concat_str(pl.col("status"), pl.lit(": "), pl.col("reason").fill_null("no reason recorded")).unique(maintain_order=True).alias("why"),
+        pl.concat_str(pl.col("status"), pl.lit(": "), pl.col("reason").fill_null("no reason recorded"))
+        .unique(maintain_order=True)
+        .alias("why"),
         pl.col("status").first().alias("failed_status"),
     )
     # An arm can be in both: then its good seeds make the row and `reason` names what is missing.
@@ -251,7 +251,7 @@ def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
 def kernel_classes(results: Iterable[Result], *, arms: Sequence[str]) -> pl.DataFrame:
     """Where one forward's time goes: one row for each arm, batch size and kernel class, seeds averaged, microseconds."""
     place = {label: index for index, label in enumerate(arms)}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for result in results:
         trial, measured = result.record.trial, result.record.measurement
         for kernels in measured.kernels if measured else ():
@@ -269,4 +269,6 @@ def kernel_classes(results: Iterable[Result], *, arms: Sequence[str]) -> pl.Data
             )
     schema = {"order": pl.Int64, "arm": pl.String, "device": pl.String, "batch_size": pl.Int64, "class": pl.String, "us": pl.Float64}
     keys = ("order", "arm", "device", "batch_size", "class")
-    return pl.DataFrame(rows, schema=schema).group_by(*keys, maintain_order=True).agg(pl.col("us").mean()).sort("batch_size", "order", "class")
+    return (
+        pl.DataFrame(rows, schema=schema).group_by(*keys, maintain_order=True).agg(pl.col("us").mean()).sort("batch_size", "order", "class")
+    )

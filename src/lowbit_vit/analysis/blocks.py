@@ -12,7 +12,7 @@ import polars as pl
 from lowbit_vit.analysis.arms import MIB
 from lowbit_vit.analysis.results import Result, same_images
 from lowbit_vit.analysis.statistics import agreement, compare, wilson
-from lowbit_vit.schema.plan import SensitivityScores
+from lowbit_vit.schema.plan import BlockScore, SensitivityScores
 from lowbit_vit.schema.roles import MixedRole, SensitivityRole, read_mixed_roles, read_role, spared_blocks
 
 _OUTCOME: dict[str, Any] = {
@@ -69,12 +69,16 @@ def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) 
     """
     roles = [(read_role(result.record.trial.label), result) for result in results]
     reference = next((result for role, result in roles if role.kind == "reference" and result.predictions is not None), None)
-    scored = {(score.weights.name, score.direction, block.block): (score.images, block) for score in scores for block in score.blocks}
+    scored: dict[tuple[str | None, str, int | None], tuple[int, BlockScore]] = {
+        (score.weights.name, score.direction, block.block): (score.images, block) for score in scores for block in score.blocks
+    }
+    formats = list(dict.fromkeys(score.weights.name for score in scores))
     rows = []
     for role, result in roles:
         row = {"weights": role.weights, "direction": role.kind, "block": role.block, **_outcome(result, reference)}
-        images, block = scored.get((str(role.weights), str(role.kind), role.block if role.block is not None else -1), (None, None))
-        if block is not None:
+        found = scored.get((role.weights, role.kind, role.block))
+        if found is not None:
+            images, block = found
             row |= {
                 "kl_mean": float(np.mean(block.kl)),
                 "kl_low": min(block.kl),
@@ -83,14 +87,20 @@ def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) 
                 "draws": len(block.kl),
                 "draw_images": images,
             }
-        rows.append((_sensitivity_place(role), row))
+        rows.append((_sensitivity_place(role, formats), row))
     ordered = [row for _, row in sorted(rows, key=lambda item: item[0])]
     return pl.DataFrame(ordered, schema=SENSITIVITY_SCHEMA)
 
 
-def _sensitivity_place(role: SensitivityRole) -> tuple[str, int, int]:
-    """High precision first, then each format: all blocks, only, all but."""
-    return role.weights or "", ("reference", "all", "only", "all_but").index(role.kind), role.block or 0
+def _sensitivity_place(role: SensitivityRole, formats: Sequence[str]) -> tuple[int, str, int, int]:
+    """High precision first, then each format in the profile's order: all blocks, only, all but."""
+    weights = role.weights or ""
+    return (
+        formats.index(weights) if weights in formats else -1,
+        weights,
+        ("reference", "all", "only", "all_but").index(role.kind),
+        role.block or 0,
+    )
 
 
 def draw_agreement(scores: Sequence[SensitivityScores]) -> pl.DataFrame:
@@ -140,7 +150,7 @@ def _blocks(role: MixedRole, result: Result, depth: int) -> str:
 
 def random_bands(frame: pl.DataFrame) -> pl.DataFrame:
     """Least, quartiles and greatest of the random plans for each k: Top-1 in percent, KL in nats."""
-    random = frame.filter(pl.col("strategy") == "random").with_columns(100 * pl.col("top1"))
+    random = frame.filter(pl.col("strategy") == "random").with_columns(pl.col("top1") * 100)
     if random.is_empty():
         return pl.DataFrame(schema=BANDS_SCHEMA)
     long = random.unpivot(index="k", on=["top1", "kl"], variable_name="metric", value_name="value").drop_nulls("value")

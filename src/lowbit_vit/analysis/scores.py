@@ -50,7 +50,9 @@ def scores(results: Sequence[Result], profile: Profile) -> list[SensitivityScore
         raise DataError(f"reports/{profile.name}/records/sensitivity: cells of different test images; delete the folder, then run again")
     hashes = {result.record.model.backbone_sha256 for result in cells.values() if result.record.model is not None}
     if len(hashes) != 1:
-        raise DataError(f"reports/{profile.name}/records/sensitivity: cells of {len(hashes)} checkpoints; delete the folder, then run again")
+        raise DataError(
+            f"reports/{profile.name}/records/sensitivity: cells of {len(hashes)} checkpoints; delete the folder, then run again"
+        )
     draws = draw_images(reference.predictions.selection, draws=study.draws, seed=study.draw_seed)
     return [
         SensitivityScores(
@@ -60,7 +62,9 @@ def scores(results: Sequence[Result], profile: Profile) -> list[SensitivityScore
             direction=direction,
             images=len(draws[0]),
             blocks=tuple(
-                _score(cells.get(SensitivityRole(direction, weights.name, block)), reference.predictions, draws, block=block, weights=weights)
+                _score(
+                    cells.get(SensitivityRole(direction, weights.name, block)), reference.predictions, draws, block=block, weights=weights
+                )
                 for block in range(profile.backbone.depth)
             ),
         )
@@ -95,5 +99,3 @@ def write_scores(profile: Profile, workspace: Workspace) -> Path:
     content = "[\n" + ",\n".join(score.model_dump_json(indent=1) for score in found) + "\n]\n"
     write_atomic(workspace.sensitivity, content.encode())
     return workspace.sensitivity
-
-

@@ -93,9 +93,9 @@ def _scores_if_complete(results: Sequence[Result], profile: Profile) -> list[Sen
 
 
 def _with_rows(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add `number` (1-based place of the arm, as on the figures), `row` (`3 8-bit + SDPA`) and `weights_family`."""
+    """Add `number` (1-based place of the arm, as on the figures), `row` (`3. 8-bit + SDPA`, as in the paper) and `weights_family`."""
     number = pl.col("order") + 1
-    frame = frame.with_columns(number.alias("number"), pl.format("{}  {}", number, "arm").alias("row"))
+    frame = frame.with_columns(number.alias("number"), pl.format("{}. {}", number, "arm").alias("row"))
     return _with_family(frame) if "weights" in frame.columns else frame
 
 

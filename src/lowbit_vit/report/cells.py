@@ -1,0 +1,48 @@
+"""Numbers as people read them: one way to print each quantity, used by the terminal table and the page alike."""
+
+from typing import Any
+
+DASH = "\N{EN DASH}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Fixed decimals with thousands separators; a dash for a value that was not measured."""
+    return DASH if value is None else f"{value:,.{digits}f}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits or more: 0.412, 4.12, 41.2, 412."""
+    if value is None:
+        return DASH
+    return f"{value:,.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def percent(rate: float | None, digits: int = 2) -> str:
+    """A rate in 0..1 as a percentage without the sign."""
+    return DASH if rate is None else f"{100 * rate:.{digits}f}"
+
+
+def points(difference: float | None) -> str:
+    """A difference of two rates in percentage points, signed."""
+    return DASH if difference is None else f"{100 * difference:+.2f}"
+
+
+def probability(p_value: float | None) -> str:
+    """A p value; never 0."""
+    if p_value is None:
+        return DASH
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def spread(row: dict[str, Any], name: str, text: str, *, digits: int, scale: float = 1.0) -> str:
+    """`text` with `(range ...)` behind it where several seeds were averaged."""
+    value = row.get(f"{name}_spread")
+    return text if value is None else f"{text} (range {scale * value:.{digits}f})"
+
+
+def status_words(row: dict[str, Any]) -> str:
+    """The status, the reason of what is not there, and which seeds it concerns."""
+    if row["reason"] is None:
+        return str(row["status"])
+    missing = f"seed {row['failed_seeds']}" if " " not in str(row["failed_seeds"]) else f"seeds {row['failed_seeds']}"
+    return f"success; {missing}: {row['reason']}" if row["status"] == "success" else str(row["reason"])

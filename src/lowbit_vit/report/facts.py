@@ -1,0 +1,106 @@
+"""What was run, in words: the model, its weights, the images and the machines, so that no number stands without them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lowbit_vit.schema.config import DigitsData, FlowersData, FolderData, Profile, SmallVit
+from lowbit_vit.schema.record import Provenance, Record
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One place where records were made, with how many of them."""
+
+    name: str
+    records: int
+    facts: tuple[tuple[str, str], ...]
+
+
+def model_words(profile: Profile) -> str:
+    """The architecture and where its weights come from."""
+    architecture = profile.backbone.architecture
+    if isinstance(architecture, SmallVit):
+        size = f"{architecture.depth} blocks of width {architecture.width}, patches of {architecture.patch_size} px"
+        name = f"a small ViT ({size})"
+    else:
+        name = f"ViT {architecture.removeprefix('vit_').replace('_', '/').upper()}"
+    if profile.backbone.weights == "scratch":
+        return f"{name}, weights trained from scratch for this run, not pretrained"
+    return f"{name}, torchvision's ImageNet-1k weights with a new head"
+
+
+def image_words(profile: Profile) -> str:
+    """Which images, and at which size."""
+    data, side = profile.data, profile.data.views.image_size
+    match data:
+        case DigitsData():
+            name = "scikit-learn's 8 x 8 scanned digits"
+        case FlowersData():
+            kind = "original files" if data.images == "original" else "256-px copies, not the original files"
+            name = f"Oxford Flowers-102 ({kind}), official split"
+        case FolderData():
+            name = f"the images in {data.root}"
+    return f"{name}, seen at {side} x {side} px"
+
+
+def accuracy_words(profile: Profile, records: Sequence[Record]) -> str:
+    """What every accuracy on the page is measured on: images, split, n, seeds."""
+    counts = sorted({record.evaluation.whole.images for record in records if record.evaluation is not None})
+    seeds = sorted({record.trial.seed for record in records if record.evaluation is not None})
+    if not counts:
+        return "No accuracy was measured."
+    n = " or ".join(f"{count:,}" for count in counts)
+    which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"Accuracy is on the test split, n = {n} images of {image_words(profile)}; {model_words(profile)}; {which}."
+
+
+def adaptation_words(profile: Profile) -> str:
+    """The LoRA settings, or that there is none."""
+    lora = profile.lora
+    if lora is None:
+        return "No adapters: every trial quantizes the backbone as it is."
+    training = lora.training
+    return (
+        f"LoRA on q and v, rank {lora.rank}, alpha {lora.alpha:g}, {training.epochs} epochs at {training.learning_rate:g}, "
+        f"batch {training.batch_size} (the paper states none of these; they are ours). "
+        "qlora: quantize, then train adapters and head. ptq: train in high precision, merge, then quantize."
+    )
+
+
+def machines(records: Sequence[Record]) -> list[Machine]:
+    """Each machine and software state that made records, most records first."""
+    groups: dict[tuple[tuple[str, str], ...], list[Provenance]] = {}
+    for record in records:
+        if record.provenance is not None:
+            groups.setdefault(_facts(record.provenance), []).append(record.provenance)
+    found = [Machine(name=_name(items[0]), records=len(items), facts=facts) for facts, items in groups.items()]
+    return sorted(found, key=lambda machine: -machine.records)
+
+
+def _name(provenance: Provenance) -> str:
+    return provenance.gpu or f"{provenance.cpu}, {provenance.cpu_cores} cores"
+
+
+def _facts(provenance: Provenance) -> tuple[tuple[str, str], ...]:
+    dirty = {True: " with uncommitted changes", False: "", None: ""}[provenance.git_dirty]
+    packages = ", ".join(f"{name} {version}" for name, version in sorted(provenance.packages.items()))
+    facts = {
+        "GPU": provenance.gpu and f"{provenance.gpu}, {provenance.gpu_memory_gib or 0:.0f} GiB, {provenance.gpu_uuid or 'no UUID'}",
+        "driver, CUDA": provenance.driver and f"{provenance.driver}, {provenance.cuda or 'unknown'}",
+        "CPU": f"{provenance.cpu}, {provenance.cpu_cores} cores, {provenance.threads} threads",
+        "memory": f"{provenance.memory_gib:.1f} GiB",
+        "system": f"{provenance.host_os}, Python {provenance.python}",
+        "packages": packages,
+        "git revision": f"{provenance.git_revision}{dirty}" if provenance.git_revision else "unknown (not run from a git checkout)",
+        "container image": provenance.image_digest or "none",
+    }
+    return tuple((name, value) for name, value in facts.items() if value)
+
+
+def weight_hashes(records: Sequence[Record]) -> list[tuple[str, int]]:
+    """sha256 of each checkpoint that trials started from, with the number of trials."""
+    counts: dict[str, int] = {}
+    for record in records:
+        if record.model is not None:
+            counts[record.model.backbone_sha256] = counts.get(record.model.backbone_sha256, 0) + 1
+    return sorted(counts.items(), key=lambda item: -item[1])

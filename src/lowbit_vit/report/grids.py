@@ -1,0 +1,275 @@
+"""The tables that people read: rows of printed cells, made from the tidy frames; the page's template only lays them out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from lowbit_vit.analysis.tables import Tables
+from lowbit_vit.report.cells import DASH, milliseconds, number, percent, points, probability, spread, status_words
+from lowbit_vit.schema.record import Record
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One printed cell: a value and, smaller below it, a note."""
+
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line; `kind` is `plain`, `paper` (the paper's own numbers) or `missing` (no result)."""
+
+    cells: tuple[Cell, ...]
+    kind: str = "plain"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: headings, which of its columns are words (left-aligned; numbers are right-aligned), rows."""
+
+    headings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    words: frozenset[int] = field(default_factory=frozenset)
+
+
+def result_grid(table: pl.DataFrame) -> Grid:
+    """One line an arm: accuracy with its interval, the paired difference from the baseline, size, latency, memory."""
+    batches = table.get_column("batch_size").drop_nulls().unique().sort().to_list()
+    rows = []
+    for _, lines in table.group_by("order", "arm", maintain_order=True):
+        by_batch = {row["batch_size"]: row for row in lines.to_dicts()}
+        rows.append(_result_row(next(iter(by_batch.values())), by_batch, batches))
+    latency = tuple(f"P50 ms, batch\N{NO-BREAK SPACE}{batch}" for batch in batches)
+    headings = ("#", "arm", "Top-1 %", "against row 1, points", "size MiB", *latency, "peak MiB", "status")
+    return Grid(headings=headings, rows=tuple(rows), words=frozenset({1, len(headings) - 1}))
+
+
+def _result_row(first: dict[str, Any], by_batch: dict[int, dict[str, Any]], batches: Sequence[int]) -> Row:
+    settings = [f"weights {first['weights']}", first["compute_dtype"], first["attention"], first["adaptation"], first["execution"]]
+    if first["qkv"] == "fused":
+        settings.append("fused qkv")
+    name = Cell(first["arm"], " · ".join(settings))
+    if first["status"] != "success":
+        blank = (Cell(DASH),) * (4 + len(batches))
+        return Row((Cell(str(first["number"])), name, *blank, Cell(status_words(first))), kind="missing")
+    peaks = [row for row in by_batch.values() if row["peak_memory_mib"] is not None]
+    peak = max(peaks, key=lambda row: float(row["peak_memory_mib"]), default=None)
+    return Row(
+        (
+            Cell(str(first["number"])),
+            name,
+            Cell(percent(first["top1"]), _top1_note(first)),
+            _difference(first),
+            Cell(number(first["file_mib"])),
+            *(_latency(by_batch.get(batch)) for batch in batches),
+            Cell(number(peak["peak_memory_mib"], 1), peak["memory_is"]) if peak else Cell(DASH),
+            Cell(status_words(first)),
+        )
+    )
+
+
+def _top1_note(row: dict[str, Any]) -> str:
+    interval = f"{percent(row['top1_low'], 1)} to {percent(row['top1_high'], 1)}"
+    return spread(row, "top1", interval, digits=2, scale=100)
+
+
+def _difference(row: dict[str, Any]) -> Cell:
+    if row["difference"] is None:
+        return Cell("baseline" if row["paper_row"] == 0 else DASH)
+    return Cell(points(row["difference"]), f"-{row['lost']} +{row['gained']} images, p {probability(row['p_value'])}")
+
+
+def _latency(row: dict[str, Any] | None) -> Cell:
+    if row is None:
+        return Cell(DASH)
+    if row["p50_low_ms"] is None:
+        return Cell(milliseconds(row["p50_ms"]))
+    return Cell(milliseconds(row["p50_ms"]), f"{milliseconds(row['p50_low_ms'])} to {milliseconds(row['p50_high_ms'])}")
+
+
+def paper_grid(table: pl.DataFrame, paper: pl.DataFrame, *, batch_size: int | None) -> Grid:
+    """The paper's five rows as printed, each with ours at one batch size below it, in the paper's 14 columns."""
+    rows = []
+    for printed in paper.to_dicts():
+        index = int(printed["Row"])
+        rows.append(Row((Cell(printed["Model"], "the paper"), *(Cell(printed[name]) for name in paper.columns[2:])), kind="paper"))
+        arms = table.filter(pl.col("paper_row") == index)
+        ours = arms.filter(pl.col("batch_size").is_null() | pl.col("batch_size").eq_missing(batch_size)).to_dicts()
+        if not ours:
+            reason = "not run" if arms.is_empty() else f"not measured at batch {batch_size}"
+            rows.append(_without_result("", reason, columns=len(paper.columns) - 2))
+        for row in ours:
+            if row["status"] == "success":
+                rows.append(Row((Cell(row["arm"], "this run"), *_paper_cells(row))))
+            else:
+                rows.append(_without_result(row["arm"], str(row["reason"]), columns=len(paper.columns) - 2))
+    return Grid(headings=tuple(paper.columns[1:]), rows=tuple(rows), words=frozenset({0}))
+
+
+def _without_result(arm: str, reason: str, *, columns: int) -> Row:
+    return Row((Cell(arm, f"this run: {reason}"), *(Cell(DASH),) * columns), kind="missing")
+
+
+def _paper_cells(row: dict[str, Any]) -> list[Cell]:
+    """Our values in the order of the paper's columns."""
+    device = row["device"]
+    return [
+        Cell(number(row["file_mib"]), "MiB"),
+        Cell(spread(row, "mean_ms", milliseconds(row["mean_ms"]), digits=2), device),
+        *(Cell(milliseconds(row[name]), device if row[name] is not None else "too few samples") for name in ("p50_ms", "p95_ms", "p99_ms")),
+        Cell(number(row["images_per_s"], 1)),
+        Cell(number(row["peak_memory_mib"], 1), row["memory_is"] or ""),
+        Cell(milliseconds(row["cpu_mean_ms"])),
+        Cell(spread(row, "top1", number(row["top1"], 4), digits=4)),
+        Cell(number(row["top5"], 4)),
+        Cell(number(row["macro_f1"], 4)),
+        Cell(number(row["kernel_us"], 0), "operators" if device == "cpu" else "kernels"),
+        Cell(number(row["attention_us"], 0)),
+    ]
+
+
+def agreement_grid(tables: Tables) -> Grid:
+    """For each format and direction: the blocks that cost most, and how well the draws agree."""
+    rows = []
+    for row in tables.draw_agreement.to_dicts():
+        direction = row["direction"]
+        cells = tables.sensitivity.filter((pl.col("weights") == row["weights"]) & (pl.col("direction") == direction))
+        # Sparing the most sensitive block leaves the least KL.
+        ranked = cells.sort("kl_mean", "block", descending=[direction == "only", False]).head(4)
+        words = "only this block quantized" if direction == "only" else "all but this block quantized"
+        top = ", ".join(map(str, ranked.get_column("block")))
+        rows.append(Row((Cell(row["weights"]), Cell(words), Cell(top), Cell(number(row["kendall_tau"])), Cell(str(row["draws"])))))
+    headings = ("weights", "cells", "most sensitive blocks, worst first", "Kendall's tau between draws", "draws")
+    return Grid(headings=headings, rows=tuple(rows), words=frozenset({0, 1, 2}))
+
+
+def block_grid(frame: pl.DataFrame) -> Grid:
+    """Every cell of the sensitivity study."""
+    words = {"reference": "nothing quantized", "all": "all blocks", "only": "only", "all_but": "all but"}
+    rows = []
+    for row in frame.to_dicts():
+        block = DASH if row["block"] is None else str(row["block"])
+        name = (Cell(row["weights"] or "high precision"), Cell(words[row["direction"]]), Cell(block))
+        if row["status"] != "success":
+            rows.append(Row((*name, *(Cell(DASH),) * 3, Cell(f"{row['status']}: {row['reason']}")), kind="missing"))
+            continue
+        kl = Cell(_nats(row["kl"]))
+        if row["kl_mean"] is not None:
+            kl = Cell(_nats(row["kl_mean"]), f"{_nats(row['kl_low'])} to {_nats(row['kl_high'])}")
+        rows.append(Row((*name, kl, Cell(number(row["flips_mean"], 1)), Cell(percent(row["top1"])), _paired(row))))
+    headings = (
+        "weights",
+        "quantized",
+        "block",
+        "KL, nats (range of draws)",
+        "flipped images a draw",
+        "Top-1 %, report half",
+        "against high precision",
+    )
+    return Grid(headings=headings, rows=tuple(rows), words=frozenset({0, 1}))
+
+
+def mixed_grid(tables: Tables) -> Grid:
+    """Each way to choose the blocks; the random plans of one k are one line with their range."""
+    frame = tables.mixed
+    rows = [_plan_row(row, "") for row in frame.filter(pl.col("k").is_null()).to_dicts()]
+    for k in frame.get_column("k").drop_nulls().unique().sort():
+        same = frame.filter(pl.col("k") == k)
+        beaten = {row["strategy"]: row for row in tables.beats_random.filter(pl.col("k") == k).to_dicts()}
+        for row in same.filter(pl.col("strategy") != "random").to_dicts():
+            wins = beaten.get(row["strategy"])
+            rows.append(_plan_row(row, f"{wins['beaten_top1']:g} of {wins['random_plans']}" if wins else DASH))
+        rows += _random_row(k, same.filter(pl.col("strategy") == "random"), tables.random_bands.filter(pl.col("k") == k))
+    headings = (
+        "k",
+        "blocks chosen by",
+        "blocks spared",
+        "weights MiB",
+        "Top-1 %, report half",
+        "against fully quantized",
+        "KL, nats",
+        "random plans beaten",
+    )
+    return Grid(headings=headings, rows=tuple(rows), words=frozenset({1, 2}))
+
+
+def byte_words(frame: pl.DataFrame) -> str:
+    """Whether the plans of each k really weigh the same, counted on the models."""
+    sizes = frame.filter(pl.col("k").is_not_null()).drop_nulls("weight_mib").group_by("k").agg(pl.col("weight_mib").n_unique()).sort("k")
+    unequal = [str(k) for k, count in sizes.iter_rows() if count > 1]
+    if sizes.is_empty():
+        return "No plan's bytes were counted."
+    if unequal:
+        return f"The plans of k = {', '.join(unequal)} do not weigh the same: compare them with care."
+    return "All plans of one k weigh the same to the byte, as counted on the models."
+
+
+def _plan_row(row: dict[str, Any], wins: str) -> Row:
+    name = (Cell(DASH if row["k"] is None else str(row["k"])), Cell(row["strategy"]), Cell(row["blocks"]))
+    if row["status"] != "success":
+        return Row((*name, *(Cell(DASH),) * 4, Cell(f"{row['status']}: {row['reason']}")), kind="missing")
+    top1 = Cell(percent(row["top1"]), f"{percent(row['top1_low'], 1)} to {percent(row['top1_high'], 1)}")
+    return Row((*name, Cell(number(row["weight_mib"], 3)), top1, _paired(row), Cell(_nats(row["kl"])), Cell(wins)))
+
+
+def _random_row(k: int, random: pl.DataFrame, bands: pl.DataFrame) -> list[Row]:
+    band = {row["metric"]: row for row in bands.to_dicts()}
+    if "top1" not in band:
+        return []
+    sizes = random.get_column("weight_mib").drop_nulls()
+    size = (
+        number(sizes.item(0), 3) if sizes.n_unique() == 1 else f"{number(sizes.to_numpy().min(), 3)} to {number(sizes.to_numpy().max(), 3)}"
+    )
+    top1, kl = band["top1"], band.get("kl")
+    failed = random.filter(pl.col("status") != "success").height
+    missing = f"; {failed} without a result" if failed else ""
+    return [
+        Row(
+            (
+                Cell(str(k)),
+                Cell(f"random, {top1['plans']} plans{missing}"),
+                Cell("see tables/mixed.csv"),
+                Cell(size),
+                Cell(number(top1["median"]), f"median; {number(top1['least'])} to {number(top1['greatest'])}"),
+                Cell(DASH),
+                Cell(_nats(kl["median"]), f"{_nats(kl['least'])} to {_nats(kl['greatest'])}") if kl else Cell(DASH),
+                Cell(DASH),
+            )
+        )
+    ]
+
+
+def _paired(row: dict[str, Any]) -> Cell:
+    if row["difference"] is None:
+        return Cell(DASH)
+    interval = f"{points(row['difference_low'])} to {points(row['difference_high'])}"
+    return Cell(points(row["difference"]), f"{interval}; -{row['lost']} +{row['gained']} images, p {probability(row['p_value'])}")
+
+
+def _nats(value: float | None) -> str:
+    return DASH if value is None else f"{value:.3g}"
+
+
+def missing_grid(frame: pl.DataFrame) -> Grid:
+    """Trials without a result, and why."""
+    rows = [
+        Row(
+            (Cell(row["study"]), Cell(row["label"]), Cell(str(row["seed"])), Cell(row["status"]), Cell(row["reason"] or DASH)),
+            kind="missing",
+        )
+        for row in frame.to_dicts()
+    ]
+    return Grid(headings=("study", "trial", "seed", "status", "reason"), rows=tuple(rows), words=frozenset({0, 1, 3, 4}))
+
+
+def time_grid(records: Sequence[Record]) -> Grid:
+    """Where the hours went: wall seconds of the trials of each study."""
+    rows = []
+    for study in dict.fromkeys(record.trial.study for record in records):
+        spent = [sum(record.durations_s.values()) for record in records if record.trial.study == study]
+        rows.append(Row((Cell(study), Cell(str(len(spent))), Cell(number(sum(spent), 1)), Cell(number(max(spent), 1)))))
+    return Grid(headings=("study", "trials", "seconds in all", "longest trial, s"), rows=tuple(rows), words=frozenset({0}))

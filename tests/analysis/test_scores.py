@@ -1,0 +1,96 @@
+"""Sensitivity scores: seeded draws of the selection half alone, every block scored, anything missing an error."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import synthetic
+from lowbit_vit.analysis.results import Result, load_results
+from lowbit_vit.analysis.scores import draw_images, scores, write_scores
+from lowbit_vit.errors import DataError
+from lowbit_vit.schema.config import Profile
+from lowbit_vit.schema.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, Workspace]:
+    return synthetic.fill(tmp_path_factory.mktemp("scores") / "root", studies=("sensitivity",))
+
+
+@pytest.fixture(scope="module")
+def results(study: tuple[Profile, Workspace]) -> list[Result]:
+    return load_results(study[1], "sensitivity")
+
+
+def test_draws_are_seeded_halves_of_the_selection_half() -> None:
+    selection = np.arange(101) % 2 == 0
+    draws = draw_images(selection, draws=5, seed=3)
+    assert [len(draw) for draw in draws] == [25] * 5
+    assert all(selection[draw].all() and len(set(draw)) == 25 for draw in draws)
+    assert len({tuple(draw) for draw in draws}) == 5
+    assert all(np.array_equal(a, b) for a, b in zip(draws, draw_images(selection, draws=5, seed=3), strict=True))
+    assert not np.array_equal(draws[0], draw_images(selection, draws=1, seed=4)[0])
+
+
+def test_more_draws_leave_the_first_ones_as_they_are() -> None:
+    selection = np.ones(40, dtype=bool)
+    assert np.array_equal(draw_images(selection, draws=2, seed=0)[1], draw_images(selection, draws=9, seed=0)[1])
+
+
+def test_a_selection_half_of_one_image_is_refused() -> None:
+    with pytest.raises(DataError, match="selection half has 1 images"):
+        draw_images(np.array([True, False]), draws=2, seed=0)
+
+
+def test_each_format_and_direction_scores_every_block(study: tuple[Profile, Workspace], results: list[Result]) -> None:
+    profile, _ = study
+    found = scores(results, profile)
+    assert [(score.weights.name, score.direction) for score in found] == [
+        ("nf4", "only"),
+        ("nf4", "all_but"),
+        ("int8-0", "only"),
+        ("int8-0", "all_but"),
+    ]
+    for score in found:
+        assert [block.block for block in score.blocks] == list(range(8))
+        assert all(len(block.kl) == len(block.flips) == 5 for block in score.blocks)
+        assert score.images == 150
+    # The synthetic models suffer most from their last blocks.
+    assert found[0].most_sensitive(2) == (6, 7)
+
+
+def test_the_report_half_decides_nothing(study: tuple[Profile, Workspace], results: list[Result]) -> None:
+    profile, _ = study
+    changed = []
+    for result in results:
+        assert result.predictions is not None
+        assert result.predictions.kl is not None
+        kl = np.where(result.predictions.selection, result.predictions.kl, 99.0).astype(np.float32)
+        changed.append(dataclasses.replace(result, predictions=dataclasses.replace(result.predictions, kl=kl)))
+    assert scores(changed, profile) == scores(results, profile)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("high precision", "high-precision reference did not succeed"), ("nf4, only block 3", "nf4, block 3: no successful")],
+)
+def test_a_missing_cell_is_named(study: tuple[Profile, Workspace], results: list[Result], label: str, message: str) -> None:
+    profile, _ = study
+    with pytest.raises(DataError, match=message):
+        scores([result for result in results if result.record.trial.label != label], profile)
+
+
+def test_cells_of_two_checkpoints_are_refused(study: tuple[Profile, Workspace], results: list[Result]) -> None:
+    profile, _ = study
+    model = results[0].record.model
+    assert model is not None
+    record = results[0].record.model_copy(update={"model": model.model_copy(update={"backbone_sha256": "ef" * 32})})
+    with pytest.raises(DataError, match="cells of 2 checkpoints"):
+        scores([Result(record, results[0].predictions), *results[1:]], profile)
+
+
+def test_the_file_is_the_same_for_the_same_records(study: tuple[Profile, Workspace]) -> None:
+    profile, workspace = study
+    first = write_scores(profile, workspace).read_bytes()
+    assert write_scores(profile, workspace).read_bytes() == first

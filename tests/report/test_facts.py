@@ -1,0 +1,50 @@
+"""Every accuracy says whose weights, which images, which split, how many and which seeds."""
+
+import pytest
+
+import synthetic
+from lowbit_vit.report import facts
+from lowbit_vit.schema.config import FlowersData, load_profile
+from lowbit_vit.study.grid import cells
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "images"),
+    [
+        ("demo", "from scratch for this run, not pretrained", "scikit-learn's 8 x 8 scanned digits, seen at 8 x 8 px"),
+        ("paper", "ViT L/16, torchvision's ImageNet-1k weights", "Oxford Flowers-102 (original files), official split"),
+        ("scratch", "ViT L/16, weights trained from scratch", "Oxford Flowers-102 (original files), official split"),
+    ],
+)
+def test_each_profile_names_its_weights_and_images(name: str, model: str, images: str) -> None:
+    profile = load_profile(synthetic.PROJECT / "profiles" / f"{name}.yaml")
+    assert model in facts.model_words(profile)
+    assert images in facts.image_words(profile)
+
+
+def test_copies_of_the_images_are_called_copies() -> None:
+    profile = load_profile(synthetic.PROJECT / "profiles" / "scratch.yaml")
+    assert isinstance(profile.data, FlowersData)
+    data = profile.data.model_copy(update={"images": "256-px copies"})
+    assert "256-px copies, not the original files" in facts.image_words(profile.model_copy(update={"data": data}))
+
+
+def test_accuracy_names_split_images_and_seeds() -> None:
+    profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
+    record, _ = synthetic.succeeded(cells(profile, "variants")[0])
+    words = facts.accuracy_words(profile, [record])
+    assert "test split, n = 600 images" in words
+    assert "seed 0" in words
+    assert facts.accuracy_words(profile, []) == "No accuracy was measured."
+
+
+def test_machines_are_told_apart_by_what_decides_a_number() -> None:
+    profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
+    record, _ = synthetic.succeeded(cells(profile, "variants")[0])
+    assert record.provenance is not None
+    other = record.model_copy(update={"provenance": record.provenance.model_copy(update={"packages": {"torch": "0.0.1"}})})
+    later = record.model_copy(update={"provenance": record.provenance.model_copy(update={"started_utc": "2026-01-02T00:00:00+00:00"})})
+    found = facts.machines([record, later, other])
+    assert [machine.records for machine in found] == [2, 1]
+    assert ("git revision", "0" * 40) in found[0].facts
+    assert facts.weight_hashes([record, other]) == [("ab" * 32, 2)]

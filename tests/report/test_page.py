@@ -1,0 +1,169 @@
+"""The page: whole with any part missing, safe for any text, free of the network, the same for the same records."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import synthetic
+from lowbit_vit.analysis.tables import find
+from lowbit_vit.errors import DataError
+from lowbit_vit.report.page import build_report, metrics
+from lowbit_vit.schema.config import Study
+from lowbit_vit.schema.workspace import Workspace
+
+HOSTILE = '<script>alert(1)</script> & "quoted" {{ 7 * 7 }} </title>'
+FIGURES = [f"figure{number}.{suffix}" for number in range(1, 6) for suffix in ("png", "svg")]
+
+
+class Outline(HTMLParser):
+    """Text by tag, external addresses, and whether every element was closed."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.scripts = 0
+        self.addresses: list[str] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.scripts += tag == "script"
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action") and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_data(self, data: str) -> None:
+        if "script" not in self.open and "style" not in self.open:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    profile, workspace = synthetic.fill(tmp_path_factory.mktemp("page") / "root")
+    build_report(profile, workspace)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def page(built: Workspace) -> str:
+    return (built.reports / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def outline(page: str) -> Outline:
+    return Outline(page)
+
+
+def test_it_writes_page_metrics_tables_and_figures(built: Workspace) -> None:
+    written = {str(path.relative_to(built.reports)) for path in built.reports.rglob("*") if path.is_file()}
+    assert {"report.html", "metrics.json", *(f"figures/{name}" for name in FIGURES)} <= written
+    assert len([name for name in written if name.startswith("tables/")]) == 9
+
+
+def test_the_page_is_well_formed_and_under_5_megabytes(page: str, outline: Outline) -> None:
+    assert outline.open == []
+    assert len(page.encode()) < 5_000_000
+
+
+def test_the_page_needs_no_network(page: str, outline: Outline) -> None:
+    assert [address for address in outline.addresses if not address.startswith("#")] == []
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_the_first_screen_says_what_was_run_and_shows_every_arm(outline: Outline) -> None:
+    text = " ".join(outline.text)
+    head = text[: text.index("The paper's table")]
+    assert "weights trained from scratch for this run, not pretrained" in head
+    assert "scikit-learn's 8 x 8 scanned digits" in head
+    assert "n = 600 images" in head
+    for arm in ("Baseline ViT", "4-bit + SDPA", "8-bit + FlashAttn2", "NF4, CUDA graph"):
+        assert arm in head
+    assert "skipped: needs CUDA" in head
+
+
+def test_the_papers_numbers_stand_as_printed(outline: Outline) -> None:
+    for printed in ("1157.4", "0.5330", "237.506149", "0.000000", "109.00"):
+        assert printed in outline.text
+
+
+def test_building_again_gives_the_same_bytes(built: Workspace) -> None:
+    profile = synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
+    names = ["report.html", "metrics.json", "figures/figure1.svg", "figures/figure4.png"]
+    before = [(built.reports / name).read_bytes() for name in names]
+    build_report(profile, built)
+    assert [(built.reports / name).read_bytes() for name in names] == before
+
+
+def test_metrics_are_nested_numbers_by_arm_and_strategy(built: Workspace) -> None:
+    content = json.loads((built.reports / "metrics.json").read_text())
+    assert content["trials"]["variants"] == {"success": 10, "skipped": 3}
+    assert content["variants"]["4-bit + FlashAttn2"] == {"status": "skipped"}
+    assert content["variants"]["Baseline ViT"]["p50_ms_batch32"] > content["variants"]["Baseline ViT"]["p50_ms_batch1"]
+    assert set(content["mixed"]["report_half"]) >= {"fully quantized", "high precision", "first+last k=2", "most sensitive k=4"}
+    assert set(content["sensitivity"]["kendall_tau"]) == {"nf4 only", "nf4 all_but", "int8-0 only", "int8-0 all_but"}
+
+
+def test_text_of_a_record_cannot_become_markup(tmp_path: Path) -> None:
+    demo = synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
+    profile = synthetic.relabel(synthetic.relabel(demo, "Baseline ViT", HOSTILE), "NF4, CUDA graph", f"{HOSTILE} skipped")
+    profile, workspace = synthetic.fill(tmp_path / "root", profile=profile, studies=("variants",))
+    page = build_report(profile, workspace).read_text()
+    outline = Outline(page)
+    assert "<script>alert" not in page
+    assert outline.open == []
+    # The figures' data, Vega, and the page's own script.
+    assert outline.scripts == 3
+    assert HOSTILE in "".join(outline.text)
+    assert "<script>alert" not in (workspace.reports / "figures" / "figure2.svg").read_text()
+
+
+@pytest.mark.parametrize("studies", [(), ("variants",), ("sensitivity",)])
+def test_missing_studies_are_shown_as_missing(tmp_path: Path, studies: tuple[Study, ...]) -> None:
+    profile, workspace = synthetic.fill(tmp_path / "root", studies=studies)
+    text = " ".join(Outline(build_report(profile, workspace).read_text()).text)
+    for study in ("variants", "sensitivity", "mixed"):
+        assert (f"lowbit-vit {study} demo" in re.sub(r"\s+", " ", text)) == (study not in studies)
+    drawn = {path.stem for path in (workspace.reports / "figures").glob("*.svg")}
+    assert ("figure1" in drawn) == ("variants" in studies)
+    assert ("figure3" in drawn) == ("sensitivity" in studies)
+    assert "figure4" not in drawn
+
+
+def test_a_figure_that_can_no_longer_be_drawn_is_removed(tmp_path: Path) -> None:
+    profile, workspace = synthetic.fill(tmp_path / "root", studies=("sensitivity",))
+    build_report(profile, workspace)
+    for record in workspace.records("sensitivity").iterdir():
+        record.unlink()
+    build_report(profile, workspace)
+    assert list((workspace.reports / "figures").glob("*")) == []
+
+
+def test_failures_are_shown_with_their_reason_and_count(tmp_path: Path) -> None:
+    profile, workspace = synthetic.fill(tmp_path / "root", studies=("variants",))
+    path = next(path for path in workspace.records("variants").glob("*.json") if '"bf16"' in path.read_text())
+    trial = synthetic.read_record(path).trial
+    synthetic.write_record(synthetic.unfinished(trial, "oom", "4.2 GiB of 3 GiB"), path.parent)
+    text = " ".join(Outline(build_report(profile, workspace).read_text()).text)
+    assert "1 oom" in text
+    assert "oom: 4.2 GiB of 3 GiB" in text
+    assert metrics(find(profile, workspace))["variants"]["bf16"] == {"status": "oom"}
+
+
+def test_without_the_papers_table_there_is_no_page(tmp_path: Path) -> None:
+    profile, workspace = synthetic.fill(tmp_path / "root", studies=())
+    (tmp_path / "root" / "paper" / "table1.csv").unlink()
+    with pytest.raises(DataError, match=r"table1.csv: missing"):
+        build_report(profile, workspace)
