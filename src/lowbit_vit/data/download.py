@@ -1,6 +1,6 @@
 """Files from the network: fetched whole or not at all, checked, unpacked without trusting the archive.
 
-Only `fetch` and `fetch_flowers` touch the network, and no stage calls them by itself except the one that is named after it.
+The `fetch` functions are all that touches the network, and only the command of that name calls them.
 """
 
 import hashlib
@@ -159,6 +159,15 @@ def fetch_flowers(root: Path) -> Path:
     if not (folder / "jpg").is_dir():
         extract_tar(paths[0], folder)
     return folder
+
+
+def fetch_weights(architecture: str, folder: Path) -> Path:
+    """Fetch torchvision's ImageNet weights of one of `WEIGHTS`.
+
+    Raises:
+        DataError: as `fetch`.
+    """
+    return fetch(WEIGHTS[architecture], folder)
 
 
 def _download(file: RemoteFile, target: IO[bytes]) -> None:
