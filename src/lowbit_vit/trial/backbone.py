@@ -63,15 +63,18 @@ def adapted_seeds(profile: Profile) -> tuple[int, ...]:
 
 def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None:
     config = profile.backbone
-    seed_everything(config.seed)
-    model = _model(profile, dataset)
     card: dict[str, Any]
     if config.training is None or config.weights == "torchvision":
         path = workspace.root / str(config.checkpoint)
-        restore(model, load_torchvision(path, str(config.checkpoint_sha256)), source=str(path), new_head=True)
+        state = load_torchvision(path, str(config.checkpoint_sha256))
+        seed_everything(config.seed)
+        model = _model(profile, dataset)
+        restore(model, state, source=str(path), new_head=True)
         # The new head is random, so there is nothing to evaluate yet.
         card = {"origin": path.name, "origin_sha256": config.checkpoint_sha256, "training": None, "accuracy": None}
     else:
+        seed_everything(config.seed)
+        model = _model(profile, dataset)
         result = _train(model, config.training, profile, dataset, seed=config.seed, title=f"train {profile.name} backbone")
         card = {"origin": "scratch", "training": result.model_dump(mode="json"), "accuracy": _accuracy(model, profile, dataset)}
     _save(model, workspace.backbone, profile, dataset, {**card, "kind": "backbone", "seed": config.seed})

@@ -63,6 +63,7 @@ def measure(
         LowbitVitError: the trace contradicts the attention label.
     """
     exclusive = _exclusive(device)
+    gc.collect()  # what training and evaluation left behind is not this model's memory; once, for it takes a second
     examples = [_example(images, views, batch_size=batch_size, device=device, dtype=dtype) for batch_size in config.batch_sizes]
     latency = [_latency(prepare, example, config, device) for example in examples]
     memory = [_memory(prepare, example, device) for example in examples]
@@ -97,9 +98,7 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
     for _ in range(config.warmup):
         forward(example)
     _wait(device)
-    # A collection in the middle of a call would be counted as the model's time.
-    gc.collect()
-    gc.disable()
+    gc.disable()  # a collection in the middle of a call would be counted as the model's time
     try:
         with progress_bar(f"latency, batch {len(example)}", config.samples, "calls") as bar:
             samples_ms = _sample(forward, example, config=config, device=device, bar=bar)
@@ -178,7 +177,6 @@ def _wait(device: Device) -> None:
 
 def _memory(prepare: Callable[[Tensor], Forward], example: Tensor, device: Device) -> Memory:
     """Peaks of one call, weights included. Preparation counts too: a captured graph keeps the memory of its capture."""
-    gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

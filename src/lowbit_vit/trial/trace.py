@@ -5,6 +5,7 @@ host syncs). On the CPU they are of PyTorch operators, by self time. The pattern
 H100 and from bitsandbytes 0.50's operators.
 """
 
+import functools
 import os
 import re
 import time
@@ -103,6 +104,7 @@ def attention_label(name: str) -> AttentionName | None:
     return "math" if re.search(_MATH_ATTENTION, name, re.IGNORECASE) else None
 
 
+@functools.cache
 def kernel_class(name: str) -> str:
     """The class of one kernel or operator, by name."""
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.search(name)), "other")

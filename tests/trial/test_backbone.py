@@ -1,0 +1,107 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from lowbit_vit.data.arrays import load_dataset
+from lowbit_vit.errors import DataError
+from lowbit_vit.model.checkpoint import load_state
+from lowbit_vit.model.vit import ARCHITECTURES, Architecture
+from lowbit_vit.schema.config import Backbone, Profile
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.trial.backbone import adapted_seeds, make_backbone
+
+
+def test_every_file_has_a_card_that_says_what_it_is(profile: Profile, workspace: Workspace) -> None:
+    content = load_dataset(workspace.data, profile.data.views).content_sha256
+    for path, kind in ((workspace.backbone, "backbone"), (workspace.adapted(0), "adapted")):
+        state, card = load_state(path)
+        assert card["kind"] == kind
+        assert card["content_sha256"] == content
+        assert card["splits"] == {"train": 1078, "val": 120, "test": 599}
+        assert card["parameters"] == sum(tensor.numel() for tensor in state.values())
+        assert 0 < card["accuracy"]["test"]["top1"] <= 1
+        assert card["accuracy"]["test"]["images"] == 599
+    adapted = json.loads(workspace.adapted(0).with_suffix(".json").read_text())
+    assert adapted["origin_sha256"] == load_state(workspace.backbone)[1]["sha256"]
+
+
+def test_the_adapted_backbone_differs_in_q_v_and_head_alone(workspace: Workspace) -> None:
+    base, _ = load_state(workspace.backbone)
+    adapted, _ = load_state(workspace.adapted(0))
+    changed = {name for name in base if not torch.equal(base[name], adapted[name])}
+    adapters = {f"blocks.{block}.attention.{projection}.weight" for block in (0, 1) for projection in ("q", "v")}
+    assert base.keys() == adapted.keys()
+    assert changed == adapters | {"head.weight", "head.bias"}
+
+
+def test_each_seed_of_a_ptq_arm_is_adapted_and_seed_0_for_the_other_studies(profile: Profile) -> None:
+    arms = tuple(arm.model_copy(update={"seeds": (1, 2)}) for arm in profile.variants.arms)
+    seeded = profile.model_copy(update={"variants": profile.variants.model_copy(update={"arms": arms})})
+    assert adapted_seeds(seeded) == (0, 1, 2)
+    without = tuple(arm for arm in arms if arm.adaptation != "ptq")
+    assert adapted_seeds(seeded.model_copy(update={"variants": profile.variants.model_copy(update={"arms": without})})) == (0,)
+
+
+def test_making_it_again_gives_the_same_weights_and_removes_unused_seeds(profile: Profile, workspace: Workspace, tmp_path: Path) -> None:
+    other = Workspace(root=tmp_path, profile=workspace.profile)
+    other.data.parent.mkdir(parents=True)
+    other.data.symlink_to(workspace.data)
+    other.checkpoints.mkdir(parents=True)
+    left_over = other.adapted(9)
+    left_over.write_bytes(b"of a seed that left the profile")
+    make_backbone(profile, other)
+    assert not left_over.exists()
+    for ours, theirs in ((workspace.backbone, other.backbone), (workspace.adapted(0), other.adapted(0))):
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_without_adapters_only_the_backbone_is_made(profile: Profile, workspace: Workspace, tmp_path: Path) -> None:
+    other = Workspace(root=tmp_path, profile=workspace.profile)
+    other.data.parent.mkdir(parents=True)
+    other.data.symlink_to(workspace.data)
+    make_backbone(profile.model_copy(update={"lora": None}), other)
+    assert sorted(path.name for path in other.checkpoints.iterdir()) == ["backbone.json", "backbone.safetensors"]
+
+
+def test_missing_data_is_said_before_any_training(profile: Profile, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="run lowbit-vit data demo"):
+        make_backbone(profile, Workspace(root=tmp_path, profile="demo"))
+
+
+@pytest.fixture
+def torchvision_profile(profile: Profile, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    """The profile with a torchvision checkpoint in `tmp_path`: one of vit_b_32's names, in tiny sizes."""
+    small = Architecture(name="vit_b_32", image_size=8, patch_size=4, depth=2, heads=2, width=64, mlp_width=64)
+    monkeypatch.setitem(ARCHITECTURES, "vit_b_32", small)
+    torch.manual_seed(0)
+    theirs = torchvision.models.VisionTransformer(8, 4, 2, 2, 64, 64, num_classes=1000)
+    path = tmp_path / "vit.pth"
+    torch.save(theirs.state_dict(), path)
+    (tmp_path / "data" / "prepared").mkdir(parents=True)
+    (tmp_path / "data" / "prepared" / workspace.profile).symlink_to(workspace.data)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    backbone = Backbone(architecture="vit_b_32", weights="torchvision", checkpoint="vit.pth", checkpoint_sha256=digest[:8], seed=0)
+    return profile.model_copy(update={"backbone": backbone})
+
+
+def test_a_torchvision_checkpoint_gets_a_new_head_for_the_data(torchvision_profile: Profile, tmp_path: Path) -> None:
+    workspace = Workspace(root=tmp_path, profile=torchvision_profile.name)
+    make_backbone(torchvision_profile, workspace)
+    state, card = load_state(workspace.backbone)
+    theirs = torch.load(tmp_path / "vit.pth", weights_only=True)
+    assert torch.equal(state["patch_embedding.weight"], theirs["conv_proj.weight"])
+    assert state["head.weight"].shape == (10, 64)
+    assert (card["origin"], card["accuracy"]) == ("vit.pth", None)
+    assert load_state(workspace.adapted(0))[1]["accuracy"]["test"]["images"] == 599
+
+
+def test_a_torchvision_checkpoint_of_another_hash_is_refused(torchvision_profile: Profile, tmp_path: Path) -> None:
+    workspace = Workspace(root=tmp_path, profile=torchvision_profile.name)
+    backbone = torchvision_profile.backbone.model_copy(update={"checkpoint_sha256": "0" * 8})
+    with pytest.raises(DataError, match=r"vit\.pth: sha256 .* does not start with 00000000"):
+        make_backbone(torchvision_profile.model_copy(update={"backbone": backbone}), workspace)
+    assert not workspace.checkpoints.exists()

@@ -1,0 +1,87 @@
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pynvml
+import pytest
+import torch
+
+from lowbit_vit.data.arrays import ImageSet
+from lowbit_vit.errors import Busy
+from lowbit_vit.model.execution import prepare
+from lowbit_vit.model.vit import Architecture, VisionTransformer
+from lowbit_vit.schema.config import Measurement, Views
+from lowbit_vit.schema.record import MeasurementResult
+from lowbit_vit.trial.measure import LEAST_SAMPLES, exclusive_among, measure, summarize_latency, throttle_reasons
+
+VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
+ARCH = Architecture(name="small", image_size=8, patch_size=4, depth=2, heads=2, width=64, mlp_width=64)
+CONFIG = Measurement(batch_sizes=(1, 8), warmup=2, samples=80, seconds=20, trace=True)
+
+
+def run(config: Measurement) -> MeasurementResult:
+    torch.manual_seed(0)
+    model = VisionTransformer(ARCH, num_classes=3, attention="flash", qkv="separate").eval()
+    pixels = np.random.default_rng(0).integers(0, 255, size=(5, 8, 8, 3), dtype=np.uint8)
+    images = ImageSet(pixels, np.zeros(5, dtype=np.int64), tuple("abcde"))
+    ready = partial(prepare, model, "eager")
+    return measure(ready, config, images, VIEWS, attention="flash", device="cpu", dtype=torch.float32)
+
+
+def test_every_pass_covers_every_batch_size_even_beyond_the_number_of_images() -> None:
+    result = run(CONFIG)
+    assert [latency.batch_size for latency in result.latency] == [1, 8]
+    assert [memory.batch_size for memory in result.memory] == [1, 8]
+    assert [kernels.batch_size for kernels in result.kernels] == [1, 8]
+    assert result.exclusive is None
+    for latency in result.latency:
+        assert len(latency.samples_ms) == 80
+        assert latency.p50_ms in latency.samples_ms
+        assert latency.p95_ms is not None
+        assert latency.p99_ms is None
+        assert latency.images_per_s == pytest.approx(1000 * latency.batch_size / latency.mean_ms)
+        assert (latency.clocks_before, latency.clocks_after) == (None, None)
+
+
+def test_sampling_stops_when_its_time_is_up_but_not_before_ten_samples() -> None:
+    result = run(CONFIG.model_copy(update={"batch_sizes": (1,), "samples": 5000, "seconds": 1e-6, "trace": False}))
+    assert len(result.latency[0].samples_ms) == LEAST_SAMPLES
+    assert result.latency[0].p50_ci_ms is not None
+    assert result.latency[0].p95_ms is None
+    assert result.kernels == ()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the resident peak is Linux's")
+def test_the_resident_peak_is_of_the_call_and_not_of_the_past() -> None:
+    past = np.ones(200 * 2**20, dtype=np.uint8)
+    size = past.nbytes
+    held = run(CONFIG.model_copy(update={"batch_sizes": (1,), "trace": False})).memory[0].peak_resident_bytes
+    del past
+    freed = run(CONFIG.model_copy(update={"batch_sizes": (1,), "trace": False})).memory[0].peak_resident_bytes
+    assert held is not None
+    assert freed is not None
+    assert held - freed > size / 2
+
+
+def test_percentiles_without_a_finite_interval_are_null() -> None:
+    few = summarize_latency(tuple(range(1, 201)), batch_size=4, first_call_ms=1, clocks_before=None, clocks_after=None)
+    many = summarize_latency(tuple(range(1, 1001)), batch_size=4, first_call_ms=1, clocks_before=None, clocks_after=None)
+    assert (few.p50_ms, few.p95_ms, few.p99_ms, few.p99_ci_ms) == (100, 190, None, None)
+    assert (many.p50_ms, many.p95_ms, many.p99_ms) == (500, 950, 990)
+    assert many.p99_ci_ms is not None
+    assert many.p99_ci_ms.low < 990 < many.p99_ci_ms.high
+
+
+def test_a_card_is_ours_alone_unknown_or_busy() -> None:
+    assert exclusive_among({7}, own=7) is True
+    assert exclusive_among(set(), own=7) is None  # a container that shows no process
+    assert exclusive_among({4021}, own=7) is None  # a container that shows this process by the host's number
+    for others in ({7, 8}, {8, 9}):
+        with pytest.raises(Busy, match="pid 8"):
+            exclusive_among(others, own=7)
+
+
+def test_throttle_reasons_are_words() -> None:
+    assert throttle_reasons(0) == "none"
+    bits = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwSlowdown
+    assert throttle_reasons(bits) == "SwPowerCap, HwSlowdown"

@@ -1,0 +1,99 @@
+from typing import get_args
+
+import pytest
+import torch
+
+from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.model.precision import apply_plan
+from lowbit_vit.model.vit import Architecture, VisionTransformer
+from lowbit_vit.schema.config import AttentionName
+from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, uniform
+from lowbit_vit.trial.trace import CLASSES, confirm_attention, kernel_class, trace
+
+ARCH = Architecture(name="small", image_size=8, patch_size=2, depth=2, heads=4, width=64, mlp_width=128)
+FORMATS = [HighPrecision(), NF4(format="nf4", double_quantization=True), Int8(format="int8", threshold=6.0)]
+
+# Names as traces of torch 2.11 on an H100 show them.
+CUDA_ATTENTION: dict[AttentionName, str] = {
+    "flash": "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<64, 128, 128, 4, false, false, cutlass::half_t>>",
+    "fa2": "void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4, false, false, cutlass::half_t>, false, false>",
+    "efficient": "fmha_cutlassF_f16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<cutlass::half_t>::Params)",
+    "cudnn": "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_6_128x64x64_4x1x1_kernel0_0",
+    "math": "void (anonymous namespace)::softmax_warp_forward<c10::Half, c10::Half, float, 8, false, false>",
+}
+GEMM = "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off_kernel__5x_cublas"
+
+
+def a_model(attention: AttentionName) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(ARCH, num_classes=10, attention=attention, qkv="separate").eval()
+
+
+@pytest.mark.parametrize("label", get_args(AttentionName))
+def test_each_label_is_confirmed_by_its_own_kernel_only(label: AttentionName) -> None:
+    assert confirm_attention(label, [GEMM, CUDA_ATTENTION[label], GEMM]) == (CUDA_ATTENTION[label],)
+    for other in set(CUDA_ATTENTION) - {label}:
+        with pytest.raises(LowbitVitError, match=f"says attention {label}, but its trace shows {other}"):
+            confirm_attention(label, [GEMM, CUDA_ATTENTION[other]])
+
+
+def test_two_kernels_in_one_trace_confirm_nothing() -> None:
+    with pytest.raises(LowbitVitError, match=r"flash.*fa2|fa2.*flash"):
+        confirm_attention("fa2", [CUDA_ATTENTION["fa2"], CUDA_ATTENTION["flash"]])
+
+
+def test_a_trace_without_attention_confirms_nothing() -> None:
+    with pytest.raises(LowbitVitError, match="no attention kernel at all"):
+        confirm_attention("math", [GEMM])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "attention") for name in CUDA_ATTENTION.values()),
+        (GEMM, "gemm"),
+        ("nvjet_hsh_128x128_64x6_2x1_v_bz_coopA_TNT", "gemm"),
+        ("void cublasLt::splitKreduce_kernel<32, 16, int, float, __half>", "gemm"),
+        ("void gemm_4bit_sm80_m16n8k16<__half>", "gemm"),
+        ("void kDequantizeBlockwise<__half, 512, 64, 8, 2>(float*, unsigned char*)", "quantize"),
+        ("void kInt8VectorQuant<__half, 1024, 1>(__half*, signed char*, float*)", "quantize"),
+        ("void kdequant_mm_int32_fp16<4, 512>(int*, float*, float*, __half*)", "quantize"),
+        ("void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<c10::Half, float>", "norm_elementwise"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>", "norm_elementwise"),
+        ("void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda>", "copy"),
+        ("Memcpy DtoD (Device -> Device)", "copy"),
+        ("something_else", "other"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten::addmm", "gemm"),
+        ("bitsandbytes::int8_linear_matmul", "gemm"),
+        ("bitsandbytes::dequantize_4bit", "quantize"),
+        ("aten::native_layer_norm", "norm_elementwise"),
+        ("aten::copy_", "copy"),
+    ],
+)
+def test_kernels_fall_into_the_class_of_their_work(name: str, kind: str) -> None:
+    assert kernel_class(name) == kind
+
+
+@pytest.mark.parametrize("weights", FORMATS, ids=lambda weights: weights.name)
+@pytest.mark.parametrize("attention", ["flash", "math"])
+def test_a_forward_on_the_cpu_splits_into_classes_and_confirms_its_label(
+    attention: AttentionName, weights: HighPrecision | NF4 | Int8
+) -> None:
+    model = a_model(attention)
+    apply_plan(model, uniform(weights, "fp32"))
+    images = torch.zeros(2, 3, 8, 8)
+    result = trace(torch.inference_mode()(model.eval()), images, attention=attention, device="cpu")
+    assert set(result.by_class_us) == set(CLASSES)
+    assert result.batch_size == 2
+    assert all("_scaled_dot_product" in name for name in result.attention_kernels)
+    assert result.by_class_us["gemm"] > 0
+    assert result.by_class_us["attention"] > 0
+    assert (result.by_class_us["quantize"] > 0) == (weights.name != "high")
+    assert sum(result.by_class_us.values()) <= result.wall_us
+    assert (result.idle_us, result.launches, result.host_syncs) == (None, None, None)
+
+
+def test_a_label_that_the_trace_contradicts_fails_the_trial() -> None:
+    with pytest.raises(LowbitVitError, match="says attention flash, but its trace shows math"):
+        trace(torch.inference_mode()(a_model("math")), torch.zeros(1, 3, 8, 8), attention="flash", device="cpu")
