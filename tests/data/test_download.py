@@ -12,7 +12,7 @@ import pytest
 import torchvision
 
 from lowbit_vit.data import download
-from lowbit_vit.data.download import FLOWERS, WEIGHTS, RemoteFile, extract_tar, fetch, fetch_flowers
+from lowbit_vit.data.download import FLOWERS, WEIGHTS, RemoteFile, extract_tar, fetch, fetch_flowers, fetch_weights
 from lowbit_vit.errors import DataError
 
 CONTENT = bytes(range(256)) * 5000
@@ -175,6 +175,12 @@ def test_flowers_arrive_in_torchvisions_layout(served: tuple[str, Path], tmp_pat
 def test_flowers_files_are_those_that_torchvision_knows() -> None:
     theirs = dict(torchvision.datasets.Flowers102._file_dict.values())
     assert {file.name: file.md5 for file in FLOWERS} == theirs
+
+
+def test_weights_are_fetched_under_torchvisions_name(served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = RemoteFile(f"{served[0]}/file.bin", "vit.pth", None, sha256=hashlib.sha256(CONTENT).hexdigest()[:8])
+    monkeypatch.setitem(WEIGHTS, "vit_b_16", small)
+    assert fetch_weights("vit_b_16", tmp_path / "raw") == tmp_path / "raw" / "vit.pth"
 
 
 @pytest.mark.parametrize("architecture", WEIGHTS)

@@ -54,9 +54,7 @@ def list_images(config: FlowersData, root: Path) -> Source:
     folder = root / config.root / FOLDER
     for file in (file for file in FLOWERS if file.name.endswith(".mat")):
         if not (folder / file.name).is_file():
-            raise DataError(
-                f"{folder / file.name}: missing; put Flowers-102 there in torchvision's layout (the README says how to fetch it)"
-            )
+            raise DataError(f"{folder / file.name}: missing; run lowbit-vit fetch flowers-102 --to {folder.parent}, or put a copy there")
         check_file(file, folder / file.name)
     source = read_split(folder, f"Oxford Flowers-102, official split, {_WHAT[config.images]}")
     _check_size(folder / "jpg" / "image_00001.jpg", config)
