@@ -80,5 +80,12 @@ def test_svg_and_png_are_written_and_the_pages_copy_has_no_background(tables: Ta
     assert (tmp_path / "figure3.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_figure_that_can_no_longer_be_drawn_is_removed(tmp_path: Path) -> None:
+    for suffix in ("svg", "png"):
+        (tmp_path / f"figure3.{suffix}").write_text("old")
+    assert figures.draw(figures.Figure("figure3", "title", "caption", None, "missing"), tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_script_bundle_cannot_end_its_own_element() -> None:
     assert "</script" not in figures.javascript().lower()

@@ -10,6 +10,8 @@ import pytest
 import synthetic
 from lowbit_vit.analysis.tables import find
 from lowbit_vit.errors import DataError
+from lowbit_vit.report.cells import DASH
+from lowbit_vit.report.grids import result_grid
 from lowbit_vit.report.page import build_report, metrics
 from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.workspace import Workspace
@@ -142,24 +144,17 @@ def test_missing_studies_are_shown_as_missing(tmp_path: Path, studies: tuple[Stu
     assert "figure4" not in drawn
 
 
-def test_a_figure_that_can_no_longer_be_drawn_is_removed(tmp_path: Path) -> None:
-    profile, workspace = synthetic.fill(tmp_path / "root", studies=("sensitivity",))
-    build_report(profile, workspace)
-    for record in workspace.records("sensitivity").iterdir():
-        record.unlink()
-    build_report(profile, workspace)
-    assert list((workspace.reports / "figures").glob("*")) == []
-
-
-def test_failures_are_shown_with_their_reason_and_count(tmp_path: Path) -> None:
+def test_failures_are_shown_with_their_reason_and_never_as_numbers(tmp_path: Path) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root", studies=("variants",))
     path = next(path for path in workspace.records("variants").glob("*.json") if '"bf16"' in path.read_text())
     trial = synthetic.read_record(path).trial
     synthetic.write_record(synthetic.unfinished(trial, "oom", "4.2 GiB of 3 GiB"), path.parent)
-    text = " ".join(Outline(build_report(profile, workspace).read_text()).text)
-    assert "1 oom" in text
-    assert "oom: 4.2 GiB of 3 GiB" in text
-    assert metrics(find(profile, workspace))["variants"]["bf16"] == {"status": "oom"}
+    findings = find(profile, workspace)
+    assert metrics(findings)["variants"]["bf16"] == {"status": "oom"}
+    line = next(row for row in result_grid(findings.tables.paper_table).rows if row.cells[1].text == "bf16")
+    assert line.kind == "missing"
+    assert line.cells[-1].text == "oom: 4.2 GiB of 3 GiB"
+    assert {cell.text for cell in line.cells[2:-1]} == {DASH}
 
 
 def test_without_the_papers_table_there_is_no_page(tmp_path: Path) -> None:

@@ -176,7 +176,12 @@ def mixed(frame: pl.DataFrame, bands: pl.DataFrame) -> dict[str, Any] | None:
     if plans.is_empty():
         return None
     # The two ends stand in every panel: nothing spared and nothing quantized.
-    ends = finished.filter(pl.col("k").is_null()).drop("k").join(plans.select("k").unique(), how="cross").select(plans.columns)
+    ends = (
+        finished.filter(pl.col("k").is_null())
+        .drop("k")
+        .join(plans.select("k").unique(maintain_order=True), how="cross")
+        .select(plans.columns)
+    )
     names = {"top1": "Top-1 %, more is better", "kl": "KL in nats, less is better"}
     values = pl.concat([plans, ends]).with_columns(pl.col("top1") * 100)
     long = values.unpivot(index=["k", "strategy", "blocks"], on=list(names), variable_name="metric", value_name="value").drop_nulls("value")
