@@ -145,12 +145,12 @@ def show(profile: ProfileName, root: Root = HERE) -> None:
     from lowbit_vit.report.terminal import result_table
     from lowbit_vit.schema.record import read_records
 
-    _, workspace = _open(profile, root)
+    settings, workspace = _open(profile, root)
     records = read_records(workspace.records("variants"))
     if not records:
         raise DataError(f"reports/{profile}/records/variants: no records; run dvc repro report@{profile} first")
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(result_table(records))
+    console.print(result_table(records, arms=[arm.label for arm in settings.variants.arms]))
     page = workspace.reports / "report.html"
     if page.is_file():
         console.print(f"The page: {page}", soft_wrap=True)
