@@ -63,13 +63,15 @@ def test_the_resident_peak_is_of_the_call_and_not_of_the_past() -> None:
     assert held - freed > size / 2
 
 
-def test_percentiles_without_a_finite_interval_are_null() -> None:
+def test_percentiles_of_too_few_samples_are_null() -> None:
     few = summarize_latency(tuple(range(1, 201)), batch_size=4, first_call_ms=1, clocks_before=None, clocks_after=None)
+    nearly = summarize_latency(tuple(range(1, 1000)), batch_size=4, first_call_ms=1, clocks_before=None, clocks_after=None)
     many = summarize_latency(tuple(range(1, 1001)), batch_size=4, first_call_ms=1, clocks_before=None, clocks_after=None)
     assert (few.p50_ms, few.p95_ms, few.p99_ms, few.p99_ci_ms) == (100, 190, None, None)
+    assert (nearly.p99_ms, nearly.p99_ci_ms) == (None, None)
     assert (many.p50_ms, many.p95_ms, many.p99_ms) == (500, 950, 990)
     assert many.p99_ci_ms is not None
-    assert many.p99_ci_ms.low < 990 < many.p99_ci_ms.high
+    assert many.p99_ci_ms.low < 990 < many.p99_ci_ms.high < 1000
 
 
 def test_a_card_is_ours_alone_unknown_or_busy() -> None:
