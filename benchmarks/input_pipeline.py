@@ -180,11 +180,13 @@ def summary(unit: str, ours: list[float], theirs: list[float]) -> dict[str, floa
     }
 
 
-def machine() -> dict[str, str | int | None]:
-    """What the numbers hold for."""
+def machine() -> dict[str, str | float | None]:
+    """What the numbers hold for; a load average above the number of cores says that the machine was shared."""
     models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     packages = {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")}
-    return {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(), "python": platform.python_version(), **packages}
+    cpu = models[0] if models else platform.processor()
+    facts = {"cpu": cpu, "cores": os.cpu_count(), "load_average": round(os.getloadavg()[2], 1), "python": platform.python_version()}
+    return {**facts, **packages}
 
 
 if __name__ == "__main__":
