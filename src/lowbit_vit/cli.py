@@ -35,6 +35,9 @@ app = typer.Typer(
 
 ProfileName = Annotated[str, typer.Argument(metavar="PROFILE", help="a name in profiles/: demo, paper, scratch")]
 Root = Annotated[Path, typer.Option("--root", help="the project's folder", show_default="this folder")]
+Reports = Annotated[
+    Path | None, typer.Option("--reports", help="folder with records/, such as a reference run", show_default="reports/PROFILE")
+]
 HERE = Path()
 
 
@@ -53,8 +56,8 @@ def main() -> None:
         sys.exit(130)
 
 
-def _open(name: str, root: Path) -> tuple[Profile, Workspace]:
-    workspace = Workspace(root=root.resolve(), profile=name)
+def _open(name: str, root: Path, reports: Path | None = None) -> tuple[Profile, Workspace]:
+    workspace = Workspace(root=root.resolve(), profile=name, elsewhere=None if reports is None else reports.resolve())
     return load_profile(workspace.profile_file), workspace
 
 
@@ -130,27 +133,37 @@ def mixed(profile: ProfileName, root: Root = HERE) -> None:
 
 
 @app.command(epilog="Example: lowbit-vit report demo")
-def report(profile: ProfileName, root: Root = HERE) -> None:
+def report(profile: ProfileName, root: Root = HERE, reports: Reports = None) -> None:
     """Build tables, figures and report.html from the records alone. Needs no torch."""
     from lowbit_vit.report.page import build_report
 
-    settings, workspace = _open(profile, root)
-    print(build_report(settings, workspace).relative_to(workspace.root))
+    settings, workspace = _open(profile, root, reports)
+    print(build_report(settings, workspace))
 
 
 @app.command(epilog="Example: lowbit-vit show demo")
-def show(profile: ProfileName, root: Root = HERE) -> None:
+def show(
+    profile: ProfileName,
+    root: Root = HERE,
+    reports: Reports = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown, for a README or an issue")] = False,
+) -> None:
     """Print the result table and where the page is."""
     from lowbit_vit.errors import DataError
-    from lowbit_vit.report.terminal import result_table
+    from lowbit_vit.report.terminal import result_markdown, result_table
     from lowbit_vit.schema.record import read_records
 
-    settings, workspace = _open(profile, root)
-    records = read_records(workspace.records("variants"))
+    settings, workspace = _open(profile, root, reports)
+    folder = workspace.records("variants")
+    records = read_records(folder)
     if not records:
-        raise DataError(f"reports/{profile}/records/variants: no records; run dvc repro report@{profile} first")
+        raise DataError(f"{folder}: no records; run dvc repro report@{profile} first")
+    arms = [arm.label for arm in settings.variants.arms]
+    if markdown:
+        print(result_markdown(records, arms=arms), end="")
+        return
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(result_table(records, arms=[arm.label for arm in settings.variants.arms]))
+    console.print(result_table(records, arms=arms))
     page = workspace.reports / "report.html"
     if page.is_file():
         console.print(f"The page: {page}", soft_wrap=True)

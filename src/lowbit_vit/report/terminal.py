@@ -18,29 +18,45 @@ def result_table(records: Sequence[Record], *, arms: Sequence[str] = ()) -> Tabl
 
     `arms` gives the order (the profile's labels); arms of the paper's table come first without it.
     """
-    order = arms or _labels(records)
-    frame = paper_table(variants([Result(record=record, predictions=None) for record in records], arms=order))
-    batches = frame.get_column("batch_size").drop_nulls().unique().sort().to_list()
     table = Table(title=_title(records), title_justify="left", caption=_caption(records), caption_justify="left")
-    table.add_column("arm")
-    table.add_column("attention")
-    for heading in ("Top-1 %", "size MiB", *(f"P50 ms, batch {batch}" for batch in batches), "peak MiB"):
-        table.add_column(heading, justify="right")
-    table.add_column("status", overflow="fold")
-    for (_, arm), rows in frame.group_by("order", "arm", maintain_order=True):
-        lines = {row["batch_size"]: row for row in rows.to_dicts()}
+    headings, rows = _grid(records, arms=arms)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if 1 < index < len(headings) - 1 else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row[:-1]), Text(row[-1], style="" if row[-1] == "success" else "yellow"))
+    return table
+
+
+def result_markdown(records: Sequence[Record], *, arms: Sequence[str] = ()) -> str:
+    """The same table in GitHub's Markdown, its caption behind it."""
+    headings, rows = _grid(records, arms=arms)
+    rule = ["--:" if 1 < index < len(headings) - 1 else "---" for index in range(len(headings))]
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (headings, rule, *rows)]
+    return "\n".join(lines) + f"\n\n{_caption(records)}.\n"
+
+
+def _grid(records: Sequence[Record], *, arms: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the result table."""
+    frame = paper_table(variants([Result(record=record, predictions=None) for record in records], arms=arms or _labels(records)))
+    batches = frame.get_column("batch_size").drop_nulls().unique().sort().to_list()
+    headings = ["arm", "attention", "Top-1 %", "size MiB", *(f"P50 ms, batch {batch}" for batch in batches), "peak MiB", "status"]
+    rows = []
+    for (_, arm), of_arm in frame.group_by("order", "arm", maintain_order=True):
+        lines = {row["batch_size"]: row for row in of_arm.to_dicts()}
         first = next(iter(lines.values()))
         peaks = [line["peak_memory_mib"] for line in lines.values() if line["peak_memory_mib"] is not None]
-        table.add_row(
-            Text(str(arm)),
-            first["attention"],
-            percent(first["top1"]),
-            number(first["file_mib"]),
-            *(milliseconds(lines[batch]["p50_ms"]) if batch in lines else DASH for batch in batches),
-            number(max(peaks, default=None), 1),
-            Text(status_words(first), style="" if first["status"] == "success" else "yellow"),
+        rows.append(
+            [
+                str(arm),
+                str(first["attention"]),
+                percent(first["top1"]),
+                number(first["file_mib"]),
+                *(milliseconds(lines[batch]["p50_ms"]) if batch in lines else DASH for batch in batches),
+                number(max(peaks, default=None), 1),
+                status_words(first),
+            ]
         )
-    return table
+    return headings, rows
 
 
 def doctor_table(profile: Profile) -> Table:

@@ -15,10 +15,17 @@ from lowbit_vit.schema.config import Study
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders of one profile below `root`."""
+    """The folders of one profile below `root`.
+
+    Attributes:
+        root: the project.
+        profile: its name.
+        elsewhere: records and report are here instead of reports/<profile>: a committed reference run, say.
+    """
 
     root: Path
     profile: str
+    elsewhere: Path | None = None
 
     @property
     def profile_file(self) -> Path:
@@ -47,7 +54,7 @@ class Workspace:
     @property
     def reports(self) -> Path:
         """Everything the profile produced for people."""
-        return self.root / "reports" / self.profile
+        return self.elsewhere or self.root / "reports" / self.profile
 
     def records(self, study: Study) -> Path:
         """One study's records."""
