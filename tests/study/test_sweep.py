@@ -99,9 +99,13 @@ def test_a_scan_study_has_a_record_for_every_cell_and_going_on_starts_nothing(
     assert hashes(workspace.records("sensitivity")) == before
 
 
-@pytest.mark.parametrize("group", [True, False], ids=["process group", "process alone"])
+@pytest.mark.parametrize(
+    ("number", "group"),
+    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
+    ids=["Ctrl-C to the group", "SIGINT to the process", "SIGTERM to the process"],
+)
 def test_an_interrupt_leaves_no_process_and_no_half_written_record(
-    group: bool, workspace: Workspace, profile_of: ProfileOf, obedient: Command
+    number: signal.Signals, group: bool, workspace: Workspace, profile_of: ProfileOf, obedient: Command
 ) -> None:
     profile = profile_of("finish", "sleep 60", "finish")
     (workspace.root / "profiles").mkdir()
@@ -118,9 +122,9 @@ def test_an_interrupt_leaves_no_process_and_no_half_written_record(
     wait_until(lambda: any(workspace.root.glob("asleep-*")), seconds=60)
     everything = psutil.Process(study.pid).children(recursive=True)
     if group:
-        os.killpg(study.pid, signal.SIGINT)
+        os.killpg(study.pid, number)
     else:
-        os.kill(study.pid, signal.SIGINT)
+        os.kill(study.pid, number)
     _, errors = study.communicate(timeout=60)
     assert errors.strip().endswith("KeyboardInterrupt")
     wait_until(lambda: not any(process.is_running() for process in everything))

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Study, Trial, one_line
-from lowbit_vit.schema.environment import why_unavailable
+from lowbit_vit.schema.environment import provenance, why_unavailable
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
@@ -38,7 +38,8 @@ def settle_without_running(trial: Trial, workspace: Workspace) -> bool:
     if before is not None and before.status == "skipped" and before.reason == reason:
         _relabel(before, trial, path)
     else:
-        write_without_result(trial, workspace, status="skipped", reason=reason)
+        facts = provenance(f"lowbit-vit {trial.study} {trial.profile}")
+        write_without_result(trial, workspace, status="skipped", reason=reason, provenance=facts)
     return True
 
 

@@ -24,7 +24,7 @@ import psutil
 
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Limits, Trial
-from lowbit_vit.schema.record import Record, Status, read_record, write_record
+from lowbit_vit.schema.record import Provenance, Record, Status, read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -245,13 +245,15 @@ def _conclude(trial: Trial, ending: _Ending, workspace: Workspace) -> Record:
     return write_without_result(trial, workspace, status=ending.status, reason=ending.reason)
 
 
-def write_without_result(trial: Trial, workspace: Workspace, *, status: Status, reason: str) -> Record:
+def write_without_result(
+    trial: Trial, workspace: Workspace, *, status: Status, reason: str, provenance: Provenance | None = None
+) -> Record:
     """Write a record that holds nothing but its status and the reason, in place of what was there.
 
     Raises:
         DataError: it cannot be written.
     """
-    record = Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=None)
+    record = Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=provenance)
     return _settle(record, workspace, predictions=None)
 
 

@@ -12,11 +12,13 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
@@ -219,6 +221,11 @@ class _Follow(tune.Callback):
         self._progress.end(trial.trial_id)
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """As Ctrl-C: the one exception that Ray passes on from everywhere."""
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def _ray(*, on_gpu: bool) -> Iterator[Path]:
     """Ray on this machine alone, without a network, its files in a folder of /tmp that is gone afterwards."""
@@ -235,6 +242,7 @@ def _ray(*, on_gpu: bool) -> Iterator[Path]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Not TMPDIR: Ray's socket names must stay below 108 bytes.
     folder = Path(tempfile.mkdtemp(prefix="lowbit-", dir="/tmp"))
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address="local",
@@ -247,7 +255,10 @@ def _ray(*, on_gpu: bool) -> Iterator[Path]:
             _temp_dir=str(folder),
             _node_ip_address="127.0.0.1",
         )
+        # Ray's own handler ends the process on the spot; ours unwinds, so that processes and folders are cleared.
+        signal.signal(signal.SIGTERM, _terminate)
         yield folder
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
         shutil.rmtree(folder, ignore_errors=True)
