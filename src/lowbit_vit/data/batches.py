@@ -103,11 +103,17 @@ def train_batches(
     count, side = placed.pixels.shape[:2]
     choices = draw_epoch(count, side, augmentation, seed=seed, epoch=epoch)
     scale, shift = _normalization(views, views.image_size, placed.device)
+    # The epoch's choices go to the device at once: a copy in every step would make the host wait for the device each time.
+    order, boxes, flips = [torch.from_numpy(array).to(placed.device) for array in (choices.order, choices.boxes, choices.flips)]
     for first in range(0, count, batch_size):
-        rows = choices.order[first : first + batch_size]
-        crop = _crop_on_cpu if placed.device.type == "cpu" else _crop_on_gpu
-        pixels = crop(placed, rows, choices, views.image_size)
-        yield _normalize(pixels, scale, shift), placed.labels[torch.from_numpy(rows).to(placed.device)]
+        rows = order[first : first + batch_size]
+        if placed.device.type == "cpu":
+            pixels = _crop_on_cpu(placed, rows.numpy(), choices, views.image_size)
+        else:
+            # Images left on the host are picked there, which needs no copy of the choices but one of the images.
+            where = rows if placed.pixels.is_cuda else torch.from_numpy(choices.order[first : first + batch_size])
+            pixels = _crop_on_gpu(placed.pixels[where].to(placed.device), boxes[rows], flips[rows], views.image_size)
+        yield _normalize(pixels, scale, shift), placed.labels[rows]
 
 
 def _normalization(views: Views, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -153,20 +159,17 @@ def _crop_on_cpu(placed: PlacedImages, rows: npt.NDArray[np.int64], choices: Epo
     return torch.from_numpy(batch)
 
 
-def _crop_on_gpu(placed: PlacedImages, rows: npt.NDArray[np.int64], choices: Epoch, side: int) -> Tensor:
+def _crop_on_gpu(pixels: Tensor, boxes: Tensor, flips: Tensor, side: int) -> Tensor:
     """Crop, resize, flip: fp32 [B, side, side, 3] of 0..255, within one grey level of `_crop_on_cpu` (which rounds).
 
-    The whole batch in two matrix products, [side, H] @ [H, W] @ [W, side], whose matrices hold crop, filter and flip: a loop over
-    images would be bound by kernel launches.
+    Takes uint8 [B, H, W, 3], int64 [B, 4] and bool [B], all on one device. The whole batch in two matrix products,
+    [side, H] @ [H, W] @ [W, side], whose matrices hold crop, filter and flip: a loop over images would be bound by kernel
+    launches.
     """
-    host_rows = torch.from_numpy(rows)
-    pixels = placed.pixels[host_rows.to(placed.pixels.device)].to(placed.device)
-    boxes = torch.from_numpy(choices.boxes[rows]).to(placed.device)
-    flips = torch.from_numpy(choices.flips[rows]).to(placed.device)
     vertical = _resize_matrices(boxes[:, 0], boxes[:, 2], side, pixels.shape[1])
     horizontal = _resize_matrices(boxes[:, 1], boxes[:, 3], side, pixels.shape[2])
     horizontal = torch.where(flips[:, None, None], horizontal.flip(1), horizontal)
-    with torch.autocast(placed.device.type, enabled=False):
+    with torch.autocast(pixels.device.type, enabled=False):
         channels = pixels.permute(0, 3, 1, 2).float()
         return (vertical[:, None] @ channels @ horizontal[:, None].mT).permute(0, 2, 3, 1)
 

@@ -136,11 +136,21 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(arch.width, eps=NORM_EPS)
         self.mlp = Mlp(arch)
 
-    def forward(self, x_BNW: Tensor) -> Tensor:
-        """Map tokens to tokens, [B, N, W] -> [B, N, W]."""
-        x_BNW = x_BNW + self.attention(self.norm1(x_BNW))
-        out_BNW: Tensor = x_BNW + self.mlp(self.norm2(x_BNW))
-        return out_BNW
+    def forward(self, x_BNW: Tensor, scale_B2: Tensor | None = None) -> Tensor:
+        """Map tokens to tokens, [B, N, W] -> [B, N, W].
+
+        Args:
+            x_BNW: tokens.
+            scale_B2: in training with stochastic depth, what each image's attention and MLP branch are multiplied by, [B, 2].
+                None: 1. It comes from outside, so that all blocks are one piece of code to the compiler.
+        """
+        if scale_B2 is None:
+            x_BNW = x_BNW + self.attention(self.norm1(x_BNW))
+            out_BNW: Tensor = x_BNW + self.mlp(self.norm2(x_BNW))
+            return out_BNW
+        x_BNW = x_BNW + scale_B2[:, 0, None, None] * self.attention(self.norm1(x_BNW))
+        dropped_BNW: Tensor = x_BNW + scale_B2[:, 1, None, None] * self.mlp(self.norm2(x_BNW))
+        return dropped_BNW
 
 
 class VisionTransformer(nn.Module):

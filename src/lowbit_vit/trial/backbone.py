@@ -1,16 +1,19 @@
 """The backbone stage: the high-precision weights that every trial starts from.
 
-`backbone.safetensors` is trained here from scratch, or is torchvision's ImageNet checkpoint with a new head. Where the profile
-has a lora section, `adapted-seed<N>.safetensors` is that backbone with adapters trained in high precision and merged: what
-`ptq` trials quantize, one for each seed they use, and seed 0 for the sensitivity and mixed studies.
+`backbone.safetensors` is trained here from scratch, alone or with a teacher that was fine-tuned first, or is torchvision's
+ImageNet checkpoint with a new head. Where the profile has a lora section, `adapted-seed<N>.safetensors` is that backbone with
+adapters trained in high precision and merged: what `ptq` trials quantize, one for each seed they use, and seed 0 for the
+sensitivity and mixed studies.
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from lowbit_vit.data.arrays import Dataset, load_dataset
 from lowbit_vit.errors import DataError, Unavailable
@@ -18,13 +21,14 @@ from lowbit_vit.model.checkpoint import load_state, load_torchvision, restore, s
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.lora import attach, merge
 from lowbit_vit.model.vit import VisionTransformer, architecture
-from lowbit_vit.schema.config import Adaptation, AttentionName, Profile, Training
+from lowbit_vit.schema.config import Adaptation, AttentionName, Profile, Teacher, Training
 from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.record import TrainingResult
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.evaluate import predict, selection_mask, summarize
+from lowbit_vit.trial.evaluate import Forward, predict, selection_mask, summarize
 from lowbit_vit.trial.run import command_line
-from lowbit_vit.trial.train import seed_everything, train
+from lowbit_vit.trial.teacher import Distillation, distillation, load_teacher, require_teacher, teacher_card
+from lowbit_vit.trial.train import AUTOCAST, seed_everything, train
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +38,13 @@ def make_backbone(profile: Profile, workspace: Workspace) -> None:
 
     Raises:
         DataError: the data or the checkpoint is missing or damaged, or the disk is full.
-        Unavailable: the profile's device is not there.
+        Unavailable: the profile's device is not there, or its teacher's package.
         LowbitVitError: a training loss is not finite.
     """
     if profile.device == "cuda" and not torch.cuda.is_available():
         raise Unavailable(f"profile {profile.name} trains on cuda, and this machine has no usable CUDA device")
+    if profile.backbone.teacher is not None:
+        require_teacher()
     dataset = load_dataset(workspace.data, profile.data.views)
     if dataset.name != profile.data.source:
         wanted = f"{profile.data.source}; run lowbit-vit data {profile.name}"
@@ -73,11 +79,29 @@ def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None
         # The new head is random, so there is nothing to evaluate yet.
         card = {"origin": path.name, "origin_sha256": config.checkpoint_sha256, "training": None, "accuracy": None}
     else:
+        teacher, teacher_facts = _make_teacher(profile, config.teacher, config.training, dataset)
         seed_everything(config.seed)
         model = _model(profile, dataset)
-        result = _train(model, config.training, profile, dataset, seed=config.seed, title=f"train {profile.name} backbone")
-        card = {"origin": "scratch", "training": result.model_dump(mode="json"), "accuracy": _accuracy(model, profile, dataset)}
+        title = f"train {profile.name} backbone"
+        result = _train(model, config.training, profile, dataset, seed=config.seed, title=title, distillation=teacher)
+        accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="backbone")
+        card = {"origin": "scratch", "teacher": teacher_facts, "training": result.model_dump(mode="json"), "accuracy": accuracy}
     _save(model, workspace.backbone, profile, dataset, {**card, "kind": "backbone", "seed": config.seed})
+
+
+def _make_teacher(
+    profile: Profile, config: Teacher | None, student: Training, dataset: Dataset
+) -> tuple[Distillation | None, dict[str, Any] | None]:
+    """The fine-tuned teacher and what the card says of it; no teacher, nothing."""
+    if config is None:
+        return None, None
+    seed = profile.backbone.seed
+    seed_everything(seed)
+    network = load_teacher(profile.data.views, num_classes=dataset.num_classes, device=profile.device)
+    result = _train(network, config.training, profile, dataset, seed=seed, title=f"train {profile.name} teacher")
+    accuracy = _accuracy(lambda _: torch.inference_mode()(network), profile, dataset, title="teacher")
+    frozen = distillation(network, config, device=profile.device, autocast=AUTOCAST[student.autocast])
+    return frozen, teacher_card(config, training=result.model_dump(mode="json"), accuracy=accuracy)
 
 
 def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, dataset: Dataset, *, seed: int) -> None:
@@ -95,7 +119,7 @@ def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, data
         "origin_sha256": card["sha256"],
         "lora": lora.model_dump(mode="json"),
         "training": result.model_dump(mode="json"),
-        "accuracy": _accuracy(model, profile, dataset),
+        "accuracy": _accuracy(partial(prepare, model, "eager"), profile, dataset, title="adapted"),
     }
     _save(model, workspace.adapted(seed), profile, dataset, content)
 
@@ -108,30 +132,38 @@ def _model(profile: Profile, dataset: Dataset) -> VisionTransformer:
     return model.to(profile.device)
 
 
-def _train(model: VisionTransformer, config: Training, profile: Profile, dataset: Dataset, *, seed: int, title: str) -> TrainingResult:
+def _train(
+    model: nn.Module,
+    config: Training,
+    profile: Profile,
+    dataset: Dataset,
+    *,
+    seed: int,
+    title: str,
+    distillation: Distillation | None = None,
+) -> TrainingResult:
     sets = [dataset.train_views[split] for split in config.splits]
-    return train(model, sets, config, views=profile.data.views, seed=seed, device=profile.device, title=title)
+    return train(model, sets, config, views=profile.data.views, seed=seed, device=profile.device, title=title, distillation=distillation)
 
 
-def _accuracy(model: VisionTransformer, profile: Profile, dataset: Dataset) -> dict[str, Any]:
+def _accuracy(forward: Callable[[Tensor], Forward], profile: Profile, dataset: Dataset, *, title: str) -> dict[str, Any]:
     """Metrics of the val and the test split, in fp32 (val is no held-out split where it was trained on)."""
-    model.eval()
     result: dict[str, Any] = {}
     for split in ("val", "test"):
         images = dataset.eval_views[split]
         logits = predict(
-            partial(prepare, model, "eager"),
+            forward,
             images,
             profile.data.views,
             batch_size=profile.evaluation.batch_size,
             device=profile.device,
             dtype=torch.float32,
-            title=f"evaluate on {split}",
+            title=f"evaluate {title} on {split}",
         )
         selection = selection_mask(len(images.labels), profile.selection_seed)
         accuracy, _ = summarize(logits, images.labels, selection=selection)
         result[split] = accuracy["whole"].model_dump(mode="json")
-        log.info("%s: Top-1 %.2f %% of %d images", split, 100 * accuracy["whole"].top1, accuracy["whole"].images)
+        log.info("%s, %s: Top-1 %.2f %% of %d images", title, split, 100 * accuracy["whole"].top1, accuracy["whole"].images)
     return result
 
 

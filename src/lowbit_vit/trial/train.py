@@ -1,7 +1,8 @@
-"""Training: the backbone from scratch, and the adapters and head on frozen weights. One plain loop for both.
+"""Training: the backbone from scratch and its teacher, and the adapters and head on frozen weights. One plain loop for all.
 
 AdamW, linear warm-up, cosine decay to zero, gradient norm clipped at 1, label smoothing, autocast as the profile says. What
-is trained is whatever requires a gradient; `model.lora` freezes the rest.
+is trained is whatever requires a gradient; `model.lora` freezes the rest. What only the from-scratch recipe uses (mixed images,
+stochastic depth, averaged weights, a teacher) is in the modules beside this one, and off unless the profile asks for it.
 """
 
 import logging
@@ -9,6 +10,8 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,11 +24,15 @@ from lowbit_vit.errors import ConfigError, LowbitVitError
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import Device, Training, Views
 from lowbit_vit.schema.record import TrainingResult
+from lowbit_vit.trial.augment import augment, draw_choices, mixed_targets
+from lowbit_vit.trial.average import WeightAverage
+from lowbit_vit.trial.forward import TrainingForward, attention_kernel
+from lowbit_vit.trial.teacher import Distillation, distillation_loss
 
 log = logging.getLogger(__name__)
 
 MAX_GRADIENT_NORM = 1.0
-_AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def seed_everything(seed: int) -> None:
@@ -36,11 +43,20 @@ def seed_everything(seed: int) -> None:
 
 
 def train(
-    model: VisionTransformer, sets: Sequence[ImageSet], config: Training, *, views: Views, seed: int, device: Device, title: str
+    model: nn.Module,
+    sets: Sequence[ImageSet],
+    config: Training,
+    *,
+    views: Views,
+    seed: int,
+    device: Device,
+    title: str,
+    distillation: Distillation | None = None,
 ) -> TrainingResult:
     """Train in place what requires a gradient, and leave the model in evaluation mode.
 
-    Order, crops and flips are fixed by the seed and the epoch. So are dropout masks, because every generator is seeded first.
+    Order, crops, flips, colours and mixing are fixed by the seed and the epoch. So are dropout masks, of whatever kind, because
+    every generator is seeded first.
 
     Args:
         model: on `device`; its parameters that require a gradient are trained.
@@ -50,9 +66,11 @@ def train(
         seed: of order, augmentation and dropout.
         device: where the model is.
         title: shown by the progress bar.
+        distillation: what the loss takes from a teacher, if there is one.
 
     Raises:
         ConfigError: nothing requires a gradient.
+        Unavailable: the section asks for a kernel or a compiler that is not here.
         LowbitVitError: the loss became infinite or NaN; names the epoch and what to lower.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -60,32 +78,26 @@ def train(
         raise ConfigError(f"{title}: no parameter of the model requires a gradient, so there is nothing to train")
     seed_everything(seed)
     placed = place(sets, device)
-    images = len(placed.labels)
-    steps_an_epoch = math.ceil(images / config.batch_size)
-    optimizer = _optimizer(trained, config)
-    scaler = torch.amp.GradScaler(device, enabled=config.autocast == "fp16")
+    images, size = len(placed.labels), config.batch_size
+    steps_an_epoch = math.ceil(images / size)
+    step = _Step.of(model, trained, config, device=device, distillation=distillation)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    step, losses = 0, list[float]()
+    losses = list[float]()
     model.train()
-    with progress_bar(title, images * config.epochs, "images") as bar:
+    with progress_bar(title, images * config.epochs, "images") as bar, attention_kernel(model, config.attention, step.dtype):
         for epoch in range(config.epochs):
             # Summed on the device: asking for the loss of every step would wait for the GPU each time.
             loss_sum = torch.zeros((), device=device, dtype=torch.float64)
             seen = 0
-            batches = train_batches(placed, views, config.augmentation, batch_size=config.batch_size, seed=seed, epoch=epoch, device=device)
-            for pixels, labels in batches:
-                _set_rate(optimizer, learning_rate(config, step=step, steps_an_epoch=steps_an_epoch))
-                loss = _loss(model, pixels, labels, config=config, device=device)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
-                scaler.step(optimizer)
-                scaler.update()
-                loss_sum += loss.detach() * len(labels)
-                step, seen = step + 1, seen + len(labels)
+            choices = draw_choices(images, config.augmentation, views, batch_size=size, seed=seed, epoch=epoch, device=device)
+            batches = train_batches(placed, views, config.augmentation, batch_size=size, seed=seed, epoch=epoch, device=device)
+            for batch, (crops, labels) in enumerate(batches):
+                rate = learning_rate(config, step=epoch * steps_an_epoch + batch, steps_an_epoch=steps_an_epoch)
+                pixels, shares = augment(crops, labels, choices, batch=batch, first=seen)
+                loss_sum += step.take(pixels, labels, shares, rate=rate, epoch=epoch) * len(labels)
+                seen += len(labels)
                 bar.advance(len(labels))
             losses.append(loss_sum.item() / seen)
             if not math.isfinite(losses[-1]):
@@ -93,12 +105,14 @@ def train(
                     f"{title}: training loss is {losses[-1]} after epoch {epoch + 1} of {config.epochs}; "
                     f"lower learning_rate (now {config.learning_rate:g}) or set autocast (now {config.autocast}) to none"
                 )
+    if step.average is not None:
+        step.average.store()
     model.eval()
     seconds = time.perf_counter() - started
     log.info("%s: %d epochs, loss %.4f -> %.4f, %.1f s", title, config.epochs, losses[0], losses[-1], seconds)
     return TrainingResult(
         epochs=config.epochs,
-        steps=step,
+        steps=config.epochs * steps_an_epoch,
         seconds=seconds,
         images_per_s=images * config.epochs / seconds,
         loss=tuple(losses),
@@ -115,11 +129,72 @@ def learning_rate(config: Training, *, step: int, steps_an_epoch: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _loss(model: VisionTransformer, pixels: Tensor, labels: Tensor, *, config: Training, device: Device) -> Tensor:
-    dtype = _AUTOCAST[config.autocast]
-    with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-        logits = model(pixels.to(model.patch_embedding.weight.dtype))
-    return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+@dataclass(frozen=True)
+class _Step:
+    """One step of the optimizer, without a word from the device to the host."""
+
+    model: nn.Module
+    forward: TrainingForward | None  # None: the model is no ViT and is called as it is
+    trained: Sequence[nn.Parameter]
+    config: Training
+    device: Device
+    dtype: torch.dtype  # of the attention's inputs
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: WeightAverage | None
+    distillation: Distillation | None
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, trained: Sequence[nn.Parameter], config: Training, *, device: Device, distillation: Distillation | None
+    ) -> Self:
+        return cls(
+            model=model,
+            forward=TrainingForward(model, config) if isinstance(model, VisionTransformer) else None,
+            trained=trained,
+            config=config,
+            device=device,
+            dtype=AUTOCAST[config.autocast] or torch.float32,
+            optimizer=_optimizer(trained, config),
+            scaler=torch.amp.GradScaler(device, enabled=config.autocast == "fp16"),
+            average=None if config.ema_decay is None else WeightAverage(trained, config.ema_decay),
+            distillation=distillation,
+        )
+
+    def take(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, rate: float, epoch: int) -> Tensor:
+        """Update the weights and return the loss, detached. `shares` are those of mixed images' own labels."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._loss(pixels, labels, shares, epoch=epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.trained, MAX_GRADIENT_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update()
+        return loss.detach()
+
+    def _loss(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, epoch: int) -> Tensor:
+        logits = self._logits(pixels, epoch).float()
+        targets = labels if shares is None else mixed_targets(labels, shares, logits.shape[1])
+        loss = nn.functional.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
+        if self.distillation is None:
+            return loss
+        theirs = self.distillation.logits(pixels)
+        weight = self.distillation.weight
+        return (1 - weight) * loss + weight * distillation_loss(logits, theirs, self.distillation.temperature)
+
+    def _logits(self, pixels: Tensor, epoch: int) -> Tensor:
+        dtype = AUTOCAST[self.config.autocast]
+        with torch.autocast(self.device, dtype=dtype, enabled=dtype is not None):
+            if self.forward is None:
+                logits: Tensor = self.model(pixels)
+                return logits
+            dropout = self.config.patch_dropout
+            whole = dropout is None or epoch >= self.config.epochs - dropout.whole_epochs
+            return self.forward(pixels, whole=whole)
 
 
 def _optimizer(trained: Sequence[nn.Parameter], config: Training) -> torch.optim.Optimizer:
@@ -128,9 +203,5 @@ def _optimizer(trained: Sequence[nn.Parameter], config: Training) -> torch.optim
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    # Fused, it rounds otherwise; so only where the profile asks for speed.
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True if config.compile else None)

@@ -1,0 +1,99 @@
+"""The from-scratch recipe's parts inside the training loop: averaged weights, mixed images, a teacher, all from one seed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lowbit_vit.data.arrays import ImageSet
+from lowbit_vit.errors import Unavailable
+from lowbit_vit.model.vit import Architecture, VisionTransformer
+from lowbit_vit.schema.config import Augmentation, Colour, Mixing, PatchDropout, Training, Views
+from lowbit_vit.trial.teacher import Distillation
+from lowbit_vit.trial.train import seed_everything, train
+
+VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
+ARCH = Architecture(name="small", image_size=8, patch_size=2, depth=2, heads=2, width=64, mlp_width=64)
+MIXING = Mixing(mixup_share=0.5, mixup_alpha=0.8, cutmix_share=0.4, cutmix_alpha=1.0)
+COLOUR = Colour(brightness=0.3, contrast=0.3, saturation=0.3, grey_share=0.1)
+WHOLE: dict[str, Any] = {
+    "augmentation": Augmentation(crop_scale=(0.7, 1.0), flip=False, colour=COLOUR, mixing=MIXING),
+    "drop_path": 0.2,
+    "patch_dropout": PatchDropout(share=0.5, whole_epochs=1),
+    "ema_decay": 0.9,
+    "attention": "math",
+}
+
+
+def a_training(**changes: Any) -> Training:
+    keys: dict[str, Any] = {
+        "epochs": 3,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+        "warmup_epochs": 0.5,
+        "label_smoothing": 0.1,
+        "autocast": "none",
+        "augmentation": Augmentation(crop_scale=(0.7, 1.0), flip=False),
+        "splits": ("train",),
+    }
+    return Training(**{**keys, **changes})
+
+
+def images() -> ImageSet:
+    generator = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    bright = np.where(labels, 60, 180)[:, None, None, None]
+    pixels = np.clip(generator.normal(bright, 40, (40, 8, 8, 3)), 0, 255).astype(np.uint8)
+    return ImageSet(pixels, labels.astype(np.int64), tuple(map(str, range(40))))
+
+
+def run(config: Training, seed: int = 0, teacher: Distillation | None = None) -> tuple[VisionTransformer, Any]:
+    seed_everything(0)
+    model = VisionTransformer(ARCH, num_classes=2, attention="flash", qkv="separate")
+    result = train(model, [images()], config, views=VIEWS, seed=seed, device="cpu", title="train", distillation=teacher)
+    return model, result
+
+
+def test_the_whole_recipe_is_repeatable_to_the_bit() -> None:
+    def bright(pixels: torch.Tensor) -> torch.Tensor:
+        mean = pixels.mean(dim=(1, 2, 3))
+        return torch.stack([mean, -mean], dim=1)
+
+    teacher = Distillation(bright, temperature=2.0, weight=0.5)
+    states = [run(a_training(**WHOLE), seed, teacher)[0].state_dict() for seed in (1, 1, 2)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("key", sorted(WHOLE))
+def test_every_part_changes_what_is_learned(key: str) -> None:
+    plain, _ = run(a_training())
+    other, _ = run(a_training(**{key: WHOLE[key]}))
+    difference = max((a - b).abs().max().item() for a, b in zip(plain.parameters(), other.parameters(), strict=True))
+    assert difference > (1e-9 if key == "attention" else 1e-5)
+
+
+def test_the_averaged_weights_are_kept() -> None:
+    # A decay of nearly 0 keeps the last weights; one of nearly 1, with three ramped steps, does not.
+    plain, _ = run(a_training(epochs=1, warmup_epochs=0))
+    last, _ = run(a_training(epochs=1, warmup_epochs=0, ema_decay=1e-12))
+    for ours, theirs in zip(last.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_teacher_takes_its_share_of_the_loss() -> None:
+    def wrong(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([9.0, -9.0]).expand(len(pixels), 2)
+
+    # A teacher that calls everything class 0 is believed as far as its weight goes.
+    for weight, classes in ((1.0, {0}), (1e-6, {0, 1})):
+        model, _ = run(a_training(epochs=12, warmup_epochs=1), teacher=Distillation(wrong, temperature=1.0, weight=weight))
+        data = torch.from_numpy(images().images).permute(0, 3, 1, 2) / 255
+        assert set(model((data - 0.3) / 0.4).argmax(dim=1).tolist()) == classes
+
+
+def test_compiling_is_refused_on_the_cpu_before_anything_is_trained() -> None:
+    with pytest.raises(Unavailable, match="needs CUDA"):
+        run(a_training(compile=True))
