@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(), help="the project's folder")
     root = parser.parse_args().root.resolve()
     trials = cells(load_profile(root / "profiles" / "demo.yaml"), "sensitivity")[:CELLS]
+    load = os.getloadavg()[0]
 
     first, scanned = timed(root, lambda workspace: launch_scan(trials, workspace, threads=1))
     separate, alone = timed(root, lambda workspace: run_apart(trials, workspace))
@@ -54,7 +55,7 @@ def main() -> None:
             "cores": facts.cpu_cores,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "bitsandbytes")},
-            "load_average_before": os.getloadavg()[2],
+            "load_average_before": round(load, 2),
         },
         "cells": CELLS,
         "scan_s": [round(first, 2), round(second, 2)],
