@@ -51,9 +51,6 @@ def main() -> None:
     except LowbitVitError as error:
         print(f"lowbit-vit: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("lowbit-vit: interrupted; finished trials are kept, run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
 
 
 def _open(name: str, root: Path, reports: Path | None = None) -> tuple[Profile, Workspace]:
@@ -104,7 +101,12 @@ def _run(study: Study, profile: str, root: Path) -> None:
     from lowbit_vit.study.sweep import run_study
 
     settings, workspace = _open(profile, root)
-    records = run_study(settings, study, workspace)
+    try:
+        records = run_study(settings, study, workspace)
+    except KeyboardInterrupt:
+        # Said here: typer turns an interrupt that leaves the verb into a bare "Aborted."
+        print("lowbit-vit: interrupted; finished trials are kept, run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
     done = sum(record.status == "success" for record in records)
     skipped = sum(record.status == "skipped" for record in records)
     print(f"{study}: {done} trials done, {skipped} skipped; {workspace.records(study).relative_to(workspace.root)}")
