@@ -1,0 +1,127 @@
+"""Variants of a profile's from-scratch recipe, each for the same time, trained on train and compared on val.
+
+    lowbit-vit data scratch && python benchmarks/train_recipe.py --seconds 90 scratch "" patch_dropout=null "drop_path=0.1;ema_decay=null"
+
+A variant is a list of KEY=VALUE, separated by semicolons: keys of backbone.training, values in YAML, and TEACHER=null leaves the
+teacher out; "" is the recipe as it stands. Epochs follow from the rate that a short run measures, so a cheaper step gets more of
+them; warm-up and whole epochs keep their share. One line a variant: images/s, epochs, memory, last loss, Top-1 on val.
+
+Short runs rank what speeds learning up; what only pays in a long one (stronger regularization) looks worse here than it is.
+"""
+
+import argparse
+import copy
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lowbit_vit.data.arrays import Dataset, load_dataset
+from lowbit_vit.model.execution import prepare
+from lowbit_vit.model.vit import VisionTransformer, architecture
+from lowbit_vit.schema.config import AttentionName, Profile, Training, load_profile
+from lowbit_vit.schema.record import TrainingResult
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.trial.evaluate import predict
+from lowbit_vit.trial.teacher import Distillation, distillation, load_teacher
+from lowbit_vit.trial.train import AUTOCAST, seed_everything, train
+
+
+def main() -> None:
+    """Train the teacher once, then every variant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("profile")
+    parser.add_argument("variants", nargs="*", default=[""])
+    parser.add_argument("--seconds", type=float, default=90.0, help="of training, for each variant")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    root = Path.cwd()
+    profile = load_profile(root / "profiles" / f"{arguments.profile}.yaml")
+    dataset = load_dataset(Workspace(root=root, profile=profile.name).data, profile.data.views)
+    teacher = _teacher(profile, dataset)
+    for variant in arguments.variants:
+        changes = dict(change.split("=", 1) for change in variant.split(";") if change)
+        taught = changes.pop("TEACHER", "") != "null"
+        config = _changed(profile, changes)
+        used = teacher if taught else None
+        # Code of other variants counts towards the compiler's limit. What is compiled again comes from its cache on disk.
+        torch.compiler.reset()
+        # The first run compiles; the second, on one epoch more, gives the rate without that.
+        _run(profile, dataset, _of_length(config, 2), used)
+        rate = _run(profile, dataset, _of_length(config, 4), used)[1].images_per_s
+        epochs = max(4, round(arguments.seconds * rate / len(dataset.train_views["train"].labels)))
+        model, result = _run(profile, dataset, _of_length(config, epochs), used)
+        top1 = _top1(model, profile, dataset)
+        memory = (result.peak_allocated_bytes or 0) / 2**30
+        print(
+            f"{variant or 'as it stands'}: {result.images_per_s:.0f} images/s, {epochs} epochs in {result.seconds:.0f} s, "
+            f"{memory:.1f} GiB, loss {result.loss[-1]:.3f}, val Top-1 {100 * top1:.2f} %",
+            flush=True,
+        )
+
+
+def _changed(profile: Profile, changes: dict[str, str]) -> Training:
+    """The recipe on train alone, with dotted keys such as augmentation.colour changed."""
+    assert profile.backbone.training is not None
+    content: dict[str, Any] = copy.deepcopy(profile.backbone.training.model_dump(mode="json"))
+    for key, value in {"splits": "[train]", **changes}.items():
+        *path, last = key.split(".")
+        place = content
+        for part in path:
+            place = place[part]
+        place[last] = yaml.safe_load(value)
+    return Training.model_validate(content)
+
+
+def _of_length(config: Training, epochs: int) -> Training:
+    share = epochs / config.epochs
+    dropout = config.patch_dropout
+    if dropout is not None:
+        dropout = dropout.model_copy(update={"whole_epochs": min(epochs - 1, max(1, round(dropout.whole_epochs * share)))})
+    return config.model_copy(update={"epochs": epochs, "warmup_epochs": config.warmup_epochs * share, "patch_dropout": dropout})
+
+
+def _teacher(profile: Profile, dataset: Dataset) -> Distillation | None:
+    config, student = profile.backbone.teacher, profile.backbone.training
+    if config is None or student is None:
+        return None
+    seed_everything(0)
+    network = load_teacher(profile.data.views, num_classes=dataset.num_classes, device=profile.device)
+    training = config.training.model_copy(update={"splits": ("train",)})
+    sets = [dataset.train_views["train"]]
+    result = train(network, sets, training, views=profile.data.views, seed=0, device=profile.device, title="teacher")
+    top1 = _top1(network, profile, dataset)
+    print(f"teacher: {result.images_per_s:.0f} images/s, {result.seconds:.0f} s, val Top-1 {100 * top1:.2f} %", flush=True)
+    return distillation(network, config, device=profile.device, autocast=AUTOCAST[student.autocast])
+
+
+def _run(profile: Profile, dataset: Dataset, config: Training, teacher: Distillation | None) -> tuple[VisionTransformer, TrainingResult]:
+    seed_everything(0)
+    arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
+    kernel: AttentionName = "flash" if profile.device == "cpu" else "efficient"
+    model = VisionTransformer(arch, num_classes=dataset.num_classes, attention=kernel, qkv="separate").to(profile.device)
+    sets = [dataset.train_views["train"]]
+    views, device = profile.data.views, profile.device
+    return model, train(model, sets, config, views=views, seed=0, device=device, title="variant", distillation=teacher)
+
+
+def _top1(model: torch.nn.Module, profile: Profile, dataset: Dataset) -> float:
+    forward = partial(prepare, model, "eager") if isinstance(model, VisionTransformer) else lambda _: torch.inference_mode()(model)
+    images = dataset.eval_views["val"]
+    logits = predict(
+        forward,
+        images,
+        profile.data.views,
+        batch_size=profile.evaluation.batch_size,
+        device=profile.device,
+        dtype=torch.float32,
+        title="val",
+    )
+    return float((logits.argmax(axis=1) == images.labels).mean())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The from-scratch recipe on the card: it trains compiled, with the kernel it names, and no step makes the host wait."""
+
+import numpy as np
+import pytest
+import torch
+
+from lowbit_vit.data.arrays import ImageSet
+from lowbit_vit.data.batches import place, train_batches
+from lowbit_vit.model.vit import Architecture, VisionTransformer
+from lowbit_vit.schema.config import Augmentation, Colour, Mixing, PatchDropout, Training, Views
+from lowbit_vit.trial.augment import augment, draw_choices
+from lowbit_vit.trial.forward import attention_kernel
+from lowbit_vit.trial.teacher import Distillation
+from lowbit_vit.trial.train import _Step, seed_everything, train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+    # torch 2.11's compiler uses deprecated parts of torch, and recommends TF32 for fp32 products.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+]
+
+VIEWS = Views(image_size=64, eval_resize=64, train_resize=72, mean=(0.4, 0.4, 0.4), std=(0.25, 0.25, 0.25))
+ARCH = Architecture(name="small", image_size=64, patch_size=8, depth=12, heads=4, width=256, mlp_width=512)
+TEACHER = Distillation(lambda pixels: 20 * torch.stack([pixels.mean(dim=(1, 2, 3)), -pixels.mean(dim=(1, 2, 3))], dim=1), 2.0, 0.5)
+
+
+def a_training(*, compiled: bool) -> Training:
+    return Training(
+        epochs=12,
+        batch_size=32,
+        learning_rate=5e-4,
+        weight_decay=0.1,
+        warmup_epochs=2,
+        label_smoothing=0.1,
+        autocast="bf16",
+        augmentation=Augmentation(
+            crop_scale=(0.5, 1.0),
+            flip=True,
+            colour=Colour(brightness=0.1, contrast=0.1, saturation=0.1, grey_share=0.1),
+            mixing=Mixing(mixup_share=0.4, mixup_alpha=0.8, cutmix_share=0.3, cutmix_alpha=1.0),
+        ),
+        splits=("train",),
+        drop_path=0.2,
+        patch_dropout=PatchDropout(share=0.5, whole_epochs=4),
+        ema_decay=0.9,
+        attention="cudnn",
+        compile=compiled,
+    )
+
+
+def images() -> ImageSet:
+    generator = np.random.default_rng(0)
+    labels = np.arange(128) % 2
+    pixels = np.clip(generator.normal(np.where(labels, 60, 160)[:, None, None, None], 40, (128, 72, 72, 3)), 0, 255)
+    return ImageSet(pixels.astype(np.uint8), labels.astype(np.int64), tuple(map(str, range(128))))
+
+
+def a_model() -> VisionTransformer:
+    seed_everything(0)
+    return VisionTransformer(ARCH, num_classes=2, attention="efficient", qkv="separate").to("cuda")
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_it_learns_what_it_should(compiled: bool) -> None:
+    model = a_model()
+    train(model, [images()], a_training(compiled=compiled), views=VIEWS, seed=0, device="cuda", title="train", distillation=TEACHER)
+    pixels = torch.from_numpy(images().images[:, 4:-4, 4:-4]).permute(0, 3, 1, 2).to("cuda") / 255
+    with torch.inference_mode():
+        right = model((pixels - 0.4) / 0.25).argmax(dim=1).cpu().numpy() == images().labels
+    assert right.mean() > 0.9
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_no_step_waits_for_the_device(compiled: bool) -> None:
+    model, config = a_model().train(), a_training(compiled=compiled)
+    step = _Step.of(model, list(model.parameters()), config, device="cuda", distillation=TEACHER)
+    placed = place([images()], "cuda")
+    choices = draw_choices(128, config.augmentation, VIEWS, batch_size=32, seed=0, epoch=0, device="cuda")
+    batches = train_batches(placed, VIEWS, config.augmentation, batch_size=32, seed=0, epoch=0, device="cuda")
+    try:
+        with attention_kernel(model, config.attention, step.dtype):
+            for batch, (crops, labels) in enumerate(batches):
+                pixels, shares = augment(crops, labels, choices, batch=batch, first=32 * batch)
+                step.take(pixels, labels, shares, rate=1e-4, epoch=0)
+                # From the second step on: the first compiles and allocates.
+                torch.cuda.set_sync_debug_mode("error")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
