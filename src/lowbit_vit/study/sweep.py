@@ -232,6 +232,7 @@ def _ray(*, on_gpu: bool) -> Iterator[Path]:
     os.environ.update(
         RAY_USAGE_STATS_ENABLED="0",  # no telemetry
         RAY_AIR_NEW_OUTPUT="0",  # else Tune prints tables whatever its verbosity is
+        RAY_worker_niceness="0",  # Ray's 15 would let whatever else runs go before a timing trial
         RAY_memory_monitor_refresh_ms="0",  # launch watches memory, by the limits of the profile
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # no result files: our records are the results
         TUNE_DISABLE_SIGINT_HANDLER="1",  # Ctrl-C must raise here, where everything is ended
