@@ -119,16 +119,12 @@ def test_libraries_stay_where_they_belong(library: str) -> None:
 
 
 def test_analysis_reads_records_alone() -> None:
-    wrong = [
-        edge for edge in OURS if _package(edge.file) == "analysis" and _package(edge.target) not in (*FOR_ANALYSIS, "errors")
-    ]
+    wrong = [edge for edge in OURS if _package(edge.file) == "analysis" and _package(edge.target) not in (*FOR_ANALYSIS, "errors")]
     assert not wrong, f"analysis imports schema only:\n{_show(wrong)}"
 
 
 def test_report_never_reaches_what_runs_trials() -> None:
-    wrong = [
-        edge for edge in OURS if _package(edge.file) == "report" and _package(edge.target) in ("data", "model", "trial", "study")
-    ]
+    wrong = [edge for edge in OURS if _package(edge.file) == "report" and _package(edge.target) in ("data", "model", "trial", "study")]
     assert not wrong, f"the report is built from records where there is no torch:\n{_show(wrong)}"
 
 

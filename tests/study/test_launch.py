@@ -16,6 +16,7 @@ from lowbit_vit.schema.record import load_predictions, read_record, read_records
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import launch, launch_scan, scratch_folder
+from processes import living_children
 
 ProfileOf = Callable[..., Profile]
 Command = tuple[str, ...]
@@ -25,14 +26,11 @@ def trials_of(profile: Profile) -> list[Trial]:
     return [trial.model_copy(update={"measurement": None}) for trial in cells(profile, "variants")]
 
 
-def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left(workspace: Workspace) -> Iterator[None]:
+    before = living_children()
     yield
-    assert children() == []
+    assert living_children() <= before
     assert list(scratch_folder(workspace).glob("*")) == []
     assert list(workspace.reports.rglob("*.json.*")) == []
 

@@ -24,6 +24,7 @@ from lowbit_vit.study.finished import load_scores, prune, settle_without_running
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import launch, scratch_folder
 from lowbit_vit.study.sweep import run_study
+from processes import living_children
 
 ProfileOf = Callable[..., Profile]
 Command = tuple[str, ...]
@@ -41,8 +42,9 @@ def ray_folders() -> set[Path]:
 @pytest.fixture(autouse=True)
 def nothing_is_left(workspace: Workspace) -> Iterator[None]:
     before = ray_folders()
+    before = living_children()
     yield
-    wait_until(lambda: all(child.status() == psutil.STATUS_ZOMBIE for child in psutil.Process().children(recursive=True)))
+    wait_until(lambda: living_children() <= before)
     assert ray_folders() <= before
     assert not any(scratch_folder(workspace).glob("*"))
     assert not any(workspace.reports.rglob("*.json.*"))

@@ -1,5 +1,6 @@
 """The progress bar of everything that takes more than a few seconds: rate and time left, on stderr."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,9 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
+
+# A log is read later, line by line: seldom enough to stay short, often enough to show that something moves.
+LINE_EVERY_S = 15.0
 
 
 class AmountColumn(ProgressColumn):
@@ -30,20 +34,27 @@ class AmountColumn(ProgressColumn):
 
 
 class Bar:
-    """Handle of a running bar."""
+    """Handle of a running bar; where stderr is no terminal, a line every `LINE_EVERY_S` seconds takes its place."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
+        self._said = time.monotonic()
 
     def advance(self, units: int = 1) -> None:
         """Move on by so many units."""
         self._progress.advance(self._task, units)
+        if not self._progress.console.is_terminal and time.monotonic() - self._said >= LINE_EVERY_S:
+            self._said = time.monotonic()
+            task = self._progress.tasks[self._task]
+            if not task.finished:
+                shown = [column.render(task) for column in self._progress.columns if not isinstance(column, BarColumn)]
+                self._progress.console.print(*shown, "left")
 
 
 @contextmanager
 def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Bar]:
-    """Show a bar while the block runs; where stderr is no terminal, only its last state is printed.
+    """Show a bar while the block runs; where stderr is no terminal, a line now and then and its last state are printed.
 
     Args:
         title: what is being done.

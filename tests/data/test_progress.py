@@ -1,0 +1,23 @@
+"""Where stderr is no terminal, progress is a line now and then, with rate and time left."""
+
+import pytest
+
+from lowbit_vit.data import progress
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    with progress.progress_bar("train something", 6, "images") as bar:
+        for _ in range(3):
+            bar.advance(2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("train something 2/6 images")
+    assert lines[1].startswith("train something 4/6 images")
+    assert all(line.endswith("left") for line in lines[:2])
+    assert "6/6 images" in lines[-1]
+
+
+def test_a_short_run_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress_bar("decode", 2, "images") as bar:
+        bar.advance(2)
+    assert len(capsys.readouterr().err.splitlines()) == 1
