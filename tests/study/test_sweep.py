@@ -41,11 +41,10 @@ def ray_folders() -> set[Path]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(workspace: Workspace) -> Iterator[None]:
-    before = ray_folders()
-    before = living_children()
+    folders, children = ray_folders(), living_children()
     yield
-    wait_until(lambda: living_children() <= before)
-    assert ray_folders() <= before
+    wait_until(lambda: living_children() <= children)
+    assert ray_folders() <= folders
     assert not any(scratch_folder(workspace).glob("*"))
     assert not any(workspace.reports.rglob("*.json.*"))
 
