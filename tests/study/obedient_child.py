@@ -1,6 +1,6 @@
 """A trial process that does what its label says: a real process of the real interface, without a model.
 
-Usage: obedient_child.py trial|scan FILE --out FOLDER --root FOLDER
+Usage: obedient_child.py trial|scan FILE --out FOLDER, in the project
 """
 
 import os
@@ -18,11 +18,11 @@ from lowbit_vit.study.launch import stop_with_parent
 
 
 def main() -> None:
-    verb, file, _, out, _, root = sys.argv[1:]
+    verb, file, _, out = sys.argv[1:]
     stop_with_parent()
     trials = [load_trial(Path(file))] if verb == "trial" else load_trials(Path(file))
     for trial in trials:
-        obey(trial, Path(out), Path(root))
+        obey(trial, Path(out), Path.cwd())
 
 
 def obey(trial: Trial, out: Path, root: Path) -> None:

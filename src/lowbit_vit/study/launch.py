@@ -52,7 +52,7 @@ def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Sequenc
         trial: any trial.
         workspace: where it runs and where its record goes.
         threads: CPU threads of the process (OMP_NUM_THREADS).
-        command: what to start; `trial FILE --out FOLDER --root FOLDER` is added.
+        command: what to start; `trial FILE --out FOLDER` is added, and it starts in the workspace's root.
 
     Returns:
         The record, whatever its status. A process that died leaves `failed`, one that outlived `limits.seconds` `timeout`,
@@ -140,7 +140,8 @@ def _run_process(
         with output.open("ab") as stream:
             start = stream.tell()
             process = subprocess.Popen(
-                [*command, verb, str(request), "--out", str(out), "--root", str(workspace.root)],
+                # Relative, because the command stands in the record, and a folder of this machine says nothing elsewhere.
+                [*command, verb, str(request.relative_to(workspace.root)), "--out", str(out.relative_to(workspace.root))],
                 cwd=workspace.root,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads), "COLUMNS": "200", LIFELINE: "stdin"},
                 stdin=subprocess.PIPE,

@@ -250,6 +250,6 @@ def model_facts(model: VisionTransformer, trial: Trial, *, backbone_sha256: str,
 
 
 def command_line() -> str:
-    """The command of this process, as one may type it again."""
+    """The command of this process; a study gives its trials folders relative to the project."""
     program = Path(sys.argv[0]).name
     return shlex.join(["lowbit-vit" if program == "__main__.py" else program, *sys.argv[1:]])
