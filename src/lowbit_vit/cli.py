@@ -46,8 +46,6 @@ def main() -> None:
     """Run the command line; an error meant for the user is one line on stderr and its class's exit code."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    # OpenMP's threads spin while they wait: on two busy cores that made a training step nine times slower. Set before torch.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except LowbitVitError as error:
@@ -91,6 +89,9 @@ def fetch(
 @app.command(epilog="Example: lowbit-vit backbone demo")
 def backbone(profile: ProfileName, root: Root = HERE) -> None:
     """Train or convert the high-precision backbone, and adapt it for the post-training trials."""
+    # OpenMP's threads spin while they wait, which on two busy cores made a training step nine times slower. Set before torch is
+    # imported. Not for trials: nothing is timed here, while waking threads doubled the latency of a small model there.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from lowbit_vit.trial.backbone import make_backbone
 
     settings, workspace = _open(profile, root)
