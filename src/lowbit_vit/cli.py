@@ -7,7 +7,6 @@ option is wrong; 3 data, checkpoint or record is missing or damaged; 4 this mach
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +60,8 @@ def _open(name: str, root: Path, reports: Path | None = None) -> tuple[Profile, 
 @app.command(epilog="Example: lowbit-vit data demo")
 def data(profile: ProfileName, root: Root = HERE) -> None:
     """Decode the profile's images once into arrays under data/prepared/PROFILE."""
+    import os
+
     from lowbit_vit.data.prepare import prepare_dataset
 
     settings, workspace = _open(profile, root)
@@ -89,9 +90,6 @@ def fetch(
 @app.command(epilog="Example: lowbit-vit backbone demo")
 def backbone(profile: ProfileName, root: Root = HERE) -> None:
     """Train or convert the high-precision backbone, and adapt it for the post-training trials."""
-    # OpenMP's threads spin while they wait, which on two busy cores made a training step nine times slower. Set before torch is
-    # imported. Not for trials: nothing is timed here, while waking threads doubled the latency of a small model there.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from lowbit_vit.trial.backbone import make_backbone
 
     settings, workspace = _open(profile, root)

@@ -1,7 +1,7 @@
 """The progress bar of everything that takes more than a few seconds: rate and time left, on stderr."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -36,9 +36,10 @@ class AmountColumn(ProgressColumn):
 class Bar:
     """Handle of a running bar; where stderr is no terminal, a line every `LINE_EVERY_S` seconds takes its place."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
+    def __init__(self, progress: Progress, task: TaskID, columns: Sequence[ProgressColumn]) -> None:
         self._progress = progress
         self._task = task
+        self._columns = columns
         self._said = time.monotonic()
 
     def advance(self, units: int = 1) -> None:
@@ -48,7 +49,7 @@ class Bar:
             self._said = time.monotonic()
             task = self._progress.tasks[self._task]
             if not task.finished:
-                shown = [column.render(task) for column in self._progress.columns if not isinstance(column, BarColumn)]
+                shown = [column.render(task) for column in self._columns]
                 self._progress.console.print(*shown, "left")
 
 
@@ -61,7 +62,7 @@ def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Bar]:
         total: units in all; None if not known.
         unit: what is counted, in the plural.
     """
-    title_and_bar = (TextColumn("{task.description}"), BarColumn(bar_width=20))
-    left = TimeRemainingColumn(elapsed_when_finished=True)
-    with Progress(*title_and_bar, AmountColumn(unit), left, console=Console(stderr=True)) as progress:
-        yield Bar(progress, progress.add_task(title, total=total))
+    name, bar = TextColumn("{task.description}"), BarColumn(bar_width=20)
+    amount, left = AmountColumn(unit), TimeRemainingColumn(elapsed_when_finished=True)
+    with Progress(name, bar, amount, left, console=Console(stderr=True)) as progress:
+        yield Bar(progress, progress.add_task(title, total=total), (name, amount, left))
