@@ -1,0 +1,60 @@
+"""The committed reference runs: every record reads, the README's table is theirs, and the page builds from them alone."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lowbit_vit.analysis.results import load_results
+from lowbit_vit.report.page import build_report
+from lowbit_vit.report.terminal import result_markdown
+from lowbit_vit.schema.config import STUDIES, load_profile
+from lowbit_vit.schema.record import read_records
+from lowbit_vit.schema.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+REFERENCES = sorted(path.parent for path in (ROOT / "reports" / "reference").glob("*/records"))
+README_TABLE = re.compile(r"<!-- demo: begin (?P<folder>\S+) -->\n(?P<table>.*?)<!-- demo: end -->", re.DOTALL)
+
+
+def test_there_is_a_reference_run() -> None:
+    assert REFERENCES
+
+
+def workspace_of(folder: Path) -> Workspace:
+    (profile,) = {record.trial.profile for record in read_records(folder / "records")}
+    return Workspace(root=ROOT, profile=profile, elsewhere=folder)
+
+
+@pytest.mark.parametrize("folder", REFERENCES, ids=lambda folder: folder.name)
+def test_every_record_is_whole_and_its_predictions_are_those_it_names(folder: Path) -> None:
+    workspace = workspace_of(folder)
+    results = [result for study in STUDIES for result in load_results(workspace, study)]
+    assert results
+    for result in results:
+        assert result.record.status in ("success", "skipped"), result.record.trial.label
+        assert (result.predictions is not None) == (result.record.status == "success")
+
+
+@pytest.mark.parametrize("folder", REFERENCES, ids=lambda folder: folder.name)
+def test_no_record_says_where_it_was_made(folder: Path) -> None:
+    assert not [path.name for path in folder.rglob("*.json") if re.search(r"/(home|root|work|Users)/", path.read_text())]
+
+
+@pytest.mark.parametrize("folder", REFERENCES, ids=lambda folder: folder.name)
+def test_the_page_builds_from_the_committed_files_alone(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    profile = workspace_of(folder).profile
+    page = build_report(load_profile(ROOT / "profiles" / f"{profile}.yaml"), Workspace(root=ROOT, profile=profile, elsewhere=copy))
+    assert page == copy / "report.html"
+    assert page.stat().st_size < 5_000_000
+
+
+def test_the_readmes_table_is_the_reference_runs() -> None:
+    found = README_TABLE.search((ROOT / "README.md").read_text())
+    assert found is not None
+    workspace = workspace_of(ROOT / found["folder"])
+    arms = [arm.label for arm in load_profile(workspace.profile_file).variants.arms]
+    assert found["table"] == result_markdown(read_records(workspace.records("variants")), arms=arms)
