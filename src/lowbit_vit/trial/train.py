@@ -148,6 +148,7 @@ class _Step:
     def of(
         cls, model: nn.Module, trained: Sequence[nn.Parameter], config: Training, *, device: Device, distillation: Distillation | None
     ) -> Self:
+        """The step of a configuration, with a new optimizer, scaler and weight average for the parameters that are trained."""
         return cls(
             model=model,
             forward=TrainingForward(model, config) if isinstance(model, VisionTransformer) else None,
