@@ -53,6 +53,7 @@ def test_a_saved_model_reloads_bit_equal(weights: HighPrecision | Int8 | NF4, dt
     expected = logits(model, plan)  # before saving: a forward must not change what is saved
     size = quantized_file.save_model(model, plan, tmp_path / "m.safetensors", {"made": "here"})
     assert size == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert size == quantized_file.model_bytes(model, plan, {"made": "here"})  # without writing
     loaded = quantized_file.load_model(tmp_path / "m.safetensors", attention="math")
     assert torch.equal(logits(loaded, plan), expected)
     assert precision.audit(loaded) == precision.audit(model)

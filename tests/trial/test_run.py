@@ -49,7 +49,7 @@ def test_a_trial_ends_in_a_complete_record(
     assert (record.evaluation.whole.images, record.evaluation.selection.images, record.evaluation.report.images) == (599, 299, 300)
     assert record.measurement is not None
     assert [latency.batch_size for latency in record.measurement.latency] == [1, 2]
-    assert set(record.durations_s) >= {"load", "quantize", "save", "evaluate", "measure"}
+    assert set(record.durations_s) >= {"load", "quantize", "count", "evaluate", "measure"}
 
 
 def test_the_predictions_file_is_the_one_the_record_names(cell: Trial, workspace: Workspace, tmp_path: Path) -> None:

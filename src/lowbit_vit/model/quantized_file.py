@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError
 from lowbit_vit.model import lora, precision
-from lowbit_vit.model.checkpoint import load_state, save_state
+from lowbit_vit.model.checkpoint import load_state, save_state, saved_bytes
 from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
 from lowbit_vit.schema.config import AttentionName, one_line
 from lowbit_vit.schema.plan import HighPrecision, Int8, Plan
@@ -40,20 +40,33 @@ def save_model(model: VisionTransformer, plan: Plan, path: Path, card: Mapping[s
         LowbitVitError: the model's layers are not what the plan says.
         DataError: the suffix is another, or the disk is full.
     """
+    save_state(model.state_dict(), path, {**card, "model": _facts(model, plan)})
+    return path.stat().st_size + path.with_suffix(".json").stat().st_size
+
+
+def model_bytes(model: VisionTransformer, plan: Plan, card: Mapping[str, Any]) -> int:
+    """Bytes of both files that `save_model` would write, without writing them.
+
+    Raises:
+        LowbitVitError: the model's layers are not what the plan says.
+    """
+    return saved_bytes(model.state_dict(), {**card, "model": _facts(model, plan)})
+
+
+def _facts(model: VisionTransformer, plan: Plan) -> dict[str, Any]:
+    """What the card says of the model: all that `load_model` needs beside the tensors."""
     expected = plan.resolve(encoder_linears(model))
     for name, layer in encoder_linears(model).items():
         found = precision.format_of(precision.base_layer(layer), name=name)
         if found != expected[name]:
-            raise LowbitVitError(f"{path}: {name} is {found.name}, the plan says {expected[name].name}")
-    facts = {
+            raise LowbitVitError(f"{name} is {found.name}, the plan says {expected[name].name}")
+    return {
         "architecture": dataclasses.asdict(model.architecture),
         "num_classes": model.num_classes,
         "qkv": model.qkv,
         "plan": plan.model_dump(mode="json"),
         "adapters": _adapter_facts(model),
     }
-    save_state(model.state_dict(), path, {**card, "model": facts})
-    return path.stat().st_size + path.with_suffix(".json").stat().st_size
 
 
 def load_model(path: Path, *, attention: AttentionName, device: torch.device | str = "cpu") -> VisionTransformer:

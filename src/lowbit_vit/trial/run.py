@@ -7,7 +7,6 @@ goes wrong; `record_trial` turns that into the record's status.
 import logging
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,12 +23,12 @@ from lowbit_vit.model.checkpoint import load_state, restore
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.lora import attach, trainable_parameters
 from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, matmul_mode, weight_bytes
-from lowbit_vit.model.quantized_file import save_model
+from lowbit_vit.model.quantized_file import model_bytes
 from lowbit_vit.model.vit import VisionTransformer, architecture
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.environment import provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan
-from lowbit_vit.schema.record import ModelFacts, Record, Status, TrainingResult, write_record
+from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.evaluate import Logits, evaluate, predict
 from lowbit_vit.trial.measure import measure
@@ -73,7 +72,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
             title = f"adapt {trial.label}"
             training = train(model, sets, trial.lora.training, views=trial.data.views, seed=trial.seed, device=trial.device, title=title)
 
-    with clock.part("save"):
+    with clock.part("count"):
         facts = model_facts(model, trial, backbone_sha256=backbone_sha256, parameters=parameters, trained=training is not None)
 
     # III-E and IV: accuracy, then latency, memory and kernels of the very same model.
@@ -93,18 +92,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
                 dtype=dtype,
             )
 
-    record = Record(
-        trial_id=trial.trial_id,
-        status="success",
-        reason=None,
-        trial=trial,
-        provenance=provenance(command_line()),
-        model=facts,
-        training=training,
-        evaluation=evaluation,
-        measurement=measurement,
-        durations_s=clock.seconds,
-    )
+    record = success(trial, facts=facts, evaluation=evaluation, clock=clock, training=training, measurement=measurement)
     write_record(record, out, predictions)
     return record
 
@@ -235,17 +223,38 @@ def high_precision_logits(trial: Trial, workspace: Workspace, dataset: Dataset) 
 
 
 def model_facts(model: VisionTransformer, trial: Trial, *, backbone_sha256: str, parameters: int, trained: bool) -> ModelFacts:
-    """Count layers and bytes on the model itself, and bytes on disk by saving it."""
-    with tempfile.TemporaryDirectory(prefix="lowbit-vit-") as folder:
-        path = Path(folder) / "model.safetensors"
-        file_bytes = save_model(model, trial.plan, path, {"trial_id": trial.trial_id, "backbone_sha256": backbone_sha256})
+    """Count layers and bytes on the model itself, and the bytes of its file."""
     return ModelFacts(
         backbone_sha256=backbone_sha256,
         parameters=parameters,
         trainable_parameters=sum(parameter.numel() for parameter in trainable_parameters(model).values()) if trained else 0,
         layers=audit(model),
         weight_bytes=weight_bytes(model),
-        file_bytes=file_bytes,
+        file_bytes=model_bytes(model, trial.plan, {"trial_id": trial.trial_id, "backbone_sha256": backbone_sha256}),
+    )
+
+
+def success(
+    trial: Trial,
+    *,
+    facts: ModelFacts,
+    evaluation: EvaluationResult,
+    clock: Stopwatch,
+    training: TrainingResult | None = None,
+    measurement: MeasurementResult | None = None,
+) -> Record:
+    """The record of a trial that went through; a scanned cell has neither training nor measurement."""
+    return Record(
+        trial_id=trial.trial_id,
+        status="success",
+        reason=None,
+        trial=trial,
+        provenance=provenance(command_line()),
+        model=facts,
+        training=training,
+        evaluation=evaluation,
+        measurement=measurement,
+        durations_s=clock.seconds,
     )
 
 

@@ -21,7 +21,6 @@ from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, convert_block, matmul_mode
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import Record, write_record
 from lowbit_vit.schema.workspace import Workspace
@@ -29,12 +28,12 @@ from lowbit_vit.trial.evaluate import Logits, evaluate
 from lowbit_vit.trial.run import (
     Stopwatch,
     check_available,
-    command_line,
     high_precision_logits,
     load_backbone,
     load_data,
     model_facts,
     record_failure,
+    success,
 )
 
 log = logging.getLogger(__name__)
@@ -99,21 +98,12 @@ def _scan_cell(resident: "Resident", trial: Trial, dataset: Dataset, reference_l
     clock = Stopwatch()
     with clock.part("quantize"):
         model = resident.with_plan(trial.plan)
-    with clock.part("save"):
+    with clock.part("count"):
         facts = model_facts(model, trial, backbone_sha256=resident.backbone_sha256, parameters=resident.parameters, trained=False)
     with clock.part("evaluate"), matmul_mode(trial.plan):
         ready = partial(prepare, model, trial.execution)
         evaluation, predictions = evaluate(ready, dataset, trial, dtype=compute_dtype(trial.plan), reference_logits=reference_logits)
-    record = Record(
-        trial_id=trial.trial_id,
-        status="success",
-        reason=None,
-        trial=trial,
-        provenance=provenance(command_line()),
-        model=facts,
-        evaluation=evaluation,
-        durations_s=clock.seconds,
-    )
+    record = success(trial, facts=facts, evaluation=evaluation, clock=clock)
     write_record(record, out, predictions)
     return record
 
