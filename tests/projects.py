@@ -1,0 +1,81 @@
+"""A copy of this project in a git repository of its own, with the profile `tiny` (tests/tiny.yaml), and DVC run in it.
+
+For tests that run the pipeline as a user does: real git, real DVC, the real command line from the copy's own sources.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+_WHO = ("-c", "user.name=reader", "-c", "user.email=reader@example.org")
+_NOT_NEEDED = ("reports/", "benchmarks/", ".ci/", ".gpu/")
+
+
+def make_project(folder: Path) -> Path:
+    """Copy what git would give a user, changes that are not committed included, add `tiny`, and commit; returns `folder`."""
+    listed = _output("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if name != "dvc.lock" and not name.startswith(_NOT_NEEDED) and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    shutil.copy2(ROOT / "tests" / "tiny.yaml", folder / "profiles" / "tiny.yaml")
+    pipeline = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))
+    profiles = pipeline["vars"][0]["profiles"]
+    profiles["tiny"] = profiles["demo"]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False, width=200), encoding="utf-8")
+    git(folder, "init", "-q", "-b", "main")
+    commit(folder, "as cloned")
+    return folder
+
+
+def git(project: Path, *arguments: str) -> str:
+    """Run git in the copy; returns stdout, raises with stderr in the message."""
+    return _output("git", *_WHO, *arguments, cwd=project)
+
+
+def commit(project: Path, message: str) -> str:
+    """Commit everything that git does not ignore; returns the revision."""
+    git(project, "add", "-A")
+    git(project, "commit", "-q", "--no-verify", "--allow-empty", "-m", message)
+    return git(project, "rev-parse", "HEAD").strip()
+
+
+def environment(project: Path) -> dict[str, str]:
+    """This environment's programs first on PATH, the copy's own sources before any installed, one thread, no telemetry."""
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(project / "src"),
+        "OMP_NUM_THREADS": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "GIT_AUTHOR_NAME": "reader",
+        "GIT_AUTHOR_EMAIL": "reader@example.org",
+        "GIT_COMMITTER_NAME": "reader",
+        "GIT_COMMITTER_EMAIL": "reader@example.org",
+    }
+
+
+def dvc(project: Path, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run dvc in the copy as a user would; with `check`, a failure is an AssertionError that shows its output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=project,
+        env=environment(project) | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 or not check, f"dvc {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def _output(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
