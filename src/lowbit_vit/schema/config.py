@@ -68,12 +68,37 @@ class FlowersData(Frozen):
     images: Literal["original", "256-px copies"] = Field(description="what the files are; it labels every accuracy")
 
 
+FolderLayout = Literal["train-val-test", "train-test", "classes"]
+DRAWN_KEYS: dict[FolderLayout, tuple[str, ...]] = {
+    "train-val-test": (),
+    "train-test": ("split_seed", "val_share"),
+    "classes": ("split_seed", "val_share", "test_share"),
+}
+
+
 class FolderData(Frozen):
-    """Any data set as `root/{train,val,test}/CLASS/IMAGE`."""
+    """Any labelled images as files, one folder for each class. Splits that are not there as folders are drawn, class by class."""
 
     source: Literal["image_folder"]
     views: Views
-    root: str = Field(min_length=1)
+    root: str = Field(min_length=1, description="the images' folder; relative paths start at the project")
+    layout: FolderLayout = Field(
+        default="train-val-test",
+        description="root/{train,val,test}/CLASS; or root/{train,test}/CLASS, val drawn; or root/CLASS, val and test drawn",
+    )
+    split_seed: int | None = Field(default=None, ge=0, description="of the splits that are drawn; null: none is")
+    val_share: float | None = Field(default=None, gt=0, lt=1, description="of each class in the folder that val is drawn from")
+    test_share: float | None = Field(default=None, gt=0, lt=1, description="of each class, where test is drawn")
+
+    @model_validator(mode="after")
+    def _drawn_splits_have_their_keys(self) -> Self:
+        needed = DRAWN_KEYS[self.layout]
+        for key in DRAWN_KEYS["classes"]:
+            if (getattr(self, key) is None) == (key in needed):
+                raise ValueError(f"layout {self.layout} needs {key}" if key in needed else f"layout {self.layout} draws nothing by {key}")
+        if (self.val_share or 0) + (self.test_share or 0) >= 1:
+            raise ValueError(f"val_share {self.val_share} and test_share {self.test_share} leave nothing to train on")
+        return self
 
 
 DataConfig = Annotated[DigitsData | FlowersData | FolderData, Field(discriminator="source")]
@@ -229,10 +254,11 @@ class Backbone(Frozen):
     """Where the high-precision weights come from."""
 
     architecture: TorchvisionVit | SmallVit = Field(description="a torchvision ViT by name, or a small one by its sizes")
-    weights: Literal["scratch", "torchvision"] = Field(
-        description="scratch: trained here on the profile's data; torchvision: its ImageNet-1k checkpoint with a new head"
+    weights: Literal["scratch", "torchvision", "ours"] = Field(
+        description="scratch: trained here on the profile's data; torchvision: a checkpoint of its ViT (.pth) with a new head; "
+        "ours: a .safetensors file of this program with its .json card beside it"
     )
-    checkpoint: str | None = Field(default=None, description="the .pth file of weights = torchvision")
+    checkpoint: str | None = Field(default=None, description="the file of weights = torchvision or ours")
     checkpoint_sha256: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{8,64}$", description="sha256 of that file, or at least its first 8 hex digits"
     )
@@ -244,10 +270,12 @@ class Backbone(Frozen):
     def _weights_have_their_keys(self) -> Self:
         if self.weights == "scratch" and self.training is None:
             raise ValueError("weights = scratch needs backbone.training")
-        if self.weights == "torchvision" and self.teacher is not None:
+        if self.weights != "scratch" and self.teacher is not None:
             raise ValueError("backbone.teacher is of weights = scratch")
-        if self.weights == "torchvision" and (self.checkpoint is None or self.checkpoint_sha256 is None):
-            raise ValueError("weights = torchvision needs backbone.checkpoint and backbone.checkpoint_sha256")
+        if self.weights != "scratch" and (self.checkpoint is None or self.checkpoint_sha256 is None):
+            raise ValueError(f"weights = {self.weights} needs backbone.checkpoint and backbone.checkpoint_sha256")
+        if self.weights == "ours" and not str(self.checkpoint).endswith(".safetensors"):
+            raise ValueError(f"weights = ours are a .safetensors file, got backbone.checkpoint {self.checkpoint}")
         if self.weights == "torchvision" and isinstance(self.architecture, SmallVit):
             raise ValueError("weights = torchvision needs a torchvision architecture, not a small one")
         return self
