@@ -1,7 +1,16 @@
 """One image file -> the square views that the study works on; what each decoding process runs. No torch.
 
 The evaluation view is what torchvision's `Resize` and `CenterCrop` make of the same file, bit for bit (tested), so that a
-published checkpoint sees the pixels that it was evaluated on.
+published checkpoint sees the pixels that it was evaluated on. Four kinds of file are decoded otherwise than torchvision's
+`ImageFolder` does, because there it gets them wrong or fails:
+
+    an orientation tag (EXIF)        the image is turned upright
+    16-bit grey                      scaled to 0..255; Pillow's own conversion cuts everything above 255 off to white
+    a JPEG above `MAX_PIXELS`        decoded at a half, a quarter or an eighth of its size, so that memory stays bounded
+    anything else above `MAX_PIXELS` a fault
+
+Alpha is dropped, as torchvision does: what lies under transparent pixels shows. Of a file with several images the first is
+taken.
 """
 
 import hashlib
@@ -14,9 +23,24 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 89_478_485  # of one decoded image; Pillow's own limit: a quarter of a GiB as RGB
+_JPEG = b"\xff\xd8\xff"
+_SHRINKS = (2, 4, 8)  # what libjpeg can divide the sides by while it decodes
+# The EXIF tag says where the stored rows lie in the upright image; 1 and unknown values: as stored.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -54,10 +78,15 @@ def make_view(image: Image.Image, view: View) -> Pixels:
 
     Rounding follows torchvision's `Resize` (longer side cut down to a whole number) and `CenterCrop` (offset rounded to
     the even half): https://github.com/pytorch/vision/blob/main/torchvision/transforms/functional.py.
+
+    Raises:
+        ValueError: so narrow that the resized image would have more than `MAX_PIXELS`.
     """
     width, height = image.size
     short, long = min(width, height), max(width, height)
     scaled = int(view.resize * long / short)
+    if view.resize * scaled > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} px is too narrow: with {view.resize} px on the shorter side it has {scaled} on the longer")
     size = (view.resize, scaled) if width <= height else (scaled, view.resize)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
@@ -66,16 +95,54 @@ def make_view(image: Image.Image, view: View) -> Pixels:
 
 
 def decode_file(content: bytes) -> Image.Image:
-    """Decode a file's bytes to RGB. An orientation tag is ignored, as torchvision's datasets do.
+    """Decode a file's bytes to RGB, upright.
 
     Raises:
-        OSError, ValueError, SyntaxError: truncated, or not an image.
-        Image.DecompressionBombWarning: more pixels than an image of a data set has.
+        OSError, ValueError, SyntaxError: truncated, too large, of a mode without a fixed range, or not an image.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
+    with _open(content) as image:
+        image.load()
+        # Read after loading: Pillow turns a TIFF upright by itself then, and takes the tag away.
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        rgb = _to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def _open(content: bytes) -> Image.Image:
+    """Open without decoding; a JPEG above `MAX_PIXELS` is set to decode at the largest reduced size below it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(content))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as fault:
+        if not content.startswith(_JPEG):
+            limit = f"{MAX_PIXELS // 10**6} million pixels are decoded"
+            raise ValueError(f"too large: at most {limit}, and only JPEG can be decoded at a reduced size ({fault})") from fault
+    image = JpegImageFile(io.BytesIO(content))
+    if "progressive" in image.info:
+        # All its coefficients must be in memory before the first row comes out, whatever the size asked for.
+        raise ValueError(f"too large: {image.width} x {image.height} px as a progressive JPEG; save it as a baseline JPEG")
+    divisor = next(shrink for shrink in _SHRINKS if (image.width // shrink) * (image.height // shrink) <= MAX_PIXELS)
+    image.draft(None, (image.width // divisor, image.height // divisor))
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode that has a fixed range.
+
+    Raises:
+        ValueError: integers of 32 bits or floats, which could mean anything.
+    """
+    # Pillow holds a 16-bit PGM as 32-bit integers, already scaled to 0..65535.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        levels = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray(np.rint(levels * (255 / 65535)).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "32-bit integer" if image.mode == "I" else "floating-point"
+        raise ValueError(f"{kind} pixels have no fixed range; save it with 8 or 16 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; Pillow warns about the direct way
+    return image.convert("RGB")
 
 
 def decode_chunk(images: Sequence[Path | Pixels], first_row: int, destinations: Sequence[Destination]) -> Decoded:
@@ -92,12 +159,13 @@ def decode_chunk(images: Sequence[Path | Pixels], first_row: int, destinations: 
         for row, pixels in enumerate(images, start=first_row):
             try:
                 digest, image = _read(pixels)
+                views = [make_view(image, destination.view) for destination in destinations]
             except FAULTS as fault:
                 faults.append(f"{pixels}: {_reason(fault)}")
                 continue
             digests.append(digest)
-            for file, destination in zip(files, destinations, strict=True):
-                content = make_view(image, destination.view).data.cast("B")
+            for file, destination, view in zip(files, destinations, views, strict=True):
+                content = view.data.cast("B")
                 _write(file, content, destination.offset + row * len(content))
     finally:
         for file in files:
@@ -115,7 +183,7 @@ def digest_of(pixels: Path | Pixels) -> str:
 
 
 # What Pillow raises on damaged files of the formats it knows, by its own fuzz tests.
-FAULTS = (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError)
+FAULTS = (OSError, ValueError, SyntaxError, MemoryError)
 
 
 def _read(pixels: Path | Pixels) -> tuple[str, Image.Image]:
@@ -128,7 +196,7 @@ def _read(pixels: Path | Pixels) -> tuple[str, Image.Image]:
 def _reason(fault: BaseException) -> str:
     if isinstance(fault, UnidentifiedImageError):
         return "not an image"
-    return fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
+    return (fault.strerror if isinstance(fault, OSError) else None) or str(fault) or type(fault).__name__
 
 
 def _write(file: int, content: memoryview, offset: int) -> None:
