@@ -1,0 +1,135 @@
+"""What an audit may know beside the table: what the text claims, the model, the card, the splits, what each row is.
+
+Everything is optional. A check that lacks its key says which one it needs.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from lowbit_vit.analysis.audit.table import ResultsTable
+from lowbit_vit.errors import ConfigError
+from lowbit_vit.schema.config import one_line
+from lowbit_vit.schema.plan import Frozen
+
+Weights = Literal["fp32", "fp16", "bf16", "int8", "nf4"]
+Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+WEIGHT_BYTES: dict[Weights, float] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "nf4": 0.5}
+DTYPE_BYTES: dict[Dtype, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+class Claims(Frozen):
+    """Numbers from the text around the table."""
+
+    batch_size: int | None = Field(default=None, ge=1, description="images a forward, of latency and memory")
+    images: int | None = Field(default=None, ge=1, description="test images")
+    size_reduction: float | None = Field(default=None, gt=0, lt=1, description="the smallest model is at least this much smaller")
+    negligible_gain: float | None = Field(default=None, gt=0, lt=1, description="a gain of Top-1, as a rate, that is called none")
+    memory_gib: float | None = Field(default=None, gt=0, description="device memory that the reference is said to strain")
+
+
+class Model(Frozen):
+    """Sizes of the model that all rows share."""
+
+    parameters: int = Field(ge=1)
+    quantized_parameters: int = Field(ge=0, description="those that a quantized row holds in low precision")
+    quantized_rows: int = Field(ge=0, description="output rows of the quantized layers: int8 has one fp32 scale each")
+    largest_layer: int = Field(ge=1, description="parameters of the largest quantized layer")
+    layer_output: int = Field(ge=1, description="elements a layer puts out for one image, at most")
+    blocks: int = Field(ge=1, description="encoder blocks: attention kernels in one forward")
+    flop: float = Field(gt=0, description="of one image's forward; a multiply-add counts 2")
+    attention_flop: float = Field(gt=0, description="of it, the two products inside attention")
+    adapter_parameters: int | None = Field(default=None, ge=1, description="of adapters of rank 1")
+
+
+class Card(Frozen):
+    """The device of latency and kernel time."""
+
+    name: str
+    peak_tflops: dict[Dtype, float] = Field(description="dense, by dtype of the factors")
+    bandwidth_gb_s: float = Field(gt=0)
+
+
+class Row(Frozen):
+    """What a row of the table is."""
+
+    weights: Weights
+    block_size: int | None = Field(default=None, ge=1, description="of nf4: parameters that share a constant")
+    compute: Dtype = Field(description="of activations; the parameters that are not quantized have its size")
+    product: Dtype | None = Field(default=None, description="of the factors of the layers' products; null: as compute")
+    attention: str = Field(min_length=1, description="name of the attention kernel")
+
+    @model_validator(mode="after")
+    def _blocks_belong_to_nf4(self) -> Self:
+        if (self.weights == "nf4") != (self.block_size is not None):
+            raise ValueError("block_size is needed with weights: nf4, and only there")
+        return self
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weights are low-bit."""
+        return self.weights in ("int8", "nf4")
+
+
+class Twin(Frozen):
+    """Two rows that differ in their attention kernel alone."""
+
+    plain: str
+    fused: str = Field(description="the one that is said to be faster")
+
+
+class Context(Frozen):
+    """All that is known beside the table."""
+
+    megabyte: Literal["MB", "MiB"] = Field(default="MB", description="what MB in a heading means: 10^6 bytes, or 2^20")
+    reference: str | None = Field(default=None, description="row that the others are compared with")
+    claims: Claims = Claims()
+    split_sizes: dict[str, int] = Field(default={}, description="images that the accuracies may be of, by name")
+    test_images: int | None = Field(default=None, ge=1, description="images of the largest split without training images")
+    published_top1: dict[str, float] = Field(default={}, description="of the same model and data, by source")
+    model: Model | None = None
+    card: Card | None = None
+    cpu_peak_tflops: float | None = Field(default=None, gt=0, description="fp32, of the fastest host that may be meant")
+    rows: dict[str, Row] = Field(default={}, description="by the row's name")
+    twins: tuple[Twin, ...] = ()
+
+    def row(self, table: ResultsTable, index: int) -> Row | None:
+        """What the table's row `index` is, if that is known."""
+        return self.rows.get(table.labels[index])
+
+
+def load_context(path: Path) -> Context:
+    """Read and validate a context file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or value is wrong; one line, naming file, key, value.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such context file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(content).__name__}")
+    try:
+        # Through JSON, so that lists become tuples while "12" still is no number.
+        return Context.model_validate_json(json.dumps(content, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from None
+
+
+def check_labels(table: ResultsTable, context: Context) -> None:
+    """Every row that the context names must be one of the table's.
+
+    Raises:
+        ConfigError: a name that the table does not have.
+    """
+    named = [*context.rows, *(name for twin in context.twins for name in (twin.plain, twin.fused))]
+    named += [] if context.reference is None else [context.reference]
+    for name in named:
+        if name not in table.labels:
+            raise ConfigError(f"context: row {name!r} is not in the table; its rows: {', '.join(table.labels)}")

@@ -1,0 +1,244 @@
+"""A published table of results, as printed: every cell keeps its digits, because rounding decides what can be concluded.
+
+Headings name a quantity and its unit, such as `Latency P95 (ms)` or `latency_p95_ms`. Values are exact fractions in one unit a
+dimension: ms, bytes, images/s, share of 1.
+"""
+
+import csv
+import difflib
+import re
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from lowbit_vit.errors import DataError
+
+Quantity = Literal[
+    "size",
+    "mean",
+    "p50",
+    "p95",
+    "p99",
+    "throughput",
+    "vram",
+    "cpu",
+    "top1",
+    "top5",
+    "f1",
+    "kernel",
+    "attention",
+]
+_TIME = {"s": Fraction(1000), "ms": Fraction(1), "us": Fraction(1, 1000), "µs": Fraction(1, 1000), "ns": Fraction(1, 10**6)}
+_BYTES = {name: Fraction(size) for name, size in (("b", 1), ("kb", 10**3), ("mb", 10**6), ("gb", 10**9))}
+_BYTES |= {"kib": Fraction(2**10), "mib": Fraction(2**20), "gib": Fraction(2**30)}
+_RATE = dict.fromkeys(("img/s", "images/s", "imgs/s", "samples/s", "fps"), Fraction(1))
+_SHARE = {"": Fraction(1), "%": Fraction(1, 100)}
+_BINARY = {"kb": Fraction(2**10), "mb": Fraction(2**20), "gb": Fraction(2**30)}
+
+# Names as they are met in tables, without unit, in lower case; the first is the one that messages suggest.
+QUANTITIES: dict[Quantity, tuple[dict[str, Fraction], tuple[str, ...]]] = {
+    "size": (_BYTES, ("model size", "size", "file size", "disk size", "size on disk")),
+    "mean": (_TIME, ("latency", "mean latency", "latency mean", "average latency")),
+    "p50": (_TIME, ("latency p50", "p50", "p50 latency", "median latency", "latency median")),
+    "p95": (_TIME, ("latency p95", "p95", "p95 latency")),
+    "p99": (_TIME, ("latency p99", "p99", "p99 latency")),
+    "throughput": (_RATE, ("throughput",)),
+    "vram": (_BYTES, ("peak vram", "vram", "peak memory", "peak gpu memory")),
+    "cpu": (_TIME, ("cpu latency", "latency cpu")),
+    "top1": (_SHARE, ("top 1 acc", "top 1 accuracy", "top 1", "top1", "accuracy")),
+    "top5": (_SHARE, ("top 5 acc", "top 5 accuracy", "top 5", "top5")),
+    "f1": (_SHARE, ("f1 score", "f1", "macro f1", "f1 macro")),
+    "kernel": (_TIME, ("total cuda kernel time", "cuda kernel time", "kernel time", "total kernel time")),
+    "attention": (_TIME, ("attention kernel time", "attention time")),
+}
+LABELS = ("model", "name", "variant", "method", "arm")
+NUMBERS = ("row", "index")
+MISSING = ("", "n/a", "na", "nan", "none", "null", "-", "\N{EN DASH}", "\N{EM DASH}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One printed number.
+
+    Attributes:
+        row: from 0.
+        heading: as printed.
+        text: as printed.
+        scale: unit of the heading in the unit of its dimension.
+    """
+
+    row: int
+    heading: str
+    text: str
+    scale: Fraction
+
+    @property
+    def exact(self) -> Fraction:
+        """The printed value in the dimension's unit."""
+        return Fraction(self.text) * self.scale
+
+    @property
+    def value(self) -> float:
+        """The same as a float."""
+        return float(self.exact)
+
+    @property
+    def decimals(self) -> int:
+        """Digits behind the point, as printed."""
+        return len(self.text.partition(".")[2])
+
+    @property
+    def half(self) -> Fraction:
+        """Half of the last printed digit: the true value lies within this of `exact`."""
+        return self.scale / Fraction(2 * 10**self.decimals)
+
+    @property
+    def low(self) -> Fraction:
+        """Least value that rounds to what is printed."""
+        return self.exact - self.half
+
+    @property
+    def high(self) -> Fraction:
+        """Greatest value that rounds to what is printed."""
+        return self.exact + self.half
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """A table with one row a model.
+
+    Attributes:
+        labels: name of each row, all different.
+        headings: heading of each quantity that the table has.
+        cells: those that hold a number, by row and quantity; a cell that is not here is printed as missing.
+    """
+
+    labels: tuple[str, ...]
+    headings: MappingProxyType[Quantity, str]
+    cells: MappingProxyType[tuple[int, Quantity], Cell]
+
+    @property
+    def rows(self) -> range:
+        """Indices of the rows."""
+        return range(len(self.labels))
+
+    def cell(self, row: int, quantity: Quantity) -> Cell | None:
+        """A number, or None where the table has none."""
+        return self.cells.get((row, quantity))
+
+    def column(self, quantity: Quantity) -> list[Cell]:
+        """The numbers of a column, from top to bottom."""
+        return [cell for row in self.rows if (cell := self.cell(row, quantity)) is not None]
+
+    def binary(self) -> "ResultsTable":
+        """The same table with KB, MB and GB read as powers of 1024."""
+        cells = {}
+        for key, cell in self.cells.items():
+            unit = _unit(self.headings[key[1]])
+            in_bytes = QUANTITIES[key[1]][0] is _BYTES
+            cells[key] = replace(cell, scale=_BINARY.get(unit, cell.scale)) if in_bytes else cell
+        return replace(self, cells=MappingProxyType(cells))
+
+
+def load_table(path: Path) -> ResultsTable:
+    """Read a CSV of results; a column whose heading starts with # is left out.
+
+    Raises:
+        DataError: the file, a heading, a unit or a cell is not what it should be; one line, with the nearest that is.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such table")
+    try:
+        lines = [line for line in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if any(cell.strip() for cell in line)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV in UTF-8: {error}") from None
+    if len(lines) < 2:
+        raise DataError(f"{path}: expected a line of headings and at least one row")
+    headings = [heading.strip() for heading in lines[0]]
+    known = _columns(path, headings)
+    if "label" not in known.values():
+        raise DataError(f"{path}: no column with the models' names; call it Model")
+    labels: list[str] = []
+    cells: dict[tuple[int, Quantity], Cell] = {}
+    for row, line in enumerate(lines[1:]):
+        if len(line) != len(headings):
+            raise DataError(f"{path}: row {row}: {len(line)} cells under {len(headings)} headings")
+        for index, what in known.items():
+            text = line[index].strip()
+            if what == "label":
+                labels.append(text)
+            elif text.lower() not in MISSING:
+                cells[row, what] = _cell(path, row=row, heading=headings[index], quantity=what, text=text)
+    twice = [label for label in labels if labels.count(label) > 1 or not label]
+    if twice:
+        raise DataError(f"{path}: {headings[_index(known)]} {twice[0]!r} must be there and be there once; give each row its own name")
+    named = {what: headings[index] for index, what in known.items() if what != "label"}
+    return ResultsTable(labels=tuple(labels), headings=MappingProxyType(named), cells=MappingProxyType(cells))
+
+
+def _index(known: dict[int, Quantity | Literal["label"]]) -> int:
+    return next(index for index, what in known.items() if what == "label")
+
+
+def _columns(path: Path, headings: list[str]) -> dict[int, Quantity | Literal["label"]]:
+    """What each column holds, by its position."""
+    known: dict[int, Quantity | Literal["label"]] = {}
+    for index, heading in enumerate(headings):
+        name, unit = _split(heading)
+        if heading.startswith("#") or name in NUMBERS:
+            continue
+        what = "label" if name in LABELS else _quantity(name)
+        if what is None:
+            raise DataError(f"{path}: heading {heading!r} is not known{_nearest(name)}; a heading that starts with # is left out")
+        if what in known.values():
+            raise DataError(f"{path}: heading {heading!r} is the second column of {what}; start one of the two with # to leave it out")
+        if what != "label" and unit not in QUANTITIES[what][0]:
+            units = [allowed for allowed in QUANTITIES[what][0] if allowed]
+            said = f"unit {unit!r} is not known" if unit else "the unit is missing"
+            raise DataError(f"{path}: heading {heading!r}: {said}; allowed: {', '.join(units)}; write such as {name} ({units[0]})")
+        known[index] = what
+    return known
+
+
+def _split(heading: str) -> tuple[str, str]:
+    """Name and unit of a heading, both in lower case: `Latency (ms)`, `latency [ms]`, `latency_ms`."""
+    text = heading.lower().replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}").strip()
+    bracketed = re.fullmatch(r"(.*?)\s*[(\[]([^)\]]*)[)\]]", text)
+    if bracketed:
+        return " ".join(re.findall(r"[a-z0-9#]+", bracketed[1])), bracketed[2].strip()
+    words = re.findall(r"[a-zµ0-9#%]+", text)
+    units = {unit for allowed, _ in QUANTITIES.values() for unit in allowed}
+    if len(words) > 1 and words[-1] in units:
+        return " ".join(words[:-1]), words[-1]
+    return " ".join(words), ""
+
+
+def _unit(heading: str) -> str:
+    return _split(heading)[1]
+
+
+def _quantity(name: str) -> Quantity | None:
+    return next((quantity for quantity, (_, names) in QUANTITIES.items() if name in names), None)
+
+
+def _nearest(name: str) -> str:
+    """The known headings nearest to an unknown one, with their unit."""
+    names = {known: (known, units) for units, names in QUANTITIES.values() for known in names}
+    near = difflib.get_close_matches(name, [*names, *LABELS], n=1, cutoff=0.5)
+    if not near:
+        every = ", ".join(names[0] for _, names in QUANTITIES.values())
+        return f"; known: model, {every}"
+    units = [unit for unit in names[near[0]][1] if unit] if near[0] in names else []
+    return f" (did you mean {near[0]}{f' ({units[0]})' if units else ''}?)"
+
+
+def _cell(path: Path, *, row: int, heading: str, quantity: Quantity, text: str) -> Cell:
+    place = f"{path}: row {row}, {heading}"
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise DataError(f"{place}: {text!r} is not a number such as 12.50 (no separators, no sign), nor N/A")
+    cell = Cell(row=row, heading=heading, text=text, scale=QUANTITIES[quantity][0][_unit(heading)])
+    if QUANTITIES[quantity][0] is _SHARE and cell.exact > 1:
+        raise DataError(f"{place}: {text} is above {'100 %' if '%' in heading else '1; if it is in percent, write (%) into the heading'}")
+    return cell
