@@ -1,6 +1,8 @@
 """Preparing: decoded once, the same bytes every time, and every fault named before anything is trained."""
 
+import csv
 import fcntl
+import hashlib
 import os
 import resource
 import signal
@@ -64,7 +66,8 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers_or_the_run(image_folde
     prepare(folder_config(image_folder), one, workers=1)
     prepare(folder_config(image_folder), two, workers=2)
     assert contents(one) == contents(two)
-    assert len(contents(one)) == 1 + sum(len(splits) for splits in VIEW_SPLITS.values())
+    # The manifest and the split beside the arrays.
+    assert len(contents(one)) == 2 + sum(len(splits) for splits in VIEW_SPLITS.values())
 
 
 def test_preparing_again_touches_nothing(image_folder: Path, out: Path) -> None:
@@ -81,8 +84,27 @@ def test_a_changed_image_is_decoded_again(image_folder: Path, out: Path) -> None
     ash.write_bytes(elm.read_bytes())
     second = prepare(folder_config(image_folder), out)
     assert first.content_sha256 != second.content_sha256
-    assert len(contents(out)) == 6
+    assert len(contents(out)) == 7
     assert np.array_equal(second.eval_views["test"].images[0], second.eval_views["test"].images[4])
+
+
+def test_the_split_is_written_beside_the_arrays_with_every_files_hash(image_folder: Path, out: Path) -> None:
+    data = prepare(folder_config(image_folder), out)
+    with (out / "split.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for split, images in data.eval_views.items():
+        own = [row for row in rows if row["split"] == split]
+        assert [row["file"] for row in own] == [f"{split}/{name}" for name in images.ids]
+        assert [row["class"] for row in own] == [data.class_names[label] for label in images.labels]
+    assert all(hashlib.sha256((image_folder / row["file"]).read_bytes()).hexdigest() == row["sha256"] for row in rows)
+
+
+def test_an_image_in_two_splits_stops_the_stage(image_folder: Path, out: Path) -> None:
+    train, test = image_folder / "train" / "ash" / "0.png", image_folder / "test" / "elm" / "copy.png"
+    test.write_bytes(train.read_bytes())
+    with pytest.raises(DataError, match=rf"^{test} \(split test\): the same file as {train} \(split train\); keep one of them$"):
+        prepare(folder_config(image_folder), out)
+    assert not out.exists()
 
 
 def test_other_views_are_decoded_again(out: Path) -> None:

@@ -26,6 +26,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from lowbit_vit.errors import DataError
+
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485  # of one decoded image; Pillow's own limit: a quarter of a GiB as RGB
@@ -177,9 +179,12 @@ def digest_of(pixels: Path | Pixels) -> str:
     """Hex sha256 of an image file's bytes, or of pixels that have no file.
 
     Raises:
-        OSError: the file could not be read.
+        DataError: the file could not be read.
     """
-    return hashlib.sha256(pixels.read_bytes() if isinstance(pixels, Path) else pixels.tobytes()).hexdigest()
+    try:
+        return hashlib.sha256(pixels.read_bytes() if isinstance(pixels, Path) else pixels.tobytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{pixels}: could not be read ({error.strerror}); allow reading it or remove it") from error
 
 
 # What Pillow raises on damaged files of the formats it knows, by its own fuzz tests.

@@ -1,48 +1,218 @@
-"""Any labelled images, as files `root/{train,val,test}/CLASS/IMAGE`."""
+"""Any labelled images as files, one folder for each class; splits that are not there as folders are drawn, class by class.
 
+    train-val-test    root/{train,val,test}/CLASS/...    split as given
+    train-test        root/{train,test}/CLASS/...        val is drawn from train
+    classes           root/CLASS/...                     val and test are drawn
+
+A draw orders the images of a class by the sha256 of "<split_seed> <CLASS/NAME>" and takes the first for test, the next for
+val: anybody can repeat it by hand, and a file more or less moves few others. Every class gives each drawn split its share.
+"""
+
+import csv
+import hashlib
+import io
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from lowbit_vit.data.source import SPLITS, Item, Source, check_source
+from lowbit_vit.data.source import SPLITS, Item, Source, Split, check_source
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.config import FolderData
+from lowbit_vit.schema.config import FolderData, FolderLayout
+from lowbit_vit.schema.record import write_atomic
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+GIVEN: dict[FolderLayout, tuple[Split, ...]] = {"train-val-test": SPLITS, "train-test": ("train", "test"), "classes": ()}
+# Of each class, where a split is drawn. Two to train on and two to test on: with one, a class is either right or wrong.
+LEAST: dict[Split, int] = {"train": 2, "val": 1, "test": 2}
+SPLIT_FILE = "split.csv"
+
+_SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+
+Classes = dict[str, list[Path]]  # class name -> its images, sorted
 
 
 def list_images(config: FolderData, root: Path) -> Source:
-    """List the images; the classes are the subfolders of train, in alphabetical order.
+    """List the images and draw the splits that are not there; classes are numbered in alphabetical order of their names.
+
+    Images lie anywhere below their class's folder; links are followed. Files that are no images by their names, and names that
+    start with a dot, are passed over and counted in the log.
 
     Args:
-        config: where the three splits lie.
+        config: the folder, its layout, seed and shares.
         root: where a relative `config.root` starts.
 
     Raises:
-        DataError: a split's folder is missing, a class has no image in a split, a class is not in train, or there is a file
-            that is no image by its name; names the folder or file. Names that start with a dot are passed over.
+        DataError: a folder is missing or another layout's, an image lies outside of every class, a link leads nowhere, a name
+            cannot be written down, the splits' classes differ, or a class has too few images; names folder, file or class.
     """
     place = root / config.root
+    given = GIVEN[config.layout]
+    for folder in [place, *(place / split for split in given)]:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; layout {config.layout} expects {expected_below(place, config.layout)}")
+    passed_over: Counter[str] = Counter()
+    splits: dict[Split, tuple[Item, ...]] = {}
+    if config.layout == "classes":
+        found = _read_classes(place, passed_over)
+        names = tuple(sorted(found))
+        _refuse_split_folders(place, names)
+        splits["train"] = _items(found, names, place)
+    else:
+        by_split = {split: _read_classes(place / split, passed_over) for split in given}
+        names = tuple(sorted(by_split["train"]))
+        for split, found in by_split.items():
+            _refuse_unknown_classes(place / split, found, names)
+            splits[split] = _items(found, names, place / split)
+    if passed_over:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in passed_over.most_common())
+        log.warning("%s: passed over %d entries that are no images by their names: %s", place, passed_over.total(), kinds)
+    source = Source(str(place), names, _draw(splits, names, config), f"images of the folder {place.name}, {_split_words(config)}")
+    return check_source(source)
+
+
+def expected_below(place: Path, layout: FolderLayout) -> str:
+    """The paths of a layout, for messages."""
+    given = GIVEN[layout]
+    return f"{place}/{{{','.join(given)}}}/CLASS/IMAGE" if given else f"{place}/CLASS/IMAGE"
+
+
+def write_split(source: Source, digests: dict[Split, list[str]], folder: Path) -> None:
+    """Write which file went to which split, with its class and sha256, as `split.csv`: for people, to check or to publish.
+
+    Raises:
+        DataError: the disk is full.
+    """
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("split", "class", "file", "sha256"))
     for split in SPLITS:
-        if not (place / split).is_dir():
-            raise DataError(f"{place / split}: no such folder; expected {place}/{{train,val,test}}/CLASS/IMAGE")
-    class_names = tuple(folder.name for folder in _entries(place / "train"))
-    labels = {name: label for label, name in enumerate(class_names)}
-    splits = {split: tuple(item for folder in _entries(place / split) for item in _list_class(folder, labels)) for split in SPLITS}
-    return check_source(Source(str(place), class_names, splits, f"images of the folder {place.name}, split as given"))
+        for item, digest in zip(source.splits[split], digests[split], strict=True):
+            name = item.pixels.relative_to(source.place).as_posix() if isinstance(item.pixels, Path) else item.id
+            rows.writerow((split, source.class_names[item.label], name, digest))
+    write_atomic(folder / SPLIT_FILE, table.getvalue().encode())
 
 
-def _list_class(folder: Path, labels: dict[str, int]) -> list[Item]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder named after a class, found a file; remove it")
-    if folder.name not in labels:
-        raise DataError(f"{folder}: class {folder.name!r} has no folder in split train; add one or remove this one")
-    items = []
-    for path in _entries(folder):
-        if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
-            allowed = " ".join(sorted(IMAGE_SUFFIXES))
-            raise DataError(f"{path}: not an image by its name (allowed: {allowed}); remove it")
-        items.append(Item(f"{folder.name}/{path.name}", path, labels[folder.name]))
-    return items
+def _split_words(config: FolderData) -> str:
+    match config.layout:
+        case "train-val-test":
+            return "split as given"
+        case "train-test":
+            return f"test as given, val drawn from train ({config.val_share:.0%} of each class, seed {config.split_seed})"
+        case "classes":
+            return f"split drawn ({config.val_share:.0%} val, {config.test_share:.0%} test of each class, seed {config.split_seed})"
 
 
-def _entries(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+# ------------------------------------------------------------------------------------------------------------- the listing
+
+
+def _read_classes(folder: Path, passed_over: Counter[str]) -> Classes:
+    """The images below each subfolder; a name in two spellings of the same Unicode text is one class."""
+    classes: Classes = {}
+    for entry in _entries(folder, passed_over):
+        if not entry.is_dir():
+            if entry.suffix.lower() in IMAGE_SUFFIXES:
+                raise DataError(f"{entry}: an image outside of every class's folder; move it into one or remove it")
+            passed_over[entry.suffix.lower() or "without a suffix"] += 1
+            continue
+        name = unicodedata.normalize("NFC", entry.name)
+        if name in classes:
+            raise DataError(f"{entry}: its name is that of another class's folder in other Unicode characters; merge the two")
+        classes[name] = list(_images(entry, passed_over, inside=frozenset()))
+    return classes
+
+
+def _images(folder: Path, passed_over: Counter[str], *, inside: frozenset[Path]) -> Iterator[Path]:
+    here = folder.resolve()
+    if here in inside:
+        raise DataError(f"{folder}: a link to a folder that it lies in; remove it")
+    for entry in _entries(folder, passed_over):
+        if entry.is_dir():
+            yield from _images(entry, passed_over, inside=inside | {here})
+        elif entry.suffix.lower() not in IMAGE_SUFFIXES:
+            passed_over[entry.suffix.lower() or "without a suffix"] += 1
+        elif entry.is_file():
+            yield entry
+        elif entry.is_symlink():
+            raise DataError(f"{entry}: a link to a file that is not there; restore the file or remove the link")
+        else:
+            raise DataError(f"{entry}: not a regular file; remove it")
+
+
+def _entries(folder: Path, passed_over: Counter[str]) -> list[Path]:
+    """What lies in a folder, sorted by name, without names that start with a dot."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: could not be listed ({error.strerror}); allow reading it") from error
+    for entry in entries:
+        # Undecodable bytes and control characters could not be written to a CSV or a page and read back.
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in entry.name):
+            raise DataError(f"{str(entry)!a}: its name holds control characters or is not UTF-8; rename it")
+    shown = [entry for entry in entries if not entry.name.startswith(".")]
+    if len(shown) < len(entries):
+        passed_over["hidden (their names start with a dot)"] += len(entries) - len(shown)
+    return shown
+
+
+def _items(classes: Classes, names: tuple[str, ...], folder: Path) -> tuple[Item, ...]:
+    """The images as items with ids relative to `folder`, class by class."""
+    return tuple(
+        Item(path.relative_to(folder).as_posix(), path, label) for label, name in enumerate(names) for path in classes.get(name, ())
+    )
+
+
+def _refuse_split_folders(place: Path, names: tuple[str, ...]) -> None:
+    splits = [name for name in names if name.lower() in _SPLIT_NAMES]
+    if len(splits) > 1:
+        shown = " and ".join(splits)
+        raise DataError(f"{place}: folders {shown} look like splits, not classes; name them train, val, test and set data.layout to match")
+
+
+def _refuse_unknown_classes(folder: Path, classes: Classes, names: tuple[str, ...]) -> None:
+    unknown = sorted(classes.keys() - set(names))
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise DataError(f"{folder / unknown[0]}: class {unknown[0]!r} has no folder in split train; add one or remove this one{more}")
+
+
+# --------------------------------------------------------------------------------------------------------------- the draw
+
+
+def _draw(splits: dict[Split, tuple[Item, ...]], names: tuple[str, ...], config: FolderData) -> dict[Split, tuple[Item, ...]]:
+    """Move each drawn split's share of every class out of train; the items of each split keep their order."""
+    shares: dict[Split, float] = {}
+    if config.test_share is not None:
+        shares["test"] = config.test_share
+    if config.val_share is not None:
+        shares["val"] = config.val_share
+    if not shares:
+        return splits
+    drawn: dict[str, Split] = {}
+    members: dict[int, list[str]] = {label: [] for label in range(len(names))}
+    for item in splits["train"]:
+        members[item.label].append(item.id)
+    for label, ids in members.items():
+        counts = {split: max(LEAST[split], round(share * len(ids))) for split, share in shares.items()}
+        _require_enough(len(ids), counts, name=names[label], place=config.root)
+        ids.sort(key=lambda id_: hashlib.sha256(f"{config.split_seed} {id_}".encode()).digest())
+        start = 0
+        for split, count in counts.items():
+            drawn |= dict.fromkeys(ids[start : start + count], split)
+            start += count
+    everything = splits["train"]
+    own: dict[Split, tuple[Item, ...]] = {split: tuple(item for item in everything if drawn.get(item.id) == split) for split in shares}
+    return splits | own | {"train": tuple(item for item in everything if item.id not in drawn)}
+
+
+def _require_enough(images: int, counts: dict[Split, int], *, name: str, place: str) -> None:
+    least = LEAST["train"] + sum(LEAST[split] for split in counts)
+    if images < least:
+        parts = ", ".join(f"{LEAST[split]} {split}" for split in SPLITS if split == "train" or split in counts)
+        raise DataError(f"{place}: class {name!r} has {images} images; a drawn split needs {least} ({parts}): add some or remove the class")
+    left = images - sum(counts.values())
+    if left < LEAST["train"]:
+        raise DataError(f"{place}: the shares leave {left} of the {images} images of class {name!r} to train on; lower data's shares")

@@ -1,7 +1,7 @@
 """The data stage: decode every image once, with processes, into the arrays that all other stages read.
 
 Nothing is trained on data that did not pass here: names, splits and labels are checked before the first decode, and one bad
-image stops the stage with its file's name.
+image stops the stage with its file's name, as does an image that is in two splits.
 """
 
 import fcntl
@@ -35,9 +35,9 @@ from lowbit_vit.data.arrays import (
 from lowbit_vit.data.decode import Decoded, Destination, Pixels, View, decode_chunk, digest_of
 from lowbit_vit.data.processes import map_in_processes
 from lowbit_vit.data.progress import progress_bar
-from lowbit_vit.data.source import SPLITS, Source, Split
+from lowbit_vit.data.source import SPLITS, Source, Split, check_copies
 from lowbit_vit.errors import Busy, DataError
-from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, Views
+from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Views
 from lowbit_vit.schema.record import write_atomic
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: in
         workers: decoding processes, at least 1.
 
     Raises:
-        DataError: a missing split, a label out of range, an empty class, an md5 that differs, a damaged image, or a full
-            disk; the message names the file. An existing prepared folder is left as it was.
+        DataError: a missing split, a label out of range, an empty class, an md5 that differs, a damaged image, a folder's image
+            in two splits, or a full disk; the message names the file. An existing prepared folder is left as it was.
         Busy: another process is preparing the same folder.
     """
     source = list_source(config, root)
@@ -99,6 +99,9 @@ def _decode(source: Source, config: DataConfig, folder: Path, workers: int) -> N
     """Fill an empty folder: arrays first, the manifest last."""
     destinations = _create_arrays(source, config.views, folder)
     digests = _decode_splits(source, destinations, workers)
+    if isinstance(config, FolderData):  # the others are published with their splits
+        check_copies(source, digests)
+        image_folder.write_split(source, digests, folder)
     keys = [(purpose, split) for purpose, splits in VIEW_SPLITS.items() for split in splits]
     paths = [destinations[key].path for key in keys]
     entries = []

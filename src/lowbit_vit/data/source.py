@@ -4,6 +4,7 @@ Each kind of data has one `list_images(config, root) -> Source` (`digits`, `flow
 names, splits and labels is found there and here, so that a faulty data set costs seconds and not a training run.
 """
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,12 @@ import numpy.typing as npt
 
 from lowbit_vit.errors import DataError
 
+log = logging.getLogger(__name__)
+
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+# The test split is halved into selection and report, and the draws of the sensitivity study are halves of the first.
+LEAST_TEST_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,16 @@ class Source:
 
 
 def check_source(source: Source) -> Source:
-    """Return the source if every label has a class and every class has an image in every split.
+    """Return the source if there are two classes or more, every label has one and every class has an image in every split.
 
     Raises:
-        DataError: a label out of range, or an empty class; names the file, or the class and the split.
+        DataError: a label out of range, one class only, an empty class, or too few test images; names the file, or the class
+            and the split.
     """
     classes = len(source.class_names)
+    if classes < 2:
+        found = f"one class, {source.class_names[0]!r}" if classes else "no class"
+        raise DataError(f"{source.place}: {found}; at least two are needed to tell apart, each a folder of images")
     for split in SPLITS:
         items = source.splits[split]
         for item in items:
@@ -68,4 +77,48 @@ def check_source(source: Source) -> Source:
         if empty:
             more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
             raise DataError(f"{source.place}: class {empty[0]!r}{more} has no image in split {split}; add one or remove the class")
+    tested = len(source.splits["test"])
+    if tested < LEAST_TEST_IMAGES:
+        raise DataError(f"{source.place}: {tested} images in split test; at least {LEAST_TEST_IMAGES} are needed, and hundreds to see much")
     return source
+
+
+def check_copies(source: Source, digests: dict[Split, list[str]]) -> None:
+    """Refuse files of equal content in two splits; count those within one split.
+
+    Args:
+        source: its items.
+        digests: sha256 of each item, by split, in order.
+
+    Raises:
+        DataError: an image of one split is also in another, where it would be tested on what it was trained on; names both.
+    """
+    first: dict[str, tuple[Split, Item]] = {}
+    across: list[str] = []
+    within: list[tuple[Item, Item]] = []
+    for split in SPLITS:
+        for item, digest in zip(source.splits[split], digests[split], strict=True):
+            known_split, known = first.setdefault(digest, (split, item))
+            if known_split != split:
+                across.append(f"{_name(item)} (split {split}): the same file as {_name(known)} (split {known_split})")
+            elif known is not item:
+                within.append((known, item))
+    if within:
+        pair = next((pair for pair in within if pair[0].label != pair[1].label), within[0])
+        contradicting = sum(known.label != item.label for known, item in within)
+        log.warning(
+            "%s: %d files are copies of others in the same split, %d of them under another class; as %s and %s",
+            source.place,
+            len(within),
+            contradicting,
+            *map(_name, pair),
+        )
+    for line in across:
+        log.error("%s", line)
+    if across:
+        more = f" (and {len(across) - 1} more, listed above)" if len(across) > 1 else ""
+        raise DataError(f"{across[0]}; keep one of them{more}")
+
+
+def _name(item: Item) -> str:
+    return str(item.pixels) if isinstance(item.pixels, Path) else item.id
