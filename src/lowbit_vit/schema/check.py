@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Execution
+from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Device, Execution
 from lowbit_vit.schema.plan import ComputeDtype, Frozen
 
 Quantity = Literal[
@@ -41,10 +41,10 @@ class Arms(Frozen):
 
 
 class AuditCheck(Frozen):
-    """What the audit of the printed table finds. Without `rows` or `columns`: in any cell, or in the claim's own."""
+    """What the audit of the printed table finds by these of its checks: in the claim's own cell, else in rows and columns."""
 
     check: Literal["audit"]
-    rules: tuple[str, ...] = Field(min_length=1, description="names of the audit's rules")
+    rules: tuple[str, ...] = Field(min_length=1, description="names of the audit's checks")
     rows: tuple[int, ...] | None = None
     columns: tuple[str, ...] | None = None
 
@@ -183,8 +183,17 @@ class SumCheck(Frozen):
     digits: int = Field(ge=0, description="decimals of `printed`")
 
 
+class RunsCheck(Frozen):
+    """Whether such an arm runs at all on a device: the paper prints N/A, as if it did not."""
+
+    check: Literal["runs"]
+    of: Arms
+    device: Device
+    expects: Literal["runs", "does not run"]
+
+
 class StatedCheck(Frozen):
-    """Whether the paper states what it takes to repeat it, by the keys of `paper/context.yaml`."""
+    """Whether the paper states what it takes to repeat it, by the key `stated` of `paper/claims.yaml`."""
 
     check: Literal["stated"]
     needs: tuple[str, ...] = Field(min_length=1)
@@ -222,6 +231,7 @@ Check = Annotated[
     | FrontierCheck
     | AccuracyCheck
     | SumCheck
+    | RunsCheck
     | StatedCheck
     | AgreeCheck,
     Field(discriminator="check"),

@@ -4,11 +4,11 @@ A claim says what the paper (or somebody whose number is leaned on) states, wher
 `analysis/claims.py` computes that, and a claim file with a key `verdict` is refused. Pure data: no torch, no polars.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from lowbit_vit.schema.check import Check
+from lowbit_vit.schema.check import Check, StatedCheck
 from lowbit_vit.schema.plan import Frozen
 from lowbit_vit.schema.record import Interval
 
@@ -101,6 +101,35 @@ class Claim(Frozen):
     transfer: str = Field(min_length=1, description="to which cards, weights and images the verdict carries over")
     figure: str | None = Field(default=None, description="of the report, where the answer is seen")
     source: str | None = Field(default=None, description="public address of somebody else's number")
+
+
+class Stated(Frozen):
+    """Where the paper states a value that a repetition needs."""
+
+    quote: str = Field(min_length=1, description="verbatim")
+    place: str = Field(min_length=1)
+
+
+class Ledger(Frozen):
+    """`paper/claims.yaml`: what the paper states of what a repetition needs (null: nowhere), and its claims."""
+
+    stated: dict[str, Stated | None]
+    claims: tuple[Claim, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ids_are_unique_and_needs_known(self) -> Self:
+        ids = [claim.id for claim in self.claims]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"claim id {twice[0]!r} is given twice")
+        for claim in self.claims:
+            if claim.cell is None and any(check.check == "cell" for check in claim.tests):
+                raise ValueError(f"claim {claim.id!r} has a check of kind cell but no cell")
+            for check in claim.tests:
+                unknown = [need for need in check.needs if need not in self.stated] if isinstance(check, StatedCheck) else []
+                if unknown:
+                    raise ValueError(f"claim {claim.id!r} needs {unknown[0]!r}, which is no key of stated")
+        return self
 
 
 class Measured(Frozen):
