@@ -38,6 +38,7 @@ from lowbit_vit.study.grid import cells
 PROJECT = Path(__file__).parents[1]
 
 IMAGES, CLASSES, DEPTH = 600, 10, 8
+CODE, DATA, BACKBONE = "12" * 32, "34" * 32, "ab" * 32
 Logits = npt.NDArray[np.float64]
 
 
@@ -128,8 +129,11 @@ def succeeded(trial: Trial) -> tuple[Record, bytes]:
         reason=None,
         trial=trial,
         provenance=provenance(),
+        code_sha256=CODE,
+        data_sha256=DATA,
         model=ModelFacts(
-            backbone_sha256="ab" * 32,
+            backbone_sha256=sha256(f"adapted with seed {trial.seed}".encode()) if trial.adaptation == "ptq" else BACKBONE,
+            base_sha256=BACKBONE,
             parameters=400_000,
             trainable_parameters=0 if trial.adaptation == "none" else 9_000,
             layers=LayerAudit(linears=DEPTH * 6, by_format={name: 6 * used.count(name) for name in used}),
@@ -203,7 +207,7 @@ def _measurement(trial: Trial) -> MeasurementResult:
 
 def unfinished(trial: Trial, status: Status, reason: str) -> Record:
     """A record of a trial that gave no result."""
-    return Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=None)
+    return Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=None, code_sha256=CODE)
 
 
 def write_trials(trials: list[Trial], workspace: Workspace) -> None:

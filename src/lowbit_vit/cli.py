@@ -156,6 +156,7 @@ def show(
 
     settings, workspace = _open(profile, root, reports)
     folder = workspace.records("variants")
+    from lowbit_vit.analysis.results import require_one_origin
     records = read_records(folder)
     if not records:
         raise DataError(f"{folder}: no records; run dvc repro report@{profile} first")
@@ -165,6 +166,7 @@ def show(
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(result_table(records, arms=arms))
+    require_one_origin(records, folder.parent)
     page = workspace.reports / "report.html"
     if page.is_file():
         console.print(f"The page: {page}", soft_wrap=True)

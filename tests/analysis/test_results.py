@@ -1,12 +1,16 @@
 """Records come with the predictions that they name, or not at all."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.results import load_all_results, load_results, same_images
+from lowbit_vit.analysis.results import load_all_results, load_results, require_one_origin, same_images
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.config import Study
+from lowbit_vit.schema.record import Record, read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
 
 
@@ -36,3 +40,83 @@ def test_missing_predictions_are_an_error_that_names_the_file(tmp_path: Path) ->
     gone.unlink()
     with pytest.raises(DataError, match=gone.name):
         load_results(workspace, "variants")
+
+
+# ------------------------------------------------------------------------------------------- never mixed without a word
+
+OTHER = "f" * 64
+
+
+def of_model(record: Record, **values: object) -> Record:
+    assert record.model is not None
+    return record.model_copy(update={"model": record.model.model_copy(update=values)})
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return synthetic.fill(tmp_path_factory.mktemp("filled") / "root")[1]
+
+
+@pytest.fixture
+def records(filled: Workspace) -> list[Record]:
+    """One finished record of each kind: a qlora arm, a ptq arm, a cell."""
+    found = [read_record(path) for study in ("variants", "sensitivity") for path in sorted(filled.records(study).glob("*.json"))]
+    done = [record for record in found if record.status == "success"]
+    return [next(record for record in done if record.trial.adaptation == "qlora"), *(r for r in done if r.trial.adaptation == "ptq")]
+
+
+def test_seeds_and_ways_to_adapt_may_be_mixed(records: list[Record]) -> None:
+    seed = records[1].trial.model_copy(update={"seed": 7})
+    other_seed = of_model(records[1], backbone_sha256=OTHER).model_copy(update={"trial": seed, "trial_id": seed.trial_id})
+    require_one_origin([*records, other_seed], Path("records"))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda record: record.model_copy(update={"code_sha256": OTHER}), "code"),
+        (lambda record: record.model_copy(update={"code_sha256": None}), "code"),
+        (lambda record: record.model_copy(update={"data_sha256": OTHER}), "images"),
+        (lambda record: of_model(record, backbone_sha256=OTHER), "adapted weights of seed 0"),
+        (lambda record: of_model(record, base_sha256=OTHER), "backbones"),
+    ],
+)
+def test_two_origins_are_refused_in_one_line_that_names_two_records(
+    change: Callable[[Record], Record], what: str, records: list[Record]
+) -> None:
+    last = change(records[-1])
+    with pytest.raises(DataError) as caught:
+        require_one_origin([*records[:-1], last], Path("records"))
+    message = str(caught.value)
+    first = records[0] if what in ("code", "images", "backbones") else records[1]
+    assert message.startswith(f"records: {first.trial.study}/{first.trial_id}.json and {last.trial.study}/{last.trial_id}.json")
+    assert f"are of different {what} (sha256 " in message
+    assert message.endswith("run dvc repro report@demo, which runs again what is out of date")
+    assert "\n" not in message
+
+
+def test_records_of_version_1_may_stand_together(records: list[Record]) -> None:
+    old = [of_model(record, base_sha256=None).model_copy(update={"code_sha256": None, "data_sha256": None}) for record in records]
+    require_one_origin(old, Path("records"))
+
+
+@pytest.mark.parametrize("study", ["variants", "mixed"])
+def test_a_stale_record_cannot_enter_a_table(study: Study, filled: Workspace, tmp_path: Path) -> None:
+    shutil.copytree(filled.root, tmp_path / "root")
+    workspace = Workspace(root=tmp_path / "root", profile=filled.profile)
+    path = max(workspace.records(study).glob("*.json"))
+    write_record(read_record(path).model_copy(update={"code_sha256": OTHER}), path.parent)
+    with pytest.raises(DataError, match=f"{study}/{path.stem}.json are of different code"):
+        load_results(workspace, study)
+    with pytest.raises(DataError, match="are of different code"):
+        load_all_results(workspace)
+
+
+def test_studies_of_different_code_cannot_enter_one_report(filled: Workspace, tmp_path: Path) -> None:
+    shutil.copytree(filled.root, tmp_path / "root")
+    workspace = Workspace(root=tmp_path / "root", profile=filled.profile)
+    for path in workspace.records("mixed").glob("*.json"):
+        write_record(read_record(path).model_copy(update={"code_sha256": OTHER}), path.parent)
+    assert load_results(workspace, "mixed")
+    with pytest.raises(DataError, match=r"variants/\S+ and mixed/\S+ are of different code \(sha256 121212121212\.\.\. and ffffffffffff"):
+        load_all_results(workspace)

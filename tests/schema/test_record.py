@@ -47,7 +47,9 @@ def record() -> Record:
         selection_seed=profile.selection_seed,
         seed=0,
     )
-    return Record(trial_id=trial.trial_id, status="failed", reason="killed by signal 9", trial=trial, provenance=None)
+    return Record(
+        trial_id=trial.trial_id, status="failed", reason="killed by signal 9", trial=trial, provenance=None, code_sha256="ab" * 32
+    )
 
 
 @pytest.fixture
@@ -72,6 +74,20 @@ def test_record_and_predictions_survive_the_disk(tmp_path: Path, record: Record,
         np.testing.assert_array_equal(getattr(loaded, name), getattr(predictions, name), strict=True)
 
 
+def test_a_record_of_version_1_is_read_without_the_hashes_that_it_lacks(tmp_path: Path, record: Record) -> None:
+    written = record.model_dump(mode="json", exclude={"code_sha256", "data_sha256"}) | {"record_version": 1}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(written))
+    assert read_record(path) == record.model_copy(update={"code_sha256": None})
+
+
+def test_a_record_of_version_2_must_say_which_code_made_it(tmp_path: Path, record: Record) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record.model_dump(mode="json", exclude={"code_sha256"})))
+    with pytest.raises(DataError, match="code_sha256"):
+        read_record(path)
+
+
 def test_equal_predictions_are_equal_bytes(predictions: Predictions) -> None:
     assert sha256(predictions.to_bytes()) == sha256(predictions.to_bytes())
 
@@ -83,7 +99,7 @@ def test_no_records_is_an_empty_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"record_version": 2}, "record_version 2; this program reads 1"),
+        ({"record_version": 3}, "record_version 3; this program reads 1 and 2"),
         ({"record_version": None}, "record_version None"),
         ({"status": "fine"}, "status"),
         ({"latency": 3}, "latency: unknown key"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Trial, load_trial, load_trials
 from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256, write_record
 from lowbit_vit.study.launch import stop_with_parent
@@ -41,7 +42,10 @@ def obey(trial: Trial, out: Path, root: Path) -> None:
     elif word == "fill":
         fill(trial, out, root)
     elif word == "fail":
-        write_record(Record(trial_id=trial.trial_id, status="failed", reason="said so", trial=trial, provenance=None), out)
+        failed = Record(
+            trial_id=trial.trial_id, status="failed", reason="said so", trial=trial, provenance=None, code_sha256=code_sha256()
+        )
+        write_record(failed, out)
         return
     elif word == "flaky" and not (root / "repaired").exists():
         raise RuntimeError("not repaired yet")
@@ -82,7 +86,9 @@ def succeed(trial: Trial, out: Path, root: Path) -> None:
     predictions = Predictions(
         label=np.zeros(3, np.uint16), top5=np.zeros((3, 5), np.uint16), loss=zeros, margin=zeros, selection=np.zeros(3, np.bool_), kl=None
     )
-    record = Record(trial_id=trial.trial_id, status="success", reason=None, trial=trial, provenance=None, model=facts)
+    record = Record(
+        trial_id=trial.trial_id, status="success", reason=None, trial=trial, provenance=None, code_sha256=code_sha256(), model=facts
+    )
     write_record(record, out, predictions.to_bytes())
 
 

@@ -20,7 +20,7 @@ from lowbit_vit.schema.config import Arm, Profile
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import read_record, read_records, sha256
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.finished import load_scores, prune, settle_without_running
+from lowbit_vit.study.finished import load_scores, missing_trials, prune
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import launch, scratch_folder
 from lowbit_vit.study.sweep import run_study
@@ -186,14 +186,14 @@ def test_a_finished_trial_counts_only_if_it_is_whole_and_of_these_weights(
     damage: str, finished: tuple[Profile, Path], workspace: Workspace
 ) -> None:
     (trial,) = cells(finished[0], "variants")
-    assert settle_without_running(trial, workspace)
+    assert missing_trials([trial], workspace) == []
     if damage == "weights":
         workspace.backbone.with_suffix(".json").write_text(json.dumps({"sha256": "f" * 64}))
     elif damage == "predictions":
         finished[1].with_suffix(".npz").unlink()
     else:
         finished[1].write_text("{")
-    assert not settle_without_running(trial, workspace)
+    assert missing_trials([trial], workspace) == [trial]
 
 
 def test_a_new_label_reaches_the_finished_record(finished: tuple[Profile, Path], workspace: Workspace) -> None:

@@ -77,9 +77,9 @@ def test_cells_that_train_or_measure_are_refused(change: str, cell: Trial, profi
 
 
 def test_a_resident_model_converts_each_block_once_and_never_touches_its_source(cell: Trial, workspace: Workspace) -> None:
-    source, sha256 = load_backbone(cell, workspace, load_dataset(workspace.data, cell.data.views))
+    source, origin = load_backbone(cell, workspace, load_dataset(workspace.data, cell.data.views))
     before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
-    resident = Resident(source, sha256, cell)
+    resident = Resident(source, origin, cell)
     images = torch.zeros(2, 3, 8, 8)
     with torch.inference_mode():
         first = resident.with_plan(only([0], NF4_PLAIN, "fp32"))

@@ -1,7 +1,11 @@
-"""What the report stage reads: every record of a profile with its per-image predictions, checked against their hashes."""
+"""What the report stage reads: every record of a profile with its per-image predictions, checked against their hashes.
 
-from collections.abc import Iterable
+Records of different code, images or weights are never put side by side: whoever reads them together is told which two differ.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import STUDIES, Study
@@ -21,7 +25,8 @@ def load_results(workspace: Workspace, study: Study) -> list[Result]:
     """Read one study's records in the order of their files; a study that was not run gives an empty list.
 
     Raises:
-        DataError: a record or a predictions file is damaged, or a predictions file is not the one its record names.
+        DataError: a record or a predictions file is damaged, a predictions file is not the one its record names, or two records
+            are of different code, images or weights.
     """
     folder = workspace.records(study)
     results = []
@@ -36,12 +41,63 @@ def load_results(workspace: Workspace, study: Study) -> list[Result]:
             if sha256(arrays.read_bytes()) != record.evaluation.predictions_sha256:
                 raise DataError(f"{arrays}: its sha256 is not predictions_sha256 of {path.name}; delete both, then run again")
         results.append(Result(record=record, predictions=predictions))
+    require_one_origin([result.record for result in results], folder.parent)
     return results
 
 
 def load_all_results(workspace: Workspace) -> dict[Study, list[Result]]:
-    """Read the records of every study."""
-    return {study: load_results(workspace, study) for study in STUDIES}
+    """Read the records of every study.
+
+    Raises:
+        DataError: as `load_results`, over all studies.
+    """
+    results = {study: load_results(workspace, study) for study in STUDIES}
+    require_one_origin([result.record for study in STUDIES for result in results[study]], workspace.reports / "records")
+    return results
+
+
+def require_one_origin(records: Iterable[Record], folder: Path) -> None:
+    """Refuse to compare what was not made by the same code from the same images and weights.
+
+    Adapted weights differ from seed to seed, but all come from one backbone. What a record of version 1 does not say is
+    equal to what another one does not say, and to nothing else.
+
+    Args:
+        records: of one profile.
+        folder: that holds `<study>/<trial_id>.json`, for the message.
+
+    Raises:
+        DataError: names two records and what differs.
+    """
+    first: dict[str, tuple[str | None, Record]] = {}
+    for record in records:
+        for what, value in _origin(record):
+            before, other = first.setdefault(what, (value, record))
+            if before != value:
+                raise DataError(
+                    f"{folder}: {_name(other)} and {_name(record)} are of different {what} (sha256 {_short(before)} and {_short(value)}), "
+                    f"so they cannot be compared; run dvc repro report@{record.trial.profile}, which runs again what is out of date"
+                )
+
+
+def _origin(record: Record) -> Iterator[tuple[str, str | None]]:
+    """What must be the same in all records that name it. A trial without a result has no images and no weights."""
+    yield "code", record.code_sha256
+    if record.model is None:
+        return
+    yield "images", record.data_sha256
+    adapted = record.trial.adaptation == "ptq"
+    yield f"adapted weights of seed {record.trial.seed}" if adapted else "backbones", record.model.backbone_sha256
+    if adapted and record.model.base_sha256 is not None:
+        yield "backbones", record.model.base_sha256
+
+
+def _name(record: Record) -> str:
+    return f"{record.trial.study}/{record.trial_id}.json"
+
+
+def _short(digest: str | None) -> str:
+    return "not recorded" if digest is None else f"{digest[:12]}..."
 
 
 def same_images(results: Iterable[Result]) -> bool:

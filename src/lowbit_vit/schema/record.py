@@ -22,7 +22,7 @@ from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Trial, one_line
 from lowbit_vit.schema.plan import Frozen
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 Status = Literal["success", "oom", "timeout", "failed", "skipped"]
 
 
@@ -68,6 +68,9 @@ class ModelFacts(Frozen):
     """Sizes of the model that was measured."""
 
     backbone_sha256: str = Field(description="of the high-precision checkpoint file the trial started from")
+    base_sha256: str | None = Field(
+        default=None, description="of backbone.safetensors: that file, or what it was adapted from; null: a record of version 1"
+    )
     parameters: int = Field(description="of the model before quantization and adapters")
     trainable_parameters: int = Field(description="adapters and head; 0 where nothing was trained")
     layers: LayerAudit
@@ -169,12 +172,14 @@ class MeasurementResult(Frozen):
 class Record(Frozen):
     """One trial's result."""
 
-    record_version: Literal[1] = 1
+    record_version: Literal[2] = 2
     trial_id: str
     status: Status
     reason: str | None = Field(description="null on success, else one line")
     trial: Trial
     provenance: Provenance | None = Field(description="null if the process died before it could say")
+    code_sha256: str | None = Field(description="of the modules that made it (schema/code.py); null: a record of version 1")
+    data_sha256: str | None = Field(default=None, description="of the prepared images; null: no result, or a record of version 1")
     model: ModelFacts | None = None
     training: TrainingResult | None = None
     evaluation: EvaluationResult | None = None
@@ -265,15 +270,19 @@ def write_record(record: Record, folder: Path, predictions: bytes | None = None)
 def read_record(path: Path) -> Record:
     """Read one record.
 
+    A record of version 1 does not say which code and images made it: those hashes are null.
+
     Raises:
         DataError: not JSON, of an unknown version, or not of this schema.
     """
     try:
         content: Any = json.loads(path.read_text())
         version = content.get("record_version") if isinstance(content, dict) else None
-        if version != RECORD_VERSION:
-            raise DataError(f"{path}: record_version {version!r}; this program reads {RECORD_VERSION}")
-        return Record.model_validate_json(path.read_text())
+        if version == 1:
+            content |= {"record_version": RECORD_VERSION, "code_sha256": None}
+        elif version != RECORD_VERSION:
+            raise DataError(f"{path}: record_version {version!r}; this program reads 1 and {RECORD_VERSION}")
+        return Record.model_validate_json(json.dumps(content))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not a record ({error}); delete it and run again") from error
     except ValidationError as error:

@@ -3,11 +3,16 @@
 import json
 import logging
 import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Study, Trial, one_line
 from lowbit_vit.schema.environment import provenance, why_unavailable
 from lowbit_vit.schema.plan import SensitivityScores
@@ -21,26 +26,42 @@ log = logging.getLogger(__name__)
 _SCORES: TypeAdapter[tuple[SensitivityScores, ...]] = TypeAdapter(tuple[SensitivityScores, ...])
 
 
-def settle_without_running(trial: Trial, workspace: Workspace) -> bool:
-    """Whether the cell has its final record without a process: it succeeded before, or this machine cannot run it.
+@dataclass(frozen=True)
+class Present:
+    """What a trial that ran now would be made by and from; None: no images are prepared here, so they cannot be compared."""
 
-    A result counts if its predictions are undamaged and it started from the weights that are there now. Its label and paper
-    row follow the profile, for they are no part of its identity; otherwise the file is not touched.
+    code: str
+    data: str | None
+
+
+def missing_trials(trials: Sequence[Trial], workspace: Workspace) -> list[Trial]:
+    """The trials that a process has to run; every other one has its final record: it succeeded before, or cannot run here.
+
+    A result counts if this very code made it from the images and weights that are there now, and its predictions are undamaged.
+    Those that do not count are counted in the log, with the reason. The label and paper row of a result follow the profile, for
+    they are no part of its identity; otherwise its file is not touched.
+
+    Raises:
+        DataError: the prepared images' manifest or a card of the weights is damaged.
     """
-    path = workspace.records(trial.study) / f"{trial.trial_id}.json"
-    before = _read(path)
-    if before is not None and before.status == "success" and _still_valid(before, trial, workspace, path):
-        _relabel(before, trial, path)
-        return True
-    reason = why_unavailable(device=trial.device, attention=trial.attention, execution=trial.execution, plan=trial.plan)
-    if reason is None:
-        return False
-    if before is not None and before.status == "skipped" and before.reason == reason:
-        _relabel(before, trial, path)
-    else:
-        facts = provenance(f"lowbit-vit {trial.study} {trial.profile}")
-        write_without_result(trial, workspace, status="skipped", reason=reason, provenance=facts)
-    return True
+    present = Present(code=code_sha256(), data=_prepared_sha256(workspace))
+    missing: list[Trial] = []
+    outdated: Counter[str] = Counter()
+    for trial in trials:
+        path = workspace.records(trial.study) / f"{trial.trial_id}.json"
+        before = _read(path)
+        why = None
+        if before is not None and before.status == "success":
+            why = _why_not_valid(before, trial, workspace, present)
+            if why is None:
+                _relabel(before, trial, path)
+                continue
+        if not _skip(before, trial, workspace, present):
+            missing.append(trial)
+            outdated.update([why] if why else [])
+    for why, count in outdated.items():
+        log.warning("%s: %d %s %s: run again", trials[0].study, count, "record" if count == 1 else "records", why)
+    return missing
 
 
 def _read(path: Path) -> Record | None:
@@ -53,15 +74,35 @@ def _read(path: Path) -> Record | None:
         return None
 
 
-def _still_valid(record: Record, trial: Trial, workspace: Workspace, path: Path) -> bool:
-    arrays = path.with_suffix(".npz")
-    if not arrays.exists() or (record.evaluation and sha256(arrays.read_bytes()) != record.evaluation.predictions_sha256):
-        log.warning("%s: missing or damaged; run again", arrays)
-        return False
+def _prepared_sha256(workspace: Workspace) -> str | None:
+    return read_manifest(workspace.data).content_sha256 if (workspace.data / MANIFEST).exists() else None
+
+
+def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: Present) -> str | None:
+    """Why a successful record does not count, in words that follow "2 records"; None if it counts."""
     weights = weights_sha256(starting_weights(trial, workspace))
+    arrays = workspace.records(trial.study) / f"{trial.trial_id}.npz"
+    if record.code_sha256 != present.code:
+        return "made by other code"
+    if present.data is not None and record.data_sha256 != present.data:
+        return "made from other images"
     if weights is not None and record.model is not None and record.model.backbone_sha256 != weights:
-        log.info("%s: was made from other weights; run again", record.trial.label)
+        return "made from other weights"
+    if not arrays.exists() or (record.evaluation and sha256(arrays.read_bytes()) != record.evaluation.predictions_sha256):
+        return "with missing or damaged predictions"
+    return None
+
+
+def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: Present) -> bool:
+    """Whether this machine cannot run the trial; its record then says why."""
+    reason = why_unavailable(device=trial.device, attention=trial.attention, execution=trial.execution, plan=trial.plan)
+    if reason is None:
         return False
+    if before is not None and (before.status, before.reason, before.code_sha256) == ("skipped", reason, present.code):
+        _relabel(before, trial, workspace.records(trial.study) / f"{trial.trial_id}.json")
+    else:
+        facts = provenance(f"lowbit-vit {trial.study} {trial.profile}")
+        write_without_result(trial, workspace, status="skipped", reason=reason, provenance=facts)
     return True
 
 

@@ -23,6 +23,7 @@ from typing import Literal
 import psutil
 
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Limits, Trial
 from lowbit_vit.schema.record import Provenance, Record, Status, read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
@@ -254,7 +255,9 @@ def write_without_result(
     Raises:
         DataError: it cannot be written.
     """
-    record = Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=provenance)
+    record = Record(
+        trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=provenance, code_sha256=code_sha256()
+    )
     return _settle(record, workspace, predictions=None)
 
 

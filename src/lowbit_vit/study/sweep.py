@@ -25,11 +25,12 @@ import ray
 from ray import tune
 
 from lowbit_vit.errors import Busy, DataError, LowbitVitError, TrialsFailed
+from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, Study, Trial
 from lowbit_vit.schema.environment import cpu_cores, gpu_count
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.finished import load_scores, prune, settle_without_running, starting_weights
+from lowbit_vit.study.finished import load_scores, missing_trials, prune, starting_weights
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import COMMAND, launch, launch_scan, scratch_folder
 from lowbit_vit.study.progress import StudyProgress
@@ -67,7 +68,7 @@ def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: 
     Raises:
         TrialsFailed: some trials did not succeed; the message names them. The others are in place.
         Busy: another run holds `reports/<profile>`.
-        DataError: weights or scores are missing, or a record cannot be written.
+        DataError: weights or scores are missing, a record cannot be written, or the code was changed during the study.
         LowbitVitError: a trial's process could not be run at all.
     """
     with _only_run(workspace, study):
@@ -75,7 +76,7 @@ def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: 
         trials = cells(profile, study, scores=scores)
         folder = workspace.records(study)
         prune(workspace, study, keep={trial.trial_id for trial in trials})
-        missing = [trial for trial in trials if not settle_without_running(trial, workspace)]
+        missing = missing_trials(trials, workspace)
         log.info("%s: %d cells, %d to run", study, len(trials), len(missing))
         if missing:
             for path in {starting_weights(trial, workspace) for trial in missing}:
@@ -89,7 +90,15 @@ def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: 
             f"{study}: {len(failed)} of {len(records)} trials did not succeed: {named}; their output is in "
             f"reports/{profile.name}/logs, the same command runs them again"
         )
+    _require_one_code(records, study)
     return records
+
+
+def _require_one_code(records: Sequence[Record], study: Study) -> None:
+    """A trial reads the sources when its process starts; whoever edits them during a study gets records of two codes."""
+    changed = sum(record.code_sha256 != code_sha256() for record in records)
+    if changed:
+        raise DataError(f"{study}: {changed} of {len(records)} trials ran after the code was changed; run the same command again")
 
 
 def _require_weights(path: Path, profile: Profile) -> None:

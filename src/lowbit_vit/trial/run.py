@@ -25,6 +25,7 @@ from lowbit_vit.model.lora import attach, trainable_parameters
 from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, matmul_mode, weight_bytes
 from lowbit_vit.model.quantized_file import model_bytes
 from lowbit_vit.model.vit import VisionTransformer, architecture
+from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.environment import provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan
@@ -35,6 +36,24 @@ from lowbit_vit.trial.measure import measure
 from lowbit_vit.trial.train import seed_everything, train
 
 log = logging.getLogger(__name__)
+
+# Read when this process imports it: what is edited while a trial runs did not make its record.
+CODE_SHA256 = code_sha256()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a trial starts from, as sha256.
+
+    Attributes:
+        weights: of the high-precision file that it quantizes.
+        base: of the backbone: that file, or the one that it was adapted from.
+        data: of the prepared images, labels and names.
+    """
+
+    weights: str
+    base: str
+    data: str
 
 
 def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
@@ -52,7 +71,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
     with clock.part("load"), matmul_mode(trial.plan):
         check_available(trial)
         dataset = load_data(trial, workspace)
-        model, backbone_sha256 = load_backbone(trial, workspace, dataset)
+        model, origin = load_backbone(trial, workspace, dataset)
         parameters = sum(parameter.numel() for parameter in model.parameters())
     # The high-precision model's logits, where the study asks how far quantization moves them.
     with clock.part("reference"), matmul_mode(trial.plan):
@@ -73,7 +92,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
             training = train(model, sets, trial.lora.training, views=trial.data.views, seed=trial.seed, device=trial.device, title=title)
 
     with clock.part("count"):
-        facts = model_facts(model, trial, backbone_sha256=backbone_sha256, parameters=parameters, trained=training is not None)
+        facts = model_facts(model, trial, origin=origin, parameters=parameters, trained=training is not None)
 
     # III-E and IV: accuracy, then latency, memory and kernels of the very same model.
     ready = partial(prepare, model, trial.execution)
@@ -92,7 +111,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
                 dtype=dtype,
             )
 
-    record = success(trial, facts=facts, evaluation=evaluation, clock=clock, training=training, measurement=measurement)
+    record = success(trial, origin=origin, facts=facts, evaluation=evaluation, clock=clock, training=training, measurement=measurement)
     write_record(record, out, predictions)
     return record
 
@@ -121,7 +140,8 @@ def record_failure(error: Exception, trial: Trial, out: Path) -> Record:
         log.info("%s: skipped (%s)", trial.label, reason)
     else:
         log.error("%s: %s (%s)", trial.label, status, reason, exc_info=error)
-    record = Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=provenance(command_line()))
+    facts = provenance(command_line())
+    record = Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=facts, code_sha256=CODE_SHA256)
     write_record(record, out)
     return record
 
@@ -188,8 +208,8 @@ def load_data(trial: Trial, workspace: Workspace) -> Dataset:
     return dataset
 
 
-def load_backbone(trial: Trial, workspace: Workspace, dataset: Dataset) -> tuple[VisionTransformer, str]:
-    """The fp32 model that the trial quantizes, on its device, and the sha256 of its file: `ptq` starts from the adapted one.
+def load_backbone(trial: Trial, workspace: Workspace, dataset: Dataset) -> tuple[VisionTransformer, Origin]:
+    """The fp32 model that the trial quantizes, on its device, and what it is made of: `ptq` starts from the adapted one.
 
     Raises:
         DataError: the file is missing or damaged, or was made for other data or another architecture.
@@ -204,7 +224,9 @@ def load_backbone(trial: Trial, workspace: Workspace, dataset: Dataset) -> tuple
     arch = architecture(trial.backbone.architecture, trial.data.views.image_size)
     model = VisionTransformer(arch, num_classes=dataset.num_classes, attention=trial.attention, qkv=trial.qkv)
     restore(model, state, source=str(path))
-    return model.to(trial.device).eval(), str(card["sha256"])
+    weights = str(card["sha256"])
+    base = str(card["origin_sha256"]) if trial.adaptation == "ptq" else weights
+    return model.to(trial.device).eval(), Origin(weights=weights, base=base, data=dataset.content_sha256)
 
 
 def high_precision_logits(trial: Trial, workspace: Workspace, dataset: Dataset) -> Logits:
@@ -222,21 +244,23 @@ def high_precision_logits(trial: Trial, workspace: Workspace, dataset: Dataset) 
     )
 
 
-def model_facts(model: VisionTransformer, trial: Trial, *, backbone_sha256: str, parameters: int, trained: bool) -> ModelFacts:
+def model_facts(model: VisionTransformer, trial: Trial, *, origin: Origin, parameters: int, trained: bool) -> ModelFacts:
     """Count layers and bytes on the model itself, and the bytes of its file."""
     return ModelFacts(
-        backbone_sha256=backbone_sha256,
+        backbone_sha256=origin.weights,
+        base_sha256=origin.base,
         parameters=parameters,
         trainable_parameters=sum(parameter.numel() for parameter in trainable_parameters(model).values()) if trained else 0,
         layers=audit(model),
         weight_bytes=weight_bytes(model),
-        file_bytes=model_bytes(model, trial.plan, {"trial_id": trial.trial_id, "backbone_sha256": backbone_sha256}),
+        file_bytes=model_bytes(model, trial.plan, {"trial_id": trial.trial_id, "backbone_sha256": origin.weights}),
     )
 
 
 def success(
     trial: Trial,
     *,
+    origin: Origin,
     facts: ModelFacts,
     evaluation: EvaluationResult,
     clock: Stopwatch,
@@ -250,6 +274,8 @@ def success(
         reason=None,
         trial=trial,
         provenance=provenance(command_line()),
+        code_sha256=CODE_SHA256,
+        data_sha256=origin.data,
         model=facts,
         training=training,
         evaluation=evaluation,

@@ -26,6 +26,7 @@ from lowbit_vit.schema.record import Record, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.evaluate import Logits, evaluate
 from lowbit_vit.trial.run import (
+    Origin,
     Stopwatch,
     check_available,
     high_precision_logits,
@@ -81,9 +82,9 @@ def _scan_group(trials: list[Trial], workspace: Workspace, out: Path) -> Iterato
         check_available(first)
         with matmul_mode(first.plan):
             dataset = load_data(first, workspace)
-            model, backbone_sha256 = load_backbone(first, workspace, dataset)
+            model, origin = load_backbone(first, workspace, dataset)
             reference_logits = high_precision_logits(first, workspace, dataset) if first.study != "variants" else None
-        resident = Resident(model, backbone_sha256, first)
+        resident = Resident(model, origin, first)
     except Exception as error:  # noqa: BLE001  (every cell of the group gets its record)
         yield from [record_failure(error, trial, out) for trial in trials]
         return
@@ -99,11 +100,11 @@ def _scan_cell(resident: "Resident", trial: Trial, dataset: Dataset, reference_l
     with clock.part("quantize"):
         model = resident.with_plan(trial.plan)
     with clock.part("count"):
-        facts = model_facts(model, trial, backbone_sha256=resident.backbone_sha256, parameters=resident.parameters, trained=False)
+        facts = model_facts(model, trial, origin=resident.origin, parameters=resident.parameters, trained=False)
     with clock.part("evaluate"), matmul_mode(trial.plan):
         ready = partial(prepare, model, trial.execution)
         evaluation, predictions = evaluate(ready, dataset, trial, dtype=compute_dtype(trial.plan), reference_logits=reference_logits)
-    record = success(trial, facts=facts, evaluation=evaluation, clock=clock)
+    record = success(trial, origin=resident.origin, facts=facts, evaluation=evaluation, clock=clock)
     write_record(record, out, predictions)
     return record
 
@@ -111,8 +112,8 @@ def _scan_cell(resident: "Resident", trial: Trial, dataset: Dataset, reference_l
 class Resident:
     """The fp32 weights, every block converted so far, and the one working model whose blocks are swapped."""
 
-    def __init__(self, model: VisionTransformer, backbone_sha256: str, trial: Trial) -> None:
-        self.backbone_sha256 = backbone_sha256
+    def __init__(self, model: VisionTransformer, origin: Origin, trial: Trial) -> None:
+        self.origin = origin
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self._source = model
         self._dtype: torch.dtype = compute_dtype(trial.plan)

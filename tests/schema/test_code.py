@@ -1,0 +1,76 @@
+"""The hash of the code changes with every module that a trial imports, and with nothing else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lowbit_vit.schema import code
+
+ROOT = Path(__file__).parents[2]
+ENTRIES = ("trial/run.py", "trial/scan.py")
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the installed package, which may be a checkout's or a wheel's."""
+    copy = tmp_path / "lowbit_vit"
+    shutil.copytree(Path(code.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def hash_of(package: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(code, "_PACKAGE", package)
+    code.code_sha256.cache_clear()
+    try:
+        return code.code_sha256()
+    finally:
+        code.code_sha256.cache_clear()
+
+
+def test_the_installed_package_and_the_checkout_have_one_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tox environment `report` installs a wheel, the others the checkout.
+    assert code.code_sha256() == hash_of(ROOT / "src" / "lowbit_vit", monkeypatch)
+
+
+@pytest.mark.parametrize("file", ["model/precision.py", "trial/measure.py", "trial/scan.py", "schema/plan.py", "data/arrays.py"])
+def test_a_byte_of_what_a_trial_imports_changes_the_hash(file: str, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hash_of(package, monkeypatch)
+    with (package / file).open("a") as source:
+        source.write("\n# one comment more\n")
+    assert hash_of(package, monkeypatch) != before
+
+
+@pytest.mark.parametrize("file", ["report/page.py", "analysis/arms.py", "study/grid.py", "trial/backbone.py", "data/flowers.py", "cli.py"])
+def test_what_no_trial_imports_does_not_change_the_hash(file: str, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hash_of(package, monkeypatch)
+    with (package / file).open("a") as source:
+        source.write("\n# one comment more\n")
+    assert hash_of(package, monkeypatch) == before
+
+
+def test_every_kind_of_import_counts(tmp_path: Path) -> None:
+    package = tmp_path / "ours"
+    (package / "deep" / "er").mkdir(parents=True)
+    files = {
+        "start.py": "import os, ours.a\nfrom ours import b\nfrom ours.c import value\ndef f():\n    from ours.deep.er import leaf\n",
+        "a.py": "import torch.nn\n",
+        "b.py": "from oursother import x\n",
+        "c.py": "value = 1\n",
+        "deep/er/leaf.py": "import ours.start\n",
+        "value.py": "",
+        "unused.py": "",
+    }
+    for name, text in files.items():
+        (package / name).write_text(text)
+    for folder in (package, package / "deep", package / "deep" / "er"):
+        (folder / "__init__.py").touch()
+    expected = ("__init__.py", "a.py", "b.py", "c.py", "deep/__init__.py", "deep/er/__init__.py", "deep/er/leaf.py", "start.py")
+    assert code.imported_files(package, ["start.py"]) == expected
+
+
+def test_the_same_files_elsewhere_have_the_same_hash(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "another place" / "lowbit_vit"
+    shutil.copytree(package, other)
+    assert hash_of(package, monkeypatch) == hash_of(other, monkeypatch)
+    assert set(ENTRIES) <= set(code.imported_files(package, ENTRIES))

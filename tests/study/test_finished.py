@@ -1,0 +1,115 @@
+"""A finished trial counts only if this code made it from the images and weights that are there, and its file is whole."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lowbit_vit.data.arrays import MANIFEST
+from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.config import Profile, Trial
+from lowbit_vit.schema.record import Record, read_record, sha256, write_record
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.finished import missing_trials
+from lowbit_vit.study.grid import cells
+from lowbit_vit.study.launch import launch
+
+MANIFEST_OF_ONE_IMAGE = {
+    "name": "digits",
+    "description": "one image",
+    "views": {"image_size": 8, "eval_resize": 8, "train_resize": 8, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    "source_sha256": "0" * 64,
+    "content_sha256": "34" * 32,
+    "class_names": ["0"],
+    "splits": {"test": {"ids": ["0"], "labels": [0]}},
+    "arrays": [],
+}
+
+
+@pytest.fixture
+def trials(profile_of: Callable[..., Profile]) -> list[Trial]:
+    return cells(profile_of("finish", "finish", "finish"), "variants")
+
+
+@pytest.fixture
+def records(trials: list[Trial], workspace: Workspace, obedient: tuple[str, ...]) -> Path:
+    """The folder of the trials' records, all finished."""
+    for trial in trials:
+        launch(trial, workspace, threads=1, command=obedient)
+    workspace.data.mkdir(parents=True)
+    (workspace.data / MANIFEST).write_text(json.dumps(MANIFEST_OF_ONE_IMAGE))
+    for trial in trials:
+        change(workspace.records("variants"), trial, data_sha256=MANIFEST_OF_ONE_IMAGE["content_sha256"])
+    return workspace.records("variants")
+
+
+def change(folder: Path, trial: Trial, **values: object) -> Record:
+    record = read_record(folder / f"{trial.trial_id}.json").model_copy(update=values)
+    write_record(record, folder)
+    return record
+
+
+def test_what_is_finished_is_neither_run_nor_touched(trials: list[Trial], records: Path, workspace: Workspace) -> None:
+    before = {path: sha256(path.read_bytes()) for path in records.iterdir()}
+    assert missing_trials(trials, workspace) == []
+    assert {path: sha256(path.read_bytes()) for path in records.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"code_sha256": "f" * 64}, "made by other code"),
+        ({"code_sha256": None}, "made by other code"),
+        ({"data_sha256": "f" * 64}, "made from other images"),
+        ({"data_sha256": None}, "made from other images"),
+    ],
+)
+def test_records_of_other_code_or_images_are_counted_and_run_again(
+    case: tuple[dict[str, object], str], trials: list[Trial], records: Path, workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    values, why = case
+    for trial in trials[:2]:
+        change(records, trial, **values)
+    with caplog.at_level(logging.WARNING):
+        assert missing_trials(trials, workspace) == trials[:2]
+    assert caplog.messages == [f"variants: 2 records {why}: run again"]
+
+
+def test_records_of_other_weights_are_counted_and_run_again(
+    trials: list[Trial], records: Path, workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert records.is_dir()
+    workspace.backbone.with_suffix(".json").write_text(json.dumps({"sha256": "f" * 64}))
+    assert missing_trials(trials, workspace) == trials
+    assert caplog.messages == ["variants: 3 records made from other weights: run again"]
+
+
+def test_a_damaged_result_is_counted_and_run_again(
+    trials: list[Trial], records: Path, workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    (records / f"{trials[1].trial_id}.npz").unlink()
+    assert missing_trials(trials, workspace) == [trials[1]]
+    assert caplog.messages == ["variants: 1 record with missing or damaged predictions: run again"]
+
+
+def test_results_far_from_their_images_and_weights_count(trials: list[Trial], records: Path, workspace: Workspace) -> None:
+    assert records.is_dir()
+    (workspace.data / MANIFEST).unlink()
+    for path in workspace.checkpoints.iterdir():
+        path.unlink()
+    assert missing_trials(trials, workspace) == []
+
+
+def test_a_skipped_record_names_the_code_that_skipped_it(trials: list[Trial], workspace: Workspace) -> None:
+    on_a_card = trials[0].model_copy(update={"attention": "efficient"})
+    assert missing_trials([on_a_card], workspace) == []
+    path = workspace.records("variants") / f"{on_a_card.trial_id}.json"
+    first = path.read_bytes()
+    assert read_record(path).code_sha256 == code_sha256()
+    assert missing_trials([on_a_card], workspace) == []
+    assert path.read_bytes() == first
+    change(path.parent, on_a_card, code_sha256=None)
+    assert missing_trials([on_a_card], workspace) == []
+    assert read_record(path).code_sha256 == code_sha256()
