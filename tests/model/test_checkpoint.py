@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionTransformer
 
 from lowbit_vit.errors import DataError
-from lowbit_vit.model.checkpoint import from_torchvision, load_state, load_torchvision, restore, save_state
+from lowbit_vit.model.checkpoint import fit_positions, from_torchvision, load_state, load_torchvision, restore, save_state
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import QkvLayout
 
@@ -306,6 +306,36 @@ def test_a_new_head_stays_and_all_else_is_restored() -> None:
     assert torch.equal(ours.head.weight, head)
     restored = ours.state_dict()
     assert all(torch.equal(restored[name], tensor) for name, tensor in state.items() if not name.startswith("head."))
+
+
+def test_positions_of_the_models_own_size_are_left_alone() -> None:
+    state = model().state_dict()
+    fitted = fit_positions(state, model(), source="a.safetensors")
+    assert all(fitted[name] is tensor for name, tensor in state.items())
+
+
+def test_positions_of_another_size_are_resized_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    larger = model(image_size=32)
+    state = model().state_dict()
+    # Positions that rise along the rows, from 0 to 3: resized, they still do.
+    state["position_embedding"] = torch.cat([torch.full((1, 1, 64), 9.0), torch.arange(4.0).repeat(4)[None, :, None].expand(1, 16, 64)], 1)
+    fitted = fit_positions(state, larger, source="a.safetensors")
+    restore(larger, fitted, source="a.safetensors")
+    assert torch.equal(larger.position_embedding[:, :1], state["position_embedding"][:, :1])
+    rows = larger.position_embedding[0, 1:, 0].reshape(8, 8)
+    assert torch.allclose(rows, rows[:1].expand(8, 8), atol=1e-6)
+    assert (rows[0].diff() > 0).all()
+    assert "a.safetensors: positions of 4 x 4 patches resized to 8 x 8, for images of 32 px" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [(None, "it has no position embedding"), (torch.zeros(17, 64), "of three dimensions"), (torch.zeros(1, 13, 64), "cannot be resized")],
+)
+def test_positions_that_are_not_of_a_square_are_named(positions: Tensor | None, said: str) -> None:
+    state = {} if positions is None else {"position_embedding": positions}
+    with pytest.raises(DataError, match=f"^a.pth: .*{said}"):
+        fit_positions(state, model(image_size=32), source="a.pth")
 
 
 def test_another_image_size_is_an_error_and_positions_are_not_interpolated() -> None:

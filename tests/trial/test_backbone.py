@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 import torchvision
 
 from lowbit_vit.data.arrays import load_dataset
-from lowbit_vit.errors import DataError
+from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.checkpoint import load_state
 from lowbit_vit.model.vit import ARCHITECTURES, Architecture
-from lowbit_vit.schema.config import Backbone, Profile
+from lowbit_vit.schema.config import Backbone, Profile, SmallVit
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.backbone import adapted_seeds, make_backbone
 
@@ -105,3 +106,70 @@ def test_a_torchvision_checkpoint_of_another_hash_is_refused(torchvision_profile
     with pytest.raises(DataError, match=r"vit\.pth: sha256 .* does not start with 00000000"):
         make_backbone(torchvision_profile.model_copy(update={"backbone": backbone}), workspace)
     assert not workspace.checkpoints.exists()
+
+
+def from_file(profile: Profile, path: Path, **values: object) -> Profile:
+    """The profile with that file of ours as its backbone."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    keys = {"weights": "ours", "checkpoint": str(path), "checkpoint_sha256": digest, "training": None, **values}
+    backbone = Backbone.model_validate(profile.backbone.model_dump() | keys)
+    return profile.model_copy(update={"backbone": backbone, "lora": None})
+
+
+@pytest.fixture
+def elsewhere(workspace: Workspace, tmp_path: Path) -> Workspace:
+    """Another project with the same prepared data."""
+    other = Workspace(root=tmp_path, profile=workspace.profile)
+    other.data.parent.mkdir(parents=True)
+    other.data.symlink_to(workspace.data)
+    return other
+
+
+def test_weights_of_ours_for_the_same_classes_keep_their_head(profile: Profile, workspace: Workspace, elsewhere: Workspace) -> None:
+    make_backbone(from_file(profile, workspace.adapted(0)), elsewhere)
+    given, theirs = load_state(workspace.adapted(0))
+    state, card = load_state(elsewhere.backbone)
+    assert all(torch.equal(state[name], tensor) for name, tensor in given.items())
+    assert (card["head"], card["origin"], card["origin_sha256"]) == ("kept", "adapted-seed0.safetensors", theirs["sha256"])
+    assert card["accuracy"]["test"] == theirs["accuracy"]["test"]
+
+
+def relabelled(workspace: Workspace, folder: Path, class_names: list[str] | None) -> Path:
+    """The backbone as a file whose card names other classes, or none, as cards of earlier versions do."""
+    folder.mkdir()
+    path = folder / "mine.safetensors"
+    shutil.copy(workspace.backbone, path)
+    card = json.loads(workspace.backbone.with_suffix(".json").read_text())
+    card |= {"class_names": class_names}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    return path
+
+
+@pytest.mark.parametrize("class_names", [None, ["ash", "elm"]], ids=["not said", "other classes"])
+def test_a_new_head_needs_a_lora_section_to_train_it(
+    profile: Profile, workspace: Workspace, elsewhere: Workspace, class_names: list[str] | None
+) -> None:
+    path = relabelled(workspace, elsewhere.root / "given", class_names)
+    with pytest.raises(ConfigError, match=r"key lora: null, but mine\.safetensors gets a new head for these classes; add a lora section"):
+        make_backbone(from_file(profile, path), elsewhere)
+
+
+def test_weights_of_ours_for_other_classes_get_a_new_head(profile: Profile, workspace: Workspace, elsewhere: Workspace) -> None:
+    path = relabelled(workspace, elsewhere.root / "given", ["ash", "elm"])
+    make_backbone(from_file(profile, path).model_copy(update={"lora": profile.lora}), elsewhere)
+    given, _ = load_state(path)
+    state, card = load_state(elsewhere.backbone)
+    assert {name for name in given if not torch.equal(state[name], given[name])} == {"head.weight", "head.bias"}
+    assert (card["head"], card["accuracy"]) == ("new", None)
+
+
+def test_weights_of_ours_of_another_hash_are_refused(profile: Profile, workspace: Workspace, elsewhere: Workspace) -> None:
+    with pytest.raises(DataError, match=r"backbone\.safetensors: sha256 .* does not start with 00000000; correct"):
+        make_backbone(from_file(profile, workspace.backbone, checkpoint_sha256="0" * 8), elsewhere)
+    assert not elsewhere.checkpoints.exists()
+
+
+def test_weights_of_ours_of_another_architecture_are_refused(profile: Profile, workspace: Workspace, elsewhere: Workspace) -> None:
+    deeper = SmallVit(patch_size=4, depth=3, heads=2, width=64, mlp_width=64)
+    with pytest.raises(DataError, match=r"not the weights of small: 16 tensors missing \(as blocks\.2\."):
+        make_backbone(from_file(profile, workspace.backbone, architecture=deeper), elsewhere)

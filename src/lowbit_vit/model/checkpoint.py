@@ -6,6 +6,7 @@ must have a known sha256 and is then opened with `weights_only=True`.
 
 import hashlib
 import json
+import logging
 import pickle
 import re
 import struct
@@ -18,10 +19,13 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from lowbit_vit.errors import DataError
 from lowbit_vit.model.vit import VisionTransformer, fuse_qkv
 from lowbit_vit.schema.record import sha256, write_atomic
+
+log = logging.getLogger(__name__)
 
 _SUFFIX = ".safetensors"
 # Of the dtypes that models of ours have: the place in safetensors' order, and the name in its header.
@@ -119,8 +123,12 @@ def load_torchvision(path: Path, sha256_prefix: str) -> dict[str, Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except _UNREADABLE as error:
             raise DataError(f"{path}: not a file of plain tensors, refused ({_first_line(error)})") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise DataError(f"{path}: expected a dict of tensors, as torchvision's checkpoints are")
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a dict of tensors, as torchvision's checkpoints are; found {type(content).__name__}")
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        keys = ", ".join(others[:4])
+        raise DataError(f"{path}: expected a dict of tensors alone, found more under {keys}; save the model's state_dict() by itself")
     try:
         return from_torchvision(content)
     except DataError as error:
@@ -197,6 +205,31 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return safetensors.torch.load_file(path), card
     except SafetensorError as error:
         raise DataError(f"{path}: not a safetensors file ({_first_line(error)}); pickles are refused") from error
+
+
+def fit_positions(state: Mapping[str, Tensor], model: VisionTransformer, *, source: str) -> dict[str, Tensor]:
+    """The state with its positions resized to the model's image, bicubic, if they are of another size; the rest as it is.
+
+    Source: torchvision's `interpolate_embeddings`, as in Dosovitskiy et al., 2021, 3.2 (fine-tuning at another resolution).
+
+    Raises:
+        DataError: there are no positions, or they are not those of a square of patches.
+    """
+    given, wanted = state.get("position_embedding"), model.position_embedding
+    if given is None or given.ndim != 3:
+        raise DataError(f"{source}: not the weights of {model.architecture.name}: it has no position embedding of three dimensions")
+    if given.shape[1] == wanted.shape[1]:
+        return dict(state)
+    sizes = model.architecture
+    try:
+        resized = interpolate_embeddings(sizes.image_size, sizes.patch_size, {"encoder.pos_embedding": given})
+    except ValueError as error:
+        raise DataError(f"{source}: position_embedding of shape {tuple(given.shape)} cannot be resized ({_first_line(error)})") from error
+    before, after = (round((count - 1) ** 0.5) for count in (given.shape[1], wanted.shape[1]))
+    log.warning(
+        "%s: positions of %d x %d patches resized to %d x %d, for images of %d px", source, before, before, after, after, sizes.image_size
+    )
+    return {**state, "position_embedding": resized["encoder.pos_embedding"]}
 
 
 def restore(model: VisionTransformer, state: Mapping[str, Tensor], *, source: str, new_head: bool = False) -> None:

@@ -1,9 +1,9 @@
 """The backbone stage: the high-precision weights that every trial starts from.
 
-`backbone.safetensors` is trained here from scratch, alone or with a teacher that was fine-tuned first, or is torchvision's
-ImageNet checkpoint with a new head. Where the profile has a lora section, `adapted-seed<N>.safetensors` is that backbone with
-adapters trained in high precision and merged: what `ptq` trials quantize, one for each seed they use, and seed 0 for the
-sensitivity and mixed studies.
+`backbone.safetensors` is trained here from scratch, alone or with a teacher that was fine-tuned first; or is a torchvision
+checkpoint with a new head; or is a file that this program made, with its own head if that is of the same classes. Where the
+profile has a lora section, `adapted-seed<N>.safetensors` is that backbone with adapters trained in high precision and merged:
+what `ptq` trials quantize, one for each seed they use, and seed 0 for the sensitivity and mixed studies.
 """
 
 import logging
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.data.arrays import Dataset, load_dataset
-from lowbit_vit.errors import DataError, Unavailable
-from lowbit_vit.model.checkpoint import load_state, load_torchvision, restore, save_state
+from lowbit_vit.errors import ConfigError, DataError, Unavailable
+from lowbit_vit.model.checkpoint import fit_positions, load_state, load_torchvision, restore, save_state
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.lora import attach, merge
 from lowbit_vit.model.vit import VisionTransformer, architecture
@@ -37,6 +37,7 @@ def make_backbone(profile: Profile, workspace: Workspace) -> None:
     """Make the backbone and its adapted versions, each a safetensors file with a JSON card beside it.
 
     Raises:
+        ConfigError: the checkpoint gets a new head, and the profile has no lora section to train it.
         DataError: the data or the checkpoint is missing or damaged, or the disk is full.
         Unavailable: the profile's device is not there, or its teacher's package.
         LowbitVitError: a training loss is not finite.
@@ -69,24 +70,49 @@ def adapted_seeds(profile: Profile) -> tuple[int, ...]:
 
 def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None:
     config = profile.backbone
-    card: dict[str, Any]
-    if config.training is None or config.weights == "torchvision":
-        path = workspace.root / str(config.checkpoint)
-        state = load_torchvision(path, str(config.checkpoint_sha256))
-        seed_everything(config.seed)
-        model = _model(profile, dataset)
-        restore(model, state, source=str(path), new_head=True)
-        # The new head is random, so there is nothing to evaluate yet.
-        card = {"origin": path.name, "origin_sha256": config.checkpoint_sha256, "training": None, "accuracy": None}
-    else:
+    if config.weights == "scratch" and config.training is not None:
         teacher, teacher_facts = _make_teacher(profile, config.teacher, config.training, dataset)
         seed_everything(config.seed)
         model = _model(profile, dataset)
         title = f"train {profile.name} backbone"
         result = _train(model, config.training, profile, dataset, seed=config.seed, title=title, distillation=teacher)
-        accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="backbone")
-        card = {"origin": "scratch", "teacher": teacher_facts, "training": result.model_dump(mode="json"), "accuracy": accuracy}
-    _save(model, workspace.backbone, profile, dataset, {**card, "kind": "backbone", "seed": config.seed})
+        card = {"origin": "scratch", "teacher": teacher_facts, "training": result.model_dump(mode="json")}
+        trained = True
+    else:
+        seed_everything(config.seed)
+        model = _model(profile, dataset)
+        card, trained = _restore_given(model, profile, workspace, dataset)
+    # A new head is random, so there is nothing to evaluate yet.
+    accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="backbone") if trained else None
+    _save(model, workspace.backbone, profile, dataset, {**card, "accuracy": accuracy, "kind": "backbone", "seed": config.seed})
+
+
+def _restore_given(model: VisionTransformer, profile: Profile, workspace: Workspace, dataset: Dataset) -> tuple[dict[str, Any], bool]:
+    """Fill the model from the profile's checkpoint; what the card says of it, and whether the head is the checkpoint's own.
+
+    Raises:
+        ConfigError: the head is new, and the profile has no lora section to train it.
+        DataError: the file is missing or damaged, has another hash, or holds another model.
+    """
+    config = profile.backbone
+    path = workspace.root / str(config.checkpoint)
+    kept = False
+    if config.weights == "ours":
+        state, theirs = load_state(path)
+        if not theirs["sha256"].startswith(str(config.checkpoint_sha256)):
+            known = f"sha256 {theirs['sha256'][:16]}... does not start with {config.checkpoint_sha256}"
+            raise DataError(f"{path}: {known}; correct backbone.checkpoint_sha256 if you trust the file")
+        kept = theirs.get("class_names") == list(dataset.class_names)
+    else:
+        state = load_torchvision(path, str(config.checkpoint_sha256))
+    if not kept and profile.lora is None:
+        raise ConfigError(
+            f"{workspace.profile_file}: key lora: null, but {path.name} gets a new head for these classes; add a lora section"
+        )
+    restore(model, fit_positions(state, model, source=str(path)), source=str(path), new_head=not kept)
+    log.info("%s: %s", path.name, "its head is of these very classes and is kept" if kept else "gets a new head for these classes")
+    card = {"origin": path.name, "origin_sha256": config.checkpoint_sha256, "head": "kept" if kept else "new", "training": None}
+    return card, kept
 
 
 def _make_teacher(
@@ -173,6 +199,7 @@ def _save(model: VisionTransformer, path: Path, profile: Profile, dataset: Datas
         "description": profile.description,
         "data": dataset.description,
         "content_sha256": dataset.content_sha256,
+        "class_names": list(dataset.class_names),
         "splits": {split: len(images.labels) for split, images in dataset.eval_views.items()},
         "backbone": profile.backbone.model_dump(mode="json"),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
