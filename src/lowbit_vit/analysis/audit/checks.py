@@ -2,17 +2,49 @@
 
 from collections.abc import Callable
 
+from lowbit_vit.analysis.audit import accuracy, cells, compute, counts, latency, memory, twins
 from lowbit_vit.analysis.audit.context import Context, check_labels
 from lowbit_vit.analysis.audit.finding import Finding
-from lowbit_vit.analysis.audit.latency import batch_size, mean_within_percentiles, percentile_order, slipped_digit
 from lowbit_vit.analysis.audit.table import ResultsTable
 
-# By the name that their findings bear.
+# By the name that their findings bear; `size` also says `size-constants`.
 CHECKS: dict[str, Callable[[ResultsTable, Context], list[Finding]]] = {
-    "batch-size": batch_size,
-    "slipped-digit": slipped_digit,
-    "percentile-order": percentile_order,
-    "mean-and-percentiles": mean_within_percentiles,
+    "missing": cells.missing,
+    "zero": cells.zero,
+    "repeated": cells.repeated,
+    "digits": cells.digits,
+    "finer-than-clock": cells.finer_than_clock,
+    "batch-size": latency.batch_size,
+    "slipped-digit": latency.slipped_digit,
+    "percentile-order": latency.percentile_order,
+    "mean-and-percentiles": latency.mean_within_percentiles,
+    "top-5-order": accuracy.order,
+    "split-size": counts.split_sizes,
+    "hidden-images": counts.hidden_images,
+    "whole-image": counts.smallest_difference,
+    "resolution": accuracy.resolution,
+    "negligible-gain": accuracy.negligible_gain,
+    "frontier": accuracy.frontier,
+    "f1-beside-top1": accuracy.f1_beside_top1,
+    "published-accuracy": accuracy.published,
+    "size": memory.sizes,
+    "megabytes": memory.megabytes,
+    "size-reduction": memory.size_reduction,
+    "vram-weights": memory.weights_fit,
+    "vram-batch": memory.batch_fits,
+    "twin-memory": memory.twin_memory,
+    "resident-models": memory.resident_models,
+    "fits-already": memory.fits_already,
+    "kernel-flop": compute.kernel_flop,
+    "kernel-bytes": compute.kernel_bytes,
+    "kernel-unit": compute.kernel_unit,
+    "batch-flop": compute.claimed_batch_flop,
+    "kernel-share": compute.kernel_share,
+    "attention-flop": compute.attention_flop,
+    "attention-gain": twins.attention_gain,
+    "same-kernel": twins.same_kernel,
+    "twin-latency": twins.twin_latency,
+    "missing-baseline": twins.missing_baseline,
 }
 
 

@@ -41,7 +41,7 @@ class Finding(Frozen):
         return self.verdict not in (*GOOD, "not checked")
 
 
-def about(check: str, cells: Iterable[Cell], *, verdict: Verdict, words: str, **numbers: float) -> Finding:
+def about(check: str, cells: Iterable[Cell], /, *, verdict: Verdict, words: str, **numbers: float) -> Finding:
     """A finding on these cells; rows in the table's order, columns in the order in which the cells come."""
     given = list(cells)
     return Finding(

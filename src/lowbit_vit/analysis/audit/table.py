@@ -53,6 +53,8 @@ QUANTITIES: dict[Quantity, tuple[dict[str, Fraction], tuple[str, ...]]] = {
     "kernel": (_TIME, ("total cuda kernel time", "cuda kernel time", "kernel time", "total kernel time")),
     "attention": (_TIME, ("attention kernel time", "attention time")),
 }
+# `Latency (ms)` or `Latency [ms]`.
+_BRACKETED = re.compile(r"(.*?)\s*[(\[]([^)\]]*)[)\]]")
 LABELS = ("model", "name", "variant", "method", "arm")
 NUMBERS = ("row", "index")
 MISSING = ("", "n/a", "na", "nan", "none", "null", "-", "\N{EN DASH}", "\N{EM DASH}")
@@ -83,6 +85,12 @@ class Cell:
     def value(self) -> float:
         """The same as a float."""
         return float(self.exact)
+
+    @property
+    def shown(self) -> str:
+        """As printed, with the heading's unit."""
+        bracketed = _BRACKETED.fullmatch(self.heading)
+        return f"{self.text} {bracketed[2] if bracketed else _unit(self.heading)}".strip()
 
     @property
     def decimals(self) -> int:
@@ -205,7 +213,7 @@ def _columns(path: Path, headings: list[str]) -> dict[int, Quantity | Literal["l
 def _split(heading: str) -> tuple[str, str]:
     """Name and unit of a heading, both in lower case: `Latency (ms)`, `latency [ms]`, `latency_ms`."""
     text = heading.lower().replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}").strip()
-    bracketed = re.fullmatch(r"(.*?)\s*[(\[]([^)\]]*)[)\]]", text)
+    bracketed = _BRACKETED.fullmatch(text)
     if bracketed:
         return " ".join(re.findall(r"[a-z0-9#]+", bracketed[1])), bracketed[2].strip()
     words = re.findall(r"[a-zµ0-9#%]+", text)

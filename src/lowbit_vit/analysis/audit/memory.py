@@ -1,0 +1,263 @@
+"""Checks of file sizes and peak memory: what must be in them, by the number of parameters and their formats."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations_with_replacement
+
+from lowbit_vit.analysis.audit.context import DTYPE_BYTES, WEIGHT_BYTES, Context, Model, Row
+from lowbit_vit.analysis.audit.finding import Finding, Verdict, about, not_checked
+from lowbit_vit.analysis.audit.table import Cell, ResultsTable
+
+MIB = 2**20
+# Double quantization keeps the constants in 8 bits, with one fp32 constant for 256 of them (QLoRA, 2023, section 3).
+_OUTER_BLOCK = 256
+# A file also holds names, shapes and, in places, buffers.
+_FILE_OVERHEAD = 1.05
+# Twins do the same work, so their peaks differ by one kernel's scratch space at most.
+_TWINS_APART = 0.10
+# Models left in memory: the remainder must look like what rows without them need beside their weights.
+_REMAINDER = (0.75, 1.25)
+_MOST_MODELS = 2
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What a row's parameters take, in bytes.
+
+    Attributes:
+        plain: the parameters alone; those that are not quantized in the size of the compute dtype.
+        constants: of quantization, fp32.
+        double: the same quantized again, of nf4.
+    """
+
+    plain: float
+    constants: float
+    double: float
+
+    @property
+    def least(self) -> float:
+        """Parameters with the smallest constants that the format can have."""
+        return self.plain + min(self.constants, self.double)
+
+
+def parameter_bytes(model: Model, row: Row) -> Bytes:
+    """Bytes of a row's parameters, by arithmetic."""
+    if not row.quantized:
+        return Bytes(plain=model.parameters * WEIGHT_BYTES[row.weights], constants=0.0, double=0.0)
+    rest = model.parameters - model.quantized_parameters
+    plain = model.quantized_parameters * WEIGHT_BYTES[row.weights] + rest * DTYPE_BYTES[row.compute]
+    if row.block_size is None:
+        return Bytes(plain=plain, constants=4.0 * model.quantized_rows, double=4.0 * model.quantized_rows)
+    blocks = model.quantized_parameters / row.block_size
+    return Bytes(plain=plain, constants=4 * blocks, double=blocks + 4 * blocks / _OUTER_BLOCK)
+
+
+def _near(cell: Cell, size: float) -> bool:
+    return cell.low <= Fraction(size) <= cell.high
+
+
+def sizes(table: ResultsTable, context: Context) -> list[Finding]:
+    """Does a model's size follow from its parameters, and are the constants of quantization in it?"""
+    if not table.column("size") or context.model is None or not context.rows:
+        return not_checked("size", "column model size, and model and rows in the context")
+    found = []
+    for decimal, binary in zip(table.column("size"), table.binary().column("size"), strict=True):
+        row = context.row(table, decimal.row)
+        if row is not None:
+            # MB that can only be MiB are said once, by `megabytes`.
+            cell = binary if _near(binary, parameter_bytes(context.model, row).plain) else decimal
+            found += _size(table, cell, bytes_=parameter_bytes(context.model, row), row=row, model=context.model)
+    return found
+
+
+def _size(table: ResultsTable, cell: Cell, *, bytes_: Bytes, row: Row, model: Model) -> list[Finding]:
+    label = table.labels[cell.row]
+    mib = {"plain_mib": bytes_.plain / MIB, "constants_mib": bytes_.constants / MIB, "double_mib": bytes_.double / MIB}
+    numbers = {"printed_mib": cell.value / MIB, **mib}
+    known = {"parameters": bytes_.plain, "parameters and fp32 constants": bytes_.plain + bytes_.constants, "double-quantized": bytes_.least}
+    named = {name: size for name, size in known.items() if name == "parameters" or row.quantized}
+    match = next((name for name, size in named.items() if _near(cell, size)), None)
+    if match is None:
+        return [_inexact(label, cell, bytes_=bytes_, row=row, numbers=numbers)]
+    words = f"{label}: {cell.text} is {named[match] / MIB:.2f} MiB, {model.parameters:,} parameters in {row.weights}"
+    if match != "parameters" or not row.quantized:
+        return [about("size", (cell,), verdict="exact", words=f"{words}{'' if match == 'parameters' else f' ({match})'}", **numbers)]
+    short = f"{label}: {cell.text} leaves out the constants of {row.weights}, {mib['constants_mib']:.2f} MiB in fp32"
+    short += f" ({mib['double_mib']:.2f} double-quantized)" if row.block_size is not None else ""
+    short += f": {mib['plain_mib'] + mib['constants_mib']:.1f} MiB"
+    if model.adapter_parameters is not None:
+        adapter = 2 * model.adapter_parameters / MIB
+        numbers["adapter_mib"] = adapter
+        if 2 * model.adapter_parameters > cell.half:
+            short += f"; adapters of rank 1 ({adapter:.2f} MiB in fp16) are not in it either"
+    exact = about("size", (cell,), verdict="exact", words=f"{words}, to the last digit", **numbers)
+    return [exact, about("size-constants", (cell,), verdict="understated", words=short, **numbers)]
+
+
+def _inexact(label: str, cell: Cell, *, bytes_: Bytes, row: Row, numbers: dict[str, float]) -> Finding:
+    """A size that is none of the sums: too small, or so large that something else is in it."""
+    most = bytes_.plain + bytes_.constants
+    words = f"{label}: {cell.value / MIB:.2f} MiB printed; {row.weights} needs {bytes_.plain / MIB:.2f} MiB for parameters alone"
+    words += f", {most / MIB:.2f} with constants" if row.quantized else ""
+    verdict: Verdict = "suspicious"
+    if cell.high < bytes_.plain:
+        verdict = "impossible"
+    elif cell.high < bytes_.least:
+        verdict = "understated"
+    elif cell.low <= most * _FILE_OVERHEAD:
+        verdict = "holds"
+    return about("size", (cell,), verdict=verdict, words=words, **numbers)
+
+
+def megabytes(table: ResultsTable, context: Context) -> list[Finding]:
+    """A column in MB that is exact in MiB understates its bytes."""
+    heading = table.headings.get("size")
+    if heading is None or context.model is None or not context.rows:
+        return not_checked("megabytes", "column model size, and model and rows in the context")
+    binary = [
+        cell
+        for cell in table.binary().column("size")
+        if (row := context.row(table, cell.row)) and _near(cell, parameter_bytes(context.model, row).plain)
+    ]
+    if not binary or "mib" in heading.lower() or "gib" in heading.lower():
+        return []
+    cell = max(binary, key=lambda one: one.exact)
+    words = (
+        f"{heading}: {cell.text} counts units of 1024, to the last digit, as {len(binary)} of the rows do; in units of 1000 it is "
+        f"{cell.value / 1e6:.1f} MB (megabyte: MiB in the context reads all columns so)"
+    )
+    return [about("megabytes", binary, verdict="understated", words=words, printed=float(cell.text), mb=cell.value / 1e6)]
+
+
+def size_reduction(table: ResultsTable, context: Context) -> list[Finding]:
+    """How much smaller is the smallest model than the reference, as printed and with constants?"""
+    least = context.claims.size_reduction
+    column = table.column("size")
+    reference = None if context.reference is None else table.cell(table.labels.index(context.reference), "size")
+    if least is None or reference is None or not column:
+        return not_checked("size-reduction", "column model size, reference, claims.size_reduction")
+    cell = min(column, key=lambda one: one.exact)
+    reduction = 1 - cell.value / reference.value
+    words = f"{table.labels[cell.row]} is {reduction:.1%} smaller than {table.labels[reference.row]} as printed"
+    numbers = {"reduction": reduction, "claimed": least}
+    row = context.row(table, cell.row)
+    if context.model is not None and row is not None and row.quantized:
+        bytes_ = parameter_bytes(context.model, row)
+        numbers["reduction_with_constants"] = 1 - (bytes_.plain + bytes_.constants) / reference.value
+        words += f", {numbers['reduction_with_constants']:.1%} with constants"
+    holds = min(value for name, value in numbers.items() if name != "claimed") >= least
+    said = f"{words}; claimed: at least {least:.0%}"
+    return [about("size-reduction", (reference, cell), verdict="holds" if holds else "contradicts itself", words=said, **numbers)]
+
+
+def fits_already(table: ResultsTable, context: Context) -> list[Finding]:
+    """Is the reference too large for the memory that it is said to strain?"""
+    gib = context.claims.memory_gib
+    reference = None if context.reference is None else table.cell(table.labels.index(context.reference), "vram")
+    if gib is None or reference is None:
+        return not_checked("fits-already", "column peak VRAM, reference, claims.memory_gib")
+    share = reference.value / (gib * 2**30)
+    words = f"{table.labels[reference.row]} peaks at {reference.text}, {share:.1%} of {gib:g} GiB"
+    verdict: Verdict = "not supported" if share < 0.5 else "holds"
+    return [about("fits-already", (reference,), verdict=verdict, words=words, share=share, memory_gib=gib)]
+
+
+def weights_fit(table: ResultsTable, context: Context) -> list[Finding]:
+    """Peak memory is at least the weights, constants included, and for nf4 one dequantized layer beside them."""
+    if not table.column("vram") or context.model is None or not context.rows:
+        return not_checked("vram-weights", "column peak VRAM, and model and rows in the context")
+    found = []
+    for cell in table.column("vram"):
+        row = context.row(table, cell.row)
+        if row is None:
+            continue
+        bytes_ = parameter_bytes(context.model, row)
+        numbers = {"peak_mib": cell.value / MIB, "weights_mib": bytes_.plain / MIB, "with_constants_mib": bytes_.least / MIB}
+        label = table.labels[cell.row]
+        if cell.high < bytes_.least:
+            words = f"{label}: the peak {cell.text} is below the weights' {bytes_.least / MIB:.2f} MiB"
+            found.append(about("vram-weights", (cell,), verdict="impossible", words=words, **numbers))
+        elif row.weights == "nf4":
+            # Dequantize, then multiply: the layer in the compute dtype, and its output, beside all weights.
+            beside = DTYPE_BYTES[row.compute] * (context.model.largest_layer + context.model.layer_output)
+            needed = bytes_.plain + bytes_.constants + beside
+            if cell.high < needed:
+                words = (
+                    f"{label}: fp32 constants, one dequantized layer and its output for one image come to {needed / MIB:.2f} MiB, above "
+                    f"the peak {cell.text}; double quantization would fit ({(bytes_.least + beside) / MIB:.2f}), and is not stated"
+                )
+                numbers |= {"needed_mib": needed / MIB, "needed_double_mib": (bytes_.least + beside) / MIB}
+                found.append(about("vram-weights", (cell,), verdict="underspecified", words=words, **numbers))
+    return found
+
+
+def batch_fits(table: ResultsTable, context: Context) -> list[Finding]:
+    """Has the peak room for one layer's output at the claimed batch size?"""
+    batch = context.claims.batch_size
+    if batch is None or not table.column("vram") or context.model is None or not context.rows:
+        return not_checked("vram-batch", "column peak VRAM, claims.batch_size, and model and rows in the context")
+    found = []
+    for cell in table.column("vram"):
+        row = context.row(table, cell.row)
+        if row is None:
+            continue
+        room = cell.value - parameter_bytes(context.model, row).plain
+        output = batch * context.model.layer_output * DTYPE_BYTES[row.compute]
+        if 0 <= room < output:
+            words = (
+                f"{table.labels[cell.row]}: the peak is {room / MIB:.2f} MiB above the weights, and one layer's output at batch {batch} "
+                f"is {output / MIB:.1f} MiB"
+            )
+            numbers = {"room_mib": room / MIB, "output_mib": output / MIB, "batch": batch}
+            found.append(about("vram-batch", (cell,), verdict="contradicts itself", words=words, **numbers))
+    return found
+
+
+def twin_memory(table: ResultsTable, context: Context) -> list[Finding]:
+    """A fused attention kernel needs no more memory than a plain one."""
+    if not table.column("vram") or not context.twins:
+        return not_checked("twin-memory", "column peak VRAM, and twins")
+    found = []
+    for twin in context.twins:
+        plain, fused = (table.cell(table.labels.index(name), "vram") for name in (twin.plain, twin.fused))
+        if plain is None or fused is None or fused.exact <= plain.exact * Fraction(1 + _TWINS_APART):
+            continue
+        more = (fused.value - plain.value) / MIB
+        words = f"{twin.fused} peaks {more:.2f} MiB above {twin.plain}, whose weights are the same"
+        found.append(about("twin-memory", (plain, fused), verdict="suspicious", words=words, more_mib=more))
+    return found
+
+
+def resident_models(table: ResultsTable, context: Context) -> list[Finding]:
+    """Do peaks far above their weights equal the weights of other rows, left in memory?"""
+    rows = [(vram, size) for row in table.rows if (vram := table.cell(row, "vram")) and (size := table.cell(row, "size"))]
+    if len(rows) < 2:
+        return not_checked("resident-models", "columns peak VRAM and model size, two rows or more")
+    smallest = min(size.exact for _, size in rows)
+    # What rows without a second model need beside their weights.
+    usual = [vram.exact - size.exact for vram, size in rows if 0 <= vram.exact - size.exact < smallest / 2]
+    if not usual:
+        return []
+    low, high = min(usual) * Fraction(_REMAINDER[0]), max(usual) * Fraction(_REMAINDER[1])
+    others = sorted({size.exact for _, size in rows})
+    found = []
+    for vram, size in rows:
+        excess = vram.exact - size.exact
+        fitting = [
+            (models, excess - sum(models))
+            for count in range(1, _MOST_MODELS + 1)
+            for models in combinations_with_replacement(others, count)
+            if low <= excess - sum(models) <= high
+        ]
+        if not fitting or excess <= high:
+            continue
+        counts = " or ".join(sorted({str(len(parts)) for parts, _ in fitting}))
+        sums = " or ".join(" + ".join(f"{float(part) / MIB:.1f}" for part in (size.exact, *parts, rest)) for parts, rest in fitting)
+        words = (
+            f"{table.labels[vram.row]}: the peak {vram.text} is {sums} MiB: its weights, those of {counts} more, and what other "
+            f"rows need beside theirs ({float(min(usual)) / MIB:.1f} to {float(max(usual)) / MIB:.1f})"
+        )
+        numbers = {"excess_mib": float(excess) / MIB}
+        numbers |= {f"remainder_{len(parts)}_mib": float(rest) / MIB for parts, rest in fitting}
+        found.append(about("resident-models", (vram, size), verdict="suspicious", words=words, **numbers))
+    return found
