@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 
 from lowbit_vit.analysis.arms import MIB
+from lowbit_vit.analysis.ranks import agreement
 from lowbit_vit.analysis.results import Result, same_images
-from lowbit_vit.analysis.statistics import agreement, compare, wilson
+from lowbit_vit.analysis.statistics import compare, wilson
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores
 from lowbit_vit.schema.roles import MixedRole, SensitivityRole, read_mixed_roles, read_role, spared_blocks
 

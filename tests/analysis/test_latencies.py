@@ -1,0 +1,86 @@
+"""Percentiles say when they have too few samples; the ratio of medians has an interval that covers it."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowbit_vit.analysis.latencies import estimate_percentile, ratio_of_medians, samples_needed
+
+SAMPLES = st.lists(st.floats(0.1, 1000.0), min_size=6, max_size=60)
+
+
+@pytest.mark.parametrize(("q", "needed"), [(0.5, 6), (0.95, 72), (0.99, 368)])
+def test_a_percentile_has_an_interval_from_just_as_many_samples_as_needed(q: float, needed: int) -> None:
+    assert samples_needed(q) == needed
+    samples = [float(value) for value in range(1, needed + 1)]
+    enough, short = estimate_percentile(samples, q), estimate_percentile(samples[:-1], q)
+    assert enough.interval is not None
+    assert enough.state == "enough samples"
+    assert short.interval is None
+    assert short.state == f"not enough samples ({needed - 1} of {needed})"
+
+
+@pytest.mark.parametrize(("q", "count"), [(0.5, 30), (0.5, 200), (0.95, 200), (0.99, 1000)])
+def test_the_percentiles_interval_covers_it_at_least_95_percent_of_the_time(q: float, count: int) -> None:
+    """Exponential samples: any distribution would do."""
+    random = np.random.default_rng(0)
+    truth = -math.log(1 - q)
+    found = [estimate_percentile(row.tolist(), q).interval for row in random.exponential(size=(500, count))]
+    covered = np.mean([interval is not None and interval.low <= truth <= interval.high for interval in found])
+    # 500 draws: the standard error is one point.
+    assert covered >= 0.94
+
+
+@given(SAMPLES, SAMPLES)
+def test_swapping_the_samples_gives_the_reciprocal_ratio(first: list[float], second: list[float]) -> None:
+    ratio, swapped = ratio_of_medians(first, second), ratio_of_medians(second, first)
+    assert swapped.value == pytest.approx(1 / ratio.value)
+    assert ratio.interval is not None
+    assert swapped.interval is not None
+    assert (swapped.interval.low, swapped.interval.high) == pytest.approx((1 / ratio.interval.high, 1 / ratio.interval.low))
+    assert ratio.interval.low <= ratio.value <= ratio.interval.high
+
+
+@given(SAMPLES, SAMPLES, st.floats(0.5, 2.0), st.integers(0, 10**6))
+def test_neither_order_nor_unit_matters(first: list[float], second: list[float], unit: float, seed: int) -> None:
+    ratio = ratio_of_medians(first, second)
+    random = np.random.default_rng(seed)
+    moved = [(random.permutation(samples) * unit).tolist() for samples in (first, second)]
+    other = ratio_of_medians(*moved)
+    assert other.value == pytest.approx(ratio.value)
+    assert ratio.interval is not None
+    assert other.interval is not None
+    assert (other.interval.low, other.interval.high) == pytest.approx((ratio.interval.low, ratio.interval.high))
+
+
+@given(SAMPLES, SAMPLES)
+def test_more_confidence_makes_a_wider_interval(first: list[float], second: list[float]) -> None:
+    narrow, wide = (ratio_of_medians(first, second, confidence=level).interval for level in (0.8, 0.95))
+    assert narrow is not None
+    assert wide is not None
+    assert wide.low <= narrow.low <= narrow.high <= wide.high
+
+
+def test_too_few_samples_give_a_ratio_without_an_interval() -> None:
+    assert ratio_of_medians([1.0, 2.0, 3.0], [2.0] * 10).interval is None
+
+
+def test_a_time_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        ratio_of_medians([1.0, 0.0], [1.0])
+    with pytest.raises(ValueError, match="positive"):
+        ratio_of_medians([], [1.0])
+
+
+@pytest.mark.parametrize("count", [30, 200])
+def test_the_ratios_interval_covers_it_at_least_94_percent_of_the_time(count: int) -> None:
+    """Log-normal latencies of unlike spread, the second's median 1.3 times the first's."""
+    random = np.random.default_rng(0)
+    covered = []
+    for _ in range(500):
+        found = ratio_of_medians(random.lognormal(0, 0.05, count).tolist(), random.lognormal(math.log(1.3), 0.3, count).tolist())
+        covered.append(found.interval is not None and found.interval.low <= 1.3 <= found.interval.high)
+    assert np.mean(covered) >= 0.94
