@@ -24,10 +24,9 @@ def make_project(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     shutil.copy2(ROOT / "tests" / "tiny.yaml", folder / "profiles" / "tiny.yaml")
-    pipeline = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))
-    profiles = pipeline["vars"][0]["profiles"]
-    profiles["tiny"] = profiles["demo"]
-    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False, width=200), encoding="utf-8")
+    starts = yaml.safe_load((folder / "stages.yaml").read_text(encoding="utf-8"))
+    starts["profiles"]["tiny"] = starts["profiles"]["demo"]
+    (folder / "stages.yaml").write_text(yaml.safe_dump(starts, sort_keys=False, width=200), encoding="utf-8")
     git(folder, "init", "-q", "-b", "main")
     commit(folder, "as cloned")
     return folder

@@ -140,11 +140,16 @@ def test_a_profile_starts_from_the_downloads_that_it_names(profile: str, stages:
     if settings.data.source == "flowers102":
         expected.add("data/dvc.yaml:flowers-102")
     if settings.backbone.checkpoint is not None:
-        expected.add(str(settings.backbone.architecture))
-        weights = stages[str(settings.backbone.architecture)].outs[0].def_path
-        assert weights == settings.backbone.checkpoint
-        assert weights == f"data/raw/{WEIGHTS[str(settings.backbone.architecture)].name}"
+        expected.add(f"weights@{settings.backbone.architecture}")
+        assert stages[f"weights@{settings.backbone.architecture}"].outs[0].def_path == settings.backbone.checkpoint
     assert before == expected
+
+
+@pytest.mark.parametrize("architecture", WEIGHTS)
+def test_every_torchvision_checkpoint_has_a_stage_that_fetches_it(architecture: str, stages: dict[str, Any]) -> None:
+    stage = stages[f"weights@{architecture}"]
+    assert stage.cmd == f"lowbit-vit fetch {architecture} --to data/raw"
+    assert [out.def_path for out in stage.outs] == [f"data/raw/{WEIGHTS[architecture].name}"]
 
 
 def test_committed_lock_has_the_known_hashes_of_the_downloads() -> None:
