@@ -522,8 +522,17 @@ def load_profile(path: Path) -> Profile:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"{path}: no such profile; there are: {known}")
+    return parse_profile(path.read_text(), path)
+
+
+def parse_profile(text: str, path: Path) -> Profile:
+    """Validate the text of a profile's file; `path` names it in messages and gives it its name.
+
+    Raises:
+        ConfigError: as `load_profile`.
+    """
     try:
-        content = yaml.load(path.read_text(), Loader=_UniqueKeys)  # noqa: S506  (a SafeLoader)
+        content = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

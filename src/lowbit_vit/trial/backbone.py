@@ -200,6 +200,7 @@ def _save(model: VisionTransformer, path: Path, profile: Profile, dataset: Datas
         "data": dataset.description,
         "content_sha256": dataset.content_sha256,
         "class_names": list(dataset.class_names),
+        "views": profile.data.views.model_dump(mode="json"),
         "splits": {split: len(images.labels) for split, images in dataset.eval_views.items()},
         "backbone": profile.backbone.model_dump(mode="json"),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
