@@ -330,6 +330,15 @@ class Limits(Frozen):
     memory_gib: float = Field(gt=0, description="of host memory, for one trial process")
 
 
+class Statistics(Frozen):
+    """What counts as no difference, declared before looking: of accuracy in `report` and `compare`, of both in `check`."""
+
+    margin: float = Field(
+        gt=0, lt=0.5, description="ours: a loss of Top-1 that counts as none, as a share; MLPerf asks for 99 % of the reference's"
+    )
+    latency_factor: float = Field(gt=1, description="ours: medians of two runs on one card that differ by less count as equal")
+
+
 # ---------------------------------------------------------------------------------------------------------------- trial
 
 
@@ -455,6 +464,7 @@ class Profile(Frozen):
     evaluation: Evaluation
     measurement: Measurement
     limits: Limits
+    statistics: Statistics = Field(default=Statistics(margin=0.01, latency_factor=1.25))
     selection_seed: int = Field(ge=0, description="splits the test set into a selection and a report half")
     variants: VariantsStudy
     sensitivity: SensitivityStudy
