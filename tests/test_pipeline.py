@@ -12,7 +12,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from lowbit_vit.data.download import FLOWERS, WEIGHTS
+from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS
 from lowbit_vit.schema.config import STUDIES, Profile, load_profile
 from lowbit_vit.schema.workspace import Workspace
 

@@ -75,16 +75,22 @@ def fetch(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="flowers-102, or a torchvision ViT: vit_l_16, vit_b_16, ...")],
     to: Annotated[Path, typer.Option("--to", help="folder to put it in")] = Path("data/raw"),
 ) -> None:
-    """Download a data set or ImageNet weights, checked against the known size and hash."""
-    from lowbit_vit.data.download import WEIGHTS, fetch_flowers, fetch_weights
+    """Download a data set or ImageNet weights, checked against the known size and hash; says on what terms they are.
+
+    A download that was cut off goes on where it stopped. http_proxy, https_proxy and no_proxy are respected;
+    LOWBIT_VIT_OFFLINE=1 forbids the network: then only what is there already is checked.
+    """
+    from lowbit_vit.data.download import fetch_flowers, fetch_weights
+    from lowbit_vit.data.remote_files import WEIGHTS
     from lowbit_vit.errors import ConfigError
 
-    if what == "flowers-102":
-        print(fetch_flowers(to))
-    elif what in WEIGHTS:
-        print(fetch_weights(what, to))
-    else:
+    if what != "flowers-102" and what not in WEIGHTS:
         raise ConfigError(f"fetch: {what!r} is not known; allowed: flowers-102, {', '.join(WEIGHTS)}")
+    try:
+        print(fetch_flowers(to) if what == "flowers-102" else fetch_weights(what, to))
+    except KeyboardInterrupt:
+        print("lowbit-vit: interrupted; what came is kept, run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
 
 
 @app.command(epilog="Example: lowbit-vit backbone demo")

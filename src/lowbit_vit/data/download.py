@@ -1,148 +1,28 @@
-"""Files from the network: fetched whole or not at all, checked, unpacked without trusting the archive.
+"""Files from the network: resumed where a run was cut off, checked as they arrive, named only when whole and right.
 
-The `fetch` functions are all that touches the network, and only the command of that name calls them.
+The `fetch` functions are all that touches the network, and only the command of that name calls them. Proxies come from
+http_proxy, https_proxy and no_proxy; LOWBIT_VIT_OFFLINE=1 forbids the network. Unpacking is in `archive`, what is known of each
+file in `remote_files`, the half-done file in `partial`, one request in `mirror`.
 """
 
-import hashlib
-import http.client
+import logging
 import os
+import random
 import shutil
-import tarfile
-import tempfile
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO
+import time
+from pathlib import Path
 
-from lowbit_vit.data.progress import progress_bar
+import requests
+
+from lowbit_vit.data.archive import extract_tar
+from lowbit_vit.data.mirror import BLOCK, Interrupted, Patience, Refused, ask_mirror
+from lowbit_vit.data.partial import Partial, has_leftovers, hold_partial
+from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS, RemoteFile, check_file
 from lowbit_vit.errors import DataError
 
-BLOCK = 1 << 20  # bytes read at a time
-TIMEOUT_S = 60  # without a byte
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file with known content.
-
-    Attributes:
-        url: where it is.
-        name: its name here.
-        size: bytes; None where the publisher gives none.
-        md5: hex digest, or None.
-        sha256: hex digest or its first digits, or None; one of the two hashes is always given.
-    """
-
-    url: str
-    name: str
-    size: int | None
-    md5: str | None = None
-    sha256: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.md5 is None and self.sha256 is None:
-            raise ValueError(f"{self.name}: needs md5 or sha256")
-
-
-_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
-FLOWERS = (
-    RemoteFile(f"{_OXFORD}/102flowers.tgz", "102flowers.tgz", 344862509, md5="52808999861908f626f3c1f4e79d11fa"),
-    RemoteFile(f"{_OXFORD}/imagelabels.mat", "imagelabels.mat", 502, md5="e0620be6f572b9609742df49c70aed4d"),
-    RemoteFile(f"{_OXFORD}/setid.mat", "setid.mat", 14989, md5="a5357ecc9cb78c4bef273ce3793fc85c"),
-)
-
-
-def _weights(file: str) -> RemoteFile:
-    # torchvision's names end in the first 8 hex digits of the file's sha256.
-    digest = file.removesuffix(".pth").rpartition("-")[2]
-    return RemoteFile(f"https://download.pytorch.org/models/{file}", file, None, sha256=digest)
-
-
-# torchvision's weights for 224-px input. IMAGENET1K_V1, except that vit_h_14 has none: IMAGENET1K_SWAG_LINEAR_V1 (CC-BY-NC 4.0).
-WEIGHTS = {
-    "vit_b_16": _weights("vit_b_16-c867db91.pth"),
-    "vit_b_32": _weights("vit_b_32-d86f8d99.pth"),
-    "vit_l_16": _weights("vit_l_16-852ce7e3.pth"),
-    "vit_l_32": _weights("vit_l_32-c7638314.pth"),
-    "vit_h_14": _weights("vit_h_14_lc_swag-c1eb923e.pth"),
-}
-
-
-def fetch(file: RemoteFile, folder: Path) -> Path:
-    """Download a file into a folder, unless it is there already; either way its size and hash are checked.
-
-    Returns:
-        The file's path. It appears there by a rename, complete and checked.
-
-    Raises:
-        DataError: the network failed, or size or hash differ; names the file and the address.
-    """
-    path = folder / file.name
-    if path.exists():
-        check_file(file, path)
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.NamedTemporaryFile(dir=folder, prefix=f".{file.name}.", delete=False)  # noqa: SIM115 - it outlives the block
-    partial = Path(temporary.name)
-    try:
-        with temporary:
-            _download(file, temporary)
-        check_file(file, partial, name=path)
-        partial.chmod(0o644)
-        partial.replace(path)
-    except (OSError, http.client.HTTPException) as error:  # URLError and a timeout are OSErrors
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: could not be fetched from {file.url} ({reason}); try again, or put the file there by hand") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def check_file(file: RemoteFile, path: Path, name: Path | None = None) -> None:
-    """Compare a file on disk with what is known of it; `name` stands for the path in messages.
-
-    Raises:
-        DataError: its size or a hash differs.
-    """
-    shown = name or path
-    advice = f"expected from {file.url}; delete it and fetch it again"
-    if file.size is not None and path.stat().st_size != file.size:
-        raise DataError(f"{shown}: {path.stat().st_size} bytes, {file.size} {advice}")
-    for algorithm, expected in (("md5", file.md5), ("sha256", file.sha256)):
-        if expected is None:
-            continue
-        with path.open("rb") as content:
-            digest = hashlib.file_digest(content, lambda: hashlib.new(algorithm, usedforsecurity=algorithm != "md5")).hexdigest()  # noqa: B023 - called here
-        if not digest.startswith(expected):
-            raise DataError(f"{shown}: {algorithm} {digest[: len(expected)]}, {expected} {advice}")
-
-
-def extract_tar(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive into a folder: regular files and folders only, each top entry whole or not at all.
-
-    Raises:
-        DataError: the archive is damaged; a member is a link or a device, or points out of the folder; or a top entry is
-            there already. Nothing is left behind then.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as name, tarfile.open(archive) as tar:
-            members = tar.getmembers()
-            with progress_bar(f"unpack {archive.name}", len(members), "files") as bar:
-                for member in members:
-                    _extract(tar, member, archive, Path(name))
-                    bar.advance()
-            entries = sorted(Path(name).iterdir())
-            for entry in entries:
-                if (folder / entry.name).exists():
-                    raise DataError(f"{folder / entry.name}: there already; move it away to unpack {archive}")
-            for entry in entries:
-                entry.rename(folder / entry.name)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{archive}: not a whole tar archive ({error}); delete it and fetch it again") from error
-    except OSError as error:
-        raise DataError(f"{archive}: could not be unpacked into {folder} ({error.strerror or error})") from error
+OFFLINE = "LOWBIT_VIT_OFFLINE"
 
 
 def fetch_flowers(root: Path) -> Path:
@@ -152,12 +32,14 @@ def fetch_flowers(root: Path) -> Path:
         `root/flowers-102`. What is there already is kept after a check of the files' hashes.
 
     Raises:
-        DataError: as `fetch` and `extract_tar`.
+        DataError, Busy: as `fetch` and `extract_tar`.
     """
     folder = root / "flowers-102"
+    log.info("Oxford Flowers-102: %s", FLOWERS[0].licence)
     paths = [fetch(file, folder) for file in FLOWERS]
     if not (folder / "jpg").is_dir():
-        extract_tar(paths[0], folder)
+        # 8,189 JPEG files, 0.35 GB, which gzip makes no smaller.
+        extract_tar(paths[0], folder, most_bytes=1 << 30, most_members=10_000)
     return folder
 
 
@@ -165,35 +47,79 @@ def fetch_weights(architecture: str, folder: Path) -> Path:
     """Fetch torchvision's ImageNet weights of one of `WEIGHTS`.
 
     Raises:
-        DataError: as `fetch`.
+        DataError, Busy: as `fetch`.
     """
-    return fetch(WEIGHTS[architecture], folder)
+    file = WEIGHTS[architecture]
+    log.info("%s: %s", file.name, file.licence)
+    return fetch(file, folder)
 
 
-def _download(file: RemoteFile, target: IO[bytes]) -> None:
-    request = urllib.request.Request(file.url, headers={"User-Agent": "lowbit-vit"})  # noqa: S310 - addresses are constants
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
-        length = file.size or response.length  # of the Content-Length header
-        with progress_bar(f"fetch {file.name}", length, "bytes") as bar:
-            while block := response.read(BLOCK):
-                target.write(block)
-                bar.advance(len(block))
-        target.flush()
-        os.fsync(target.fileno())
+def fetch(file: RemoteFile, folder: Path, *, patience: Patience | None = None) -> Path:
+    """Download a file into a folder, unless it is there already; either way its size and hashes are checked.
+
+    A download that is cut off, even by SIGKILL, leaves NAME.part and NAME.part.json, and the next call asks for the rest only.
+
+    Returns:
+        The file's path. It appears there by a rename, complete and checked.
+
+    Raises:
+        DataError: what is there differs; no mirror gave the right file; the disk is full; or the network is forbidden. Names
+            the file, each address with what was wrong there, and what to do.
+        Busy: another process is fetching it.
+    """
+    path = folder / file.name
+    if path.exists():
+        check_file(file, path)
+        if not has_leftovers(path):
+            return path
+    elif os.environ.get(OFFLINE, "0") not in ("", "0"):
+        raise DataError(f"{path}: missing, and {OFFLINE} is set; put the file of {file.urls[0]} there by hand, or unset {OFFLINE}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with hold_partial(path, file) as partial:
+            if path.exists():  # since a moment ago, or next to what a killed run left
+                check_file(file, path)
+                partial.discard()
+            else:
+                partial.take_up()
+                _transfer(file, path, partial, patience or Patience())
+    except OSError as error:
+        raise DataError(f"{path}: could not be written ({error.strerror or error}); make room or choose another folder") from error
+    return path
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path, folder: Path) -> None:
-    name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts:
-        raise DataError(f"{archive}: member {member.name!r} points out of its folder; not unpacked")
-    path = folder / name
-    if member.isdir():
-        path.mkdir(parents=True, exist_ok=True)
-        return
-    content = tar.extractfile(member) if member.isreg() else None
-    if content is None:
-        raise DataError(f"{archive}: member {member.name!r} is neither a file nor a folder; not unpacked")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Owner, mode and times of the archive are not taken over.
-    with content, path.open("xb") as target:
-        shutil.copyfileobj(content, target, BLOCK)
+def _transfer(file: RemoteFile, path: Path, partial: Partial, patience: Patience) -> None:
+    """Go through the mirrors in order, again and again with growing waits, until the file is whole or none is left."""
+    free = shutil.disk_usage(path.parent).free
+    if free < file.sizes[0] - partial.size:
+        raise DataError(f"{path}: needs {file.sizes[0] - partial.size} bytes of disk, {free} are free; make room")
+    reasons: dict[str, str] = {}  # by address, the last one
+    not_before = dict.fromkeys(file.urls, 0.0)  # of those that are not given up; time.monotonic
+    idle_rounds, farthest = 0, partial.size
+    with requests.Session() as session:
+        session.max_redirects = 10
+        while True:
+            for url in list(not_before):
+                time.sleep(max(0.0, not_before[url] - time.monotonic()))
+                try:
+                    ask_mirror(session, url, partial, patience)
+                except Refused as error:
+                    reasons[url] = str(error)
+                    del not_before[url]
+                except Interrupted as error:
+                    reasons[url] = str(error)
+                    not_before[url] = time.monotonic() + error.after_s
+                else:
+                    partial.publish(path)
+                    return
+                log.warning("%s: %s", url, reasons[url])
+            idle_rounds = 0 if partial.size >= farthest + BLOCK else idle_rounds + 1
+            farthest = max(farthest, partial.size)
+            if not not_before or idle_rounds >= patience.tries:
+                break
+            wait_s = min(patience.longest_wait_s, patience.first_wait_s * 2**idle_rounds) * random.uniform(0.5, 1)
+            log.info("%s: %d bytes so far; again in %.1f s", path, partial.size, wait_s)
+            time.sleep(wait_s)
+    faults = "; ".join(f"{url}: {reasons[url]}" for url in file.urls)
+    kept = f" ({partial.size} bytes are kept)" if partial.size else ""
+    raise DataError(f"{path}: could not be fetched from {faults}; try again{kept}, or put the file there by hand")

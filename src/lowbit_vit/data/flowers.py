@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from lowbit_vit.data.download import FLOWERS, check_file
+from lowbit_vit.data.remote_files import FLOWERS, check_file
 from lowbit_vit.data.source import Item, Source, Split, check_source
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import FlowersData

