@@ -8,6 +8,7 @@ import pytest
 import synthetic
 from lowbit_vit.analysis.arms import kernel_classes, paper_table, variants
 from lowbit_vit.analysis.results import Result, load_results
+from lowbit_vit.analysis.statistics import margin_test
 from lowbit_vit.schema.config import Profile, load_profile
 from lowbit_vit.schema.record import Record, Status
 
@@ -112,3 +113,21 @@ def test_kernel_classes_add_up_to_the_traced_time(results: list[Result]) -> None
     joined = total.join(table.select("arm", "batch_size", "kernel_us"), on=["arm", "batch_size"])
     assert joined.height == table.height
     assert (joined["us"] - joined["kernel_us"]).abs().max() == pytest.approx(0, abs=1e-6)
+
+
+def test_every_comparison_with_the_baseline_is_tested_against_the_margin_and_adjusted_for_their_number(results: list[Result]) -> None:
+    frame = variants(results, arms=labels(), margin=DEMO.statistics.margin)
+    compared = frame.filter(pl.col("p_value").is_not_null()).unique("trial_id")
+    assert compared.height == 9
+    assert (compared["p_holm"] >= compared["p_value"]).all()
+    p_values = compared["p_value"].to_list()
+    assert min(compared["p_holm"].to_list()) == pytest.approx(min(1.0, min(p_values) * 9))
+    assert (compared["p_mid"] <= compared["p_value"]).all()
+    for row in compared.to_dicts():
+        test = margin_test(row["lost"], row["gained"], images=row["images"], margin=DEMO.statistics.margin)
+        assert (row["p_inferior"], row["p_equivalent"]) == (test.p_inferior, test.p_equivalent)
+
+
+def test_without_a_margin_nothing_is_called_equivalent(results: list[Result]) -> None:
+    frame = variants(results, arms=labels())
+    assert frame["p_inferior"].null_count() == frame["p_equivalent"].null_count() == frame.height

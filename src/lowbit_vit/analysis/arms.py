@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from lowbit_vit.analysis.results import Result, same_images
-from lowbit_vit.analysis.statistics import compare, wilson
+from lowbit_vit.analysis.statistics import compare, holm, margin_test, wilson
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.record import KernelTime, Latency, MeasurementResult, Memory, Record
 
@@ -32,6 +32,7 @@ _MEANS_ONLY = (
     "p50_low_ms",
     "p50_high_ms",
 )
+_COMPARED = ("lost", "gained", "difference", "p_value", "p_holm", "p_mid", "p_inferior", "p_equivalent")
 
 VARIANTS_SCHEMA: dict[str, Any] = {
     "order": pl.Int64,
@@ -72,6 +73,10 @@ VARIANTS_SCHEMA: dict[str, Any] = {
     "gained": pl.Int64,
     "difference": pl.Float64,
     "p_value": pl.Float64,
+    "p_holm": pl.Float64,
+    "p_mid": pl.Float64,
+    "p_inferior": pl.Float64,
+    "p_equivalent": pl.Float64,
     "kernel_us": pl.Float64,
     "attention_us": pl.Float64,
     "idle_us": pl.Float64,
@@ -88,21 +93,25 @@ def weights_name(trial: Trial) -> str:
     return "none" if not names else names[0] if len(names) == 1 else "mixed"
 
 
-def variants(results: Sequence[Result], *, arms: Sequence[str]) -> pl.DataFrame:
+def variants(results: Sequence[Result], *, arms: Sequence[str], margin: float | None = None) -> pl.DataFrame:
     """One row for each trial and batch size, in the order of `arms` (the profile's labels), then seed, then batch size.
 
     A trial without a result has one row with its status, its reason and nulls. Where the trial of the paper's row 0 with the
-    same seed saw the same images, `lost`, `gained`, `difference` and `p_value` compare Top-1 with it, image by image.
+    same seed saw the same images, `lost`, `gained`, `difference` and `p_value` compare Top-1 with it, image by image;
+    `p_holm` adjusts for the family of all these comparisons. With a margin (the profile's `statistics.margin`), `p_inferior`
+    is of "worse by the margin or more" and `p_equivalent` of "different by the margin or more": small means it is not.
     """
     place = {label: index for index, label in enumerate(arms)}
     baselines = {
         result.record.trial.seed: result for result in results if result.record.trial.paper_row == 0 and result.predictions is not None
     }
+    compared = [_against(baselines.get(result.record.trial.seed), result, margin=margin) for result in results]
+    adjusted = holm([against.get("p_value") for against in compared])
     rows: list[dict[str, Any]] = []
-    for result in results:
+    for result, against, p_holm in zip(results, compared, adjusted, strict=True):
         trial = result.record.trial
         row = {"order": place.get(trial.label, len(place)), **_identity(result.record), **_accuracy(result.record)}
-        row |= _against(baselines.get(trial.seed), result)
+        row |= against | {"p_holm": p_holm}
         measured = result.record.measurement
         if measured is None:
             rows.append(row)
@@ -149,7 +158,7 @@ def _accuracy(record: Record) -> dict[str, Any]:
     }
 
 
-def _against(baseline: Result | None, result: Result) -> dict[str, Any]:
+def _against(baseline: Result | None, result: Result, *, margin: float | None) -> dict[str, Any]:
     """Paired comparison with the baseline; empty for the baseline itself and where the images differ."""
     if baseline is None or baseline is result or baseline.predictions is None or result.predictions is None:
         return {}
@@ -159,7 +168,17 @@ def _against(baseline: Result | None, result: Result) -> dict[str, Any]:
         baseline.predictions.top5[:, 0] == baseline.predictions.label,
         result.predictions.top5[:, 0] == result.predictions.label,
     )
-    return {"lost": outcome.lost, "gained": outcome.gained, "difference": outcome.difference, "p_value": outcome.p_value}
+    row = {
+        "lost": outcome.lost,
+        "gained": outcome.gained,
+        "difference": outcome.difference,
+        "p_value": outcome.p_value,
+        "p_mid": outcome.p_mid,
+    }
+    if margin is None:
+        return row
+    test = margin_test(outcome.lost, outcome.gained, images=outcome.images, margin=margin)
+    return row | {"p_inferior": test.p_inferior, "p_equivalent": test.p_equivalent}
 
 
 def _measured(measured: MeasurementResult, latency: Latency, *, device: str) -> dict[str, Any]:
@@ -225,7 +244,7 @@ def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
         *(pl.col(name).first() for name in ("images", "samples", "memory_is")),
         pl.col("seed").alias("seeds"),
         # Several seeds: the comparison of each is in `variants`; a single p value would have to pool them.
-        *(pl.when(pl.len() == 1).then(pl.col(n).first()).first().alias(n) for n in ("lost", "gained", "difference", "p_value")),
+        *(pl.when(pl.len() == 1).then(pl.col(n).first()).first().alias(n) for n in _COMPARED),
         pl.lit("success").alias("status"),
     )
     failed = bad.group_by(*_IDENTITY, maintain_order=True).agg(

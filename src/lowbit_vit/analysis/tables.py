@@ -67,7 +67,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
     """
     results = load_all_results(workspace)
     labels = [arm.label for arm in profile.variants.arms]
-    variants = arms.variants(results["variants"], arms=labels)
+    variants = arms.variants(results["variants"], arms=labels, margin=profile.statistics.margin)
     scored = _scores_if_complete(results["sensitivity"], profile)
     mixed = blocks.mixed(results["mixed"], depth=profile.backbone.depth)
     records: dict[Study, list[Record]] = {study: [result.record for result in results[study]] for study in STUDIES}
