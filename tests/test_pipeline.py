@@ -1,6 +1,7 @@
 """dvc.yaml says the truth about each stage: the modules it imports, the keys it reads, the files it makes."""
 
 import ast
+import configparser
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from dvc.repo import Repo
+from dvc.repo.artifacts import check_name_format
 
 from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS
 from lowbit_vit.schema.config import STUDIES, Profile, load_profile
@@ -120,11 +122,30 @@ def test_outs_are_where_the_workspace_says(profile: str, stages: dict[str, Any])
     assert all(path.parent == place.reports for path in made["report"])
 
 
-def test_records_outlive_a_run_and_nothing_is_copied_to_the_cache(stages: dict[str, Any]) -> None:
+def test_what_stages_make_is_cached_and_downloads_are_not_and_records_outlive_a_run(stages: dict[str, Any]) -> None:
     for stage in stages.values():
         for out in stage.outs:
-            assert not out.use_cache, out.def_path
-            assert out.persist == ("/records/" in out.def_path or out.def_path.startswith("data/raw/")), out.def_path
+            downloaded = out.def_path.startswith("data/raw/")
+            assert out.use_cache == (not downloaded), out.def_path
+            assert out.persist == (downloaded or "/records/" in out.def_path), out.def_path
+
+
+def test_shared_settings_hold_no_remote_and_records_are_copies() -> None:
+    shared = configparser.ConfigParser()
+    shared.read(ROOT / ".dvc" / "config", encoding="utf-8")
+    assert not [section for section in shared.sections() if "remote" in section]
+    assert shared["cache"]["type"] == "reflink,copy"
+
+
+def test_every_backbone_has_names_that_dvc_and_gto_take() -> None:
+    with Repo(str(ROOT)) as repo:
+        artifacts = repo.artifacts.read()["dvc.yaml"]
+    for name, artifact in artifacts.items():
+        check_name_format(name)  # gto's rule
+        profile, what = name.rsplit("-", 1)
+        place = Workspace(root=ROOT, profile=profile)
+        assert ROOT / artifact.path == {"backbone": place.backbone, "adapted": place.adapted(0)}[what]
+    assert {name.rsplit("-", 1)[0] for name in artifacts} >= {"demo", "paper", "scratch"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
