@@ -43,6 +43,8 @@ from lowbit_vit.schema.claim import Claim, Judged, Ledger, Verdict
 from lowbit_vit.schema.config import Profile, Study, one_line
 from lowbit_vit.schema.workspace import Workspace
 
+# What findings of the audit are called: by its checks, one of which says two things.
+RULES = (*CHECKS, "size-constants")
 OF_PRINT = (AuditCheck, TableCheck, SumCheck, StatedCheck, AgreeCheck)
 # What no run can mend.
 _FINAL: tuple[Verdict, ...] = ("contradicts itself", "impossible", "understated")
@@ -71,9 +73,9 @@ def load_claims(root: Path) -> Ledger:
         raise ConfigError(f"{path}: {one_line(error)}") from None
     for claim in document.claims:
         for check in claim.tests:
-            unknown = [rule for rule in check.rules if rule not in CHECKS] if isinstance(check, AuditCheck) else []
+            unknown = [rule for rule in check.rules if rule not in RULES] if isinstance(check, AuditCheck) else []
             if unknown:
-                raise ConfigError(f"{path}: claim {claim.id}: no audit check is called {unknown[0]!r}; there are: {', '.join(CHECKS)}")
+                raise ConfigError(f"{path}: claim {claim.id}: no audit check is called {unknown[0]!r}; there are: {', '.join(RULES)}")
     return document
 
 

@@ -144,13 +144,14 @@ class SparedCheck(Frozen):
 
 
 class RandomCheck(Frozen):
-    """How many random choices of k blocks a strategy beats, by KL on the report half."""
+    """The share of random choices of k blocks that a strategy beats, by KL on the report half (a tie counts half)."""
 
     check: Literal["random"]
     strategy: SparingStrategy
     k: int
     depth: int
-    at_least: float = Field(gt=0, lt=1, description="share of the random plans")
+    at_least: float | None = None
+    at_most: float | None = None
 
 
 class FrontierCheck(Frozen):
@@ -193,9 +194,10 @@ class RunsCheck(Frozen):
 
 
 class StatedCheck(Frozen):
-    """Whether the paper states what it takes to repeat it, by the key `stated` of `paper/claims.yaml`."""
+    """Whether the paper states what a repetition needs, or shows what a conclusion rests on: key `stated` of `paper/claims.yaml`."""
 
     check: Literal["stated"]
+    what: Literal["method", "result"] = Field(description="unstated, a method is underspecified and a conclusion not supported")
     needs: tuple[str, ...] = Field(min_length=1)
 
 

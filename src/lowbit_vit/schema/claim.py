@@ -53,7 +53,7 @@ VERDICT_MEANS: dict[Verdict, str] = {
     "confounded": "two things change at once, so neither can be credited",
     "underspecified": "what it takes to repeat it is not stated",
     "suspicious": "possible, but a likelier reading is an error",
-    "not supported": "nothing that is shown bears on it",
+    "not supported": "nothing that is shown bears on it, or a source says otherwise",
     "underpowered": "too few images to tell the effect from none",
     "not comparable": "our hardware or weights are others, and the number does not transfer",
     "not run": "the records that would decide it are missing",
@@ -82,6 +82,7 @@ class Cost(Frozen):
 
     minutes: float = Field(ge=0, description="wall minutes of the whole command on that hardware, data and weights at hand")
     hardware: str = Field(min_length=1, description="the least that will do")
+    basis: Literal["measured", "estimated"] = Field(description="measured: the sum over a committed reference run")
 
 
 class Claim(Frozen):

@@ -1,7 +1,7 @@
 """Checks on latency, kernels, memory and size: a cell against its arm, an arm against its twin, where extra time goes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from lowbit_vit.analysis.arms import MIB
@@ -15,6 +15,20 @@ from lowbit_vit.schema.record import Interval, KernelTime, Latency, Record
 # Throughput times latency is one image in the paper's rows, so that is the batch its cells are held against.
 PAPER_BATCH = 1
 _OF_SIZE = ("file_mib", "weight_mib")
+QUANTITY_WORDS: dict[Quantity, str] = {
+    "p50_ms": "median latency",
+    "kernel_us": "time of all kernels",
+    "attention_us": "time of attention kernels",
+    "quantize_us": "time of kernels that quantize or dequantize",
+    "gemm_us": "time of matrix products",
+    "idle_share": "share of idle time",
+    "launches": "kernel launches",
+    "host_syncs": "host syncs",
+    "peak_mib": "peak memory",
+    "training_peak_mib": "peak memory in training",
+    "file_mib": "file size",
+    "weight_mib": "bytes of weights",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ def cell(check: CellCheck, place: Cell, grounds: Grounds) -> Outcome:
     ours = _cell_ours(found, column) if found else None
     obstacle = grounds.obstacle(*column.needs, ours=ours, records=records)
     if obstacle is not None:
-        return obstacle
+        return obstacle if found else replace(obstacle, words=f"{obstacle.words} Nor is there a result of this row's arm.")
     if ours is None or ours.value is None:
         if column.name == "cpu_ms" and grounds.select(arms):
             return Outcome("not run", "No profile runs ViT-L/16 on a CPU.", because="a profile with ViT-L/16 and device: cpu")
@@ -122,7 +136,8 @@ def ratio(check: RatioCheck, grounds: Grounds) -> Outcome:
     states = [_place(value, interval, check.at_least, check.at_most) for value, interval in ratios]
     verdict: Verdict = "not reproduced" if "out" in states else "underpowered" if "across" in states else "reproduced"
     batch = f" at batch {check.batch}" if check.batch is not None else ""
-    words = f"{check.quantity}{batch}: ours {ours.text} in {_pairs(len(pairs))}; expected {bounds(check.at_least, check.at_most)}."
+    name = QUANTITY_WORDS[check.quantity].capitalize()
+    words = f"{name}{batch}: ours {ours.text} in {pair_words(len(pairs))}; expected {bounds(check.at_least, check.at_most)}."
     return Outcome(verdict, words, ours=ours, records=record_ids(pairs))
 
 
@@ -155,7 +170,8 @@ def _ratios_ours(ratios: Sequence[tuple[float, Interval | None]]) -> Measured:
     return Measured(text=f"{min(values):.2f} to {max(values):.2f} x", value=median(values), unit="x")
 
 
-def _pairs(count: int) -> str:
+def pair_words(count: int) -> str:
+    """`1 pair` or `n pairs`."""
     return "1 pair" if count == 1 else f"{count} pairs"
 
 

@@ -5,14 +5,14 @@ ledger are one family, adjusted by Holm's method before any is read (`family`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome, record_ids
-from lowbit_vit.analysis.evidence.measured import value_of
+from lowbit_vit.analysis.evidence.measured import QUANTITY_WORDS, pair_words, value_of
 from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.results import Result, same_images
 from lowbit_vit.analysis.statistics import Comparison, compare_counts, holm, margin_test, wilson
@@ -21,6 +21,7 @@ from lowbit_vit.schema.claim import Measured, Verdict
 from lowbit_vit.schema.record import Interval, Predictions
 
 ALPHA = 0.05
+METRIC_WORDS: dict[Metric, str] = {"top1": "Top-1", "top5": "Top-5", "macro_f1": "Macro-F1"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def paired(check: PairedCheck, grounds: Grounds) -> Outcome:
         return obstacle
     if ours is None:
         return grounds.missing_arms(check.of, check.to)
-    words = f"{check.metric}: {ours.text} in {len(pairs)} pair{'s' if len(pairs) > 1 else ''}; {'; '.join(map(_details, compared))}."
+    details = "; ".join(map(_details, compared))
+    words = f"{METRIC_WORDS[check.metric]}: {ours.text} in {pair_words(len(pairs))}; {details}."
     return Outcome(_verdict([_decide(check, item) for item in compared]), words, ours=ours, records=record_ids(pairs))
 
 
@@ -212,11 +214,19 @@ def frontier(check: FrontierCheck, grounds: Grounds) -> Outcome:
     obstacle = grounds.obstacle("vit_l_16", "flowers102", "cuda", ours=ours, records=records)
     if obstacle is not None:
         return obstacle
-    if ours is None or not others:
-        return grounds.missing_arms(check.of)
-    costs_words = ", ".join(check.costs) + (f" at batch {check.batch}" if check.batch is not None else "")
+    absent = [arm.label for arm in grounds.profile.variants.arms if arm.label not in {result.record.trial.label for result, _ in points}]
+    if ours is None or not others or absent:
+        # Any arm that is missing may dominate, or be the undominated one.
+        return grounds.missing_arms(check.of) if not points else replace(grounds.missing_arms(check.of), words=_absent(absent), ours=ours)
+    costs_words = " and ".join(QUANTITY_WORDS[cost] for cost in check.costs)
+    costs_words += f" at batch {check.batch}" if check.batch is not None else ""
     words = f"Top-1 against {costs_words}, {len(points)} arms: {ours.text}{': ' + names if names else ''}."
     return Outcome("reproduced" if undominated else "not reproduced", words, ours=ours, records=records)
+
+
+def _absent(labels: Sequence[str]) -> str:
+    shown = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+    return f"The front needs every arm; without a result: {shown}."
 
 
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

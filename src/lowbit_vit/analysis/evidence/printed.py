@@ -28,6 +28,12 @@ _FORMULAS: dict[str, Callable[[Sequence[float]], float]] = {
     "percent less": lambda numbers: 100 * (1 - numbers[0] / numbers[1]),
     "mib of 4-byte words": lambda numbers: 4 * numbers[0] / MIB,
 }
+_WORDS = {
+    "quotient": "{0} / {1} = {value}",
+    "difference": "{0} - {1} = {value}",
+    "percent less": "{0} is {value} % less than {1}",
+    "mib of 4-byte words": "4 x {0} bytes = {value} MiB",
+}
 
 
 def audited(check: AuditCheck, claim: Claim, grounds: Grounds) -> Outcome | None:
@@ -74,16 +80,18 @@ def sum_of(check: SumCheck) -> Outcome:
     """`holds` where the formula gives the printed number to its last digit, else `contradicts itself`."""
     value = _FORMULAS[check.formula](check.numbers)
     agrees = abs(value - check.printed) <= 0.5 * 10**-check.digits + 1e-9
-    numbers = ", ".join(f"{number:,.15g}" for number in check.numbers)
-    words = f"{check.formula} of {numbers} is {value:,.{check.digits + 1}f}; printed: {check.printed:,.{check.digits}f}."
-    return Outcome("holds" if agrees else "contradicts itself", words[0].upper() + words[1:])
+    numbers = [f"{number:,.15g}" for number in check.numbers]
+    computed = _WORDS[check.formula].format(*numbers, value=f"{value:,.{check.digits + 1}f}")
+    return Outcome("holds" if agrees else "contradicts itself", f"{computed}; printed: {check.printed:,.{check.digits}f}.")
 
 
 def is_stated(check: StatedCheck, grounds: Grounds) -> Outcome:
-    """`holds` where the paper states all that is needed, else `underspecified`, naming what is not."""
+    """`holds` where the paper states all that is needed, else `underspecified` or `not supported`, naming what is not there."""
     absent = [need for need in check.needs if grounds.stated[need] is None]
-    if absent:
+    if absent and check.what == "method":
         return Outcome("underspecified", f"Not stated: {', '.join(absent)}.")
+    if absent:
+        return Outcome("not supported", f"Not shown: {', '.join(absent)}.")
     places = dict.fromkeys(stated.place for need in check.needs if (stated := grounds.stated[need]) is not None)
     return Outcome("holds", f"Stated in {', '.join(places)}.")
 
@@ -91,8 +99,9 @@ def is_stated(check: StatedCheck, grounds: Grounds) -> Outcome:
 def agree(check: AgreeCheck) -> Outcome:
     """`holds` where all statements give one value; else `contradicts itself`, or `not supported` where a source says otherwise."""
     values = {statement.value for statement in check.statements}
+    about = f"{check.about[0].upper()}{check.about[1:]}"
     told = "; ".join(f"{item.place}: {item.value}" for item in check.statements)
     if len(values) == 1:
-        return Outcome("holds", f"{check.about}: {told}.")
+        return Outcome("holds", f"{about}: {told}.")
     inside = {item.value for item in check.statements if item.source is None}
-    return Outcome("contradicts itself" if len(inside) > 1 else "not supported", f"{check.about}: {told}.")
+    return Outcome("contradicts itself" if len(inside) > 1 else "not supported", f"{about}: {told}.")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lowbit_vit.analysis import blocks
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
+from lowbit_vit.analysis.evidence.printed import bounds
 from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.ranks import agreement, kendall
 from lowbit_vit.analysis.results import Result, same_images
@@ -114,8 +115,9 @@ def beats_random(check: RandomCheck, grounds: Grounds) -> Outcome:
         return obstacle
     if ours is None or ours.value is None:
         return _missing(grounds, "mixed")
-    words = f"Sparing {check.strategy}, k = {check.k}, {ours.text} by KL; at least {100 * check.at_least:g} % expected."
-    return Outcome("reproduced" if ours.value >= 100 * check.at_least else "not reproduced", words, ours=ours, records=records)
+    words = f"Sparing {check.strategy}, k = {check.k}, {ours.text} by KL; expected share: {bounds(check.at_least, check.at_most)}."
+    inside = (check.at_least or 0) <= ours.value / 100 <= (1 if check.at_most is None else check.at_most)
+    return Outcome("reproduced" if inside else "not reproduced", words, ours=ours, records=records)
 
 
 # ------------------------------------------------------------------------------------------------------------- the cells
