@@ -36,7 +36,7 @@ def paired_half_width(images: int, *, discordant: float = DISCORDANT) -> float:
 def order(table: ResultsTable, context: Context) -> list[Finding]:
     """Top-5 is at least Top-1."""
     if not table.column("top1") or not table.column("top5"):
-        return not_checked("top-5-order", "columns Top-1 and Top-5")
+        return not_checked("top-5-order", {"column Top-1": table.column("top1"), "column Top-5": table.column("top5")})
     found = []
     for row in table.rows:
         top1, top5 = table.cell(row, "top1"), table.cell(row, "top5")
@@ -57,7 +57,14 @@ def resolution(table: ResultsTable, context: Context) -> list[Finding]:
     images = _images(context)
     reference = _reference(table, context)
     if images is None or reference is None:
-        return not_checked("resolution", "column Top-1, reference, and claims.images or test_images")
+        return not_checked(
+            "resolution",
+            {
+                "column Top-1": table.column("top1"),
+                "reference in the context": context.reference,
+                "claims.images or test_images in the context": images,
+            },
+        )
     found, hidden = [], found_images(table)
     for cell in table.column("top1"):
         if cell.row == reference.row:
@@ -88,7 +95,14 @@ def negligible_gain(table: ResultsTable, context: Context) -> list[Finding]:
     images, gain = _images(context), context.claims.negligible_gain
     column = table.column("top1")
     if images is None or gain is None or not column:
-        return not_checked("negligible-gain", "column Top-1, claims.negligible_gain, and claims.images or test_images")
+        return not_checked(
+            "negligible-gain",
+            {
+                "column Top-1": table.column("top1"),
+                "claims.negligible_gain in the context": context.claims.negligible_gain,
+                "claims.images or test_images in the context": images,
+            },
+        )
     rate = column[0].value
     unpaired, paired = unpaired_half_width(rate, rate, images), paired_half_width(images)
     numbers = {"gain_points": 100 * gain, "unpaired_half_width_points": 100 * unpaired, "paired_half_width_points": 100 * paired}
@@ -106,9 +120,17 @@ def negligible_gain(table: ResultsTable, context: Context) -> list[Finding]:
 def frontier(table: ResultsTable, context: Context) -> list[Finding]:
     """Which rows lie on the front of Top-1 and latency only by a lead that the images do not resolve?"""
     images = _images(context)
-    rows = [(top1, mean) for row in table.rows if (top1 := table.cell(row, "top1")) and (mean := table.cell(row, "mean"))]
+    rows = [(top1, mean) for row in table.rows if (top1 := table.cell(row, "top1")) and (mean := table.cell(row, "mean")) and mean.exact]
     if images is None or len(rows) < 2:
-        return not_checked("frontier", "columns Top-1 and mean latency, and claims.images or test_images")
+        return not_checked(
+            "frontier",
+            {
+                "column Top-1": table.column("top1"),
+                "column latency": table.column("mean"),
+                "claims.images or test_images in the context": images,
+                "two rows": len(rows) > 1,
+            },
+        )
     found = []
     for top1, mean in rows:
         faster = [other for other, latency in rows if latency.exact < mean.exact]
@@ -135,7 +157,10 @@ def f1_beside_top1(table: ResultsTable, context: Context) -> list[Finding]:
     twins = [(index[twin.plain], index[twin.fused]) for twin in context.twins]
     pairs = twins + [(reference.row, row) for row in table.rows if reference is not None and row != reference.row]
     if not table.column("f1") or not table.column("top1") or not pairs:
-        return not_checked("f1-beside-top1", "columns F1 and Top-1, and reference or twins")
+        return not_checked(
+            "f1-beside-top1",
+            {"column Top-1": table.column("top1"), "column F1": table.column("f1"), "reference or twins in the context": pairs},
+        )
     found = []
     for one, other in pairs:
         cells = [table.cell(one, "top1"), table.cell(other, "top1"), table.cell(one, "f1"), table.cell(other, "f1")]
@@ -159,7 +184,14 @@ def published(table: ResultsTable, context: Context) -> list[Finding]:
     """The reference row beside published accuracies of the same model and data."""
     reference = _reference(table, context)
     if reference is None or not context.published_top1:
-        return not_checked("published-accuracy", "column Top-1, reference, published_top1")
+        return not_checked(
+            "published-accuracy",
+            {
+                "column Top-1": table.column("top1"),
+                "reference in the context": context.reference,
+                "published_top1 in the context": context.published_top1,
+            },
+        )
     below = {source: rate - reference.value for source, rate in context.published_top1.items()}
     said = ", ".join(f"{100 * context.published_top1[source]:.1f} % {source}" for source in below)
     far = min(below.values()) > _FAR_BELOW

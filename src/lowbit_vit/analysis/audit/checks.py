@@ -57,4 +57,13 @@ def audit(table: ResultsTable, context: Context | None = None) -> tuple[Finding,
     known = Context() if context is None else context
     check_labels(table, known)
     read = table.binary() if known.megabyte == "MiB" else table
-    return tuple(finding for check in CHECKS.values() for finding in check(read, known))
+    return (*_undescribed(read, known), *(finding for check in CHECKS.values() for finding in check(read, known)))
+
+
+def _undescribed(table: ResultsTable, context: Context) -> list[Finding]:
+    """Rows that the context passes over where it describes others: nothing that needs a format or dtype is asked of them."""
+    rows = tuple(row for row in table.rows if context.row(table, row) is None)
+    if not context.rows or not rows:
+        return []
+    words = f"not checked: needs rows in the context for {', '.join(table.labels[row] for row in rows)}"
+    return [Finding(check="rows", rows=rows, columns=(), verdict="not checked", words=words)]

@@ -6,7 +6,6 @@ from lowbit_vit.analysis.audit.latency import implied_batch
 from lowbit_vit.analysis.audit.memory import parameter_bytes
 from lowbit_vit.analysis.audit.table import Cell, ResultsTable
 
-_NEEDS = "model, card and rows in the context"
 # Of the dense peak: no attention kernel is near it (FlashAttention-2's own paper reports up to 73 % on an A100).
 _ATTENTION_AT_MOST = 0.9
 # A CUDA kernel that does anything takes longer than this, ms.
@@ -26,20 +25,28 @@ def _known(table: ResultsTable, context: Context, cells: list[Cell]) -> list[tup
     return [(cell, row) for cell in cells if cell.exact > 0 and (row := context.row(table, cell.row)) is not None]
 
 
-def _peak(card: Card, row: Row) -> float | None:
-    return card.peak_tflops.get(row.product or row.compute)
+def _peak(card: Card, row: Row) -> float:
+    return card.peak_tflops[row.product or row.compute]
 
 
 def kernel_flop(table: ResultsTable, context: Context) -> list[Finding]:
     """FLOP of one image over total kernel time is at most the card's peak."""
     model, card = context.model, context.card
     if not table.column("kernel") or model is None or card is None or not context.rows:
-        return not_checked("kernel-flop", f"column kernel time, and {_NEEDS}")
+        return not_checked(
+            "kernel-flop",
+            {
+                "column kernel time": table.column("kernel"),
+                "model in the context": context.model,
+                "card in the context": context.card,
+                "rows in the context": context.rows,
+            },
+        )
     found = []
     for cell, row in _known(table, context, table.column("kernel")):
         peak = _peak(card, row)
         rate = tflops(model.flop, cell.value)
-        if peak is None or rate <= peak:
+        if rate <= peak:
             continue
         dtype = row.product or row.compute
         words = (
@@ -55,7 +62,15 @@ def kernel_bytes(table: ResultsTable, context: Context) -> list[Finding]:
     """Every forward reads all weights once: their bytes over total kernel time are at most the card's bandwidth."""
     model, card = context.model, context.card
     if not table.column("kernel") or model is None or card is None or not context.rows:
-        return not_checked("kernel-bytes", f"column kernel time, and {_NEEDS}")
+        return not_checked(
+            "kernel-bytes",
+            {
+                "column kernel time": table.column("kernel"),
+                "model in the context": context.model,
+                "card in the context": context.card,
+                "rows in the context": context.rows,
+            },
+        )
     found = []
     for cell, row in _known(table, context, table.column("kernel")):
         size = parameter_bytes(model, row).plain
@@ -75,7 +90,15 @@ def kernel_unit(table: ResultsTable, context: Context) -> list[Finding]:
     model, card = context.model, context.card
     wrong = {row for finding in kernel_flop(table, context) if finding.verdict == "impossible" for row in finding.rows}
     if model is None or card is None or not table.column("kernel"):
-        return not_checked("kernel-unit", f"column kernel time, and {_NEEDS}")
+        return not_checked(
+            "kernel-unit",
+            {
+                "column kernel time": table.column("kernel"),
+                "model in the context": context.model,
+                "card in the context": context.card,
+                "rows in the context": context.rows,
+            },
+        )
     timed, _ = implied_batch(table, context)
     batches = sorted({batch for batch in (1, timed, context.claims.batch_size) if batch is not None})
     found = []
@@ -89,9 +112,9 @@ def kernel_unit(table: ResultsTable, context: Context) -> list[Finding]:
                 rate = tflops(batch * model.flop, ms)
                 # Kernels of one stream take no longer than the call that they are part of.
                 longer = batch == timed and mean is not None and ms > mean.value
-                if peak is not None and rate <= peak and not longer:
+                if rate <= peak and not longer:
                     readings[unit, batch] = rate
-        if len(readings) != 1 or peak is None:
+        if len(readings) != 1:
             continue
         (unit, batch), rate = next(iter(readings.items()))
         tried = ", ".join(f"{tried_unit} at batch {tried_batch}" for tried_unit in _UNITS_MS for tried_batch in batches)
@@ -108,12 +131,18 @@ def attention_flop(table: ResultsTable, context: Context) -> list[Finding]:
     """FLOP inside attention over attention's kernel time, and that time for each block."""
     model, card = context.model, context.card
     if not table.column("attention") or model is None or card is None or not context.rows:
-        return not_checked("attention-flop", f"column attention kernel time, and {_NEEDS}")
+        return not_checked(
+            "attention-flop",
+            {
+                "column attention kernel time": table.column("attention"),
+                "model in the context": context.model,
+                "card in the context": context.card,
+                "rows in the context": context.rows,
+            },
+        )
     found = []
     for cell, row in _known(table, context, table.column("attention")):
-        peak = card.peak_tflops.get(row.compute)
-        if peak is None:
-            continue
+        peak = card.peak_tflops[row.compute]
         rate, each = tflops(model.attention_flop, cell.value), cell.value / model.blocks
         words = (
             f"{table.labels[cell.row]}: {model.attention_flop / 1e9:.2f} GFLOP of attention in {cell.shown} is {rate:.0f} TFLOP/s "
@@ -131,17 +160,29 @@ def claimed_batch_flop(table: ResultsTable, context: Context) -> list[Finding]:
     """FLOP of the claimed batch over latency is at most the peak, on the card and on the host."""
     model, card, batch = context.model, context.card, context.claims.batch_size
     if model is None or card is None or batch is None or not context.rows or not table.column("mean"):
-        return not_checked("batch-flop", f"column mean latency, claims.batch_size, and {_NEEDS}")
+        return not_checked(
+            "batch-flop",
+            {
+                "column latency": table.column("mean"),
+                "claims.batch_size in the context": context.claims.batch_size,
+                "model in the context": context.model,
+                "card in the context": context.card,
+                "rows in the context": context.rows,
+            },
+        )
     peaks = [
         (cell, _peak(card, row), f"the {card.name}", row.product or row.compute)
         for cell, row in _known(table, context, table.column("mean"))
     ]
-    host = [(cell, row) for cell, row in _known(table, context, table.column("cpu")) if row.weights == "fp32"]
-    peaks += [(cell, context.cpu_peak_tflops, "the fastest host meant", "fp32") for cell, _ in host]
-    found = []
+    host = [cell for cell, row in _known(table, context, table.column("cpu")) if row.weights == "fp32"]
+    found: list[Finding] = []
+    if host and context.cpu_peak_tflops is None:
+        found = not_checked("batch-flop", {"cpu_peak_tflops in the context, for CPU latency": None})
+    elif context.cpu_peak_tflops is not None:
+        peaks += [(cell, context.cpu_peak_tflops, "the fastest host meant", "fp32") for cell in host]
     for cell, peak, device, dtype in peaks:
         rate = tflops(batch * model.flop, cell.value)
-        if peak is None or rate <= peak:
+        if rate <= peak:
             continue
         words = (
             f"{table.labels[cell.row]}: {batch} images in {cell.shown} ({cell.heading}) are {rate:.1f} TFLOP/s, and {device} peaks "
@@ -157,10 +198,18 @@ def kernel_share(table: ResultsTable, context: Context) -> list[Finding]:
     pairs = {
         row: (kernel, mean)
         for row in table.rows
-        if (kernel := table.cell(row, "kernel")) and (mean := table.cell(row, "mean")) and mean.exact
+        if (kernel := table.cell(row, "kernel")) and kernel.exact and (mean := table.cell(row, "mean")) and mean.exact
     }
     if not pairs or context.reference is None or table.labels.index(context.reference) not in pairs:
-        return not_checked("kernel-share", "columns kernel time and mean latency, reference")
+        return not_checked(
+            "kernel-share",
+            {
+                "column kernel time": table.column("kernel"),
+                "column latency": table.column("mean"),
+                "reference in the context": context.reference,
+                "both columns in the reference row": not pairs or context.reference is None,
+            },
+        )
     first_kernel, first_mean = pairs[table.labels.index(context.reference)]
     first_share = first_kernel.value / first_mean.value
     found = []

@@ -96,6 +96,14 @@ class Context(Frozen):
     rows: dict[str, Row] = Field(default={}, description="by the row's name")
     twins: tuple[Twin, ...] = ()
 
+    @model_validator(mode="after")
+    def _card_knows_the_dtypes(self) -> Self:
+        for name, row in self.rows.items():
+            for dtype in (row.compute, row.product or row.compute):
+                if self.card is not None and dtype not in self.card.peak_tflops:
+                    raise ValueError(f"card.peak_tflops lacks {dtype}, in which row {name!r} computes")
+        return self
+
     def row(self, table: ResultsTable, index: int) -> Row | None:
         """What the table's row `index` is, if that is known."""
         return self.rows.get(table.labels[index])

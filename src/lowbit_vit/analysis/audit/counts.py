@@ -88,7 +88,7 @@ def split_sizes(table: ResultsTable, context: Context) -> list[Finding]:
     if context.claims.images is not None:
         sizes = {"stated": context.claims.images}
     if not cells or not sizes:
-        return not_checked("split-size", "a column of Top-1 or Top-5, and claims.images or split_sizes")
+        return not_checked("split-size", {"column Top-1 or Top-5": cells, "claims.images or split_sizes in the context": sizes})
     judged = {name: granularity(cells, images) for name, images in sizes.items()}
     numbers = {f"misfits_of_{one.images}": float(len(one.misfits)) for one in judged.values()}
     fitting = [f"{one.images} ({name})" for name, one in judged.items() if not one.misfits]
@@ -123,18 +123,20 @@ def hidden_images(table: ResultsTable, context: Context) -> list[Finding]:
     """An n that fits more rates than chance: the number of images that the table does not state, or that some cells betray."""
     cells = rates(table)
     if len(cells) < 2:
-        return not_checked("hidden-images", "two rates or more of equally many digits, in columns Top-1 and Top-5")
+        return not_checked("hidden-images", {"two rates or more of equally many digits, in columns Top-1 and Top-5": len(cells) > 1})
     found = found_images(table)
     if found is None:
         return []
     names = [name for name, images in context.split_sizes.items() if images == found.images]
     called = f"{found.images} images" + (f" ({names[0]})" if names else "")
     fitting = len(cells) - len(found.misfits)
-    words = f"{fitting} of {len(cells)} rates are whole numbers of {called}; by chance {found.chance:.1g} of random tables have as many"
-    numbers = {"images": float(found.images), "fitting": fitting, "rates": len(cells), "chance": found.chance}
+    anywhere = min(1.0, found.chance * int(1 / (2 * cells[0].half)))
+    words = f"{fitting} of {len(cells)} rates are whole numbers of {called}; "
+    words += f"as many by chance: {found.chance:.1g}, and {anywhere:.1g} for any number of images"
+    numbers = {"images": float(found.images), "fitting": fitting, "rates": len(cells), "chance": found.chance, "chance_of_any": anywhere}
     if not found.misfits:
         return [about("hidden-images", cells, verdict="exact", words=words, **numbers)]
-    least = next((n for n in range(2, _MOST_IMAGES) if not granularity(cells, n).misfits), None)
+    least = next((n for n in range(2, _MOST_IMAGES) if all(fits(cell, n) for cell in cells)), None)
     if least is not None:
         numbers["least_that_fits_all"] = least
     counts = "; ".join(f"{table.labels[cell.row]}, {cell.heading} {cell.text} is {cell.value * found.images:.2f}" for cell in found.misfits)
@@ -147,7 +149,7 @@ def smallest_difference(table: ResultsTable, context: Context) -> list[Finding]:
     """Two rows cannot differ by less than one image."""
     column = table.column("top1")
     if len(column) < 2:
-        return not_checked("whole-image", "Top-1 of two rows or more")
+        return not_checked("whole-image", {"Top-1 of two rows or more": len(column) > 1})
     pairs = [(one, other) for at, one in enumerate(column) for other in column[at + 1 :] if one.exact != other.exact]
     if not pairs:
         return []

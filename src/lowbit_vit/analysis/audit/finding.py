@@ -1,6 +1,6 @@
 """What a check of a published table says: a verdict on some of its cells, in one sentence and as numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -54,6 +54,7 @@ def about(check: str, cells: Iterable[Cell], /, *, verdict: Verdict, words: str,
     )
 
 
-def not_checked(check: str, needs: str) -> list[Finding]:
-    """A check that lacks its input says so, and what it needs."""
-    return [Finding(check=check, rows=(), columns=(), verdict="not checked", words=f"not checked: needs {needs}")]
+def not_checked(check: str, needs: Mapping[str, object]) -> list[Finding]:
+    """A check that lacks its input says which: those of `needs` whose value is empty."""
+    lacking = " and ".join(name for name, value in needs.items() if not value)
+    return [Finding(check=check, rows=(), columns=(), verdict="not checked", words=f"not checked: needs {lacking}")]

@@ -57,7 +57,9 @@ def batch_size(table: ResultsTable, context: Context) -> list[Finding]:
     """Throughput x latency is the number of images in a forward: the claimed one, and one in all rows."""
     pairs = _pairs(table, "mean") or _pairs(table, "p50")
     if not pairs:
-        return not_checked("batch-size", "columns throughput and latency")
+        return not_checked(
+            "batch-size", {"column latency": table.column("mean"), "column throughput": table.column("throughput"), "rows with both": pairs}
+        )
     claimed = context.claims.batch_size
     batch, agree = implied_batch(table, context)
     if batch is None:
@@ -80,7 +82,7 @@ def batch_size(table: ResultsTable, context: Context) -> list[Finding]:
 def _measured_apart(table: ResultsTable, pairs: list[tuple[Cell, Cell]], *, claimed: int | None) -> list[Finding]:
     """Throughput that is no quotient of latency: it was measured in a pass of its own, and agrees only roughly."""
     if claimed is None:
-        return not_checked("batch-size", "claims.batch_size: throughput x latency is no whole number in most rows")
+        return not_checked("batch-size", {"claims.batch_size in the context, as throughput was not computed from latency": claimed})
     found = []
     for latency, throughput in pairs:
         images = latency.value * throughput.value / 1000
@@ -95,7 +97,7 @@ def slipped_digit(table: ResultsTable, context: Context) -> list[Finding]:
     """A row whose throughput x latency is not what the other rows give: which single digit would mend it?"""
     batch, agree = implied_batch(table, context)
     if batch is None or len(agree) < 2:
-        return not_checked("slipped-digit", "throughput computed from latency in two rows or more")
+        return not_checked("slipped-digit", {"throughput computed from latency, in two rows or more": False})
     quantity: Quantity = "mean" if agree[0][0].heading == table.headings.get("mean") else "p50"
     found = []
     for latency, throughput in _pairs(table, quantity):
@@ -133,7 +135,7 @@ def percentile_order(table: ResultsTable, context: Context) -> list[Finding]:
     """P50 <= P95 <= P99, whatever was measured."""
     columns = [quantity for quantity in PERCENTILES if quantity in table.headings]
     if len(columns) < 2:
-        return not_checked("percentile-order", "two of the columns latency p50, p95, p99")
+        return not_checked("percentile-order", {"two columns of latency percentiles": len(columns) > 1})
     found = []
     for row in table.rows:
         cells = [cell for quantity in columns if (cell := table.cell(row, quantity)) is not None]
@@ -149,7 +151,7 @@ def mean_within_percentiles(table: ResultsTable, context: Context) -> list[Findi
     """Latency is positive, so percentiles bound its mean from below: mean >= sum of (share above the one before) x percentile."""
     columns = [quantity for quantity in PERCENTILES if quantity in table.headings]
     if "mean" not in table.headings or not columns:
-        return not_checked("mean-and-percentiles", "columns mean latency and a percentile")
+        return not_checked("mean-and-percentiles", {"column latency": "mean" in table.headings, "a column of latency percentiles": columns})
     found = []
     for row in table.rows:
         mean = table.cell(row, "mean")

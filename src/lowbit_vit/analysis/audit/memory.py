@@ -56,16 +56,23 @@ def _near(cell: Cell, size: float) -> bool:
     return cell.low <= Fraction(size) <= cell.high
 
 
+def _is_sum(cell: Cell, bytes_: Bytes) -> bool:
+    """Whether a size is to the last digit one that arithmetic gives."""
+    return any(_near(cell, size) for size in (bytes_.plain, bytes_.plain + bytes_.constants, bytes_.plain + bytes_.double))
+
+
 def sizes(table: ResultsTable, context: Context) -> list[Finding]:
     """Does a model's size follow from its parameters, and are the constants of quantization in it?"""
     if not table.column("size") or context.model is None or not context.rows:
-        return not_checked("size", "column model size, and model and rows in the context")
+        return not_checked(
+            "size", {"column model size": table.column("size"), "model in the context": context.model, "rows in the context": context.rows}
+        )
     found = []
     for decimal, binary in zip(table.column("size"), table.binary().column("size"), strict=True):
         row = context.row(table, decimal.row)
         if row is not None:
             # MB that can only be MiB are said once, by `megabytes`.
-            cell = binary if _near(binary, parameter_bytes(context.model, row).plain) else decimal
+            cell = binary if _is_sum(binary, parameter_bytes(context.model, row)) else decimal
             found += _size(table, cell, bytes_=parameter_bytes(context.model, row), row=row, model=context.model)
     return found
 
@@ -113,11 +120,14 @@ def megabytes(table: ResultsTable, context: Context) -> list[Finding]:
     """A column in MB that is exact in MiB understates its bytes."""
     heading = table.headings.get("size")
     if heading is None or context.model is None or not context.rows:
-        return not_checked("megabytes", "column model size, and model and rows in the context")
+        return not_checked(
+            "megabytes",
+            {"column model size": table.column("size"), "model in the context": context.model, "rows in the context": context.rows},
+        )
     binary = [
         cell
         for cell in table.binary().column("size")
-        if (row := context.row(table, cell.row)) and _near(cell, parameter_bytes(context.model, row).plain)
+        if (row := context.row(table, cell.row)) and _is_sum(cell, parameter_bytes(context.model, row))
     ]
     if not binary or "mib" in heading.lower() or "gib" in heading.lower():
         return []
@@ -134,8 +144,15 @@ def size_reduction(table: ResultsTable, context: Context) -> list[Finding]:
     least = context.claims.size_reduction
     column = table.column("size")
     reference = None if context.reference is None else table.cell(table.labels.index(context.reference), "size")
-    if least is None or reference is None or not column:
-        return not_checked("size-reduction", "column model size, reference, claims.size_reduction")
+    if least is None or reference is None or not column or reference.exact == 0:
+        return not_checked(
+            "size-reduction",
+            {
+                "column model size": table.column("size"),
+                "reference in the context": context.reference,
+                "claims.size_reduction in the context": context.claims.size_reduction,
+            },
+        )
     cell = min(column, key=lambda one: one.exact)
     reduction = 1 - cell.value / reference.value
     words = f"{table.labels[cell.row]} is {reduction:.1%} smaller than {table.labels[reference.row]} as printed"
@@ -155,7 +172,14 @@ def fits_already(table: ResultsTable, context: Context) -> list[Finding]:
     gib = context.claims.memory_gib
     reference = None if context.reference is None else table.cell(table.labels.index(context.reference), "vram")
     if gib is None or reference is None:
-        return not_checked("fits-already", "column peak VRAM, reference, claims.memory_gib")
+        return not_checked(
+            "fits-already",
+            {
+                "column peak VRAM": table.column("vram"),
+                "reference in the context": context.reference,
+                "claims.memory_gib in the context": context.claims.memory_gib,
+            },
+        )
     share = reference.value / (gib * 2**30)
     words = f"{table.labels[reference.row]} peaks at {reference.text}, {share:.1%} of {gib:g} GiB"
     verdict: Verdict = "not supported" if share < 0.5 else "holds"
@@ -165,7 +189,10 @@ def fits_already(table: ResultsTable, context: Context) -> list[Finding]:
 def weights_fit(table: ResultsTable, context: Context) -> list[Finding]:
     """Peak memory is at least the weights, constants included, and for nf4 one dequantized layer beside them."""
     if not table.column("vram") or context.model is None or not context.rows:
-        return not_checked("vram-weights", "column peak VRAM, and model and rows in the context")
+        return not_checked(
+            "vram-weights",
+            {"column peak VRAM": table.column("vram"), "model in the context": context.model, "rows in the context": context.rows},
+        )
     found = []
     for cell in table.column("vram"):
         row = context.row(table, cell.row)
@@ -195,7 +222,15 @@ def batch_fits(table: ResultsTable, context: Context) -> list[Finding]:
     """Has the peak room for one layer's output at the claimed batch size?"""
     batch = context.claims.batch_size
     if batch is None or not table.column("vram") or context.model is None or not context.rows:
-        return not_checked("vram-batch", "column peak VRAM, claims.batch_size, and model and rows in the context")
+        return not_checked(
+            "vram-batch",
+            {
+                "column peak VRAM": table.column("vram"),
+                "claims.batch_size in the context": context.claims.batch_size,
+                "model in the context": context.model,
+                "rows in the context": context.rows,
+            },
+        )
     found = []
     for cell in table.column("vram"):
         row = context.row(table, cell.row)
@@ -216,7 +251,7 @@ def batch_fits(table: ResultsTable, context: Context) -> list[Finding]:
 def twin_memory(table: ResultsTable, context: Context) -> list[Finding]:
     """A fused attention kernel needs no more memory than a plain one."""
     if not table.column("vram") or not context.twins:
-        return not_checked("twin-memory", "column peak VRAM, and twins")
+        return not_checked("twin-memory", {"column peak VRAM": table.column("vram"), "twins in the context": context.twins})
     found = []
     for twin in context.twins:
         plain, fused = (table.cell(table.labels.index(name), "vram") for name in (twin.plain, twin.fused))
@@ -232,12 +267,15 @@ def resident_models(table: ResultsTable, context: Context) -> list[Finding]:
     """Do peaks far above their weights equal the weights of other rows, left in memory?"""
     rows = [(vram, size) for row in table.rows if (vram := table.cell(row, "vram")) and (size := table.cell(row, "size"))]
     if len(rows) < 2:
-        return not_checked("resident-models", "columns peak VRAM and model size, two rows or more")
+        return not_checked(
+            "resident-models",
+            {"column peak VRAM": table.column("vram"), "column model size": table.column("size"), "two rows with both": len(rows) > 1},
+        )
     smallest = min(size.exact for _, size in rows)
     # What rows without a second model need beside their weights.
     usual = [vram.exact - size.exact for vram, size in rows if 0 <= vram.exact - size.exact < smallest / 2]
     if not usual:
-        return []
+        return not_checked("resident-models", {"a row whose peak is less than half a model above its weights": usual})
     low, high = min(usual) * Fraction(_REMAINDER[0]), max(usual) * Fraction(_REMAINDER[1])
     others = sorted({size.exact for _, size in rows})
     found = []
@@ -252,10 +290,10 @@ def resident_models(table: ResultsTable, context: Context) -> list[Finding]:
         if not fitting or excess <= high:
             continue
         counts = " or ".join(sorted({str(len(parts)) for parts, _ in fitting}))
-        sums = " or ".join(" + ".join(f"{float(part) / MIB:.1f}" for part in (size.exact, *parts, rest)) for parts, rest in fitting)
+        sums = " or ".join(" + ".join(f"{float(part / vram.scale):.1f}" for part in (size.exact, *parts, rest)) for parts, rest in fitting)
         words = (
-            f"{table.labels[vram.row]}: the peak {vram.text} is {sums} MiB: its weights, those of {counts} more, and what other "
-            f"rows need beside theirs ({float(min(usual)) / MIB:.1f} to {float(max(usual)) / MIB:.1f})"
+            f"{table.labels[vram.row]}: the peak {vram.shown} is {sums}: its weights, those of {counts} more, and what other "
+            f"rows need beside theirs ({float(min(usual) / vram.scale):.1f} to {float(max(usual) / vram.scale):.1f})"
         )
         numbers = {"excess_mib": float(excess) / MIB}
         numbers |= {f"remainder_{len(parts)}_mib": float(rest) / MIB for parts, rest in fitting}

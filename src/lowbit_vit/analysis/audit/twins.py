@@ -15,7 +15,7 @@ def missing_baseline(table: ResultsTable, context: Context) -> list[Finding]:
     """Low-bit rows compute in a dtype in which no row keeps its weights: its gain is credited to the low-bit weights."""
     rows = {index: row for index in table.rows if (row := context.row(table, index)) is not None}
     if not rows or context.reference is None:
-        return not_checked("missing-baseline", "rows and reference in the context")
+        return not_checked("missing-baseline", {"rows in the context": context.rows, "reference in the context": context.reference})
     present = {row.compute for row in rows.values() if not row.quantized}
     lacking = {index: row.compute for index, row in rows.items() if row.quantized and row.compute not in present}
     if not lacking:
@@ -33,7 +33,14 @@ def missing_baseline(table: ResultsTable, context: Context) -> list[Finding]:
 def attention_gain(table: ResultsTable, context: Context) -> list[Finding]:
     """What a fused kernel saves on attention: against its twin, not against a row of another dtype."""
     if not table.column("attention") or not context.twins or context.reference is None:
-        return not_checked("attention-gain", "column attention kernel time, twins, reference")
+        return not_checked(
+            "attention-gain",
+            {
+                "column attention kernel time": table.column("attention"),
+                "twins in the context": context.twins,
+                "reference in the context": context.reference,
+            },
+        )
     reference = table.cell(table.labels.index(context.reference), "attention")
     found = []
     for twin in context.twins:
@@ -53,13 +60,13 @@ def _gain_without_twin(table: ResultsTable, *, twin: tuple[int, int], after: Cel
         numbers["gain_over_reference"] = 1 - after.value / reference.value
         words += f", and {reference.text} of {table.labels[reference.row]} is of other dtypes too ({-numbers['gain_over_reference']:.0%})"
     cells = [cell for cell in (reference, after) if cell is not None]
-    totals = [table.cell(row, "kernel") for row in twin]
-    if totals[0] is not None and totals[1] is not None:
-        # All but attention is the same work, so the totals tell what the plain kernel took.
-        implied = totals[0].value - totals[1].value + after.value
+    totals = [cell for row in twin if (cell := table.cell(row, "kernel")) is not None]
+    # All but attention is the same work, so the totals tell what the plain kernel took.
+    implied = totals[0].value - totals[1].value + after.value if len(totals) == len(twin) else 0.0
+    if implied > 0:
         numbers |= {"implied_plain_us": 1e3 * implied, "gain_over_twin": 1 - after.value / implied}
-        words += f"; by the two totals plain attention took {1e3 * implied:.2f} us: the fused kernel changes it by {after.value / implied - 1:.1%}"
-        cells += [totals[0], totals[1]]
+        words += f"; by the two totals plain attention took {1e3 * implied:.2f} us: {-numbers['gain_over_twin']:.1%} with the fused kernel"
+        cells += totals
     return about("attention-gain", cells, verdict="confounded", words=words, **numbers)
 
 
@@ -71,7 +78,14 @@ def same_kernel(table: ResultsTable, context: Context) -> list[Finding]:
         if row is not None and cell.exact > 0:
             groups[row.attention, row.compute].append(cell)
     if not groups:
-        return not_checked("same-kernel", "column attention kernel time, and rows in the context")
+        return not_checked(
+            "same-kernel",
+            {
+                "column attention kernel time": table.column("attention"),
+                "rows in the context": context.rows,
+                "attention of a row above zero": groups,
+            },
+        )
     found = []
     for (kernel, dtype), cells in groups.items():
         least, most = min(cells, key=lambda cell: cell.exact), max(cells, key=lambda cell: cell.exact)
@@ -86,12 +100,12 @@ def twin_latency(table: ResultsTable, context: Context) -> list[Finding]:
     """A kernel that is said to be faster is not slower in every latency column."""
     columns = [quantity for quantity in _LATENCIES if quantity in table.headings]
     if not columns or not context.twins:
-        return not_checked("twin-latency", "a latency column, and twins")
+        return not_checked("twin-latency", {"a column of latency": columns, "twins in the context": context.twins})
     found = []
     for twin in context.twins:
         plain, fused = (table.labels.index(name) for name in (twin.plain, twin.fused))
         pairs = [(one, other) for quantity in columns if (one := table.cell(plain, quantity)) and (other := table.cell(fused, quantity))]
-        if not pairs or any(other.low <= one.high for one, other in pairs):
+        if not pairs or pairs[0][0].exact == 0 or any(other.low <= one.high for one, other in pairs):
             continue
         one, other = pairs[0]
         words = f"{twin.fused} is slower than {twin.plain} in all {len(pairs)} latency columns: {one.heading} {one.text} to {other.text}"
