@@ -7,7 +7,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VERBS = ["data", "fetch", "backbone", "variants", "sensitivity", "mixed", "report", "show", "config", "doctor", "trial", "scan"]
+VERBS = [
+    "data",
+    "fetch",
+    "new-profile",
+    "backbone",
+    "variants",
+    "sensitivity",
+    "mixed",
+    "report",
+    "show",
+    "config",
+    "doctor",
+    "trial",
+    "scan",
+]
 
 
 def lowbit_vit(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lowbit_vit.errors import LowbitVitError
-from lowbit_vit.schema.config import Profile, Study, load_profile
+from lowbit_vit.schema.config import Device, Profile, Study, TorchvisionVit, load_profile
 from lowbit_vit.schema.workspace import Workspace
 
 EPILOG = (
@@ -91,6 +91,41 @@ def fetch(
     except KeyboardInterrupt:
         print("lowbit-vit: interrupted; what came is kept, run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+@app.command(epilog="Example: lowbit-vit new-profile birds --data ../birds --backbone vit_b_16")
+def new_profile(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the new profile: lower-case letters, digits, hyphens")],
+    *,
+    data: Annotated[Path, typer.Option("--data", help="folder of images: CLASS/, or train/CLASS/ and test/CLASS/, with val/ or not")],
+    backbone: Annotated[str, typer.Option("--backbone", help="a torchvision ViT (vit_b_16, ...), its .pth file or a .safetensors of ours")],
+    image_size: Annotated[int | None, typer.Option("--image-size", help="px that the model sees", show_default="the weights' own")] = None,
+    device: Annotated[Device | None, typer.Option("--device", help="to run on", show_default="cuda where there is one")] = None,
+    architecture: Annotated[
+        TorchvisionVit | None, typer.Option("--architecture", help="of a .pth file", show_default="the file's name says it")
+    ] = None,
+    sha256: Annotated[str | None, typer.Option("--sha256", help="of a .pth file", show_default="the file's name ends with it")] = None,
+    root: Root = HERE,
+) -> None:
+    """Write a profile for your own images and weights, and enter it in the pipeline."""
+    from lowbit_vit.schema.environment import visible_gpu
+    from lowbit_vit.study.new_profile import STAGES, write_profile
+
+    chosen: Device = device or ("cuda" if visible_gpu() else "cpu")
+    made = write_profile(
+        name,
+        data=data,
+        backbone=backbone,
+        root=root,
+        device=chosen,
+        image_size=image_size,
+        architecture=architecture,
+        sha256=sha256,
+    )
+    counts = ", ".join(f"{split} {len(items)}" for split, items in made.source.splits.items())
+    print(f"{made.path}: {len(made.source.class_names)} classes; images: {counts}; {made.backbone}; on {chosen}")
+    print(f"{STAGES}: added {made.line}")
+    print(f"Next: lowbit-vit doctor {name}, then dvc repro report@{name}")
 
 
 @app.command(epilog="Example: lowbit-vit backbone demo")

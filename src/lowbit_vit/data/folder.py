@@ -70,7 +70,10 @@ def list_images(config: FolderData, root: Path) -> Source:
     if passed_over:
         kinds = ", ".join(f"{count} {kind}" for kind, count in passed_over.most_common())
         log.warning("%s: passed over %d entries that are no images by their names: %s", place, passed_over.total(), kinds)
-    source = Source(str(place), names, _draw(splits, names, config), f"images of the folder {place.name}, {_split_words(config)}")
+    splits = _draw(splits, names, config)
+    source = Source(
+        str(place), names, {split: splits[split] for split in SPLITS}, f"images of the folder {place.name}, {_split_words(config)}"
+    )
     return check_source(source)
 
 
