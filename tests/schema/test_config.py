@@ -22,6 +22,15 @@ def test_every_shipped_profile_loads_and_its_explanation_loads_back_to_the_same(
     assert load_profile(copy) == profile
 
 
+@pytest.mark.parametrize("written", ["1e-05", "1.0e-05", "1E-5", "0.00001"])
+def test_a_small_number_as_dvc_writes_it_is_a_number(tmp_path: Path, written: str) -> None:
+    profile = tmp_path / "demo.yaml"
+    profile.write_text(DEMO.read_text().replace("learning_rate: 2.0e-3", f"learning_rate: {written}"))
+    training = load_profile(profile).backbone.training
+    assert training is not None
+    assert training.learning_rate == 1e-5
+
+
 def test_the_three_profiles_of_the_design_ship() -> None:
     assert {path.stem for path in PROFILES} >= {"demo", "paper", "scratch"}
 

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -512,7 +513,10 @@ _TRIALS: TypeAdapter[tuple[Trial, ...]] = TypeAdapter(Annotated[tuple[Trial, ...
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error: PyYAML would keep the last one silently."""
+    """YAML in which a key given twice is an error: PyYAML would keep the last one silently.
+
+    1e-05 is a number, as in YAML 1.2: `dvc exp run -S` writes small values so, and PyYAML alone takes them for text.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  (PyYAML's signature)
         seen: set[str] = set()
@@ -521,6 +525,9 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key_node.value} is given twice", key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+_UniqueKeys.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+][0-9]+$"), list("-+0123456789"))
 
 
 def load_profile(path: Path) -> Profile:
