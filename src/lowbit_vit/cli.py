@@ -215,6 +215,38 @@ def show(
         console.print(f"No page yet: lowbit-vit report {profile}")
 
 
+@app.command(epilog="Example: lowbit-vit claims demo")
+def claims(
+    profile: ProfileName,
+    root: Root = HERE,
+    reports: Reports = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print a Markdown table")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything, as JSON")] = False,
+) -> None:
+    """Judge every claim of paper/claims.yaml on the profile's records. Needs no torch."""
+    from lowbit_vit.analysis.claims import ledger
+    from lowbit_vit.errors import ConfigError
+    from lowbit_vit.report.claims import claims_json, claims_markdown, claims_table
+
+    if markdown and as_json:
+        raise ConfigError("claims: --markdown and --json are two forms of one output; give one of them")
+    judged = ledger(*_open(profile, root, reports))
+    if markdown or as_json:
+        print(claims_markdown(judged) if markdown else claims_json(judged), end="")
+    else:
+        Console(width=None if sys.stdout.isatty() else 140).print(claims_table(judged))
+
+
+@app.command(epilog="Example: lowbit-vit artifact")
+def artifact(root: Root = HERE) -> None:
+    """Write ARTIFACT.md from the ledger and the committed reference runs. Needs no torch."""
+    from lowbit_vit.report.artifact import artifact_markdown
+    from lowbit_vit.schema.record import write_atomic
+
+    write_atomic(root.resolve() / "ARTIFACT.md", artifact_markdown(root.resolve()).encode())
+    print("ARTIFACT.md")
+
+
 @app.command(epilog="Example: lowbit-vit config demo")
 def config(profile: ProfileName, root: Root = HERE) -> None:
     """Print the resolved profile, every value with what it means."""
