@@ -67,7 +67,7 @@ def write_changed(folder: Path, change: dict[str, object]) -> Path:
         ({"lora.rnak": 8}, ["lora.rnak", "unknown key", "did you mean rank?"]),
         ({"lora.rank": 0}, ["lora.rank", "greater than or equal to 1", "got 0"]),
         ({"lora.rank": "8"}, ["lora.rank", "valid integer", "'8'"]),
-        ({"lora.training.learning_rate": "1e-3"}, ["lora.training.learning_rate", "valid number", "'1e-3'"]),
+        ({"lora.training.learning_rate": "fast"}, ["lora.training.learning_rate", "valid number", "'fast'"]),
         ({"lora.training.warmup_epochs": 4.0}, ["lora.training", "warmup_epochs 4.0 must be less than epochs 3"]),
         ({"device": "tpu"}, ["device", "'cpu' or 'cuda'", "'tpu'"]),
         ({"data.source": "imagenet"}, ["data", "digits", "flowers102", "image_folder"]),
