@@ -100,7 +100,7 @@ def kernel_unit(table: ResultsTable, context: Context) -> list[Finding]:
             },
         )
     timed, _ = implied_batch(table, context)
-    batches = sorted({batch for batch in (1, timed, context.claims.batch_size) if batch is not None})
+    batches = sorted({batch for batch in (timed, context.claims.batch_size) if batch is not None}) or [1]
     found = []
     for cell, row in _known(table, context, [one for one in table.column("kernel") if one.row in wrong]):
         peak = _peak(card, row)

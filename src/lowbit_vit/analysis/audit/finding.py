@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from lowbit_vit.analysis.audit.table import Cell
 from lowbit_vit.schema.plan import Frozen
@@ -33,7 +33,7 @@ class Finding(Frozen):
     columns: tuple[str, ...] = Field(description="headings as printed")
     verdict: Verdict
     words: str = Field(description="one sentence, with the numbers")
-    numbers: dict[str, float] = Field(default={}, description="the same numbers, units in the names")
+    numbers: dict[str, FiniteFloat] = Field(default={}, description="the same numbers, units in the names")
 
     @property
     def fault(self) -> bool:

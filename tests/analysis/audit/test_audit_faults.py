@@ -1,0 +1,274 @@
+"""A clean table has no finding against it; a table with one fault planted has the findings of that fault and no other."""
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowbit_vit.analysis.audit import CHECKS, Context, Finding, audit, load_context, load_table
+
+PROJECT = Path(__file__).parents[3]
+PAPER = load_context(PROJECT / "paper" / "context.yaml")
+
+# ViT-L/16 as paper/context.yaml describes it, at batch 32 on 6149 images: sizes with constants, rates k / 6149.
+HEADINGS = {
+    "model": "Model",
+    "size": "Model Size (MiB)",
+    "mean": "Latency (ms)",
+    "p50": "Latency P50 (ms)",
+    "p95": "Latency P95 (ms)",
+    "p99": "Latency P99 (ms)",
+    "throughput": "Throughput (Img/s)",
+    "vram": "Peak VRAM (MiB)",
+    "cpu": "CPU Latency (ms)",
+    "top1": "Top-1 Acc",
+    "top5": "Top-5 Acc",
+    "f1": "F1 Score",
+    "kernel": "Total CUDA Kernel Time (us)",
+    "attention": "Attention Kernel Time (us)",
+}
+CLEAN = """\
+fp16,578.7,22.50,22.41,23.05,24.40,1422.22,653.80,14020.11,0.8863,0.9652,0.8801,20104.125,2540.125
+nf4,164.7,25.60,25.52,26.11,27.30,1250.00,242.10,15031.52,0.8457,0.9480,0.8390,22913.250,2541.500
+int8,291.5,41.30,41.22,42.05,43.41,774.82,367.40,16007.33,0.8668,0.9566,0.8604,38204.750,2539.750
+nf4 fused,164.7,25.10,25.03,25.64,26.82,1274.90,240.90,15029.95,0.8452,0.9475,0.8388,22682.500,2310.250
+int8 fused,291.5,40.80,40.71,41.52,42.90,784.31,366.20,16004.75,0.8663,0.9566,0.8597,37977.125,2312.375
+"""
+CONTEXT: dict[str, Any] = {
+    "reference": "fp16",
+    "claims": {"batch_size": 32, "images": 6149, "size_reduction": 0.7, "negligible_gain": 0.006, "memory_gib": 1},
+    "test_images": 6149,
+    "published_top1": {"one": 0.897, "another": 0.9},
+    "model": PAPER.model,
+    "card": PAPER.card,
+    "cpu_peak_tflops": 9.2,
+    "rows": {
+        "fp16": {"weights": "fp16", "compute": "fp16", "attention": "sdpa"},
+        "nf4": {"weights": "nf4", "block_size": 64, "compute": "fp16", "attention": "sdpa"},
+        "int8": {"weights": "int8", "compute": "fp16", "product": "int8", "attention": "sdpa"},
+        "nf4 fused": {"weights": "nf4", "block_size": 64, "compute": "fp16", "attention": "fa2"},
+        "int8 fused": {"weights": "int8", "compute": "fp16", "product": "int8", "attention": "fa2"},
+    },
+    "twins": [{"plain": "nf4", "fused": "nf4 fused"}, {"plain": "int8", "fused": "int8 fused"}],
+}
+
+
+def run(
+    folder: Path, *, cells: dict[tuple[int, str], str] | None = None, headings: dict[str, str] | None = None, **changes: Any
+) -> tuple[Finding, ...]:
+    """Audit the clean table with some cells, headings and keys of its context changed."""
+    grid = list(csv.reader(CLEAN.splitlines()))
+    for (row, column), text in (cells or {}).items():
+        grid[row][list(HEADINGS).index(column)] = text
+    path = folder / "table.csv"
+    out = io.StringIO()
+    csv.writer(out).writerows([list({**HEADINGS, **(headings or {})}.values()), *grid])
+    path.write_text(out.getvalue())
+    claims = {**CONTEXT["claims"], **changes.pop("claims", {})}
+    rows = {**CONTEXT["rows"], **changes.pop("rows", {})}
+    return audit(load_table(path), Context(**{**CONTEXT, **changes, "claims": claims, "rows": rows}))
+
+
+def faults(findings: tuple[Finding, ...]) -> set[tuple[str, str, tuple[int, ...]]]:
+    return {(finding.check, finding.verdict, finding.rows) for finding in findings if finding.fault}
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A change and the findings that it must cause."""
+
+    name: str
+    expected: set[tuple[str, str, tuple[int, ...]]]
+    cells: dict[tuple[int, str], str] = field(default_factory=dict)
+    headings: dict[str, str] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+def _peaks(**changes: float) -> Any:
+    assert PAPER.card is not None
+    return PAPER.card.model_copy(update={"peak_tflops": {**PAPER.card.peak_tflops, **changes}})
+
+
+def _slow_memory() -> Any:
+    assert PAPER.card is not None
+    return PAPER.card.model_copy(update={"bandwidth_gb_s": 20.0})
+
+
+PLANTS = [
+    Plant("a missing cell", {("missing", "underspecified", (2,))}, cells={(2, "cpu"): "N/A"}),
+    Plant("a time of nothing", {("zero", "impossible", (0,))}, cells={(0, "attention"): "0.000"}),
+    Plant("a time copied", {("repeated", "suspicious", (1, 3))}, cells={(3, "cpu"): "15031.52"}),
+    Plant("a digit dropped", {("digits", "suspicious", (0, 1, 2, 3, 4))}, cells={(1, "mean"): "25.6"}),
+    Plant(
+        "times in picoseconds",
+        {("finer-than-clock", "suspicious", (0, 1, 2, 3, 4))},
+        cells={(row, "kernel"): f"{20000 + 50 * row}.1234567" for row in range(5)}
+        | {(2, "kernel"): "38204.7501234", (1, "kernel"): "22913.2501234", (3, "kernel"): "22682.5001234", (4, "kernel"): "37977.1251234"},
+    ),
+    Plant("another batch claimed", {("batch-size", "contradicts itself", (0, 1, 2, 3, 4))}, context={"claims": {"batch_size": 16}}),
+    Plant("a slipped digit", {("slipped-digit", "contradicts itself", (1,))}, cells={(1, "throughput"): "1350.00"}),
+    Plant("P50 above P95", {("percentile-order", "impossible", (3,))}, cells={(3, "p50"): "25.93"}),
+    Plant(
+        "percentiles above the mean",
+        {("mean-and-percentiles", "impossible", (0,))},
+        cells={(0, "p50"): "60.00", (0, "p95"): "61.00", (0, "p99"): "62.00"},
+    ),
+    Plant(
+        "a mean above P99",
+        {("mean-and-percentiles", "suspicious", (0,))},
+        cells={(0, "mean"): "24.90", (0, "throughput"): "1285.14"},
+    ),
+    Plant("Top-5 below Top-1", {("top-5-order", "impossible", (0,))}, cells={(0, "top5"): "0.8011"}),
+    Plant("a rate of other images", {("split-size", "contradicts itself", (2,))}, cells={(2, "top5"): "0.9568"}),
+    Plant(
+        "a difference of a fifth of an image",
+        {("split-size", "contradicts itself", (0, 1, 2, 3, 4)), ("whole-image", "contradicts itself", (1, 3))},
+        cells={(3, "top1"): "0.8456"},
+        context={"reference": None, "claims": {"images": 2000, "negligible_gain": None}},
+    ),
+    Plant(
+        "a difference that is not resolved",
+        {("resolution", "underpowered", (0, 2))},
+        cells={(2, "top1"): "0.8829", (2, "f1"): "0.8766", (4, "top1"): "0.8668", (4, "f1"): "0.8604"},
+    ),
+    Plant("a gain that is not resolved", {("negligible-gain", "underpowered", ())}, context={"claims": {"negligible_gain": 0.001}}),
+    Plant(
+        "a front by a hair",
+        {("resolution", "underpowered", (0, 2)), ("frontier", "underpowered", (2,))},
+        cells={(2, "top1"): "0.8865", (2, "f1"): "0.8803", (4, "top1"): "0.8668", (4, "f1"): "0.8604"},
+    ),
+    Plant("F1 without Top-1, twins", {("f1-beside-top1", "suspicious", (1, 3))}, cells={(3, "f1"): "0.8251"}, context={"reference": None}),
+    Plant(
+        "F1 without Top-1, reference",
+        {("f1-beside-top1", "not supported", (0, 1))},
+        cells={(1, "f1"): "0.8250", (3, "f1"): "0.8312"},
+    ),
+    Plant("far below others", {("published-accuracy", "suspicious", (0,))}, context={"published_top1": {"one": 0.999}}),
+    Plant("a file too small", {("size", "impossible", (2,))}, cells={(2, "size"): "280.0"}),
+    Plant("a file too large", {("size", "suspicious", (2,))}, cells={(2, "size"): "340.0"}),
+    Plant("no constants", {("size-constants", "understated", (2,))}, cells={(2, "size"): "290.7"}),
+    Plant("MiB called MB", {("megabytes", "understated", (0, 1, 2, 3, 4))}, headings={"size": "Model Size (MB)"}),
+    Plant("a reduction overstated", {("size-reduction", "contradicts itself", (0, 1))}, context={"claims": {"size_reduction": 0.8}}),
+    Plant(
+        "a peak below the weights",
+        {("vram-weights", "impossible", (3,))},
+        cells={(3, "vram"): "150.90"},
+        context={"claims": {"batch_size": None}},
+    ),
+    Plant(
+        "no room to dequantize",
+        {("vram-weights", "underspecified", (3,))},
+        cells={(3, "vram"): "173.90"},
+        context={"claims": {"batch_size": None}},
+    ),
+    Plant("no room for the batch", {("vram-batch", "contradicts itself", (4,))}, cells={(4, "vram"): "330.00"}),
+    Plant("a twin that needs more", {("twin-memory", "suspicious", (2, 4))}, cells={(4, "vram"): "415.00"}),
+    Plant("a model left in memory", {("resident-models", "suspicious", (0,))}, cells={(0, "vram"): "818.50"}),
+    Plant("memory that was not short", {("fits-already", "not supported", (0,))}, context={"claims": {"memory_gib": 16}}),
+    Plant(
+        "kernels faster than the card",
+        {
+            ("kernel-flop", "impossible", (1,)),
+            ("kernel-bytes", "impossible", (1,)),
+            ("kernel-unit", "suspicious", (1,)),
+            ("kernel-share", "not supported", (0, 1)),
+        },
+        cells={(1, "kernel"): "22.913"},
+    ),
+    Plant("weights read too fast", {("kernel-bytes", "impossible", (0,))}, context={"card": _slow_memory()}),
+    Plant(
+        "a batch faster than the card",
+        {("batch-flop", "impossible", (0,))},
+        context={"card": _peaks(fp16=170.0)},
+    ),
+    Plant("latency without kernels", {("kernel-share", "not supported", (0, 2))}, cells={(2, "kernel"): "21204.750"}),
+    Plant("kernels longer than the call", {("kernel-share", "impossible", (1,))}, cells={(1, "kernel"): "27913.250"}),
+    Plant(
+        "attention faster than a launch",
+        {("attention-flop", "suspicious", (3,)), ("same-kernel", "suspicious", (3, 4))},
+        cells={(3, "attention"): "20.250"},
+    ),
+    Plant(
+        "attention faster than the card",
+        {("attention-flop", "impossible", (3,)), ("same-kernel", "suspicious", (3, 4))},
+        cells={(3, "attention"): "12.125"},
+    ),
+    Plant(
+        "a twin without attention time",
+        {("missing", "underspecified", (1,)), ("attention-gain", "confounded", (0, 1, 3))},
+        cells={(1, "attention"): "N/A"},
+    ),
+    Plant("one kernel, two times", {("same-kernel", "suspicious", (3, 4))}, cells={(4, "attention"): "2912.375"}),
+    Plant(
+        "a fused kernel that is slower",
+        {("twin-latency", "not supported", (2, 4))},
+        cells={
+            (4, column): text
+            for column, text in zip(
+                ("mean", "p50", "p95", "p99", "throughput"), ("41.90", "41.71", "42.52", "43.90", "763.72"), strict=True
+            )
+        },
+    ),
+    Plant(
+        "no row in the compute dtype",
+        {("missing-baseline", "confounded", (1, 2, 3, 4))},
+        context={"rows": {"fp16": {"weights": "bf16", "compute": "bf16", "attention": "sdpa"}}},
+    ),
+]
+
+
+def test_a_clean_table_has_nothing_against_it_and_every_check_was_asked(tmp_path: Path) -> None:
+    findings = run(tmp_path)
+    assert [finding for finding in findings if finding.verdict not in ("holds", "exact")] == []
+    assert {finding.check for finding in findings} >= {"batch-size", "split-size", "whole-image", "resolution", "size", "kernel-share"}
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
+def test_a_planted_fault_is_found_and_nothing_else(plant: Plant, tmp_path: Path) -> None:
+    assert faults(run(tmp_path, cells=plant.cells, headings=plant.headings, **plant.context)) == plant.expected
+
+
+def test_every_check_has_a_plant() -> None:
+    # A number of images betrayed by the rates needs rates of its own: tests/analysis/audit/test_audit_counts.py.
+    planted = {check for plant in PLANTS for check, _, _ in plant.expected}
+    assert {"hidden-images"} == set(CHECKS) - planted
+    assert planted - set(CHECKS) == {"size-constants"}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_without_context_a_check_says_what_it_needs_or_needs_none(check: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("Model\none\ntwo\n")
+    findings = CHECKS[check](load_table(path), Context())
+    if check in ("missing", "zero", "repeated", "digits", "finer-than-clock"):
+        assert findings == []  # these look at the cells that there are
+    else:
+        assert [finding.verdict for finding in findings] == ["not checked"]
+        assert findings[0].words.startswith("not checked: needs ")
+        assert findings[0].words != "not checked: needs "
+
+
+def test_rows_that_the_context_passes_over_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("Model,Latency (ms)\none,1.50\ntwo,2.50\n")
+    context = Context.model_validate({"rows": {"one": {"weights": "fp32", "compute": "fp32", "attention": "sdpa"}}})
+    found = [finding for finding in audit(load_table(path), context) if finding.check == "rows"]
+    assert [(finding.verdict, finding.rows) for finding in found] == [("not checked", (1,))]
+    assert "two" in found[0].words
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_throughput_measured_apart_agrees_roughly(binary: bool, tmp_path: Path) -> None:
+    write: Callable[[str], int] = (tmp_path / "table.csv").write_text
+    write(
+        "Model,Latency (ms),Throughput (img/s)\na,20.13,1510.22\nb,40.27,745.91\n"
+        if binary
+        else "Model,Latency (ms),Throughput (img/s)\na,20.13,49.70\nb,40.27,24.11\n"
+    )
+    table = load_table(tmp_path / "table.csv")
+    found = [finding for finding in audit(table, Context.model_validate({"claims": {"batch_size": 32}})) if finding.check == "batch-size"]
+    assert {finding.verdict for finding in found} == ({"holds"} if binary else {"contradicts itself"})

@@ -1,0 +1,144 @@
+"""A table and a context are read exactly or refused in one line that says what to write instead."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lowbit_vit.analysis.audit import Context, audit, load_context, load_table
+from lowbit_vit.analysis.audit.table import QUANTITIES
+from lowbit_vit.errors import ConfigError, DataError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "table.csv"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("heading", "text", "value"),
+    [
+        ("Latency (ms)", "16.30", Fraction("16.3")),
+        ("latency_us", "16300", Fraction("16.3")),
+        ("Mean latency [s]", "0.0163", Fraction("16.3")),
+        ("Latency (\N{MICRO SIGN}s)", "16300", Fraction("16.3")),
+        ("Latency (\N{GREEK SMALL LETTER MU}s)", "16300", Fraction("16.3")),
+    ],
+)
+def test_headings_of_one_quantity_mean_the_same(heading: str, text: str, value: Fraction, tmp_path: Path) -> None:
+    cell = load_table(write(tmp_path, f"Model,{heading}\none,{text}\n")).cell(0, "mean")
+    assert cell is not None
+    assert cell.exact == value
+    assert cell.text == text
+
+
+def test_a_cell_keeps_its_digits(tmp_path: Path) -> None:
+    table = load_table(write(tmp_path, "Model,Top-1 (%)\none,59.50\ntwo,N/A\n"))
+    cell = table.cell(0, "top1")
+    assert cell is not None
+    assert (cell.low, cell.high) == (Fraction("0.59495"), Fraction("0.59505"))
+    assert cell.shown == "59.50 %"
+    assert table.cell(1, "top1") is None
+
+
+def test_megabytes_are_read_as_the_context_says(tmp_path: Path) -> None:
+    table = load_table(write(tmp_path, "Model,Size (MB),Peak VRAM (MiB)\none,1.0,1.0\n"))
+    size, vram = table.cell(0, "size"), table.binary().cell(0, "size")
+    assert size is not None
+    assert vram is not None
+    assert (size.exact, vram.exact) == (Fraction(10**6), Fraction(2**20))
+    assert table.column("vram") == table.binary().column("vram")
+
+
+def test_a_column_that_starts_with_a_hash_is_left_out(tmp_path: Path) -> None:
+    assert load_table(write(tmp_path, "Row,Model,#Notes\n0,one,anything at all\n")).headings == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Model,Latncy (ms)\none,1\n", "heading 'Latncy (ms)' is not known (did you mean latency (s)?)"),
+        ("Model,Wallclock (d)\none,1\n", "heading 'Wallclock (d)' is not known"),
+        ("Model,Modle\none,1\n", "did you mean model?"),
+        ("Model,Latency\none,1\n", "heading 'Latency': the unit is missing; allowed: s, ms, us"),
+        ("Model,Latency (min)\none,1\n", "heading 'Latency (min)': unit 'min' is not known; allowed: s, ms, us"),
+        ("Model,Latency (MB)\none,1\n", "unit 'mb' is not known; allowed: s, ms, us"),
+        ("Model,Latency (ms),Mean latency (ms)\none,1,2\n", "is the second column of mean; start one of the two with #"),
+        ("Latency (ms)\n1\n", "no column with the models' names; call it Model"),
+        ("Model,Top-1\none,59.5\n", "row 0, Top-1: 59.5 is above 1; if it is in percent, write (%) into the heading"),
+        ("Model,Top-1 (%)\none,159.5\n", "row 0, Top-1 (%): 159.5 is above 100 %"),
+        ('Model,Latency (ms)\none,"1,234.5"\n', "'1,234.5' is not a number such as 12.50"),
+        ("Model,Latency (ms)\none,-3\n", "'-3' is not a number"),
+        ("Model,Latency (ms)\none\n", "row 0: 1 cells under 2 headings"),
+        ("Model,Latency (ms)\none,1\none,2\n", "Model 'one' must be there and be there once"),
+        ("Model\n", "at least one row"),
+        ("", "at least one row"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_what_to_write(text: str, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(DataError) as caught:
+        load_table(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such table"):
+        load_table(tmp_path / "none.csv")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="not a CSV in UTF-8"):
+        load_table(tmp_path / "binary.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("refrence: one\n", "key refrence: unknown key"),
+        ("claims: {batch: 32}\n", "key claims.batch: unknown key"),
+        ("megabyte: mb\n", "key megabyte: "),
+        ("claims: {batch_size: '32'}\n", "key claims.batch_size: "),
+        ("rows: {one: {weights: nf4, compute: fp16, attention: sdpa}}\n", "block_size is needed with weights: nf4"),
+        (
+            "card: {name: A, peak_tflops: {fp32: 1}, bandwidth_gb_s: 1}\nrows: {one: {weights: fp16, compute: fp16, attention: sdpa}}\n",
+            "card.peak_tflops lacks fp16, in which row 'one' computes",
+        ),
+        ("- a list\n", "expected a mapping of keys"),
+        ("a: [\n", "not valid YAML"),
+    ],
+)
+def test_a_context_that_is_wrong_names_its_key(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "context.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_context(path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_context_may_name_only_rows_of_the_table(tmp_path: Path) -> None:
+    table = load_table(write(tmp_path, "Model,Latency (ms)\none,1.0\n"))
+    with pytest.raises(ConfigError, match="row 'two' is not in the table; its rows: one"):
+        audit(table, Context(reference="two"))
+
+
+# Two decimals, so that rates stay below 1 and costs may be zero.
+_CELLS = st.one_of(st.just("N/A"), st.decimals(min_value=0, max_value=1, places=2).map(str))
+_ROW = st.lists(_CELLS, min_size=len(QUANTITIES), max_size=len(QUANTITIES))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(grid=st.lists(_ROW, min_size=5, max_size=5))
+def test_whatever_the_numbers_the_audit_ends_and_numbers_only_cells_that_are_there(grid: list[list[str]], tmp_path: Path) -> None:
+    project = Path(__file__).parents[3]
+    names = [line.split(",")[1] for line in (project / "paper" / "table1.csv").read_text().splitlines()]
+    heads = (project / "paper" / "table1.csv").read_text().splitlines()[0].split(",")[2:]
+    lines = [",".join(["Model", *heads]), *(",".join([name, *cells]) for name, cells in zip(names[1:], grid, strict=True))]
+    table = load_table(write(tmp_path, "\n".join(lines)))
+    for finding in audit(table, load_context(project / "paper" / "context.yaml")):
+        assert set(finding.rows) <= set(table.rows)
+        assert set(finding.columns) <= set(heads)
