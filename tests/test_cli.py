@@ -17,6 +17,7 @@ VERBS = [
     "mixed",
     "report",
     "show",
+    "audit",
     "config",
     "doctor",
     "trial",

@@ -215,6 +215,32 @@ def show(
         console.print(f"No page yet: lowbit-vit report {profile}")
 
 
+@app.command(epilog="Example: lowbit-vit audit paper/table1.csv --context paper/context.yaml")
+def audit(
+    file: Annotated[Path, typer.Argument(metavar="TABLE.csv", help="a published table of results, its cells as printed")],
+    context: Annotated[
+        Path | None, typer.Option("--context", help="YAML: what is known beside the table, see docs/audit.md", show_default="none")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the findings as Markdown")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON, with all numbers")] = False,
+) -> None:
+    """Check a published table of results against itself: arithmetic alone, no run. Finding faults is success: exit code 0."""
+    from lowbit_vit.analysis.audit import audit as find
+    from lowbit_vit.analysis.audit import load_context, load_table
+    from lowbit_vit.errors import ConfigError
+    from lowbit_vit.report.findings import findings_json, findings_markdown, findings_table
+
+    if markdown and as_json:
+        raise ConfigError("audit: --markdown and --json are two forms of one output; give one of them")
+    findings = find(load_table(file), None if context is None else load_context(context))
+    if as_json:
+        print(findings_json(findings), end="")
+    elif markdown:
+        print(findings_markdown(findings), end="")
+    else:
+        Console(width=None if sys.stdout.isatty() else 140).print(findings_table(findings, title=f"{file}: the audit"))
+
+
 @app.command(epilog="Example: lowbit-vit claims demo")
 def claims(
     profile: ProfileName,
