@@ -7,6 +7,7 @@ option is wrong; 3 data, checkpoint or record is missing or damaged; 4 this mach
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,10 @@ def main() -> None:
     """Run the command line; an error meant for the user is one line on stderr and its class's exit code."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    if "DVC_STAGE" in os.environ:
+        from lowbit_vit.study.lifeline import stop_with_dvc
+
+        stop_with_dvc()
     try:
         app()
     except LowbitVitError as error:
@@ -60,8 +65,6 @@ def _open(name: str, root: Path, reports: Path | None = None) -> tuple[Profile, 
 @app.command(epilog="Example: lowbit-vit data demo")
 def data(profile: ProfileName, root: Root = HERE) -> None:
     """Decode the profile's images once into arrays under data/prepared/PROFILE."""
-    import os
-
     from lowbit_vit.data.prepare import prepare_dataset
 
     settings, workspace = _open(profile, root)
@@ -191,23 +194,23 @@ def show(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown, for a README or an issue")] = False,
 ) -> None:
     """Print the result table and where the page is."""
+    from lowbit_vit.analysis.results import require_one_origin
     from lowbit_vit.errors import DataError
     from lowbit_vit.report.terminal import result_markdown, result_table
     from lowbit_vit.schema.record import read_records
 
     settings, workspace = _open(profile, root, reports)
     folder = workspace.records("variants")
-    from lowbit_vit.analysis.results import require_one_origin
     records = read_records(folder)
     if not records:
         raise DataError(f"{folder}: no records; run dvc repro report@{profile} first")
+    require_one_origin(records, folder.parent)
     arms = [arm.label for arm in settings.variants.arms]
     if markdown:
         print(result_markdown(records, arms=arms), end="")
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(result_table(records, arms=arms))
-    require_one_origin(records, folder.parent)
     page = workspace.reports / "report.html"
     if page.is_file():
         console.print(f"The page: {page}", soft_wrap=True)
@@ -299,7 +302,7 @@ def trial(
 ) -> None:
     """Run one trial in this process and write its record."""
     from lowbit_vit.schema.config import load_trial
-    from lowbit_vit.study.launch import stop_with_parent
+    from lowbit_vit.study.lifeline import stop_with_parent
     from lowbit_vit.trial.run import record_trial
 
     stop_with_parent()
@@ -318,7 +321,7 @@ def scan(
 ) -> None:
     """Run many accuracy-only trials in this process on one resident model."""
     from lowbit_vit.schema.config import load_trials
-    from lowbit_vit.study.launch import stop_with_parent
+    from lowbit_vit.study.lifeline import stop_with_parent
     from lowbit_vit.trial.scan import run_scan
 
     stop_with_parent()

@@ -15,7 +15,7 @@ import numpy as np
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Trial, load_trial, load_trials
 from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256, write_record
-from lowbit_vit.study.launch import stop_with_parent
+from lowbit_vit.study.lifeline import stop_with_parent
 
 
 def main() -> None:

@@ -258,6 +258,13 @@ def write_atomic(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
+def remove_half_written(folder: Path) -> None:
+    """Delete what a process that was killed inside `write_atomic` left in a folder."""
+    for path in folder.glob(".*"):
+        if any(f"{suffix}." in path.name for suffix in (".json", ".npz", ".safetensors")):
+            path.unlink(missing_ok=True)
+
+
 def write_record(record: Record, folder: Path, predictions: bytes | None = None) -> Path:
     """Write `<trial_id>.npz` (if given) and then `<trial_id>.json`, each atomically; returns the JSON's path."""
     if predictions is not None:

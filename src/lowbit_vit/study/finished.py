@@ -16,7 +16,7 @@ from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Study, Trial, one_line
 from lowbit_vit.schema.environment import provenance, why_unavailable
 from lowbit_vit.schema.plan import SensitivityScores
-from lowbit_vit.schema.record import Record, read_record, sha256, write_record
+from lowbit_vit.schema.record import Record, read_record, remove_half_written, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import CELL_SEED
 from lowbit_vit.study.launch import scratch_folder, write_without_result
@@ -151,10 +151,9 @@ def load_scores(workspace: Workspace) -> tuple[SensitivityScores, ...]:
 def prune(workspace: Workspace, study: Study, *, keep: set[str]) -> None:
     """Delete records of cells that left the grid, and what a killed process left behind."""
     shutil.rmtree(scratch_folder(workspace), ignore_errors=True)
-    for path in sorted(workspace.records(study).glob("*")):
-        half_written = path.name.startswith(".") and (".json." in path.name or ".npz." in path.name)
-        left_the_grid = path.suffix in (".json", ".npz") and not path.name.startswith(".") and path.stem not in keep
-        if left_the_grid and path.suffix == ".json":
-            log.info("%s: its cell left the grid; deleted", path.name)
-        if half_written or left_the_grid:
+    remove_half_written(workspace.records(study))
+    for path in sorted(workspace.records(study).glob("[!.]*")):
+        if path.suffix in (".json", ".npz") and path.stem not in keep:
+            if path.suffix == ".json":
+                log.info("%s: its cell left the grid; deleted", path.name)
             path.unlink()

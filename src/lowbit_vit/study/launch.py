@@ -2,7 +2,7 @@
 
 Whatever happens to that process, every trial ends as a record: the one that the process wrote, or one that says how it died.
 The process works in a scratch folder beside the records; what it finishes is moved into place atomically, so that a record
-is there whole or not at all. It watches its stdin, a pipe that we hold: when we die, it dies.
+is there whole or not at all. It watches its stdin, a pipe that we hold: when we die, it dies (`lifeline`).
 """
 
 import logging
@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,12 +26,11 @@ from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Limits, Trial
 from lowbit_vit.schema.record import Provenance, Record, Status, read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.lifeline import LIFELINE
 
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "lowbit_vit")
-# Set for the processes that we start: a trial started by hand must not stop at the end of its stdin.
-LIFELINE = "LOWBIT_VIT_LIFELINE"
 # Seconds between two looks at the process. A look costs some 50 us, so a timing trial does not feel it.
 _PERIOD = 0.1
 
@@ -94,24 +92,6 @@ def launch_scan(trials: Sequence[Trial], workspace: Workspace, *, threads: int, 
         records += [_conclude(trial, ending, workspace) for trial in waiting[:blamed]]
         waiting = waiting[blamed:]
     return records
-
-
-def stop_with_parent() -> None:
-    """In a process that `launch` started: watch stdin and kill our own process group when its other end is closed.
-
-    Does nothing in a process that somebody started by hand. A read in a thread needs no polling and works on every POSIX;
-    PR_SET_PDEATHSIG would be Linux only, and fires when the *thread* that started us ends.
-    """
-    if os.environ.pop(LIFELINE, None) is None:
-        return
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        # launch made us the leader of a group of our own, so this reaches our children and nobody else.
-        os.killpg(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True, name="lifeline").start()
 
 
 def log_file(workspace: Workspace, trials: Sequence[Trial], verb: str) -> Path:
@@ -255,9 +235,7 @@ def write_without_result(
     Raises:
         DataError: it cannot be written.
     """
-    record = Record(
-        trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=provenance, code_sha256=code_sha256()
-    )
+    record = Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=provenance, code_sha256=code_sha256())
     return _settle(record, workspace, predictions=None)
 
 

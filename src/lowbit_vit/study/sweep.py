@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,10 +24,11 @@ from typing import Any
 import ray
 from ray import tune
 
-from lowbit_vit.errors import Busy, DataError, LowbitVitError, TrialsFailed
+from lowbit_vit.errors import DataError, LowbitVitError, TrialsFailed
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, Study, Trial
 from lowbit_vit.schema.environment import cpu_cores, gpu_count
+from lowbit_vit.schema.hold import hold
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.finished import load_scores, missing_trials, prune, starting_weights
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 _CELLS_PER_CHUNK = 8
 # Scans that share one GPU: while one prepares its next cell, the other computes.
 _SCANS_PER_GPU = 2
+# Ray's folders, and the file in each that its run has locked.
+_PREFIX, _OWNER = "lowbit-", "owner"
 
 
 @dataclass(frozen=True)
@@ -109,19 +112,8 @@ def _require_weights(path: Path, profile: Profile) -> None:
 
 @contextmanager
 def _only_run(workspace: Workspace, study: Study) -> Iterator[None]:
-    """Hold the profile's reports folder; the lock is the kernel's, so it is gone with the process, however that ends."""
-    workspace.reports.mkdir(parents=True, exist_ok=True)
-    path = workspace.reports / ".lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise Busy(f"reports/{workspace.profile}: held by {holder}; wait for it or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} ({study})")
-        file.flush()
+    """Hold the profile's reports folder."""
+    with hold(workspace.reports / ".lock", named=f"reports/{workspace.profile}", doing=study):
         try:
             yield
         finally:
@@ -250,25 +242,42 @@ def _ray(*, on_gpu: bool) -> Iterator[Path]:
     # Ray lets in only who knows its token, and would keep one in the home folder: ours is new for each run of the program.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # Not TMPDIR: Ray's socket names must stay below 108 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="lowbit-", dir="/tmp"))
     before = signal.getsignal(signal.SIGTERM)
+    with _temporary_folder() as folder:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpu_cores(),
+                num_gpus=None if on_gpu else 0,
+                resources={"profile_slot": 1},
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(folder),
+                _node_ip_address="127.0.0.1",
+            )
+            # Ray's own handler ends the process on the spot; ours unwinds, so that processes and folders are cleared.
+            signal.signal(signal.SIGTERM, _terminate)
+            yield folder
+        finally:
+            ray.shutdown()
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder for Ray's files; those of runs that were killed are removed, which nobody else would do."""
+    # Not TMPDIR: Ray's socket names must stay below 108 bytes.
+    parent = Path("/tmp")  # noqa: S108  (only folders whose lock was ours are removed)
+    for left in parent.glob(f"{_PREFIX}*/{_OWNER}"):
+        with suppress(OSError), left.open("r+") as file:  # of another user, of a run that goes on, or just going
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpu_cores(),
-            num_gpus=None if on_gpu else 0,
-            resources={"profile_slot": 1},
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            _temp_dir=str(folder),
-            _node_ip_address="127.0.0.1",
-        )
-        # Ray's own handler ends the process on the spot; ours unwinds, so that processes and folders are cleared.
-        signal.signal(signal.SIGTERM, _terminate)
-        yield folder
+        with (folder / f".{_OWNER}").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            Path(file.name).rename(folder / _OWNER)  # seen by others only when it is locked
+            yield folder
     finally:
-        ray.shutdown()
-        signal.signal(signal.SIGTERM, before)
         shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,8 @@ from lowbit_vit.model.lora import attach, merge
 from lowbit_vit.model.vit import VisionTransformer, architecture
 from lowbit_vit.schema.config import Adaptation, AttentionName, Profile, Teacher, Training
 from lowbit_vit.schema.environment import provenance
-from lowbit_vit.schema.record import TrainingResult
+from lowbit_vit.schema.hold import hold
+from lowbit_vit.schema.record import TrainingResult, remove_half_written
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.evaluate import Forward, predict, selection_mask, summarize
 from lowbit_vit.trial.run import command_line
@@ -40,6 +41,7 @@ def make_backbone(profile: Profile, workspace: Workspace) -> None:
         ConfigError: the checkpoint gets a new head, and the profile has no lora section to train it.
         DataError: the data or the checkpoint is missing or damaged, or the disk is full.
         Unavailable: the profile's device is not there, or its teacher's package.
+        Busy: another process is making it.
         LowbitVitError: a training loss is not finite.
     """
     if profile.device == "cuda" and not torch.cuda.is_available():
@@ -50,16 +52,14 @@ def make_backbone(profile: Profile, workspace: Workspace) -> None:
     if dataset.name != profile.data.source:
         wanted = f"{profile.data.source}; run lowbit-vit data {profile.name}"
         raise DataError(f"{workspace.data}: holds {dataset.name}, the profile wants {wanted}")
-    _make_base(profile, workspace, dataset)
-    if profile.lora is None:
-        return
-    seeds = adapted_seeds(profile)
-    for path in sorted(workspace.checkpoints.glob("adapted-seed*")):
-        if path.with_suffix(".safetensors") not in {workspace.adapted(seed) for seed in seeds}:
-            log.info("%s: no trial uses it any more; removed", path.name)
-            path.unlink()
-    for seed in seeds:
-        _make_adapted(profile, profile.lora, workspace, dataset, seed=seed)
+    # Beside the folder, which DVC removes before it runs this.
+    lock = workspace.checkpoints.with_name(f".{profile.name}.lock")
+    with hold(lock, named=f"checkpoints/{profile.name}", doing="backbone"):
+        remove_half_written(workspace.checkpoints)
+        _make_base(profile, workspace, dataset)
+        if profile.lora is not None:
+            for seed in adapted_seeds(profile):
+                _make_adapted(profile, profile.lora, workspace, dataset, seed=seed)
 
 
 def adapted_seeds(profile: Profile) -> tuple[int, ...]:
@@ -84,6 +84,9 @@ def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None
         card, trained = _restore_given(model, profile, workspace, dataset)
     # A new head is random, so there is nothing to evaluate yet.
     accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="backbone") if trained else None
+    # What was adapted from another backbone must not be found beside this one, should we be interrupted before it is made anew.
+    for path in workspace.checkpoints.glob("adapted-seed*"):
+        path.unlink()
     _save(model, workspace.backbone, profile, dataset, {**card, "accuracy": accuracy, "kind": "backbone", "seed": config.seed})
 
 
