@@ -1,13 +1,12 @@
 """The command line: one verb for each DVC stage, and a few to look with.
 
 Each verb imports what it needs inside itself, so that `lowbit-vit report` runs where there is no torch and `--help` is
-quick. Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 a defect of ours; 2 a profile, plan or
-option is wrong; 3 data, checkpoint or record is missing or damaged; 4 this machine cannot run it; 5 some trials failed;
-6 another run holds the folder or the device; 130 interrupted.
+quick. Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 `check` found a miss, or a defect of ours
+(which shows its traceback); 2 a profile, plan or option is wrong; 3 data, checkpoint or record is missing or damaged; 4 this
+machine cannot run it; 5 some trials failed; 6 another run holds the folder or the device; 130 interrupted.
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +20,8 @@ from lowbit_vit.schema.config import Device, Profile, Study, TorchvisionVit, loa
 from lowbit_vit.schema.workspace import Workspace
 
 EPILOG = (
-    "Exit codes: 0 done · 1 defect · 2 wrong profile or option · 3 missing or damaged data · 4 this machine cannot run it · "
-    "5 some trials failed · 6 busy · 130 interrupted"
+    "Exit codes: 0 done · 1 check missed, or defect · 2 wrong profile or option · 3 missing or damaged data · "
+    "4 this machine cannot run it · 5 some trials failed · 6 busy · 130 interrupted"
 )
 
 app = typer.Typer(
@@ -46,10 +45,6 @@ def main() -> None:
     """Run the command line; an error meant for the user is one line on stderr and its class's exit code."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    if "DVC_STAGE" in os.environ:
-        from lowbit_vit.study.lifeline import stop_with_dvc
-
-        stop_with_dvc()
     try:
         app()
     except LowbitVitError as error:
@@ -65,6 +60,8 @@ def _open(name: str, root: Path, reports: Path | None = None) -> tuple[Profile, 
 @app.command(epilog="Example: lowbit-vit data demo")
 def data(profile: ProfileName, root: Root = HERE) -> None:
     """Decode the profile's images once into arrays under data/prepared/PROFILE."""
+    import os
+
     from lowbit_vit.data.prepare import prepare_dataset
 
     settings, workspace = _open(profile, root)
@@ -194,54 +191,28 @@ def show(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown, for a README or an issue")] = False,
 ) -> None:
     """Print the result table and where the page is."""
-    from lowbit_vit.analysis.results import require_one_origin
     from lowbit_vit.errors import DataError
     from lowbit_vit.report.terminal import result_markdown, result_table
     from lowbit_vit.schema.record import read_records
 
     settings, workspace = _open(profile, root, reports)
     folder = workspace.records("variants")
+    from lowbit_vit.analysis.results import require_one_origin
     records = read_records(folder)
     if not records:
         raise DataError(f"{folder}: no records; run dvc repro report@{profile} first")
-    require_one_origin(records, folder.parent)
     arms = [arm.label for arm in settings.variants.arms]
     if markdown:
         print(result_markdown(records, arms=arms), end="")
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(result_table(records, arms=arms))
+    require_one_origin(records, folder.parent)
     page = workspace.reports / "report.html"
     if page.is_file():
         console.print(f"The page: {page}", soft_wrap=True)
     else:
         console.print(f"No page yet: lowbit-vit report {profile}")
-
-
-@app.command(epilog="Example: lowbit-vit audit paper/table1.csv --context paper/context.yaml")
-def audit(
-    file: Annotated[Path, typer.Argument(metavar="TABLE.csv", help="a published table of results, its cells as printed")],
-    context: Annotated[
-        Path | None, typer.Option("--context", help="YAML: what is known beside the table, see docs/audit.md", show_default="none")
-    ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="print the findings as Markdown")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON, with all numbers")] = False,
-) -> None:
-    """Check a published table of results against itself: arithmetic alone, no run. Finding faults is success: exit code 0."""
-    from lowbit_vit.analysis.audit import audit as find
-    from lowbit_vit.analysis.audit import load_context, load_table
-    from lowbit_vit.errors import ConfigError
-    from lowbit_vit.report.findings import findings_json, findings_markdown, findings_table
-
-    if markdown and as_json:
-        raise ConfigError("audit: --markdown and --json are two forms of one output; give one of them")
-    findings = find(load_table(file), None if context is None else load_context(context))
-    if as_json:
-        print(findings_json(findings), end="")
-    elif markdown:
-        print(findings_markdown(findings), end="")
-    else:
-        Console(width=None if sys.stdout.isatty() else 140).print(findings_table(findings, title=f"{file}: the audit"))
 
 
 @app.command(epilog="Example: lowbit-vit claims demo")
@@ -276,6 +247,62 @@ def artifact(root: Root = HERE) -> None:
     print("ARTIFACT.md")
 
 
+@app.command(epilog="Example: lowbit-vit compare demo reports/reference/cpu-2026-11")
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="a profile, or a folder with records/, such as a reference run")],
+    b: Annotated[str, typer.Argument(metavar="B", help="the same")],
+    root: Root = HERE,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="also write every arm of every study to this file")] = None,
+) -> None:
+    """Put two runs side by side: paired tests of accuracy where the images are the same, latency where the card is."""
+    from lowbit_vit.analysis.compare import compare_sides
+    from lowbit_vit.analysis.sides import load_side
+    from lowbit_vit.report.comparison import comparison_markdown, comparison_notes, comparison_table
+    from lowbit_vit.schema.config import STUDIES
+    from lowbit_vit.schema.record import write_atomic
+
+    first, second = load_side(a, root=root.resolve()), load_side(b, root=root.resolve())
+    margin = first.profile.statistics.margin
+    frame = compare_sides(first, second, studies=STUDIES, margin=margin)
+    if csv is not None:
+        write_atomic(csv, frame.write_csv().encode())
+    if markdown:
+        print(comparison_markdown(frame, first, second, margin=margin), end="")
+        return
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    console.print(comparison_table(frame, first, second, margin=margin))
+    for note in comparison_notes(frame, first, second):
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command(epilog="Example: lowbit-vit check demo reports/reference/cpu-2026-11")
+def check(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a profile, or a folder with records/")],
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="the same, such as a reference run")],
+    root: Root = HERE,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="also write the lines to this file")] = None,
+) -> None:
+    """Say number by number whether a run repeats a reference within tolerance; exit 1 where it does not."""
+    from lowbit_vit.analysis.check import check_frame, check_run, misses
+    from lowbit_vit.analysis.sides import load_side
+    from lowbit_vit.errors import OutOfTolerance
+    from lowbit_vit.report.comparison import check_markdown, check_summary, check_table
+    from lowbit_vit.schema.record import write_atomic
+
+    lines = check_run(load_side(run, root=root.resolve()), load_side(reference, root=root.resolve()))
+    if csv is not None:
+        write_atomic(csv, check_frame(lines).write_csv().encode())
+    if markdown:
+        print(check_markdown(lines), end="")
+    else:
+        Console(width=None if sys.stdout.isatty() else 180).print(check_table(lines))
+    off = misses(lines)
+    if off:
+        raise OutOfTolerance(f"{check_summary(lines)}; the first that is off: {off[0].name} (see its line in the table)")
+
+
 @app.command(epilog="Example: lowbit-vit config demo")
 def config(profile: ProfileName, root: Root = HERE) -> None:
     """Print the resolved profile, every value with what it means."""
@@ -302,7 +329,7 @@ def trial(
 ) -> None:
     """Run one trial in this process and write its record."""
     from lowbit_vit.schema.config import load_trial
-    from lowbit_vit.study.lifeline import stop_with_parent
+    from lowbit_vit.study.launch import stop_with_parent
     from lowbit_vit.trial.run import record_trial
 
     stop_with_parent()
@@ -321,7 +348,7 @@ def scan(
 ) -> None:
     """Run many accuracy-only trials in this process on one resident model."""
     from lowbit_vit.schema.config import load_trials
-    from lowbit_vit.study.lifeline import stop_with_parent
+    from lowbit_vit.study.launch import stop_with_parent
     from lowbit_vit.trial.scan import run_scan
 
     stop_with_parent()

@@ -1,7 +1,7 @@
 """The errors that a user can act on: each message is one line that names the thing and says what to do.
 
 `cli` prints the message without a traceback and exits with the class's code. Anything else that escapes is a
-defect of ours and keeps its traceback (exit code 1).
+defect of ours and keeps its traceback (exit code 1, which `check` has for a miss as well).
 """
 
 
@@ -36,6 +36,12 @@ class TrialsFailed(LowbitVitError):
     """A study finished but some of its trials did not succeed; the message names them. Exit code 5."""
 
     exit_code = 5
+
+
+class OutOfTolerance(LowbitVitError):
+    """A run does not repeat its reference; the message names what is off. Exit code 1, as of a test that fails."""
+
+    exit_code = 1
 
 
 class Busy(LowbitVitError):
