@@ -18,7 +18,7 @@ def test_what_was_not_measured_is_a_dash(print_value: object) -> None:
 
 def test_rates_are_percentages_and_differences_carry_a_sign() -> None:
     assert cells.percent(0.98665) == "98.67"
-    assert cells.points(-0.00167) == "-0.17"
+    assert cells.points(-0.00167) == "\N{MINUS SIGN}0.17"
     assert cells.points(0.0) == "+0.00"
 
 

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.tables import Findings, find, read_paper_table
+from lowbit_vit.analysis.tables import Findings, find
 from lowbit_vit.report import grids
 
 
@@ -15,11 +15,8 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
 
 def all_grids(findings: Findings) -> dict[str, grids.Grid]:
     tables = findings.tables
-    paper = read_paper_table(synthetic.PROJECT)
     return {
         "result": grids.result_grid(tables.paper_table),
-        "paper": grids.paper_grid(tables.paper_table, paper, batch_size=1),
-        "not measured": grids.paper_grid(tables.paper_table.clear(), paper, batch_size=None),
         "agreement": grids.agreement_grid(tables),
         "blocks": grids.block_grid(tables.sensitivity),
         "mixed": grids.mixed_grid(tables),
@@ -34,9 +31,21 @@ def test_every_line_has_a_cell_for_every_heading(findings: Findings) -> None:
         assert all(len(row.cells) == len(grid.headings) for row in grid.rows), name
 
 
-def test_each_of_the_papers_rows_is_followed_by_ours(findings: Findings) -> None:
-    kinds = [row.kind for row in all_grids(findings)["paper"].rows]
-    assert kinds == ["paper", "plain"] * 3 + ["paper", "missing"] * 2
+def test_every_line_of_a_study_names_its_records(findings: Findings) -> None:
+    known = {record.trial_id for record in findings.all_records}
+    for name in ("result", "blocks", "mixed", "missing"):
+        for row in all_grids(findings)[name].rows:
+            assert row.records, name
+            assert set(row.records.split()) <= known, name
+
+
+def test_eager_stands_beside_its_graph(findings: Findings) -> None:
+    table = findings.tables.paper_table
+    assert grids.twin_grid(table).rows == ()
+    eager = table.filter((pl.col("arm") == "Baseline ViT") & (pl.col("batch_size") == 1))
+    graph = eager.with_columns(pl.lit("cuda_graph").alias("execution"), pl.lit("as a graph").alias("arm"), pl.col("p50_ms") / 4)
+    (row,) = grids.twin_grid(pl.concat([table, graph])).rows
+    assert [row.cells[0].text, row.cells[0].note, row.cells[-1].text] == ["Baseline ViT", "cuda_graph: as a graph", "4.00"]
 
 
 def test_random_plans_are_one_line_for_each_k(findings: Findings) -> None:

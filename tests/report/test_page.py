@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.tables import find
+import synthetic_claims
+from lowbit_vit.analysis.tables import find, read_paper_table
 from lowbit_vit.errors import DataError
 from lowbit_vit.report.cells import DASH
 from lowbit_vit.report.grids import result_grid
-from lowbit_vit.report.page import build_report, metrics
-from lowbit_vit.schema.config import Study
+from lowbit_vit.report.metrics import metrics
+from lowbit_vit.report.page import Content, build_report, write_report
+from lowbit_vit.schema.config import Profile, Study
 from lowbit_vit.schema.workspace import Workspace
 
-HOSTILE = '<script>alert(1)</script> & "quoted" {{ 7 * 7 }} </title>'
-FIGURES = [f"figure{number}.{suffix}" for number in range(1, 6) for suffix in ("png", "svg")]
+HOSTILE = synthetic_claims.HOSTILE
+FIGURES = [f"figure{number}.{suffix}" for number in range(1, 8) for suffix in ("png", "svg")]
 
 
 class Outline(HTMLParser):
@@ -30,6 +32,8 @@ class Outline(HTMLParser):
         self.open: list[str] = []
         self.scripts = 0
         self.addresses: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
         self.text: list[str] = []
         self.feed(page)
         self.close()
@@ -38,7 +42,9 @@ class Outline(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
         self.scripts += tag == "script"
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "action") and value]
+        self.addresses += [value for name, value in attrs if name in ("src", "action", "data", "poster") and value]
+        self.links += [value for name, value in attrs if name == "href" and value]
+        self.ids += [value for name, value in attrs if name == "id" and value]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -51,10 +57,17 @@ class Outline(HTMLParser):
             self.text.append(data)
 
 
+def write(profile: Profile, workspace: Workspace, *, quote: str = "a synthetic sentence") -> Path:
+    """The page with synthetic claims."""
+    paper, findings = read_paper_table(workspace.root), find(profile, workspace)
+    claims = synthetic_claims.judged(paper, findings.all_records, profile=profile.name, quote=quote)
+    return write_report(Content(profile=profile, findings=findings, paper=paper, judged=tuple(claims)), workspace.reports)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     profile, workspace = synthetic.fill(tmp_path_factory.mktemp("page") / "root")
-    build_report(profile, workspace)
+    write(profile, workspace)
     return workspace
 
 
@@ -70,8 +83,10 @@ def outline(page: str) -> Outline:
 
 def test_it_writes_page_metrics_tables_and_figures(built: Workspace) -> None:
     written = {str(path.relative_to(built.reports)) for path in built.reports.rglob("*") if path.is_file()}
-    assert {"report.html", "metrics.json", *(f"figures/{name}" for name in FIGURES)} <= written
-    assert len([name for name in written if name.startswith("tables/")]) == 9
+    assert {"report.html", "report.md", "metrics.json", *(f"figures/{name}" for name in FIGURES)} <= written
+    tables = {name.removeprefix("tables/") for name in written if name.startswith("tables/")}
+    assert {"claims.csv", "fronts.csv", "paper_table.csv"} <= tables
+    assert {"arms.tex", "paper_batch1.tex", "paper_batch32.tex", "mixed.tex"} <= tables
 
 
 def test_the_page_is_well_formed_and_under_5_megabytes(page: str, outline: Outline) -> None:
@@ -80,20 +95,40 @@ def test_the_page_is_well_formed_and_under_5_megabytes(page: str, outline: Outli
 
 
 def test_the_page_needs_no_network(page: str, outline: Outline) -> None:
-    assert [address for address in outline.addresses if not address.startswith("#")] == []
+    assert outline.addresses == []
+    # What a reader may click: a place in the page, or the source of somebody else's number.
+    assert {link for link in outline.links if not link.startswith("#")} == {"https://example.org/numbers"}
     assert "@import" not in page
     assert "default-src 'none'" in page
 
 
-def test_the_first_screen_says_what_was_run_and_shows_every_arm(outline: Outline) -> None:
-    text = " ".join(outline.text)
-    head = text[: text.index("The paper's table")]
+def test_every_link_inside_the_page_has_its_target_and_every_id_is_one_element(outline: Outline) -> None:
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {link[1:] for link in outline.links if link.startswith("#")} <= set(outline.ids)
+    assert {"claim-t1-r0-0", "claim-iv-s0", "verdict", "paper", "ledger", "missing", "figure7"} <= set(outline.ids)
+
+
+def test_the_first_screen_is_the_verdict_the_counts_and_the_papers_table(outline: Outline) -> None:
+    text = re.sub(r"\s+", " ", " ".join(outline.text))
+    head = text[: text.index("Every arm")]
+    places = [head.index(words) for words in ("Of 79 statements", "Claims:", "Accuracy:", "Speed:", "contradicts itself", "Baseline ViT")]
+    assert places[:5] == sorted(places[:5])
     assert "weights trained from scratch for this run, not pretrained" in head
     assert "scikit-learn's 8 x 8 scanned digits" in head
-    assert "n = 600 images" in head
+    assert "ours: skipped: needs CUDA" in head
+
+
+def test_every_arm_and_what_accuracy_is_measured_on_are_said(outline: Outline) -> None:
+    text = " ".join(outline.text)
+    assert "n = 600 images" in text
     for arm in ("Baseline ViT", "4-bit + SDPA", "8-bit + FlashAttn2", "NF4, CUDA graph"):
-        assert arm in head
-    assert "skipped: needs CUDA" in head
+        assert arm in text
+
+
+def test_what_is_not_measured_is_said_to_be_missing(outline: Outline) -> None:
+    text = " ".join(outline.text)
+    assert "No roofline mark" in text
+    assert "no arm finished both eager and as a CUDA graph" in text
 
 
 def test_the_papers_numbers_stand_as_printed(outline: Outline) -> None:
@@ -103,9 +138,9 @@ def test_the_papers_numbers_stand_as_printed(outline: Outline) -> None:
 
 def test_building_again_gives_the_same_bytes(built: Workspace) -> None:
     profile = synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
-    names = ["report.html", "metrics.json", "figures/figure1.svg", "figures/figure4.png"]
+    names = ["report.html", "report.md", "metrics.json", "figures/figure1.svg", "figures/figure4.png", "tables/arms.tex"]
     before = [(built.reports / name).read_bytes() for name in names]
-    build_report(profile, built)
+    write(profile, built)
     assert [(built.reports / name).read_bytes() for name in names] == before
 
 
@@ -122,14 +157,17 @@ def test_text_of_a_record_cannot_become_markup(tmp_path: Path) -> None:
     demo = synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
     profile = synthetic.relabel(synthetic.relabel(demo, "Baseline ViT", HOSTILE), "NF4, CUDA graph", f"{HOSTILE} skipped")
     profile, workspace = synthetic.fill(tmp_path / "root", profile=profile, studies=("variants",))
-    page = build_report(profile, workspace).read_text()
+    page = write(profile, workspace, quote=HOSTILE).read_text()
     outline = Outline(page)
     assert "<script>alert" not in page
+    assert "\u2028" not in page[page.index('<script type="application/json"') :]
     assert outline.open == []
-    # The figures' data, Vega, and the page's own script.
-    assert outline.scripts == 3
+    # The figures' data, the records', Vega, and the page's own script.
+    assert outline.scripts == 4
     assert HOSTILE in "".join(outline.text)
     assert "<script>alert" not in (workspace.reports / "figures" / "figure2.svg").read_text()
+    assert "<script>" not in (workspace.reports / "report.md").read_text()
+    assert r"\textless{}script\textgreater{}" in (workspace.reports / "tables" / "arms.tex").read_text()
 
 
 @pytest.mark.parametrize("studies", [(), ("variants",), ("sensitivity",)])

@@ -230,8 +230,8 @@ def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
     """All columns of the paper's table from the frame of `variants`: one row an arm and batch size, seeds averaged.
 
     The batch sizes of an arm are those of its successful trials. An arm of which no trial succeeded keeps one row with the
-    statuses and reasons. `top1_low`..`top1_high` is the mean of the seeds' Wilson intervals: images, not seeds, are its
-    sampling unit; `_spread` columns show the seeds.
+    statuses and reasons. `records` and `failed_records` name the trials. `top1_low`..`top1_high` is the mean of the seeds'
+    Wilson intervals: images, not seeds, are its sampling unit; `_spread` columns show the seeds.
     """
     good = frame.filter(pl.col("status") == "success")
     bad = frame.filter(pl.col("status") != "success")
@@ -243,12 +243,14 @@ def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
         ),
         *(pl.col(name).first() for name in ("images", "samples", "memory_is")),
         pl.col("seed").alias("seeds"),
+        pl.col("trial_id").alias("records"),
         # Several seeds: the comparison of each is in `variants`; a single p value would have to pool them.
         *(pl.when(pl.len() == 1).then(pl.col(n).first()).first().alias(n) for n in _COMPARED),
         pl.lit("success").alias("status"),
     )
     failed = bad.group_by(*_IDENTITY, maintain_order=True).agg(
         pl.col("seed").alias("failed_seeds"),
+        pl.col("trial_id").alias("failed_records"),
         pl.concat_str(pl.col("status"), pl.lit(": "), pl.col("reason").fill_null("no reason recorded"))
         .unique(maintain_order=True)
         .alias("why"),
@@ -260,7 +262,7 @@ def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
         table.with_columns(
             pl.coalesce("status", "failed_status").alias("status"),
             pl.col("why").list.join("; ").alias("reason"),
-            *(pl.col(name).cast(pl.List(pl.String)).list.join(" ") for name in ("seeds", "failed_seeds")),
+            *(pl.col(name).cast(pl.List(pl.String)).list.join(" ") for name in ("seeds", "failed_seeds", "records", "failed_records")),
         )
         .drop("why", "failed_status")
         .sort("order", "arm", "batch_size", nulls_last=True)
@@ -268,7 +270,10 @@ def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def kernel_classes(results: Iterable[Result], *, arms: Sequence[str]) -> pl.DataFrame:
-    """Where one forward's time goes: one row for each arm, batch size and kernel class, seeds averaged, microseconds."""
+    """Where one forward's time goes: one row for each arm, batch size and kernel class, seeds averaged, microseconds.
+
+    `records` names the trials that were averaged.
+    """
     place = {label: index for index, label in enumerate(arms)}
     rows: list[dict[str, Any]] = []
     for result in results:
@@ -283,11 +288,11 @@ def kernel_classes(results: Iterable[Result], *, arms: Sequence[str]) -> pl.Data
                     "batch_size": kernels.batch_size,
                     "class": name,
                     "us": microseconds,
+                    "records": result.record.trial_id,
                 }
                 for name, microseconds in parts.items()
             )
-    schema = {"order": pl.Int64, "arm": pl.String, "device": pl.String, "batch_size": pl.Int64, "class": pl.String, "us": pl.Float64}
-    keys = ("order", "arm", "device", "batch_size", "class")
-    return (
-        pl.DataFrame(rows, schema=schema).group_by(*keys, maintain_order=True).agg(pl.col("us").mean()).sort("batch_size", "order", "class")
-    )
+    keys: dict[str, Any] = {"order": pl.Int64, "arm": pl.String, "device": pl.String, "batch_size": pl.Int64, "class": pl.String}
+    frame = pl.DataFrame(rows, schema=keys | {"us": pl.Float64, "records": pl.String})
+    averaged = frame.group_by(*keys, maintain_order=True).agg(pl.col("us").mean(), pl.col("records").str.join(" "))
+    return averaged.sort("batch_size", "order", "class")

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from lowbit_vit.analysis import arms, blocks
+from lowbit_vit.analysis.fronts import fronts
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.scores import scores
 from lowbit_vit.errors import DataError
@@ -32,6 +33,7 @@ class Tables:
         mixed: one row for each part that a cell of the mixed study plays.
         random_bands: range and quartiles of the random plans.
         beats_random: how many random plans each chosen plan beats.
+        fronts: Pareto fronts of the arms and of the mixed plans, dominated points included.
         not_successful: every trial without a result, and why.
     """
 
@@ -43,20 +45,26 @@ class Tables:
     mixed: pl.DataFrame
     random_bands: pl.DataFrame
     beats_random: pl.DataFrame
+    fronts: pl.DataFrame
     not_successful: pl.DataFrame
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the report shows: the records by study, and the tables made of them."""
+    """All that the report shows: the results by study, and the tables made of them."""
 
-    records: dict[Study, list[Record]]
+    results: dict[Study, list[Result]]
     tables: Tables
+
+    @property
+    def records(self) -> dict[Study, list[Record]]:
+        """The records by study."""
+        return {study: [result.record for result in results] for study, results in self.results.items()}
 
     @property
     def all_records(self) -> list[Record]:
         """The records of every study."""
-        return [record for study in STUDIES for record in self.records[study]]
+        return [result.record for study in STUDIES for result in self.results[study]]
 
 
 def find(profile: Profile, workspace: Workspace) -> Findings:
@@ -70,9 +78,9 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
     variants = arms.variants(results["variants"], arms=labels, margin=profile.statistics.margin)
     scored = _scores_if_complete(results["sensitivity"], profile)
     mixed = blocks.mixed(results["mixed"], depth=profile.backbone.depth)
-    records: dict[Study, list[Record]] = {study: [result.record for result in results[study]] for study in STUDIES}
+    table = _with_rows(arms.paper_table(variants))
     tables = Tables(
-        paper_table=_with_rows(arms.paper_table(variants)),
+        paper_table=table,
         variants=variants,
         kernel_classes=_with_rows(arms.kernel_classes(results["variants"], arms=labels)),
         sensitivity=_with_family(blocks.sensitivity(results["sensitivity"], scored)),
@@ -80,9 +88,10 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         mixed=mixed,
         random_bands=blocks.random_bands(mixed),
         beats_random=blocks.beats_random(mixed),
-        not_successful=_not_successful(records),
+        fronts=fronts(table, mixed),
+        not_successful=_not_successful({study: [result.record for result in results[study]] for study in STUDIES}),
     )
-    return Findings(records=records, tables=tables)
+    return Findings(results=results, tables=tables)
 
 
 def _scores_if_complete(results: Sequence[Result], profile: Profile) -> list[SensitivityScores]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -23,8 +24,8 @@ def percent(rate: float | None, digits: int = 2) -> str:
 
 
 def points(difference: float | None) -> str:
-    """A difference of two rates in percentage points, signed."""
-    return DASH if difference is None else f"{100 * difference:+.2f}"
+    """A difference of two rates in percentage points, signed, with a minus sign and not a hyphen."""
+    return DASH if difference is None else f"{100 * difference:+.2f}".replace("-", MINUS)
 
 
 def probability(p_value: float | None) -> str:

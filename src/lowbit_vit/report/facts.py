@@ -72,7 +72,7 @@ def machines(records: Sequence[Record]) -> list[Machine]:
     groups: dict[tuple[tuple[str, str], ...], list[Provenance]] = {}
     for record in records:
         if record.provenance is not None:
-            groups.setdefault(_facts(record.provenance), []).append(record.provenance)
+            groups.setdefault(host_facts(record.provenance), []).append(record.provenance)
     found = [Machine(name=_name(items[0]), records=len(items), facts=facts) for facts, items in groups.items()]
     return sorted(found, key=lambda machine: -machine.records)
 
@@ -81,7 +81,8 @@ def _name(provenance: Provenance) -> str:
     return provenance.gpu or f"{provenance.cpu}, {provenance.cpu_cores} cores"
 
 
-def _facts(provenance: Provenance) -> tuple[tuple[str, str], ...]:
+def host_facts(provenance: Provenance) -> tuple[tuple[str, str], ...]:
+    """Machine, software, code revision and image of one record, by name, without what is unknown."""
     dirty = {True: " with uncommitted changes", False: "", None: ""}[provenance.git_dirty]
     packages = ", ".join(f"{name} {version}" for name, version in sorted(provenance.packages.items()))
     facts = {

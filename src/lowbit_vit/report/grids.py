@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from lowbit_vit.analysis.tables import Tables
-from lowbit_vit.report.cells import DASH, milliseconds, number, percent, points, probability, spread, status_words
+from lowbit_vit.report.cells import DASH, MINUS, milliseconds, number, percent, points, probability, spread, status_words
 from lowbit_vit.schema.record import Record
 
 
@@ -21,19 +21,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line; `kind` is `plain`, `paper` (the paper's own numbers) or `missing` (no result)."""
+    """One line; `kind` is `plain` or `missing` (no result); `records` are the trial ids behind it, separated by spaces."""
 
     cells: tuple[Cell, ...]
     kind: str = "plain"
+    records: str = ""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: headings, which of its columns are words (left-aligned; numbers are right-aligned), rows."""
+    """A table: headings, rows, which columns are words (left-aligned; numbers are right-aligned), and which one names the row."""
 
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
     words: frozenset[int] = field(default_factory=frozenset)
+    name: int = 0
 
 
 def result_grid(table: pl.DataFrame) -> Grid:
@@ -45,7 +47,7 @@ def result_grid(table: pl.DataFrame) -> Grid:
         rows.append(_result_row(next(iter(by_batch.values())), by_batch, batches))
     latency = tuple(f"P50 ms, batch\N{NO-BREAK SPACE}{batch}" for batch in batches)
     headings = ("#", "arm", "Top-1 %", "against row 1, points", "size MiB", *latency, "peak MiB", "status")
-    return Grid(headings=headings, rows=tuple(rows), words=frozenset({1, len(headings) - 1}))
+    return Grid(headings=headings, rows=tuple(rows), words=frozenset({1, len(headings) - 1}), name=1)
 
 
 def _result_row(first: dict[str, Any], by_batch: dict[int, dict[str, Any]], batches: Sequence[int]) -> Row:
@@ -55,7 +57,8 @@ def _result_row(first: dict[str, Any], by_batch: dict[int, dict[str, Any]], batc
     name = Cell(first["arm"], " · ".join(settings))
     if first["status"] != "success":
         blank = (Cell(DASH),) * (4 + len(batches))
-        return Row((Cell(str(first["number"])), name, *blank, Cell(status_words(first))), kind="missing")
+        missing = first["failed_records"] or ""
+        return Row((Cell(str(first["number"])), name, *blank, Cell(status_words(first))), kind="missing", records=missing)
     peaks = [row for row in by_batch.values() if row["peak_memory_mib"] is not None]
     peak = max(peaks, key=lambda row: float(row["peak_memory_mib"]), default=None)
     return Row(
@@ -68,7 +71,8 @@ def _result_row(first: dict[str, Any], by_batch: dict[int, dict[str, Any]], batc
             *(_latency(by_batch.get(batch)) for batch in batches),
             Cell(number(peak["peak_memory_mib"], 1), peak["memory_is"]) if peak else Cell(DASH),
             Cell(status_words(first)),
-        )
+        ),
+        records=" ".join(filter(None, (first["records"], first["failed_records"]))),
     )
 
 
@@ -80,7 +84,7 @@ def _top1_note(row: dict[str, Any]) -> str:
 def _difference(row: dict[str, Any]) -> Cell:
     if row["difference"] is None:
         return Cell("baseline" if row["paper_row"] == 0 else DASH)
-    return Cell(points(row["difference"]), f"-{row['lost']} +{row['gained']} images, p {probability(row['p_value'])}")
+    return Cell(points(row["difference"]), f"{MINUS}{row['lost']} +{row['gained']} images, p {probability(row['p_value'])}")
 
 
 def _latency(row: dict[str, Any] | None) -> Cell:
@@ -89,47 +93,6 @@ def _latency(row: dict[str, Any] | None) -> Cell:
     if row["p50_low_ms"] is None:
         return Cell(milliseconds(row["p50_ms"]))
     return Cell(milliseconds(row["p50_ms"]), f"{milliseconds(row['p50_low_ms'])} to {milliseconds(row['p50_high_ms'])}")
-
-
-def paper_grid(table: pl.DataFrame, paper: pl.DataFrame, *, batch_size: int | None) -> Grid:
-    """The paper's five rows as printed, each with ours at one batch size below it, in the paper's 14 columns."""
-    rows = []
-    for printed in paper.to_dicts():
-        index = int(printed["Row"])
-        rows.append(Row((Cell(printed["Model"], "the paper"), *(Cell(printed[name]) for name in paper.columns[2:])), kind="paper"))
-        arms = table.filter(pl.col("paper_row") == index)
-        ours = arms.filter(pl.col("batch_size").is_null() | pl.col("batch_size").eq_missing(batch_size)).to_dicts()
-        if not ours:
-            reason = "not run" if arms.is_empty() else f"not measured at batch {batch_size}"
-            rows.append(_without_result("", reason, columns=len(paper.columns) - 2))
-        for row in ours:
-            if row["status"] == "success":
-                rows.append(Row((Cell(row["arm"], "this run"), *_paper_cells(row))))
-            else:
-                rows.append(_without_result(row["arm"], str(row["reason"]), columns=len(paper.columns) - 2))
-    return Grid(headings=tuple(paper.columns[1:]), rows=tuple(rows), words=frozenset({0}))
-
-
-def _without_result(arm: str, reason: str, *, columns: int) -> Row:
-    return Row((Cell(arm, f"this run: {reason}"), *(Cell(DASH),) * columns), kind="missing")
-
-
-def _paper_cells(row: dict[str, Any]) -> list[Cell]:
-    """Our values in the order of the paper's columns."""
-    device = row["device"]
-    return [
-        Cell(number(row["file_mib"]), "MiB"),
-        Cell(spread(row, "mean_ms", milliseconds(row["mean_ms"]), digits=2), device),
-        *(Cell(milliseconds(row[name]), device if row[name] is not None else "too few samples") for name in ("p50_ms", "p95_ms", "p99_ms")),
-        Cell(number(row["images_per_s"], 1)),
-        Cell(number(row["peak_memory_mib"], 1), row["memory_is"] or ""),
-        Cell(milliseconds(row["cpu_mean_ms"])),
-        Cell(spread(row, "top1", number(row["top1"], 4), digits=4)),
-        Cell(number(row["top5"], 4)),
-        Cell(number(row["macro_f1"], 4)),
-        Cell(number(row["kernel_us"], 0), "operators" if device == "cpu" else "kernels"),
-        Cell(number(row["attention_us"], 0)),
-    ]
 
 
 def agreement_grid(tables: Tables) -> Grid:
@@ -155,12 +118,14 @@ def block_grid(frame: pl.DataFrame) -> Grid:
         block = DASH if row["block"] is None else str(row["block"])
         name = (Cell(row["weights"] or "high precision"), Cell(words[row["direction"]]), Cell(block))
         if row["status"] != "success":
-            rows.append(Row((*name, *(Cell(DASH),) * 3, Cell(f"{row['status']}: {row['reason']}")), kind="missing"))
+            blank = (*name, *(Cell(DASH),) * 3, Cell(f"{row['status']}: {row['reason']}"))
+            rows.append(Row(blank, kind="missing", records=row["trial_id"]))
             continue
         kl = Cell(_nats(row["kl"]))
         if row["kl_mean"] is not None:
             kl = Cell(_nats(row["kl_mean"]), f"{_nats(row['kl_low'])} to {_nats(row['kl_high'])}")
-        rows.append(Row((*name, kl, Cell(number(row["flips_mean"], 1)), Cell(percent(row["top1"])), _paired(row))))
+        cells = (*name, kl, Cell(number(row["flips_mean"], 1)), Cell(percent(row["top1"])), _paired(row))
+        rows.append(Row(cells, records=row["trial_id"]))
     headings = (
         "weights",
         "quantized",
@@ -194,7 +159,7 @@ def mixed_grid(tables: Tables) -> Grid:
         "KL, nats",
         "random plans beaten",
     )
-    return Grid(headings=headings, rows=tuple(rows), words=frozenset({1, 2}))
+    return Grid(headings=headings, rows=tuple(rows), words=frozenset({1, 2}), name=1)
 
 
 def byte_words(frame: pl.DataFrame) -> str:
@@ -211,9 +176,11 @@ def byte_words(frame: pl.DataFrame) -> str:
 def _plan_row(row: dict[str, Any], wins: str) -> Row:
     name = (Cell(DASH if row["k"] is None else str(row["k"])), Cell(row["strategy"]), Cell(row["blocks"]))
     if row["status"] != "success":
-        return Row((*name, *(Cell(DASH),) * 4, Cell(f"{row['status']}: {row['reason']}")), kind="missing")
+        blank = (*name, *(Cell(DASH),) * 4, Cell(f"{row['status']}: {row['reason']}"))
+        return Row(blank, kind="missing", records=row["trial_id"])
     top1 = Cell(percent(row["top1"]), f"{percent(row['top1_low'], 1)} to {percent(row['top1_high'], 1)}")
-    return Row((*name, Cell(number(row["weight_mib"], 3)), top1, _paired(row), Cell(_nats(row["kl"])), Cell(wins)))
+    cells = (*name, Cell(number(row["weight_mib"], 3)), top1, _paired(row), Cell(_nats(row["kl"])), Cell(wins))
+    return Row(cells, records=row["trial_id"])
 
 
 def _random_row(k: int, random: pl.DataFrame, bands: pl.DataFrame) -> list[Row]:
@@ -238,7 +205,8 @@ def _random_row(k: int, random: pl.DataFrame, bands: pl.DataFrame) -> list[Row]:
                 Cell(DASH),
                 Cell(_nats(kl["median"]), f"{_nats(kl['least'])} to {_nats(kl['greatest'])}") if kl else Cell(DASH),
                 Cell(DASH),
-            )
+            ),
+            records=" ".join(random.get_column("trial_id")),
         )
     ]
 
@@ -247,7 +215,7 @@ def _paired(row: dict[str, Any]) -> Cell:
     if row["difference"] is None:
         return Cell(DASH)
     interval = f"{points(row['difference_low'])} to {points(row['difference_high'])}"
-    return Cell(points(row["difference"]), f"{interval}; -{row['lost']} +{row['gained']} images, p {probability(row['p_value'])}")
+    return Cell(points(row["difference"]), f"{interval}; {MINUS}{row['lost']} +{row['gained']} images, p {probability(row['p_value'])}")
 
 
 def _nats(value: float | None) -> str:
@@ -260,10 +228,11 @@ def missing_grid(frame: pl.DataFrame) -> Grid:
         Row(
             (Cell(row["study"]), Cell(row["label"]), Cell(str(row["seed"])), Cell(row["status"]), Cell(row["reason"] or DASH)),
             kind="missing",
+            records=row["trial_id"],
         )
         for row in frame.to_dicts()
     ]
-    return Grid(headings=("study", "trial", "seed", "status", "reason"), rows=tuple(rows), words=frozenset({0, 1, 3, 4}))
+    return Grid(headings=("study", "trial", "seed", "status", "reason"), rows=tuple(rows), words=frozenset({0, 1, 3, 4}), name=1)
 
 
 def time_grid(records: Sequence[Record]) -> Grid:
@@ -273,3 +242,31 @@ def time_grid(records: Sequence[Record]) -> Grid:
         spent = [sum(record.durations_s.values()) for record in records if record.trial.study == study]
         rows.append(Row((Cell(study), Cell(str(len(spent))), Cell(number(sum(spent), 1)), Cell(number(max(spent), 1)))))
     return Grid(headings=("study", "trials", "seconds in all", "longest trial, s"), rows=tuple(rows), words=frozenset({0}))
+
+
+def twin_grid(table: pl.DataFrame) -> Grid:
+    """Arms that differ in their execution alone, eager against graph: what replaying or compiling the same kernels saves."""
+    same = ("weights", "compute_dtype", "attention", "qkv", "adaptation", "device", "batch_size")
+    good = table.filter((pl.col("status") == "success") & pl.col("p50_ms").is_not_null())
+    eager = good.filter(pl.col("execution") == "eager").unique(list(same), keep="first", maintain_order=True)
+    pairs = eager.join(good.filter(pl.col("execution") != "eager"), on=list(same), suffix="_twin", maintain_order="left")
+    rows = [
+        Row(
+            (
+                Cell(row["arm"], f"{row['execution_twin']}: {row['arm_twin']}"),
+                Cell(str(row["batch_size"])),
+                Cell(milliseconds(row["p50_ms"]), _idle_note(row, "")),
+                Cell(milliseconds(row["p50_ms_twin"]), _idle_note(row, "_twin")),
+                Cell(number(row["p50_ms"] / row["p50_ms_twin"])),
+            ),
+            records=f"{row['records']} {row['records_twin']}",
+        )
+        for row in pairs.to_dicts()
+    ]
+    headings = ("arm", "batch", "eager, P50 ms", "graph or compiled, P50 ms", "eager / graph")
+    return Grid(headings=headings, rows=tuple(rows), words=frozenset({0}))
+
+
+def _idle_note(row: dict[str, Any], suffix: str) -> str:
+    idle, wall = row[f"idle_us{suffix}"], row[f"wall_us{suffix}"]
+    return "" if idle is None or not wall else f"idle {100 * idle / wall:.0f} %"

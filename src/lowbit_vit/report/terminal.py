@@ -31,8 +31,13 @@ def result_markdown(records: Sequence[Record], *, arms: Sequence[str] = ()) -> s
     """The same table in GitHub's Markdown, its caption behind it."""
     headings, rows = _grid(records, arms=arms)
     rule = ["--:" if 1 < index < len(headings) - 1 else "---" for index in range(len(headings))]
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (headings, rule, *rows)]
+    lines = [f"| {' | '.join(map(_markdown_cell, line))} |" for line in (headings, rule, *rows)]
     return "\n".join(lines) + f"\n\n{_caption(records)}.\n"
+
+
+def _markdown_cell(text: str) -> str:
+    """Text that neither ends the cell nor becomes HTML."""
+    return text.replace("|", r"\|").replace("<", "&lt;")
 
 
 def _grid(records: Sequence[Record], *, arms: Sequence[str]) -> tuple[list[str], list[list[str]]]:

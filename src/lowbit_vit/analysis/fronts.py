@@ -1,0 +1,68 @@
+"""Pareto fronts: among the arms, and among the plans of the mixed study, what nothing else beats in both bytes or time and accuracy.
+
+A point is dominated if another is at least as good in both and better in one; of equal points none dominates the other.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+FRONTS_SCHEMA: dict[str, Any] = {
+    "panel": pl.String,
+    "x_name": pl.String,
+    "y_name": pl.String,
+    "less_is_better": pl.Boolean,
+    "name": pl.String,
+    "weights_family": pl.String,
+    "x": pl.Float64,
+    "y": pl.Float64,
+    "state": pl.String,
+    "records": pl.String,
+}
+
+
+def on_front(x: Sequence[float], loss: Sequence[float]) -> list[bool]:
+    """Which points no other one dominates; less is better in both."""
+    front = [False] * len(x)
+    least = math.inf
+    at = math.nan
+    # Cheapest first: a point stays if it loses less than every cheaper one, or as little as the best at its own cost.
+    for place in sorted(range(len(x)), key=lambda place: (x[place], loss[place])):
+        front[place] = loss[place] < least or (loss[place] == least and x[place] == at)
+        if loss[place] < least:
+            least, at = loss[place], x[place]
+    return front
+
+
+def fronts(paper_table: pl.DataFrame, mixed: pl.DataFrame) -> pl.DataFrame:
+    """Every panel's points: arms by file size and by median latency at each batch size, mixed plans by the bytes of their weights.
+
+    `paper_table` needs its columns `row`, `weights_family` and `records`; `mixed` is of the report half.
+    """
+    arms = paper_table.filter(pl.col("status") == "success")
+    percent = (100 * pl.col("top1")).alias("y")
+    arm = ("row", "weights_family", "records")
+    sized = arms.unique("row", keep="first", maintain_order=True)
+    panels = [_panel(sized.select(*arm, percent, x="file_mib"), "arms: Top-1 against file size", "model file, MiB")]
+    for batch in arms.get_column("batch_size").drop_nulls().unique().sort():
+        timed = arms.filter(pl.col("batch_size") == batch).select(*arm, percent, x="p50_ms")
+        panels.append(_panel(timed, f"arms: Top-1 against latency, batch {batch}", "median latency, ms"))
+    name = pl.when(pl.col("k").is_null()).then("strategy").otherwise(pl.format("{}, k = {}, blocks {}", "strategy", "k", "blocks"))
+    family = pl.when(pl.col("strategy") == "high precision").then(pl.lit("floating point")).otherwise(pl.lit("mixed"))
+    plans = mixed.select(name.alias("row"), family.alias("weights_family"), pl.col("trial_id").alias("records"), y="kl", x="weight_mib")
+    panels.append(
+        _panel(plans, "mixed plans: KL against bytes of weights", "weights, MiB", y_name="KL, nats", less_is_better=True)
+    )
+    return pl.concat(panels)
+
+
+def _panel(points: pl.DataFrame, panel: str, x_name: str, *, y_name: str = "Top-1, %", less_is_better: bool = False) -> pl.DataFrame:
+    points = points.drop_nulls(["x", "y"]).filter(pl.col("x") > 0)
+    words = {"panel": pl.lit(panel), "x_name": pl.lit(x_name), "y_name": pl.lit(y_name), "less_is_better": pl.lit(less_is_better)}
+    y = points.get_column("y")
+    front = pl.Series(on_front(points.get_column("x").to_list(), (y if less_is_better else -y).to_list()), dtype=pl.Boolean)
+    state = pl.when(front).then(pl.lit("on the front")).otherwise(pl.lit("dominated"))
+    whole = points.rename({"row": "name"}).with_columns(state.alias("state"), **words)
+    return whole.select(pl.col(name).cast(kind) for name, kind in FRONTS_SCHEMA.items())

@@ -1,0 +1,1 @@
+"""The report's charts, one module a subject; each chart is one Vega-Lite document."""

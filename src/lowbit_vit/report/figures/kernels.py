@@ -1,0 +1,63 @@
+"""Where the time goes: one forward's time by kernel class, with the card's idle time where it was measured."""
+
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from lowbit_vit.report.figures.style import BLUE, BY_ORDER, GREEN, GREY, ORANGE, PURPLE, WIDTH, YELLOW, first_arms, rows, unique
+
+# Idle is the lightest: it is the absence of work.
+KERNEL_CLASSES = {
+    "gemm": BLUE,
+    "quantize": ORANGE,
+    "attention": GREEN,
+    "norm_elementwise": PURPLE,
+    "copy": YELLOW,
+    "other": GREY,
+    "idle": "#c9ced6",
+}
+CLASS_NAMES = {
+    "gemm": "matrix products",
+    "quantize": "quantize, dequantize",
+    "attention": "attention",
+    "norm_elementwise": "norms, elementwise",
+    "copy": "copies",
+    "other": "other",
+    "idle": "idle: the card waits",
+}
+
+
+def time_by_class(frame: pl.DataFrame) -> dict[str, Any] | None:
+    """Stacked bars, one panel a batch size. `frame` has a row for each arm, batch size and class."""
+    if frame.is_empty():
+        return None
+    frame = first_arms(frame)
+    used = [name for name in KERNEL_CLASSES if name in set(frame["class"])]
+    share = pl.col("us") / pl.col("us").sum().over("row", "batch_size")
+    frame = frame.with_columns(
+        (pl.col("us") / 1000).alias("ms"),
+        pl.when(share.is_finite()).then(share).otherwise(0.0).alias("share"),
+        pl.format("batch {}, ms", "batch_size").alias("panel"),
+        pl.col("class").replace_strict({name: index for index, name in enumerate(KERNEL_CLASSES)}, default=99).alias("rank"),
+        pl.col("class").replace_strict(CLASS_NAMES, default=pl.col("class")).alias("class"),
+    )
+    scale = alt.Scale(domain=[CLASS_NAMES[name] for name in used], range=[KERNEL_CLASSES[name] for name in used])
+    chart = (
+        alt.Chart(frame.select("row", "order", "class", "ms", "share", "panel", "rank", "records"))
+        .mark_bar(height=alt.RelativeBandSize(0.7))
+        .encode(
+            x=alt.X("ms:Q", title=None, stack=True, axis=alt.Axis(tickCount=7)),
+            y=alt.Y("row:N", title=None, sort=BY_ORDER, axis=alt.Axis(labelLimit=190)),
+            color=alt.Color("class:N", title=None, scale=scale, legend=alt.Legend(columns=3)),
+            order="rank:Q",
+            tooltip=[
+                alt.Tooltip("row:N", title="arm"),
+                alt.Tooltip("class:N", title="spent on"),
+                alt.Tooltip("ms:Q", format=",.3f"),
+                alt.Tooltip("share:Q", title="of the forward", format=".0%"),
+            ],
+        )
+        .properties(width=WIDTH - 160, height=alt.Step(17))
+    )
+    return rows(chart, column="panel", order=unique(frame.sort("batch_size"), "panel"), independent=("x",))

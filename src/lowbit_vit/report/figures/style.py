@@ -1,0 +1,79 @@
+"""One look for all figures: colours that the colour-blind tell apart, on white and on near-black, and panels below each other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), its blue and grey lightened to read on near-black too.
+BLUE, ORANGE, GREEN, PURPLE, YELLOW, RED, GREY = "#4f93d1", "#e69f00", "#009e73", "#cc79a7", "#d6c52e", "#d55e00", "#8a909a"
+WEIGHTS = {"floating point": BLUE, "int8": ORANGE, "NF4": GREEN, "mixed": PURPLE}
+FORMAT_NAMES = {"nf4": "NF4", "nf4-dq": "NF4, double quantization", "int8-0": "int8, threshold 0", "int8-6": "int8, threshold 6"}
+WIDTH = 620
+# Bars of more arms than this would make a figure nobody reads; the caption says so, and the table has them all.
+MOST_ARMS = 40
+# Arms by their place, and not by a list of their names: Vega compiles such a list into code, and a name may hold anything.
+BY_ORDER = alt.EncodingSortField(field="order", op="min", order="ascending")
+FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
+
+
+def finished(table: pl.DataFrame) -> pl.DataFrame:
+    """The arms with a result."""
+    return table.filter(pl.col("status") == "success")
+
+
+def first_arms(frame: pl.DataFrame) -> pl.DataFrame:
+    """At most `MOST_ARMS` arms, in the profile's order; the frame has a column `order`."""
+    kept = frame.get_column("order").unique().sort().head(MOST_ARMS)
+    return frame.filter(pl.col("order").is_in(kept.implode()))
+
+
+def cut_words(frame: pl.DataFrame) -> str:
+    """Which arms a figure of bars leaves out; empty if none."""
+    arms = frame.get_column("order").n_unique()
+    return f" The first {MOST_ARMS} of {arms} arms are shown." if arms > MOST_ARMS else ""
+
+
+def unique(frame: pl.DataFrame, column: str) -> list[str]:
+    """A column's values in the order of their first row."""
+    return frame.get_column(column).unique(maintain_order=True).to_list()
+
+
+def weights_colour(frame: pl.DataFrame) -> alt.Color:
+    """Colour by the family of the weights' format, with only the used ones in the legend."""
+    used = [name for name in WEIGHTS if name in set(frame["weights_family"])]
+    scale = alt.Scale(domain=used, range=[WEIGHTS[name] for name in used])
+    return alt.Color("weights_family:N", title="weights", scale=scale, legend=alt.Legend(columns=4, symbolOpacity=1))
+
+
+def rows(
+    chart: alt.LayerChart | alt.FacetChart | alt.Chart, *, column: str, order: Sequence[str], independent: Sequence[str]
+) -> dict[str, Any]:
+    """Panels below each other, so that a phone shows them as well as a desk does."""
+    header = alt.Header(title=None, labelOrient="top", labelAnchor="start", labelFontWeight="bold", labelPadding=4)
+    scales: dict[str, Any] = dict.fromkeys(independent, "independent")
+    return configured(chart.facet(row=alt.Row(f"{column}:N", sort=list(order), header=header), spacing=18).resolve_scale(**scales))
+
+
+def configured(chart: alt.FacetChart | alt.VConcatChart | alt.LayerChart) -> dict[str, Any]:
+    """The specification with the common look; the page's style sheet recolours text and grid in the dark.
+
+    Vega's own words for screen readers are off: they would name every grid line. The page names the figure and its table.
+    """
+    grey = "#dfe3e8"
+    with_look = (
+        chart.configure(background="transparent", font=FONT, padding=4, aria=False)
+        .configure_view(stroke=None)
+        .configure_axis(labelFontSize=11, titleFontSize=11, titleFontWeight="normal", gridColor=grey, domainColor=GREY, tickColor=GREY)
+        .configure_legend(orient="bottom", labelFontSize=11, titleFontSize=11, titleFontWeight="normal", symbolLimit=20)
+        .configure_header(labelFontSize=12)
+    )
+    result: dict[str, Any] = with_look.to_dict()
+    result["datasets"] = {name: [_rounded(row) for row in data] for name, data in result["datasets"].items()}
+    return result
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Six significant digits: a pixel shows fewer, and the page carries every figure's numbers."""
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}

@@ -1,0 +1,108 @@
+"""Which figures the report has, with their titles and captions; the charts themselves are in `figures/`."""
+
+from lowbit_vit.analysis.tables import Tables
+from lowbit_vit.report import grids
+from lowbit_vit.report.figures.accuracy import accuracy_against_latency
+from lowbit_vit.report.figures.blocks import heat_map, sensitivity
+from lowbit_vit.report.figures.document import Figure
+from lowbit_vit.report.figures.fronts import pareto_fronts
+from lowbit_vit.report.figures.kernels import time_by_class
+from lowbit_vit.report.figures.mixed import mixed
+from lowbit_vit.report.figures.size import size_and_memory
+from lowbit_vit.report.figures.style import cut_words, finished
+
+_NO_ARM = "No arm of the variants study has finished."
+_NO_CELLS = "The sensitivity study has no complete set of cells."
+
+
+def all_figures(tables: Tables) -> list[Figure]:
+    """The paper's four figures, in its order and meaning, and three that it lacks."""
+    return [*_of_arms(tables), *_of_blocks(tables), *_beyond(tables)]
+
+
+def _of_arms(tables: Tables) -> list[Figure]:
+    cut = cut_words(finished(tables.paper_table))
+    return [
+        Figure(
+            name="figure1",
+            label="Figure 1",
+            title="Top-1 against median latency",
+            caption="Each point is an arm, by its number in the table above. Upright bars: 95 % Wilson intervals over test images; level "
+            "bars: 95 % order-statistic intervals of the median. The paper's Fig. 1 has the mean, and no interval.",
+            specification=accuracy_against_latency(tables.paper_table),
+            missing=_NO_ARM,
+            table="paper_table.csv",
+        ),
+        Figure(
+            name="figure2",
+            label="Figure 2",
+            title="Size on disk and peak memory",
+            caption="The saved file with its quantization constants and adapters, and the peak while one batch ran. A resident set holds "
+            f"the whole process, libraries included, so on a CPU it hardly depends on the weights. The paper's Fig. 2.{cut}",
+            specification=size_and_memory(tables.paper_table),
+            missing=_NO_ARM,
+            table="paper_table.csv",
+        ),
+    ]
+
+
+def _of_blocks(tables: Tables) -> list[Figure]:
+    return [
+        Figure(
+            name="figure3",
+            label="Figure 3",
+            title="Layer-wise sensitivity",
+            caption="Mean KL from the high-precision model's predictions over draws of images from the selection half; bars span the "
+            "draws, which share images. Panels differ in scale. The paper's Fig. 3 shows one unnamed measure for 4-bit only.",
+            specification=sensitivity(tables.sensitivity),
+            missing=_NO_CELLS,
+            table="sensitivity.csv",
+        ),
+        Figure(
+            name="figure4",
+            label="Figure 4",
+            title="First and last blocks, the data's choice, and chance",
+            caption=f"k blocks kept in high precision. {grids.byte_words(tables.mixed)} Ticks are random plans; the band is their range, "
+            "its darker part their middle half. Blocks were chosen on the selection half; this is the report half. The paper's Fig. 4 has "
+            "only the first two rows, for k = 2.",
+            specification=mixed(tables.mixed, tables.random_bands),
+            missing="The mixed study has no finished cell.",
+            table="mixed.csv",
+        ),
+    ]
+
+
+def _beyond(tables: Tables) -> list[Figure]:
+    return [
+        Figure(
+            name="figure5",
+            label="Figure 5",
+            title="One forward by kernel class",
+            caption="One profiled forward: kernels on a GPU, with idle (wall minus busy) beside them; operators on a CPU, where idle time "
+            f"is not measured. Not in the paper.{cut_words(tables.kernel_classes)}",
+            specification=time_by_class(tables.kernel_classes),
+            missing="No arm has a kernel trace.",
+            table="kernel_classes.csv",
+        ),
+        Figure(
+            name="figure6",
+            label="Figure 6",
+            title="Pareto fronts",
+            caption="Up and left is better. Filled points are on the front, which the dashed line joins; hollow ones are dominated: "
+            "another point is at least as good in both, and better in one. Intervals overlap more than the lines suggest: see Figure 1.",
+            specification=pareto_fronts(tables.fronts),
+            missing="Nothing has both an accuracy and a size or a latency.",
+            table="fronts.csv",
+        ),
+        Figure(
+            name="figure7",
+            label="Figure 7",
+            title="Sensitivity at a glance",
+            caption="Block by number format and direction. Colour is KL as a share of its line's greatest: lines differ in scale by "
+            "orders of magnitude. Yellow in a line of “only” is a block that is costly to quantize; dark in a line of “all but”, one worth "
+            "sparing.",
+            specification=heat_map(tables.sensitivity),
+            missing=_NO_CELLS,
+            table="sensitivity.csv",
+        ),
+    ]

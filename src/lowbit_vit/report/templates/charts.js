@@ -1,0 +1,61 @@
+// Replace each static drawing by the interactive one, as wide as the page, once it comes near the screen. Without scripts the
+// static ones stay.
+const specifications = JSON.parse(document.getElementById("specifications").textContent);
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+
+// Every panel of a figure takes the same plot width.
+function panelsOf(specification) {
+  if (specification.vconcat) return specification.vconcat;
+  return [specification.spec ?? specification];
+}
+
+function overflow(place, target) {
+  return Math.min(place.parentElement.clientWidth, 880) - target.querySelector("svg").getBoundingClientRect().width;
+}
+
+// Axes, labels and numbers beside bars take what they take: draw, see what is left over, draw again.
+async function drawFigure(place) {
+  place.dataset.drawn = "drawing";
+  const specification = structuredClone(specifications[place.dataset.figure]);
+  const options = { actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } };
+  const target = document.createElement("div");
+  place.replaceChildren(target);
+  for (let round = 0; round < 3; round += 1) {
+    const drawn = await vegaEmbed(target, specification, options);
+    drawn.view.addEventListener("click", (event, item) => {
+      if (item?.datum?.records) showSource(item.datum.records, [], null);
+    });
+    const left = overflow(place, target);
+    if (left >= 0 && left < 12) break;
+    for (const panel of panelsOf(specification)) panel.width = Math.max(110, Math.floor(panel.width + left - 4));
+  }
+  place.dataset.drawn = "yes";
+}
+
+// A figure is drawn again where it is next seen.
+let watcher;
+function watchFigures() {
+  watcher?.disconnect();
+  watcher = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        watcher.unobserve(entry.target);
+        drawFigure(entry.target);
+      }
+    },
+    { rootMargin: "400px" },
+  );
+  for (const place of document.querySelectorAll(".plot")) watcher.observe(place);
+}
+
+let lastWidth = window.innerWidth;
+let timer;
+window.addEventListener("resize", () => {
+  if (window.innerWidth === lastWidth) return;
+  lastWidth = window.innerWidth;
+  clearTimeout(timer);
+  timer = setTimeout(watchFigures, 150);
+});
+dark.addEventListener("change", watchFigures);
+watchFigures();

@@ -1,0 +1,129 @@
+"""What came out, in a headline and three sentences, every number in them from the records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.statistics import compare
+from lowbit_vit.analysis.tables import Findings
+from lowbit_vit.report.cells import percent, points
+from lowbit_vit.report.ledger import TONE_WORDS, tone_counts
+from lowbit_vit.schema.claim import Judged
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One of the three; `about` is its first word, set apart."""
+
+    about: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Trio:
+    """The arms that the verdict compares: one in high precision, one in 4 bit, one in 8 bit, as far as they finished."""
+
+    high: dict[str, Any] | None
+    low: tuple[dict[str, Any], ...]
+
+
+def headline(judged: Sequence[Judged]) -> str:
+    """How the paper's statements fare; empty without a ledger."""
+    if not judged:
+        return ""
+    tones = tone_counts(judged)
+    decided = tones["agrees"] + tones["fails"]
+    return f"Of {len(judged)} statements, {tones['agrees']} agree, {tones['fails']} fail, {len(judged) - decided} stay undecided"
+
+
+def sentences(findings: Findings, judged: Sequence[Judged]) -> list[Sentence]:
+    """Claims, accuracy, speed. What is missing is said in its sentence."""
+    trio = pick_arms(findings.tables.paper_table)
+    return [
+        Sentence("Claims", _claims(judged)),
+        Sentence("Accuracy", _accuracy(trio, findings.results["variants"])),
+        Sentence("Speed", _speed(trio)),
+    ]
+
+
+def pick_arms(table: pl.DataFrame) -> Trio:
+    """The paper's rows 0, 1 and 2 where they finished, else the first finished eager arm of the same family of weights.
+
+    Each arm is given by its row at the smallest batch size.
+    """
+    good = table.filter((pl.col("status") == "success") & (pl.col("execution") == "eager")).sort("order", "batch_size", nulls_last=True)
+
+    def first(family: str, paper_row: int) -> dict[str, Any] | None:
+        rows = good.filter(pl.col("weights_family") == family)
+        for choice in (rows.filter(pl.col("paper_row") == paper_row), rows):
+            if not choice.is_empty():
+                return choice.row(0, named=True)
+        return None
+
+    low = (first("NF4", 1), first("int8", 2))
+    return Trio(high=first("floating point", 0), low=tuple(row for row in low if row is not None))
+
+
+def _claims(judged: Sequence[Judged]) -> str:
+    if not judged:
+        return "no ledger was judged."
+    tones = tone_counts(judged)
+    parts = [f"{count} {TONE_WORDS[tone]}" for tone, count in tones.items()]
+    return f"of the {len(judged)} checkable statements, {_listed(parts)}."
+
+
+def _accuracy(trio: Trio, results: Sequence[Result]) -> str:
+    if trio.high is None or not trio.low:
+        return _missing(trio)
+    parts = []
+    for row in trio.low:
+        outcome = _paired(trio.high["arm"], row["arm"], results)
+        if outcome is None:
+            parts.append(f"{row['arm']} has {percent(row['top1'])} % (not the same images: no paired test)")
+        else:
+            difference, low, high = outcome
+            parts.append(f"{row['arm']} differs by {points(difference)} points (95 % interval {points(low)} to {points(high)})")
+    sizes = _listed([f"{row['file_mib'] / trio.high['file_mib']:.2f}" for row in trio.low])
+    head = f"against {trio.high['arm']}, {percent(trio.high['top1'])} % of {trio.high['images']:,} test images, {_listed(parts)}"
+    return f"{head}, at {sizes} times the file size."
+
+
+def _paired(first: str, second: str, results: Sequence[Result]) -> tuple[float, float, float] | None:
+    """Difference in Top-1 of the first seed that both arms have, with its 95 % interval; None where no seed has both."""
+    found = {(result.record.trial.label, result.record.trial.seed): result for result in results if result.predictions is not None}
+    for seed in sorted({seed for label, seed in found if label == first}):
+        pair = [found.get((label, seed)) for label in (first, second)]
+        arrays = [result.predictions for result in pair if result is not None and result.predictions is not None]
+        if len(arrays) == 2 and same_images([result for result in pair if result is not None]):
+            right = [predictions.top5[:, 0] == predictions.label for predictions in arrays]
+            outcome = compare(right[0], right[1])
+            return outcome.difference, outcome.interval.low, outcome.interval.high
+    return None
+
+
+def _speed(trio: Trio) -> str:
+    if trio.high is None or not trio.low:
+        return _missing(trio)
+    timed = [row for row in trio.low if row["p50_ms"] is not None]
+    if trio.high["p50_ms"] is None or not timed:
+        return "no latency was measured."
+    ratios = [f"{row['arm']} takes {row['p50_ms'] / trio.high['p50_ms']:.2f}" for row in timed]
+    text = f"at batch {trio.high['batch_size']}, {_listed(ratios)} times the median latency of {trio.high['arm']}"
+    waiting = [row for row in timed if row["idle_us"] is not None]
+    if waiting and trio.high["kernel_us"]:
+        kernels = _listed([f"{row['kernel_us'] / trio.high['kernel_us']:.2f}" for row in waiting])
+        idle = _listed([f"{100 * row['idle_us'] / row['wall_us']:.0f}" for row in waiting])
+        text += f", while the kernels take {kernels} times as long and the card is idle for {idle} % of the forward"
+    return f"{text}."
+
+
+def _missing(trio: Trio) -> str:
+    what = "no arm in high precision" if trio.high is None else "no arm with low-bit weights"
+    return f"{what} has finished, so there is nothing to compare."
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,33 @@
+"""The page of Markdown: short, and any text stays text."""
+
+from lowbit_vit.report.ledger import Count
+from lowbit_vit.report.markdown import MOST_MISSING, escaped, report_markdown
+from lowbit_vit.report.missing import Missing
+from lowbit_vit.report.verdict import Sentence
+
+
+def document(missing: int) -> str:
+    return report_markdown(
+        title="A run",
+        headline="Of 2 statements, 1 agrees",
+        sentences=[Sentence("Speed", "at batch 1, slow.")],
+        counts=[Count(verdict="holds", tone="agrees", sign="+", claims=1, means="it does")],
+        arms="| arm |\n| --- |\n| one |\n",
+        missing=[Missing(what=f"study {number}", why="no records") for number in range(missing)],
+    )
+
+
+def test_it_has_the_verdict_the_counts_the_arms_and_what_is_missing() -> None:
+    text = document(2)
+    for part in ("# Of 2 statements, 1 agrees", "- **Speed:** at batch 1", "| + holds | 1 |", "| one |", "- study 1: no records"):
+        assert part in text
+
+
+def test_it_stays_short() -> None:
+    text = document(500)
+    assert len(text.splitlines()) < MOST_MISSING + 25
+    assert f"and {500 - MOST_MISSING} more" in text
+
+
+def test_markup_stays_text() -> None:
+    assert escaped("<script> *a* [b](c) | `d`\ne") == r"&lt;script&gt; \*a\* \[b\](c) \| \`d\` e"
