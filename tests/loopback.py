@@ -41,7 +41,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_CONNECT(self) -> None:
         self.server.asked.append(Request(self.path, None, None, time.monotonic()))
-        self.send_error(407, "Proxy Authentication Required")
+        if self.server.script:
+            self.server.script.pop(0)(self, self.server)
+        else:
+            self.send_error(407, "Proxy Authentication Required")
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the standard library's
         pass

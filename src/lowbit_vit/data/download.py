@@ -117,7 +117,7 @@ def _transfer(file: RemoteFile, path: Path, partial: Partial, patience: Patience
             farthest = max(farthest, partial.size)
             if not not_before or idle_rounds >= patience.tries:
                 break
-            wait_s = min(patience.longest_wait_s, patience.first_wait_s * 2**idle_rounds) * random.uniform(0.5, 1)
+            wait_s = min(patience.longest_wait_s, patience.first_wait_s * 2 ** max(idle_rounds - 1, 0)) * random.uniform(0.5, 1)
             log.info("%s: %d bytes so far; again in %.1f s", path, partial.size, wait_s)
             time.sleep(wait_s)
     faults = "; ".join(f"{url}: {reasons[url]}" for url in file.urls)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lowbit_vit.data.remote_files import BLOCK, Digest, RemoteFile
+from lowbit_vit.data.remote_files import Digest, RemoteFile
 from lowbit_vit.errors import Busy
 
 
@@ -69,8 +69,8 @@ class Partial:
         if (origin.md5, origin.sha256) != (self.file.md5, self.file.sha256):
             return
         os.lseek(self._descriptor, 0, os.SEEK_SET)
-        while block := os.read(self._descriptor, BLOCK):
-            self.digest.update(block)
+        with open(self._descriptor, "rb", closefd=False) as content:
+            self.digest.read(content, f"check {self.path.name}")
         self.origin, self.pieced = origin, True
 
     def begin(self, origin: Origin) -> None:

@@ -5,12 +5,17 @@ so a file is right or wrong no matter which mirror, proxy or memory stick it cam
 """
 
 import hashlib
+import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import DataError
 
 BLOCK = 1 << 20  # bytes hashed at a time
+SHOWN_FROM = 1 << 28  # bytes of a file whose check gets a bar
 MIB = 1 << 20
 
 
@@ -94,6 +99,15 @@ class Digest:
         for running, _ in self._hashes.values():
             running.update(block)
 
+    def read(self, content: IO[bytes], title: str) -> None:
+        """Take the rest of a file on disk in; a large one with a bar."""
+        size = os.fstat(content.fileno()).st_size
+        with progress_bar(title, size, "bytes") if size >= SHOWN_FROM else nullcontext() as bar:
+            while block := content.read(BLOCK):
+                self.update(block)
+                if bar is not None:
+                    bar.advance(len(block))
+
     def fault(self) -> str | None:
         """What differs from the known file, or None if nothing does: `md5 0b1..., 528... expected`."""
         if self.size not in self._file.sizes:
@@ -117,8 +131,7 @@ def check_file(file: RemoteFile, path: Path) -> None:
         if size not in file.sizes:  # without reading gigabytes
             raise DataError(f"{path}: {size} bytes, {file.shown_size} expected; delete it and fetch it again")
         with path.open("rb") as content:
-            while block := content.read(BLOCK):
-                digest.update(block)
+            digest.read(content, f"check {path.name}")
     except OSError as error:
         raise DataError(f"{path}: could not be read ({error.strerror})") from error
     if fault := digest.fault():
