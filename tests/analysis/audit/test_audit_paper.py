@@ -58,7 +58,7 @@ EXPECTED: list[tuple[str, str, tuple[int, ...]]] = [
     ("kernel-unit", "suspicious", (1,)),
     ("kernel-unit", "suspicious", (3,)),
     ("batch-flop", "impossible", (0,)),
-    ("batch-flop", "impossible", (0,)),
+    ("batch-flop", "suspicious", (0,)),
     ("kernel-share", "not supported", (0, 1)),
     ("kernel-share", "not supported", (0, 2)),
     ("kernel-share", "not supported", (0, 3)),

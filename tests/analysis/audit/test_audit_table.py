@@ -60,7 +60,7 @@ def test_a_column_that_starts_with_a_hash_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("Model,Latncy (ms)\none,1\n", "heading 'Latncy (ms)' is not known (did you mean latency (s)?)"),
+        ("Model,Latncy (ms)\none,1\n", "heading 'Latncy (ms)' is not known (did you mean latency (ms)?)"),
         ("Model,Wallclock (d)\none,1\n", "heading 'Wallclock (d)' is not known"),
         ("Model,Modle\none,1\n", "did you mean model?"),
         ("Model,Latency\none,1\n", "heading 'Latency': the unit is missing; allowed: s, ms, us"),
@@ -131,7 +131,7 @@ _CELLS = st.one_of(st.just("N/A"), st.decimals(min_value=0, max_value=1, places=
 _ROW = st.lists(_CELLS, min_size=len(QUANTITIES), max_size=len(QUANTITIES))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(grid=st.lists(_ROW, min_size=5, max_size=5))
 def test_whatever_the_numbers_the_audit_ends_and_numbers_only_cells_that_are_there(grid: list[list[str]], tmp_path: Path) -> None:
     project = Path(__file__).parents[3]

@@ -199,7 +199,7 @@ def _columns(path: Path, headings: list[str]) -> dict[int, Quantity | Literal["l
             continue
         what = "label" if name in LABELS else _quantity(name)
         if what is None:
-            raise DataError(f"{path}: heading {heading!r} is not known{_nearest(name)}; a heading that starts with # is left out")
+            raise DataError(f"{path}: heading {heading!r} is not known{_nearest(name, unit)}; a heading that starts with # is left out")
         if what in known.values():
             raise DataError(f"{path}: heading {heading!r} is the second column of {what}; start one of the two with # to leave it out")
         if what != "label" and unit not in QUANTITIES[what][0]:
@@ -231,15 +231,16 @@ def _quantity(name: str) -> Quantity | None:
     return next((quantity for quantity, (_, names) in QUANTITIES.items() if name in names), None)
 
 
-def _nearest(name: str) -> str:
-    """The known headings nearest to an unknown one, with their unit."""
+def _nearest(name: str, unit: str) -> str:
+    """The known heading nearest to an unknown one, with the given unit if it has that one."""
     names = {known: (known, units) for units, names in QUANTITIES.values() for known in names}
     near = difflib.get_close_matches(name, [*names, *LABELS], n=1, cutoff=0.5)
     if not near:
         every = ", ".join(names[0] for _, names in QUANTITIES.values())
         return f"; known: model, {every}"
-    units = [unit for unit in names[near[0]][1] if unit] if near[0] in names else []
-    return f" (did you mean {near[0]}{f' ({units[0]})' if units else ''}?)"
+    units = [allowed for allowed in names[near[0]][1] if allowed] if near[0] in names else []
+    shown = unit if unit in units else next(iter(units), "")
+    return f" (did you mean {near[0]}{f' ({shown})' if shown else ''}?)"
 
 
 def _cell(path: Path, *, row: int, heading: str, quantity: Quantity, text: str) -> Cell:
