@@ -196,6 +196,13 @@ def test_a_file_that_changes_between_attempts_is_never_pieced_together(server: L
     arrives(known(server.address), tmp_path)
 
 
+def test_a_part_of_another_version_is_known_by_its_tag(server: Loopback, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server.content, server.etag = OLD, '"old"'
+    server.script = [loopback.truncate(HALF), loopback.change_to(CONTENT, '"new"', loopback.ignore_if_range)]
+    arrives(known(server.address), tmp_path)
+    assert f"answers with the part of another version when asked for bytes {HALF}-; starting from the first byte" in caplog.text
+
+
 def test_a_weak_tag_is_not_sent_in_if_range(server: Loopback, tmp_path: Path) -> None:
     server.etag = 'W/"weak"'
     server.script = [loopback.truncate(HALF)]
