@@ -17,6 +17,7 @@ VERBS = [
     "mixed",
     "report",
     "show",
+    "audit",
     "compare",
     "check",
     "config",

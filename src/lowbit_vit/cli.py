@@ -7,9 +7,11 @@ machine cannot run it; 5 some trials failed; 6 another run holds the folder or t
 """
 
 import logging
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -45,6 +47,10 @@ def main() -> None:
     """Run the command line; an error meant for the user is one line on stderr and its class's exit code."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    if "DVC_STAGE" in os.environ:
+        from lowbit_vit.study.lifeline import stop_with_dvc
+
+        stop_with_dvc()
     try:
         app()
     except LowbitVitError as error:
@@ -60,8 +66,6 @@ def _open(name: str, root: Path, reports: Path | None = None) -> tuple[Profile, 
 @app.command(epilog="Example: lowbit-vit data demo")
 def data(profile: ProfileName, root: Root = HERE) -> None:
     """Decode the profile's images once into arrays under data/prepared/PROFILE."""
-    import os
-
     from lowbit_vit.data.prepare import prepare_dataset
 
     settings, workspace = _open(profile, root)
@@ -137,12 +141,46 @@ def backbone(profile: ProfileName, root: Root = HERE) -> None:
     make_backbone(settings, workspace)
 
 
-def _run(study: Study, profile: str, root: Path) -> None:
+Isolation = Annotated[Literal["process", "container"], typer.Option("--isolation", help="what each trial gets to itself")]
+Image = Annotated[str | None, typer.Option("--image", help="with container: NAME or NAME@sha256:...", show_default="lowbit-vit:DEVICE")]
+Runtime = Annotated[Literal["docker", "podman"], typer.Option("--runtime", help="with container: what runs it")]
+Unpinned = Annotated[bool, typer.Option("--unpinned", help="with container: take an image that the profile does not pin; records say so")]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the trials of a study are to run."""
+
+    isolation: Literal["process", "container"]
+    image: str | None
+    runtime: Literal["docker", "podman"]
+    unpinned: bool
+
+    def command(self, profile: Profile) -> "Sequence[str] | Container":
+        """What starts a trial.
+
+        Raises:
+            ConfigError: an option that only a container has is given without one; the image is not the pinned one.
+            Unavailable: runtime or image is not here.
+        """
+        from lowbit_vit.errors import ConfigError
+        from lowbit_vit.study.container import find_image
+        from lowbit_vit.study.launch import COMMAND
+
+        if self.isolation == "process":
+            if self.image is not None or self.unpinned:
+                raise ConfigError("--image and --unpinned need --isolation container")
+            return COMMAND
+        pin = None if profile.container is None else profile.container.digest
+        return find_image(self.image or f"lowbit-vit:{profile.device}", runtime=self.runtime, pin=pin, unpinned=self.unpinned)
+
+
+def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
     from lowbit_vit.study.sweep import run_study
 
     settings, workspace = _open(profile, root)
     try:
-        records = run_study(settings, study, workspace)
+        records = run_study(settings, study, workspace, command=place.command(settings))
     except KeyboardInterrupt:
         # Said here: typer turns an interrupt that leaves the verb into a bare "Aborted."
         print("lowbit-vit: interrupted; finished trials are kept, run the same command again to go on", file=sys.stderr)
@@ -153,25 +191,46 @@ def _run(study: Study, profile: str, root: Path) -> None:
 
 
 @app.command(epilog="Example: lowbit-vit variants demo")
-def variants(profile: ProfileName, root: Root = HERE) -> None:
+def variants(
+    profile: ProfileName,
+    root: Root = HERE,
+    isolation: Isolation = "process",
+    image: Image = None,
+    runtime: Runtime = "docker",
+    unpinned: Unpinned = False,
+) -> None:
     """Fine-tune, evaluate and measure every declared arm, each in a fresh process."""
-    _run("variants", profile, root)
+    _run("variants", profile, root, _Place(isolation, image, runtime, unpinned))
 
 
 @app.command(epilog="Example: lowbit-vit sensitivity demo")
-def sensitivity(profile: ProfileName, root: Root = HERE) -> None:
+def sensitivity(
+    profile: ProfileName,
+    root: Root = HERE,
+    isolation: Isolation = "process",
+    image: Image = None,
+    runtime: Runtime = "docker",
+    unpinned: Unpinned = False,
+) -> None:
     """Quantize each block alone and spare each block alone; write the scores that `mixed` chooses from."""
     from lowbit_vit.analysis.scores import write_scores
 
-    _run("sensitivity", profile, root)
+    _run("sensitivity", profile, root, _Place(isolation, image, runtime, unpinned))
     settings, workspace = _open(profile, root)
     print(write_scores(settings, workspace).relative_to(workspace.root))
 
 
 @app.command(epilog="Example: lowbit-vit mixed demo")
-def mixed(profile: ProfileName, root: Root = HERE) -> None:
+def mixed(
+    profile: ProfileName,
+    root: Root = HERE,
+    isolation: Isolation = "process",
+    image: Image = None,
+    runtime: Runtime = "docker",
+    unpinned: Unpinned = False,
+) -> None:
     """Spare k blocks at equal bytes: first and last, last k, most sensitive k, random k."""
-    _run("mixed", profile, root)
+    _run("mixed", profile, root, _Place(isolation, image, runtime, unpinned))
 
 
 @app.command(epilog="Example: lowbit-vit report demo")
@@ -191,28 +250,54 @@ def show(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown, for a README or an issue")] = False,
 ) -> None:
     """Print the result table and where the page is."""
+    from lowbit_vit.analysis.results import require_one_origin
     from lowbit_vit.errors import DataError
     from lowbit_vit.report.terminal import result_markdown, result_table
     from lowbit_vit.schema.record import read_records
 
     settings, workspace = _open(profile, root, reports)
     folder = workspace.records("variants")
-    from lowbit_vit.analysis.results import require_one_origin
     records = read_records(folder)
     if not records:
         raise DataError(f"{folder}: no records; run dvc repro report@{profile} first")
+    require_one_origin(records, folder.parent)
     arms = [arm.label for arm in settings.variants.arms]
     if markdown:
         print(result_markdown(records, arms=arms), end="")
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(result_table(records, arms=arms))
-    require_one_origin(records, folder.parent)
     page = workspace.reports / "report.html"
     if page.is_file():
         console.print(f"The page: {page}", soft_wrap=True)
     else:
         console.print(f"No page yet: lowbit-vit report {profile}")
+
+
+@app.command(epilog="Example: lowbit-vit audit paper/table1.csv --context paper/context.yaml")
+def audit(
+    file: Annotated[Path, typer.Argument(metavar="TABLE.csv", help="a published table of results, its cells as printed")],
+    context: Annotated[
+        Path | None, typer.Option("--context", help="YAML: what is known beside the table, see docs/audit.md", show_default="none")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the findings as Markdown")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON, with all numbers")] = False,
+) -> None:
+    """Check a published table of results against itself: arithmetic alone, no run. Finding faults is success: exit code 0."""
+    from lowbit_vit.analysis.audit import audit as find
+    from lowbit_vit.analysis.audit import load_context, load_table
+    from lowbit_vit.errors import ConfigError
+    from lowbit_vit.report.findings import findings_json, findings_markdown, findings_table
+
+    if markdown and as_json:
+        raise ConfigError("audit: --markdown and --json are two forms of one output; give one of them")
+    findings = find(load_table(file), None if context is None else load_context(context))
+    if as_json:
+        print(findings_json(findings), end="")
+    elif markdown:
+        print(findings_markdown(findings), end="")
+    else:
+        Console(width=None if sys.stdout.isatty() else 140).print(findings_table(findings, title=f"{file}: the audit"))
 
 
 @app.command(epilog="Example: lowbit-vit claims demo")
@@ -329,7 +414,7 @@ def trial(
 ) -> None:
     """Run one trial in this process and write its record."""
     from lowbit_vit.schema.config import load_trial
-    from lowbit_vit.study.launch import stop_with_parent
+    from lowbit_vit.study.lifeline import stop_with_parent
     from lowbit_vit.trial.run import record_trial
 
     stop_with_parent()
@@ -348,7 +433,7 @@ def scan(
 ) -> None:
     """Run many accuracy-only trials in this process on one resident model."""
     from lowbit_vit.schema.config import load_trials
-    from lowbit_vit.study.launch import stop_with_parent
+    from lowbit_vit.study.lifeline import stop_with_parent
     from lowbit_vit.trial.scan import run_scan
 
     stop_with_parent()
