@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -99,6 +100,12 @@ def provenance(command: str) -> Provenance:
         image_digest=os.environ.get("LOWBIT_VIT_IMAGE_DIGEST"),
         command=command,
     )
+
+
+def command_line() -> str:
+    """The command of this process; a study gives its trials folders relative to the project."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["lowbit-vit" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def _package_versions() -> dict[str, str]:

@@ -22,12 +22,11 @@ from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.lora import attach, merge
 from lowbit_vit.model.vit import VisionTransformer, architecture
 from lowbit_vit.schema.config import Adaptation, AttentionName, Profile, Teacher, Training
-from lowbit_vit.schema.environment import provenance
+from lowbit_vit.schema.environment import command_line, provenance
 from lowbit_vit.schema.hold import hold
 from lowbit_vit.schema.record import TrainingResult, remove_half_written
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.evaluate import Forward, predict, selection_mask, summarize
-from lowbit_vit.trial.run import command_line
 from lowbit_vit.trial.teacher import Distillation, distillation, load_teacher, require_teacher, teacher_card
 from lowbit_vit.trial.train import AUTOCAST, seed_everything, train
 

@@ -5,8 +5,6 @@ goes wrong; `record_trial` turns that into the record's status.
 """
 
 import logging
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +25,7 @@ from lowbit_vit.model.quantized_file import model_bytes
 from lowbit_vit.model.vit import VisionTransformer, architecture
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.environment import provenance, why_unavailable
+from lowbit_vit.schema.environment import command_line, provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, write_record
 from lowbit_vit.schema.workspace import Workspace
@@ -282,9 +280,3 @@ def success(
         measurement=measurement,
         durations_s=clock.seconds,
     )
-
-
-def command_line() -> str:
-    """The command of this process; a study gives its trials folders relative to the project."""
-    program = Path(sys.argv[0]).name
-    return shlex.join(["lowbit-vit" if program == "__main__.py" else program, *sys.argv[1:]])
