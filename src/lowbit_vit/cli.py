@@ -9,8 +9,9 @@ machine cannot run it; 5 some trials failed; 6 another run holds the folder or t
 import logging
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -140,12 +141,39 @@ def backbone(profile: ProfileName, root: Root = HERE) -> None:
     make_backbone(settings, workspace)
 
 
-def _run(study: Study, profile: str, root: Path) -> None:
+Isolation = Annotated[Literal["process", "container"], typer.Option("--isolation", help="what each trial gets to itself")]
+Image = Annotated[str | None, typer.Option("--image", help="with container: NAME or NAME@sha256:...", show_default="lowbit-vit:DEVICE")]
+Runtime = Annotated[Literal["docker", "podman"], typer.Option("--runtime", help="with container: what runs it")]
+Unpinned = Annotated[bool, typer.Option("--unpinned", help="with container: take an image that the profile does not pin; records say so")]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the trials of a study are to run."""
+
+    isolation: Literal["process", "container"]
+    image: str | None
+    runtime: Literal["docker", "podman"]
+    unpinned: bool
+
+
+def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
+    from lowbit_vit.errors import ConfigError
+    from lowbit_vit.study.container import find_image
+    from lowbit_vit.study.launch import COMMAND
     from lowbit_vit.study.sweep import run_study
 
     settings, workspace = _open(profile, root)
+    if place.isolation == "process" and (place.image is not None or place.unpinned):
+        raise ConfigError("--image and --unpinned need --isolation container")
     try:
-        records = run_study(settings, study, workspace)
+        if place.isolation == "container":
+            pin = None if settings.container is None else settings.container.digest
+            image = place.image or f"lowbit-vit:{settings.device}"
+            container = find_image(image, runtime=place.runtime, pin=pin, unpinned=place.unpinned)
+            records = run_study(settings, study, workspace, command=container)
+        else:
+            records = run_study(settings, study, workspace, command=COMMAND)
     except KeyboardInterrupt:
         # Said here: typer turns an interrupt that leaves the verb into a bare "Aborted."
         print("lowbit-vit: interrupted; finished trials are kept, run the same command again to go on", file=sys.stderr)
@@ -156,25 +184,46 @@ def _run(study: Study, profile: str, root: Path) -> None:
 
 
 @app.command(epilog="Example: lowbit-vit variants demo")
-def variants(profile: ProfileName, root: Root = HERE) -> None:
+def variants(
+    profile: ProfileName,
+    root: Root = HERE,
+    isolation: Isolation = "process",
+    image: Image = None,
+    runtime: Runtime = "docker",
+    unpinned: Unpinned = False,
+) -> None:
     """Fine-tune, evaluate and measure every declared arm, each in a fresh process."""
-    _run("variants", profile, root)
+    _run("variants", profile, root, _Place(isolation, image, runtime, unpinned))
 
 
 @app.command(epilog="Example: lowbit-vit sensitivity demo")
-def sensitivity(profile: ProfileName, root: Root = HERE) -> None:
+def sensitivity(
+    profile: ProfileName,
+    root: Root = HERE,
+    isolation: Isolation = "process",
+    image: Image = None,
+    runtime: Runtime = "docker",
+    unpinned: Unpinned = False,
+) -> None:
     """Quantize each block alone and spare each block alone; write the scores that `mixed` chooses from."""
     from lowbit_vit.analysis.scores import write_scores
 
-    _run("sensitivity", profile, root)
+    _run("sensitivity", profile, root, _Place(isolation, image, runtime, unpinned))
     settings, workspace = _open(profile, root)
     print(write_scores(settings, workspace).relative_to(workspace.root))
 
 
 @app.command(epilog="Example: lowbit-vit mixed demo")
-def mixed(profile: ProfileName, root: Root = HERE) -> None:
+def mixed(
+    profile: ProfileName,
+    root: Root = HERE,
+    isolation: Isolation = "process",
+    image: Image = None,
+    runtime: Runtime = "docker",
+    unpinned: Unpinned = False,
+) -> None:
     """Spare k blocks at equal bytes: first and last, last k, most sensitive k, random k."""
-    _run("mixed", profile, root)
+    _run("mixed", profile, root, _Place(isolation, image, runtime, unpinned))
 
 
 @app.command(epilog="Example: lowbit-vit report demo")

@@ -453,6 +453,12 @@ class MixedStudy(Frozen):
         return self
 
 
+class ContainerPin(Frozen):
+    """The image that trials run in with --isolation container."""
+
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="of the image; another one is refused, or marked when told")
+
+
 class Profile(Frozen):
     """Everything about one run of the artifact. `lowbit-vit config PROFILE` prints it resolved."""
 
@@ -470,6 +476,7 @@ class Profile(Frozen):
     variants: VariantsStudy
     sensitivity: SensitivityStudy
     mixed: MixedStudy
+    container: ContainerPin | None = Field(default=None, description="null: no image is pinned")
 
     @model_validator(mode="after")
     def _arms_exist(self) -> Self:

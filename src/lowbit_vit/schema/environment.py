@@ -98,6 +98,8 @@ def provenance(command: str) -> Provenance:
         git_revision=revision,
         git_dirty=dirty,
         image_digest=os.environ.get("LOWBIT_VIT_IMAGE_DIGEST"),
+        image_pinned={"1": True, "0": False}.get(os.environ.get("LOWBIT_VIT_IMAGE_PINNED", "")),
+        container_runtime=os.environ.get("LOWBIT_VIT_CONTAINER_RUNTIME"),
         command=command,
     )
 
@@ -139,7 +141,10 @@ def cpu_cores() -> int:
 
 @functools.cache
 def _git_state() -> tuple[str | None, bool | None]:
-    """Commit and uncommitted changes of the checkout this code came from, or nulls where there is none."""
+    """Commit and uncommitted changes of the checkout this code came from, or nulls where there is none.
+
+    An image, and what `ray job submit` uploads, have no .git: whoever makes them names the commit in LOWBIT_VIT_REVISION.
+    """
     for folder in (Path(__file__).parent, Path.cwd()):
         top = _git(folder, "rev-parse", "--show-toplevel")
         # A package installed inside another project's folder must not borrow that project's commit.
@@ -147,7 +152,8 @@ def _git_state() -> tuple[str | None, bool | None]:
             continue
         changes = _git(Path(top), "status", "--porcelain", "--", "src", "profiles")
         return _git(Path(top), "rev-parse", "HEAD"), None if changes is None else bool(changes)
-    return None, None
+    revision = os.environ.get("LOWBIT_VIT_REVISION", "unknown")
+    return (None if revision == "unknown" else revision), None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

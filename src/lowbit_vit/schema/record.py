@@ -44,7 +44,9 @@ class Provenance(Frozen):
     cuda: str | None
     git_revision: str | None
     git_dirty: bool | None
-    image_digest: str | None = Field(description="of the container; null: not run in a pinned image")
+    image_digest: str | None = Field(description="of the container; null: not run in one")
+    image_pinned: bool | None = Field(default=None, description="whether the profile names that image; null: not run in a container")
+    container_runtime: str | None = Field(default=None, description="docker or podman; null: not started by us in a container")
     command: str
 
 

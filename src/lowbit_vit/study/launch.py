@@ -1,4 +1,4 @@
-"""Run one trial, or one scan of many accuracy-only cells, in a fresh process: JSON in, JSON out.
+"""Run one trial, or one scan of many accuracy-only cells, in a fresh process or container: JSON in, JSON out.
 
 Whatever happens to that process, every trial ends as a record: the one that the process wrote, or one that says how it died.
 The process works in a scratch folder beside the records; what it finishes is moved into place atomically, so that a record
@@ -26,6 +26,7 @@ from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Limits, Trial
 from lowbit_vit.schema.record import Provenance, Record, Status, read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.container import Container, Starter
 from lowbit_vit.study.lifeline import LIFELINE
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "lowbit_vit")
 # Seconds between two looks at the process. A look costs some 50 us, so a timing trial does not feel it.
 _PERIOD = 0.1
+# What docker and podman exit with when the process inside died of SIGKILL: the memory limit of a container does that.
+_KILLED_INSIDE = 137
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,15 @@ class _Ending:
     by_itself: bool = False
 
 
-def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Sequence[str] = COMMAND) -> Record:
+def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter = COMMAND) -> Record:
     """Run one trial in a fresh process with the whole of `trial.limits`, and put its record among the study's.
 
     Args:
         trial: any trial.
         workspace: where it runs and where its record goes.
         threads: CPU threads of the process (OMP_NUM_THREADS).
-        command: what to start; `trial FILE --out FOLDER` is added, and it starts in the workspace's root.
+        command: what to start; `trial FILE --out FOLDER` is added, and it starts in the workspace's root. A container
+            starts with the command of its image.
 
     Returns:
         The record, whatever its status. A process that died leaves `failed`, one that outlived `limits.seconds` `timeout`,
@@ -64,7 +68,7 @@ def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Sequenc
     return records[0] if records else _conclude(trial, ending, workspace)
 
 
-def launch_scan(trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Sequence[str] = COMMAND) -> list[Record]:
+def launch_scan(trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Starter = COMMAND) -> list[Record]:
     """Run accuracy-only trials one after another in one warm process; the limits are those of each trial.
 
     If the process dies, the trial that it was at is to blame and the rest goes on in a new process. If it gives up by itself
@@ -104,7 +108,7 @@ def log_file(workspace: Workspace, trials: Sequence[Trial], verb: str) -> Path:
 
 
 def _run_process(
-    verb: Literal["trial", "scan"], trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Sequence[str]
+    verb: Literal["trial", "scan"], trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Starter
 ) -> tuple[list[Record], _Ending]:
     """Start the process, see it to its end, and return what it finished, in order of finishing."""
     scratch_root = scratch_folder(workspace)
@@ -117,14 +121,19 @@ def _run_process(
     request.write_text(documents[0] if verb == "trial" else f"[{','.join(documents)}]")
     output = log_file(workspace, trials, verb)
     output.parent.mkdir(parents=True, exist_ok=True)
+    variables = {"OMP_NUM_THREADS": str(threads), "COLUMNS": "200", LIFELINE: "stdin"}
+    if isinstance(command, Container):
+        beginning = command.command(scratch.name, workspace, scratch, limits=trials[0].limits, environment=variables)
+    else:
+        beginning = list(command)
     try:
         with output.open("ab") as stream:
             start = stream.tell()
             process = subprocess.Popen(
                 # Relative, because the command stands in the record, and a folder of this machine says nothing elsewhere.
-                [*command, verb, str(request.relative_to(workspace.root)), "--out", str(out.relative_to(workspace.root))],
+                [*beginning, verb, str(request.relative_to(workspace.root)), "--out", str(out.relative_to(workspace.root))],
                 cwd=workspace.root,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads), "COLUMNS": "200", LIFELINE: "stdin"},
+                env={**os.environ, **variables},
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=stream,
@@ -134,6 +143,8 @@ def _run_process(
                 records, ending = _watch(process, trials, out, workspace, limits=trials[0].limits)
             finally:
                 _kill_group(process)
+                if isinstance(command, Container):
+                    command.remove(scratch.name)
         if ending is None:
             ending = _ending(process.returncode, output, start)
         return records, ending
@@ -195,6 +206,8 @@ def _ending(code: int, output: Path, start: int) -> _Ending:
         name = signal.Signals(-code).name
         hint = "; kill -9, or the kernel was out of memory" if -code == signal.SIGKILL else ""
         return _Ending("failed", f"killed by signal {-code} ({name}{hint})")
+    if code == _KILLED_INSIDE:
+        return _Ending("oom", "the container was killed: it held more than limits.memory_gib, or somebody killed it")
     return _Ending("failed", f"exit code {code} without a record: {_last_line(output, start)}", by_itself=True)
 
 

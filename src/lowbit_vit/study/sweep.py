@@ -31,6 +31,7 @@ from lowbit_vit.schema.environment import cpu_cores, gpu_count
 from lowbit_vit.schema.hold import hold
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.container import Container, Starter
 from lowbit_vit.study.finished import load_scores, missing_trials, prune, starting_weights
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import COMMAND, launch, launch_scan, scratch_folder
@@ -56,14 +57,14 @@ class Unit:
     resources: dict[str, float]
 
 
-def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: Sequence[str] = COMMAND) -> list[Record]:
+def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: Starter = COMMAND) -> list[Record]:
     """Bring the study's records up to date: every cell of the grid has one, and no other is there.
 
     Args:
         profile: the profile.
         study: which study.
         workspace: its folders.
-        command: what starts a trial's process; see `launch`.
+        command: what starts a trial's process or container; see `launch`.
 
     Returns:
         The records in the order of the grid; each is success or skipped.
@@ -75,6 +76,8 @@ def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: 
         LowbitVitError: a trial's process could not be run at all.
     """
     with _only_run(workspace, study):
+        if isinstance(command, Container) and (stale := command.remove_stale(workspace)):
+            log.info("%d containers of a killed run removed", stale)
         scores = load_scores(workspace) if study == "mixed" else ()
         trials = cells(profile, study, scores=scores)
         folder = workspace.records(study)
@@ -151,7 +154,7 @@ def _timing_unit(trial: Trial) -> Unit:
     return Unit(trials=(trial,), timed=True, threads=threads, resources={**resources, "profile_slot": 1})
 
 
-def _run_unit(config: dict[str, int], *, units: Sequence[Unit], workspace: Workspace, command: Sequence[str]) -> None:
+def _run_unit(config: dict[str, int], *, units: Sequence[Unit], workspace: Workspace, command: Starter) -> None:
     """The trainable. Runs in a Ray worker, which only waits for the process that does the work."""
     unit = units[config["unit"]]
     if unit.timed:
@@ -164,12 +167,12 @@ def _run_unit(config: dict[str, int], *, units: Sequence[Unit], workspace: Works
 # ------------------------------------------------------------------------------------------------------------------ Ray
 
 
-def _run_units(units: list[Unit], title: str, workspace: Workspace, folder: Path, command: Sequence[str]) -> None:
+def _run_units(units: list[Unit], title: str, workspace: Workspace, folder: Path, command: Starter) -> None:
     """Run every unit through Tune and make sure that every one came back."""
     progress = StudyProgress(title, [trial for unit in units for trial in unit.trials], folder)
     with progress, _ray(on_gpu=any("GPU" in unit.resources for unit in units)) as storage:
         trainable = tune.with_resources(
-            tune.with_parameters(_run_unit, units=units, workspace=workspace, command=tuple(command)),
+            tune.with_parameters(_run_unit, units=units, workspace=workspace, command=command),
             lambda config: tune.PlacementGroupFactory([units[config["unit"]].resources]),
         )
         tuner = tune.Tuner(
