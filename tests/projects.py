@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -17,7 +18,7 @@ _NOT_NEEDED = ("reports/", "benchmarks/", ".ci/", ".gpu/")
 
 
 def make_project(folder: Path) -> Path:
-    """Copy what git would give a user, changes that are not committed included, add `tiny`, and commit; returns `folder`."""
+    """Copy what git would give a user, changes that are not committed included, add `tiny` to profiles and plots, and commit; returns `folder`."""
     listed = _output("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
     for name in filter(None, listed.split("\0")):
         if name != "dvc.lock" and not name.startswith(_NOT_NEEDED) and (ROOT / name).is_file():
@@ -27,6 +28,11 @@ def make_project(folder: Path) -> Path:
     starts = yaml.safe_load((folder / "stages.yaml").read_text(encoding="utf-8"))
     starts["profiles"]["tiny"] = starts["profiles"]["demo"]
     (folder / "stages.yaml").write_text(yaml.safe_dump(starts, sort_keys=False, width=200), encoding="utf-8")
+    pipeline = (folder / "dvc.yaml").read_text(encoding="utf-8")
+    drawn = "        reports/demo/tables/kernel_classes.csv: row\n"
+    assert drawn in pipeline
+    pipeline = pipeline.replace(drawn, drawn + drawn.replace("demo", "tiny"))
+    (folder / "dvc.yaml").write_text(pipeline, encoding="utf-8")
     git(folder, "init", "-q", "-b", "main")
     commit(folder, "as cloned")
     return folder
@@ -51,6 +57,7 @@ def environment(project: Path) -> dict[str, str]:
         "PYTHONPATH": str(project / "src"),
         "OMP_NUM_THREADS": "1",
         "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(project / ".dvc" / "tmp" / "site"),  # else /var/tmp/dvc keeps a folder for each copy
         "HF_HUB_OFFLINE": "1",
         "GIT_AUTHOR_NAME": "reader",
         "GIT_AUTHOR_EMAIL": "reader@example.org",
@@ -59,12 +66,12 @@ def environment(project: Path) -> dict[str, str]:
     }
 
 
-def dvc(project: Path, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run dvc in the copy as a user would; with `check`, a failure is an AssertionError that shows its output."""
+def dvc(project: Path, *arguments: str, check: bool = True, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run dvc in the copy as a user would, `variables` added to `environment`; with `check`, a failure raises with its output."""
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=project,
-        env=environment(project) | variables,
+        env=environment(project) | dict(variables or {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
