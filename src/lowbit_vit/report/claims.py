@@ -14,13 +14,12 @@ _JSON: TypeAdapter[tuple[Judged, ...]] = TypeAdapter(tuple[Judged, ...])
 
 
 def claims_table(judged: Sequence[Judged]) -> Table:
-    """One line a claim: what is claimed, the verdict, our value, the reason."""
-    table = Table(title=_title(judged), title_justify="left", caption=counts_line(judged), caption_justify="left", show_lines=True)
-    for heading in ("claim", "place", "verdict", "ours", "why"):
-        table.add_column(heading, overflow="fold")
+    """One line a claim: its id, the verdict, our value, the reason. Quotes and places are in the other two forms."""
+    table = Table(title=_title(judged), title_justify="left", caption=counts_line(judged), caption_justify="left")
+    for heading, share in (("claim", 3), ("verdict", 3), ("ours", 3), ("why", 8)):
+        table.add_column(heading, overflow="fold", ratio=share)
     for item in judged:
-        cells = (f"{item.claim.id}\n“{item.claim.quote}”", item.claim.place, item.verdict_words, ours_words(item), item.words)
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(cell) for cell in (item.claim.id, item.verdict_words, ours_words(item), item.words)))
     return table
 
 
