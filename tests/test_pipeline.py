@@ -14,14 +14,19 @@ import yaml
 from dvc.repo import Repo
 from dvc.repo.artifacts import check_name_format
 
+import synthetic
+from lowbit_vit import cli
 from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS
 from lowbit_vit.schema.config import STUDIES, Profile, load_profile
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study import finished, sweep
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lowbit_vit"
 PROFILES = sorted(file.stem for file in (ROOT / "profiles").glob("*.yaml"))
 VERBS = ("data", "backbone", "variants", "sensitivity", "mixed", "report")
+# Their outs are deleted and made anew, whatever changed; the studies keep what is finished.
+MADE_ANEW = ("data", "backbone")
 # cli.py only passes arguments on; a new help text is no reason to train again.
 DISPATCH = {"lowbit_vit.cli"}
 
@@ -82,6 +87,16 @@ def _imports_of_verb(verb: str) -> set[str]:
     return reached
 
 
+def _holds_code(file: Path) -> bool:
+    """Whether there is more in it than the docstring of a package."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+
+
+def _files(verb: str) -> set[Path]:
+    return {file for file in map(_file, _imports_of_verb(verb)) if file and _holds_code(file)}
+
+
 def _code(stage: Any) -> list[Path]:
     paths = [ROOT / dep.def_path for dep in stage.deps]
     return [path for path in paths if path.is_relative_to(SOURCE)]
@@ -95,19 +110,102 @@ def _params(stage: Any) -> set[str]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_deps_name_every_module_that_the_stage_imports(verb: str, profile: str, stages: dict[str, Any]) -> None:
     code = _code(stages[f"{verb}@{profile}"])
-    modules = {name: _file(name) for name in _imports_of_verb(verb)}
-    missing = sorted(str(file) for file in modules.values() if file and not any(file.is_relative_to(path) for path in code))
+    modules = _files(verb)
+    missing = sorted(str(file.relative_to(ROOT)) for file in modules if not any(file.is_relative_to(path) for path in code))
     assert not missing, f"{verb}: not in deps: {missing}"
-    idle = [str(path) for path in code if not any(file and file.is_relative_to(path) for file in modules.values())]
+    idle = [str(path) for path in code if not any(file.is_relative_to(path) for file in modules)]
     assert not idle, f"{verb}: in deps, but nothing imports it: {idle}"
 
 
+def _lines(verb: str) -> set[str]:
+    """What deps must say of a verb: its modules, or a package's folder where the verb imports all of it."""
+    files = _files(verb)
+    for package in sorted(path for path in SOURCE.iterdir() if path.is_dir()):
+        modules = {file for file in package.rglob("*.py") if _holds_code(file)}
+        if modules and modules <= files:
+            files = files - modules | {package}
+    return {file.relative_to(ROOT).as_posix() for file in files}
+
+
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_key_of_a_profile_is_a_param_of_some_stage(profile: str, stages: dict[str, Any]) -> None:
-    named = set().union(*(_params(stages[f"{verb}@{profile}"]) for verb in VERBS))
-    assert named == Profile.model_fields.keys() - {"name", "description"}
-    report = stages[f"report@{profile}"]
-    assert f"profiles/{profile}.yaml" in {dep.def_path for dep in report.deps}, "the report shows the whole profile"
+@pytest.mark.parametrize("verb", MADE_ANEW)
+def test_what_is_made_anew_depends_on_no_module_that_it_does_not_import(verb: str, profile: str, stages: dict[str, Any]) -> None:
+    starts = yaml.safe_load((ROOT / "stages.yaml").read_text(encoding="utf-8"))["profiles"][profile].values()
+    found = {path.relative_to(ROOT).as_posix() for path in _code(stages[f"{verb}@{profile}"])}
+    expected = _lines(verb)
+    lines = "\n".join(f"        - {line}" for line in sorted(expected))
+    assert expected - set(starts) <= found <= expected | set(starts), f"dvc.yaml, {verb}, deps: write these lines:\n{lines}"
+
+
+def test_every_stage_is_a_verb_of_a_profile_or_a_download_of_known_content(stages: dict[str, Any]) -> None:
+    for name, stage in stages.items():
+        if name.split("@")[0] not in VERBS:
+            assert stage.cmd.startswith("lowbit-vit fetch "), name
+            assert _code(stage) == [], f"{name}: what it downloads is known beforehand, whatever the code"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("verb", STUDIES)
+def test_a_study_depends_on_the_images_and_the_weights(verb: str, profile: str, stages: dict[str, Any]) -> None:
+    place = Workspace(root=ROOT, profile=profile)
+    deps = {ROOT / dep.def_path for dep in stages[f"{verb}@{profile}"].deps}
+    assert {place.data, place.checkpoints} <= deps
+
+
+# Words for people, and the file's own name.
+WORDS = {"name", "description"}
+
+
+class Recording(Profile):
+    """A profile that remembers which of its sections were read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in Profile.model_fields:
+            READ.add(name)
+        if name in ("model_dump", "model_dump_json", "model_copy", "__dict__", "__iter__"):
+            READ.update(Profile.model_fields)
+        return super().__getattribute__(name)
+
+
+READ: set[str] = set()
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two projects with the profile `tiny`: one in which nothing was run, one with a record for every cell."""
+    empty, full = (tmp_path_factory.mktemp(name) / "root" for name in ("empty", "full"))
+    (empty / "profiles").mkdir(parents=True)
+    shutil.copy(ROOT / "tests" / "tiny.yaml", empty / "profiles")
+    synthetic.fill(full, profile=load_profile(empty / "profiles" / "tiny.yaml"))
+    shutil.copy(ROOT / "tests" / "tiny.yaml", full / "profiles")
+    return {"data": empty, "backbone": empty} | dict.fromkeys(STUDIES, full)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "report"])
+def test_params_are_the_sections_that_the_verb_really_reads(
+    verb: str, roots: dict[str, Path], stages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_recording(path: Path) -> Profile:
+        read = set(READ)
+        profile = Recording.model_validate_json(load_profile(path).model_dump_json())
+        READ.intersection_update(read)  # less what validation read
+        return profile
+
+    monkeypatch.setattr(cli, "load_profile", load_recording)
+    for module in (finished, sweep):  # so that every cell has its record, and no process starts
+        monkeypatch.setattr(module, "code_sha256", lambda: synthetic.CODE)
+    READ.clear()
+    getattr(cli, verb)("tiny", root=roots[verb])
+    declared = _params(stages[f"{verb}@demo"])
+    assert declared >= READ - WORDS, f"dvc.yaml, {verb}, params: add {sorted(READ - WORDS - declared)}"
+    assert declared <= READ, f"dvc.yaml, {verb}, params: nothing reads {sorted(declared - READ)}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_has_the_same_params_and_the_report_shows_the_whole_profile(profile: str, stages: dict[str, Any]) -> None:
+    for verb in VERBS:
+        assert _params(stages[f"{verb}@{profile}"]) == _params(stages[f"{verb}@demo"])
+    assert f"profiles/{profile}.yaml" in {dep.def_path for dep in stages[f"report@{profile}"].deps}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
