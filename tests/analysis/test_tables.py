@@ -16,7 +16,7 @@ def test_every_table_is_written_and_equal_records_give_equal_bytes(tmp_path: Pat
     for name in ("first", "second"):
         write_tables(find(profile, workspace).tables, tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert len(files) == 10
+    assert len(files) == 11
     for name in files:
         content = (tmp_path / "first" / name).read_bytes()
         assert content == (tmp_path / "second" / name).read_bytes()

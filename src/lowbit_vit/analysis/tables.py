@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from lowbit_vit.analysis import arms, blocks
+from lowbit_vit.analysis.classes import classes
 from lowbit_vit.analysis.fronts import fronts
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.scores import scores
@@ -28,6 +29,7 @@ class Tables:
         paper_table: one row an arm and batch size: all columns of the paper's table, seeds averaged.
         variants: one row a trial and batch size.
         kernel_classes: microseconds of each kernel class for each arm and batch size.
+        classes: one row an arm and class of images: accuracy, images lost against the baseline, and to which class.
         sensitivity: one row a cell of the sensitivity study.
         draw_agreement: Kendall's tau between draws.
         mixed: one row for each part that a cell of the mixed study plays.
@@ -40,6 +42,7 @@ class Tables:
     paper_table: pl.DataFrame
     variants: pl.DataFrame
     kernel_classes: pl.DataFrame
+    classes: pl.DataFrame
     sensitivity: pl.DataFrame
     draw_agreement: pl.DataFrame
     mixed: pl.DataFrame
@@ -83,6 +86,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         paper_table=table,
         variants=variants,
         kernel_classes=_with_rows(arms.kernel_classes(results["variants"], arms=labels)),
+        classes=_with_rows(classes(results["variants"], arms=labels)),
         sensitivity=_with_family(blocks.sensitivity(results["sensitivity"], scored)),
         draw_agreement=blocks.draw_agreement(scored),
         mixed=mixed,

@@ -112,6 +112,7 @@ class EvaluationResult(Frozen):
     images_per_s: float
     predictions_sha256: str = Field(description="of the npz's bytes")
     labels_sha256: str = Field(description="of ids and labels: only records that share it may be compared image by image")
+    class_names: tuple[str, ...] | None = Field(default=None, description="in the order of the labels; null in older records")
 
 
 class Interval(Frozen):

@@ -65,6 +65,7 @@ def evaluate(
         images_per_s=len(images.labels) / seconds,
         predictions_sha256=sha256(content),
         labels_sha256=sha256(json.dumps([images.ids, images.labels.tolist()]).encode()),
+        class_names=dataset.class_names,
     )
     return result, content
 
