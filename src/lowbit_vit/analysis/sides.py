@@ -194,6 +194,7 @@ def origins(side: Side) -> dict[str, str]:
         "profile": side.profile.name,
         "card": _joined(card(record) for record in timed),
         "torch": _joined(names.get("torch") for names in packages),
+        "code": _joined(None if record.code_sha256 is None else record.code_sha256[:12] for record in records),
         "weights": _joined((model.base_sha256 or model.backbone_sha256)[:12] for model in models),
         "labels": _joined(evaluation.labels_sha256[:12] for evaluation in evaluations),
     }
