@@ -15,7 +15,7 @@ _JSON: TypeAdapter[tuple[Judged, ...]] = TypeAdapter(tuple[Judged, ...])
 
 def claims_table(judged: Sequence[Judged]) -> Table:
     """One line a claim: its id, the verdict, our value, the reason. Quotes and places are in the other two forms."""
-    table = Table(title=_title(judged), title_justify="left", caption=counts_line(judged), caption_justify="left")
+    table = Table(title=_title(judged), title_justify="left", caption=counts_line(judged), caption_justify="left", expand=True)
     for heading, share in (("claim", 3), ("verdict", 3), ("ours", 3), ("why", 8)):
         table.add_column(heading, overflow="fold", ratio=share)
     for item in judged:
