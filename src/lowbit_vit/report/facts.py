@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lowbit_vit.schema.config import DigitsData, FlowersData, FolderData, Profile, SmallVit
 from lowbit_vit.schema.record import Provenance, Record
@@ -26,7 +27,9 @@ def model_words(profile: Profile) -> str:
         name = f"ViT {architecture.removeprefix('vit_').replace('_', '/').upper()}"
     if profile.backbone.weights == "scratch":
         return f"{name}, weights trained from scratch for this run, not pretrained"
-    return f"{name}, torchvision's ImageNet-1k weights with a new head"
+    if profile.backbone.weights == "ours":
+        return f"{name}, weights of {profile.backbone.checkpoint}, trained by this program before"
+    return f"{name}, torchvision's weights {Path(str(profile.backbone.checkpoint)).name} with a new head"
 
 
 def image_words(profile: Profile) -> str:
