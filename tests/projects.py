@@ -18,7 +18,7 @@ _NOT_NEEDED = ("reports/", "benchmarks/", ".ci/", ".gpu/")
 
 
 def make_project(folder: Path) -> Path:
-    """Copy what git would give a user, changes that are not committed included, add `tiny` to profiles and plots, and commit; returns `folder`."""
+    """Copy what git would give a user, changes that are not committed included, add `tiny`, and commit; returns `folder`."""
     listed = _output("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
     for name in filter(None, listed.split("\0")):
         if name != "dvc.lock" and not name.startswith(_NOT_NEEDED) and (ROOT / name).is_file():
