@@ -9,11 +9,13 @@ import torchvision
 
 from lowbit_vit.data.arrays import load_dataset
 from lowbit_vit.errors import ConfigError, DataError
-from lowbit_vit.model.checkpoint import load_state
-from lowbit_vit.model.vit import ARCHITECTURES, Architecture
+from lowbit_vit.model.checkpoint import load_state, restore
+from lowbit_vit.model.lora import merge, trainable_parameters, wrap
+from lowbit_vit.model.vit import ARCHITECTURES, Architecture, VisionTransformer, architecture
+from lowbit_vit.schema.card import Card, adapted_seeds, weight_files
 from lowbit_vit.schema.config import Backbone, Profile, SmallVit
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.backbone import adapted_seeds, make_backbone
+from lowbit_vit.trial.backbone import make_backbone
 
 
 def test_every_file_has_a_card_that_says_what_it_is(profile: Profile, workspace: Workspace) -> None:
@@ -37,6 +39,30 @@ def test_the_adapted_backbone_differs_in_q_v_and_head_alone(workspace: Workspace
     adapters = {f"blocks.{block}.attention.{projection}.weight" for block in (0, 1) for projection in ("q", "v")}
     assert base.keys() == adapted.keys()
     assert changed == adapters | {"head.weight", "head.bias"}
+
+
+def test_every_card_is_a_model_card_and_no_other_file_is_there(profile: Profile, workspace: Workspace) -> None:
+    files = weight_files(profile, workspace)
+    assert {path.stem for path in workspace.checkpoints.iterdir()} == {path.stem for path in files}
+    for path in files:
+        card = Card.model_validate_json(path.with_suffix(".json").read_bytes())
+        assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert card.licence["images"].startswith("licence CC-BY-4.0")
+        assert "1 epoch on train+val (1,198 images), seed 0" in card.made
+
+
+def test_backbone_and_adapters_make_the_adapted_backbone(profile: Profile, workspace: Workspace) -> None:
+    assert profile.lora is not None
+    arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
+    model = VisionTransformer(arch, num_classes=10, attention="flash", qkv="separate")
+    restore(model, load_state(workspace.backbone)[0], source="backbone")
+    wrap(model, rank=profile.lora.rank, alpha=profile.lora.alpha, dropout=0.0)
+    adapters, _ = load_state(workspace.adapter(0))
+    assert adapters.keys() == trainable_parameters(model).keys()
+    model.load_state_dict(adapters, strict=False)
+    merge(model)
+    adapted, _ = load_state(workspace.adapted(0))
+    assert all(torch.equal(adapted[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_each_seed_of_a_ptq_arm_is_adapted_and_seed_0_for_the_other_studies(profile: Profile) -> None:

@@ -1,7 +1,7 @@
 """Where each stage's files lie, relative to one root. The only memory between stages is in these files.
 
 data/prepared/<profile>/          arrays of the decoded images and their manifest           (stage data)
-checkpoints/<profile>/            backbone.safetensors + .json, adapted-seed<N>.safetensors  (stage backbone)
+checkpoints/<profile>/            backbone.safetensors + .json, adapter-seed<N>, adapted-seed<N> (stage backbone)
 reports/<profile>/records/<study>/<trial_id>.json + .npz                                     (stages of the studies)
 reports/<profile>/sensitivity.json                                                           (stage sensitivity)
 reports/<profile>/tables, figures, report.html, metrics.json                                 (stage report)
@@ -46,6 +46,10 @@ class Workspace:
     def backbone(self) -> Path:
         """The backbone's safetensors file."""
         return self.checkpoints / "backbone.safetensors"
+
+    def adapter(self, seed: int) -> Path:
+        """Adapters and head alone, as trained in high precision on the backbone."""
+        return self.checkpoints / f"adapter-seed{seed}.safetensors"
 
     def adapted(self, seed: int) -> Path:
         """The backbone with adapters trained in high precision and merged: what `ptq` trials quantize."""

@@ -3,11 +3,12 @@
 `backbone.safetensors` is trained here from scratch, alone or with a teacher that was fine-tuned first; or is a torchvision
 checkpoint with a new head; or is a file that this program made, with its own head if that is of the same classes. Where the
 profile has a lora section, `adapted-seed<N>.safetensors` is that backbone with adapters trained in high precision and merged:
-what `ptq` trials quantize, one for each seed they use, and seed 0 for the sensitivity and mixed studies.
+what `ptq` trials quantize, one for each seed they use, and seed 0 for the sensitivity and mixed studies. `adapter-seed<N>` holds
+those adapters and the head alone. Each file has its model card beside it.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from lowbit_vit.data.arrays import Dataset, load_dataset
 from lowbit_vit.errors import ConfigError, DataError, Unavailable
 from lowbit_vit.model.checkpoint import fit_positions, load_state, load_torchvision, restore, save_state
 from lowbit_vit.model.execution import prepare
-from lowbit_vit.model.lora import attach, merge
+from lowbit_vit.model.lora import attach, merge, trainable_parameters
 from lowbit_vit.model.vit import VisionTransformer, architecture
+from lowbit_vit.schema.card import adapted_seeds
 from lowbit_vit.schema.config import Adaptation, AttentionName, Profile, Teacher, Training
 from lowbit_vit.schema.environment import command_line, provenance
 from lowbit_vit.schema.hold import hold
 from lowbit_vit.schema.record import TrainingResult, remove_half_written
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.trial.card import licences, made_adapter, made_backbone
 from lowbit_vit.trial.evaluate import Forward, predict, selection_mask, summarize
 from lowbit_vit.trial.teacher import Distillation, distillation, load_teacher, require_teacher, teacher_card
 from lowbit_vit.trial.train import AUTOCAST, seed_everything, train
@@ -61,21 +64,16 @@ def make_backbone(profile: Profile, workspace: Workspace) -> None:
                 _make_adapted(profile, profile.lora, workspace, dataset, seed=seed)
 
 
-def adapted_seeds(profile: Profile) -> tuple[int, ...]:
-    """The seeds whose adapted backbone some trial of a profile with a lora section needs."""
-    used = {seed for arm in profile.variants.arms if arm.adaptation == "ptq" for seed in arm.seeds}
-    return tuple(sorted(used | {0}))
-
-
 def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None:
     config = profile.backbone
+    card: dict[str, Any]
     if config.weights == "scratch" and config.training is not None:
         teacher, teacher_facts = _make_teacher(profile, config.teacher, config.training, dataset)
         seed_everything(config.seed)
         model = _model(profile, dataset)
         title = f"train {profile.name} backbone"
         result = _train(model, config.training, profile, dataset, seed=config.seed, title=title, distillation=teacher)
-        card = {"origin": "scratch", "teacher": teacher_facts, "training": result.model_dump(mode="json")}
+        card = {"origin": "scratch", "teacher": teacher_facts, "training": result.model_dump(mode="json"), "licence": licences(profile)}
         trained = True
     else:
         seed_everything(config.seed)
@@ -84,9 +82,11 @@ def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None
     # A new head is random, so there is nothing to evaluate yet.
     accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="backbone") if trained else None
     # What was adapted from another backbone must not be found beside this one, should we be interrupted before it is made anew.
-    for path in workspace.checkpoints.glob("adapted-seed*"):
+    for path in workspace.checkpoints.glob("adapte[dr]-seed*"):
         path.unlink()
-    _save(model, workspace.backbone, profile, dataset, {**card, "accuracy": accuracy, "kind": "backbone", "seed": config.seed})
+    made = made_backbone(profile, dataset, head_kept=trained)
+    card = {**card, "accuracy": accuracy, "kind": "backbone", "made": made, "seed": config.seed}
+    _save(model.state_dict(), workspace.backbone, profile, dataset, card)
 
 
 def _restore_given(model: VisionTransformer, profile: Profile, workspace: Workspace, dataset: Dataset) -> tuple[dict[str, Any], bool]:
@@ -98,7 +98,7 @@ def _restore_given(model: VisionTransformer, profile: Profile, workspace: Worksp
     """
     config = profile.backbone
     path = workspace.root / str(config.checkpoint)
-    kept = False
+    kept, theirs = False, None
     if config.weights == "ours":
         state, theirs = load_state(path)
         if not theirs["sha256"].startswith(str(config.checkpoint_sha256)):
@@ -114,7 +114,7 @@ def _restore_given(model: VisionTransformer, profile: Profile, workspace: Worksp
     restore(model, fit_positions(state, model, source=str(path)), source=str(path), new_head=not kept)
     log.info("%s: %s", path.name, "its head is of these very classes and is kept" if kept else "gets a new head for these classes")
     card = {"origin": path.name, "origin_sha256": config.checkpoint_sha256, "head": "kept" if kept else "new", "training": None}
-    return card, kept
+    return {**card, "licence": licences(profile, theirs)}, kept
 
 
 def _make_teacher(
@@ -139,17 +139,21 @@ def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, data
     restore(model, state, source=str(workspace.backbone))
     attach(model, lora, seed=seed)
     result = _train(model, lora.training, profile, dataset, seed=seed, title=f"adapt in high precision, seed {seed}")
-    merge(model)
     content = {
-        "kind": "adapted",
         "seed": seed,
         "origin": workspace.backbone.name,
         "origin_sha256": card["sha256"],
+        "licence": card["licence"],
         "lora": lora.model_dump(mode="json"),
         "training": result.model_dump(mode="json"),
-        "accuracy": _accuracy(partial(prepare, model, "eager"), profile, dataset, title="adapted"),
     }
-    _save(model, workspace.adapted(seed), profile, dataset, content)
+    trained = {name: parameter.detach().cpu().clone() for name, parameter in trainable_parameters(model).items()}
+    merge(model)
+    accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="adapted")
+    files = (("adapter", workspace.adapter(seed), trained), ("adapted", workspace.adapted(seed), model.state_dict()))
+    for kind, path, state in files:
+        made = made_adapter(lora, dataset, seed=seed, merged=kind == "adapted")
+        _save(state, path, profile, dataset, {**content, "accuracy": accuracy, "kind": kind, "made": made})
 
 
 def _model(profile: Profile, dataset: Dataset) -> VisionTransformer:
@@ -195,7 +199,7 @@ def _accuracy(forward: Callable[[Tensor], Forward], profile: Profile, dataset: D
     return result
 
 
-def _save(model: VisionTransformer, path: Path, profile: Profile, dataset: Dataset, card: dict[str, Any]) -> None:
+def _save(state: Mapping[str, Tensor], path: Path, profile: Profile, dataset: Dataset, card: dict[str, Any]) -> None:
     common = {
         "profile": profile.name,
         "description": profile.description,
@@ -205,8 +209,8 @@ def _save(model: VisionTransformer, path: Path, profile: Profile, dataset: Datas
         "views": profile.data.views.model_dump(mode="json"),
         "splits": {split: len(images.labels) for split, images in dataset.eval_views.items()},
         "backbone": profile.backbone.model_dump(mode="json"),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(tensor.numel() for tensor in state.values()),
         "provenance": provenance(command_line()).model_dump(mode="json"),
     }
-    digest = save_state(model.state_dict(), path, {**common, **card})
+    digest = save_state(state, path, {**common, **card})
     log.info("%s: sha256 %s", path.name, digest[:16])
