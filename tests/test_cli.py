@@ -20,6 +20,7 @@ VERBS = [
     "audit",
     "compare",
     "check",
+    "checkpoints",
     "config",
     "doctor",
     "trial",

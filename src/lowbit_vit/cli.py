@@ -381,6 +381,25 @@ def check(
         raise OutOfTolerance(f"{check_summary(lines)}; the first that is off: {off[0].name} (see its line in the table)")
 
 
+@app.command(epilog="Example: lowbit-vit checkpoints demo")
+def checkpoints(
+    profile: Annotated[str | None, typer.Argument(metavar="[PROFILE]", help="a name in profiles/", show_default="all of them")] = None,
+    root: Root = HERE,
+) -> None:
+    """List backbones and adapters with how they were made, Top-1 and sha256; say which are missing or damaged."""
+    from lowbit_vit.analysis.checkpoints import list_checkpoints
+    from lowbit_vit.errors import DataError
+    from lowbit_vit.report.checkpoints import checkpoint_table
+
+    names = [profile] if profile is not None else sorted(file.stem for file in (root / "profiles").glob("*.yaml"))
+    found = [checkpoint for name in names for checkpoint in list_checkpoints(*_open(name, root))]
+    Console(width=None if sys.stdout.isatty() else 160).print(checkpoint_table(found))
+    damaged = [checkpoint for checkpoint in found if checkpoint.state == "damaged"]
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise DataError(f"{damaged[0].file}: {damaged[0].problem}{more}")
+
+
 @app.command(epilog="Example: lowbit-vit config demo")
 def config(profile: ProfileName, root: Root = HERE) -> None:
     """Print the resolved profile, every value with what it means."""
