@@ -225,7 +225,8 @@ def fill(root: Path, *, profile: Profile | None = None, studies: Sequence[Study]
     """A workspace below `root` with the demo profile (or another), the paper's table and a record for every cell."""
     (root / "profiles").mkdir(parents=True)
     (root / "paper").mkdir()
-    shutil.copy(PROJECT / "paper" / "table1.csv", root / "paper")
+    for name in ("table1.csv", "claims.yaml", "context.yaml"):
+        shutil.copy(PROJECT / "paper" / name, root / "paper")
     profile = profile or load_profile(PROJECT / "profiles" / "demo.yaml")
     workspace = Workspace(root=root, profile=profile.name)
     if "variants" in studies:

@@ -29,6 +29,14 @@ def test_copies_of_the_images_are_called_copies() -> None:
     assert "256-px copies, not the original files" in facts.image_words(profile.model_copy(update={"data": data}))
 
 
+def test_the_records_images_count_and_not_the_profiles() -> None:
+    profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
+    record, _ = synthetic.succeeded(cells(profile, "variants")[0])
+    other = profile.data.model_copy(update={"views": profile.data.views.model_copy(update={"image_size": 16})})
+    seen = facts.image_words(profile, [record.model_copy(update={"trial": record.trial.model_copy(update={"data": other})})])
+    assert "16 x 16 px" in seen
+
+
 def test_accuracy_names_split_images_and_seeds() -> None:
     profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
     record, _ = synthetic.succeeded(cells(profile, "variants")[0])

@@ -70,7 +70,7 @@ def test_commands_name_the_profile(judged: list[Judged]) -> None:
 
 
 def test_what_was_not_run_names_studies_claims_and_trials(findings: Findings, judged: list[Judged]) -> None:
-    found = not_run("demo", findings, judged)
+    found = not_run(synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml"), findings, judged)
     assert [item.what for item in found[:2]] == ["the sensitivity study", "the mixed study"]
     waiting = [item for item in found if item.claims]
     assert sum(len(item.claims) for item in waiting) == sum(item.verdict == "not run" for item in judged)

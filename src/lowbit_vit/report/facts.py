@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowbit_vit.schema.config import DigitsData, FlowersData, FolderData, Profile, SmallVit
+from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Profile, SmallVit
 from lowbit_vit.schema.record import Provenance, Record
 
 
@@ -32,9 +32,13 @@ def model_words(profile: Profile) -> str:
     return f"{name}, torchvision's weights {Path(str(profile.backbone.checkpoint)).name} with a new head"
 
 
-def image_words(profile: Profile) -> str:
-    """Which images, and at which size."""
-    data, side = profile.data, profile.data.views.image_size
+def image_words(profile: Profile, records: Sequence[Record] = ()) -> str:
+    """Which images, and at which size: those of the records, or of the profile where there is none."""
+    return " or ".join(dict.fromkeys(_image_words(record.trial.data) for record in records)) or _image_words(profile.data)
+
+
+def _image_words(data: DataConfig) -> str:
+    side = data.views.image_size
     match data:
         case DigitsData():
             name = "scikit-learn's 8 x 8 scanned digits"
@@ -54,7 +58,7 @@ def accuracy_words(profile: Profile, records: Sequence[Record]) -> str:
         return "No accuracy was measured."
     n = " or ".join(f"{count:,}" for count in counts)
     which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    return f"Accuracy is on the test split, n = {n} images of {image_words(profile)}; {model_words(profile)}; {which}."
+    return f"Accuracy is on the test split, n = {n} images of {image_words(profile, records)}; {model_words(profile)}; {which}."
 
 
 def adaptation_words(profile: Profile) -> str:
@@ -91,7 +95,7 @@ def host_facts(provenance: Provenance) -> tuple[tuple[str, str], ...]:
     facts = {
         "GPU": provenance.gpu and f"{provenance.gpu}, {provenance.gpu_memory_gib or 0:.0f} GiB, {provenance.gpu_uuid or 'no UUID'}",
         "driver, CUDA": provenance.driver and f"{provenance.driver}, {provenance.cuda or 'unknown'}",
-        "CPU": f"{provenance.cpu}, {provenance.cpu_cores} cores, {provenance.threads} threads",
+        "CPU": f"{provenance.cpu}, {provenance.cpu_cores} cores, {provenance.threads or 'unknown'} threads",
         "memory": f"{provenance.memory_gib:.1f} GiB",
         "system": f"{provenance.host_os}, Python {provenance.python}",
         "packages": packages,

@@ -3,15 +3,14 @@
 import polars as pl
 
 from lowbit_vit.analysis.tables import Tables
-from lowbit_vit.report.figures.kernels import CLASS_NAMES
 from lowbit_vit.report.figures.style import FORMAT_NAMES
 from lowbit_vit.report.verdict import pick_arms
 
 
-def headings(tables: Tables) -> dict[str, str]:
-    """Heading by section."""
+def headings(tables: Tables, *, arms: int) -> dict[str, str]:
+    """Heading by section; `arms` is how many the profile declares."""
     return {
-        "arms": _arms(tables.paper_table),
+        "arms": _arms(tables.paper_table, arms),
         "time": _time(tables),
         "fronts": _fronts(tables.fronts),
         "blocks": _blocks(tables.sensitivity),
@@ -19,12 +18,9 @@ def headings(tables: Tables) -> dict[str, str]:
     }
 
 
-def _arms(table: pl.DataFrame) -> str:
-    arms = table.unique("row", keep="first")
-    if arms.is_empty():
-        return "Every arm"
-    done = arms.filter(pl.col("status") == "success").height
-    return f"Every arm: {done} of {arms.height} finished"
+def _arms(table: pl.DataFrame, arms: int) -> str:
+    done = table.filter(pl.col("status") == "success").get_column("row").n_unique()
+    return f"Every arm: {done} of {arms} finished"
 
 
 def _time(tables: Tables) -> str:
@@ -35,10 +31,9 @@ def _time(tables: Tables) -> str:
     if row["idle_us"] is not None:
         return f"The card waits for {100 * row['idle_us'] / row['wall_us']:.0f} % of {row['arm']} at batch {row['batch_size']}"
     same = (pl.col("arm") == row["arm"]) & (pl.col("batch_size") == row["batch_size"])
-    largest = tables.kernel_classes.filter(same).sort("us", descending=True).row(0, named=True)
-    share = 100 * largest["us"] / row["kernel_us"] if row["kernel_us"] else 0
-    what = CLASS_NAMES.get(largest["class"], largest["class"])
-    return f"Of {row['arm']} at batch {row['batch_size']}, {what} take {share:.0f} % of the time"
+    spent = tables.kernel_classes.filter(same & (pl.col("class") == "quantize")).get_column("us").sum()
+    share = 100 * spent / row["kernel_us"] if row["kernel_us"] else 0
+    return f"Quantizing and dequantizing take {share:.0f} % of {row['arm']} at batch {row['batch_size']}"
 
 
 def _fronts(frame: pl.DataFrame) -> str:
@@ -48,7 +43,7 @@ def _fronts(frame: pl.DataFrame) -> str:
     first = panels.filter(pl.col("panel") == panels.item(0, "panel"))
     kept = first.filter(pl.col("state") == "on the front").height
     batch = panels.item(0, "panel").rpartition(" ")[2]
-    return f"{kept} of {first.height} arms are worth their time at batch {batch}"
+    return f"{kept} of {first.height} arms {'is' if kept == 1 else 'are'} on the front of accuracy and latency at batch {batch}"
 
 
 def _blocks(frame: pl.DataFrame) -> str:

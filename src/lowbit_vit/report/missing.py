@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lowbit_vit.analysis.tables import Findings
 from lowbit_vit.report.ledger import command
 from lowbit_vit.schema.claim import Judged
-from lowbit_vit.schema.config import STUDIES
+from lowbit_vit.schema.config import STUDIES, Profile
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,29 @@ class Missing:
     records: str = ""
 
 
-def not_run(profile: str, findings: Findings, judged: Sequence[Judged]) -> list[Missing]:
+def not_run(profile: Profile, findings: Findings, judged: Sequence[Judged]) -> list[Missing]:
     """Studies first, then claims by what they lack, then trials by study and reason."""
     records = findings.records
     studies = [
-        Missing(what=f"the {study} study", why="it has no records", command=f"lowbit-vit {study} {profile}")
+        Missing(what=f"the {study} study", why="it has no records", command=f"lowbit-vit {study} {profile.name}")
         for study in STUDIES
         if not records[study]
     ]
-    return [*studies, *_claims(judged), *_trials(findings)]
+    return [*studies, *_arms(profile, findings), *_claims(judged), *_trials(findings)]
+
+
+def _arms(profile: Profile, findings: Findings) -> list[Missing]:
+    """Arms that the profile declares and that have no record, of a study that has some."""
+    found = {record.trial.label for record in findings.records["variants"]}
+    labels = [arm.label for arm in profile.variants.arms if arm.label not in found]
+    if not found or not labels:
+        return []
+    why = "declared in the profile, without a record"
+    return [Missing(what=f"variants: {_some(labels)}", why=why, command=f"lowbit-vit variants {profile.name}")]
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
 
 
 def _claims(judged: Sequence[Judged]) -> list[Missing]:
@@ -58,6 +72,5 @@ def _trials(findings: Findings) -> list[Missing]:
     found = []
     for (study, status, reason), trials in groups.items():
         labels = list(dict.fromkeys(label for label, _ in trials))
-        names = ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
-        found.append(Missing(what=f"{study}: {names}", why=f"{status}: {reason}", records=" ".join(trial for _, trial in trials)))
+        found.append(Missing(what=f"{study}: {_some(labels)}", why=f"{status}: {reason}", records=" ".join(trial for _, trial in trials)))
     return found

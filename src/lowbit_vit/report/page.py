@@ -14,6 +14,7 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 
+from lowbit_vit.analysis.claims import gather, judge, load_claims
 from lowbit_vit.analysis.tables import Findings, find, read_paper_table, write_tables
 from lowbit_vit.report import facts, grids
 from lowbit_vit.report.beside import Beside, beside_paper
@@ -70,11 +71,13 @@ def build_report(profile: Profile, workspace: Workspace) -> Path:
     A study without records is shown as not run. Needs neither torch nor a network.
 
     Raises:
-        DataError: a record, a predictions file, the ledger or the paper's table is damaged or missing.
+        ConfigError: paper/claims.yaml is missing or wrong.
+        DataError: a record, a predictions file or the paper's table is damaged or missing.
     """
     paper = read_paper_table(workspace.root)
     findings = find(profile, workspace)
-    return write_report(Content(profile=profile, findings=findings, paper=paper, judged=()), workspace.reports)
+    judged = judge(load_claims(workspace.root), gather(profile, findings.results, root=workspace.root))
+    return write_report(Content(profile=profile, findings=findings, paper=paper, judged=judged), workspace.reports)
 
 
 def write_report(content: Content, folder: Path) -> Path:
@@ -113,7 +116,7 @@ def _markdown(content: Content) -> str:
         sentences=sentences(content.findings, content.judged),
         counts=counts(content.judged),
         arms=result_markdown(records, arms=arms) if records else "",
-        missing=not_run(content.profile.name, content.findings, content.judged),
+        missing=not_run(content.profile, content.findings, content.judged),
     )
 
 
@@ -137,8 +140,8 @@ def _render(
         **_ledger(content),
         **printed,
         beside=beside,
-        headings=headings(content.findings.tables),
-        missing=not_run(content.profile.name, content.findings, content.judged),
+        headings=headings(content.findings.tables, arms=len(content.profile.variants.arms)),
+        missing=not_run(content.profile, content.findings, content.judged),
         # The SVG is Vega's own output, which escapes every text that comes from a record.
         figures={figure.name: (figure, Markup(svg) if svg else None) for figure, svg in drawn},  # noqa: S704
         specifications={figure.name: with_places(figure.specification, to_places) for figure, _ in drawn if figure.specification},
@@ -153,7 +156,7 @@ def _scope(content: Content) -> dict[str, Any]:
     return {
         "profile": profile,
         "model": facts.model_words(profile),
-        "images": facts.image_words(profile),
+        "images": facts.image_words(profile, records),
         "accuracy": facts.accuracy_words(profile, records),
         "adaptation": facts.adaptation_words(profile),
         "studies": [(study, status_counts([record.status for record in content.findings.records[study]])) for study in STUDIES],

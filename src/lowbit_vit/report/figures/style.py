@@ -57,13 +57,10 @@ def rows(
 
 
 def configured(chart: alt.FacetChart | alt.VConcatChart | alt.LayerChart) -> dict[str, Any]:
-    """The specification with the common look; the page's style sheet recolours text and grid in the dark.
-
-    Vega's own words for screen readers are off: they would name every grid line. The page names the figure and its table.
-    """
+    """The specification with the common look; the page's style sheet recolours text and grid in the dark."""
     grey = "#dfe3e8"
     with_look = (
-        chart.configure(background="transparent", font=FONT, padding=4, aria=False)
+        chart.configure(background="transparent", font=FONT, padding=4)
         .configure_view(stroke=None)
         .configure_axis(labelFontSize=11, titleFontSize=11, titleFontWeight="normal", gridColor=grey, domainColor=GREY, tickColor=GREY)
         .configure_legend(orient="bottom", labelFontSize=11, titleFontSize=11, titleFontWeight="normal", symbolLimit=20)

@@ -9,8 +9,9 @@ function panelsOf(specification) {
   return [specification.spec ?? specification];
 }
 
-function overflow(place, target) {
-  return Math.min(place.parentElement.clientWidth, 880) - target.querySelector("svg").getBoundingClientRect().width;
+// The drawing's own width: on the screen it never exceeds the page's.
+function room(place, target) {
+  return Math.min(place.parentElement.clientWidth, 880) - Number(target.querySelector("svg").getAttribute("width"));
 }
 
 // Axes, labels and numbers beside bars take what they take: draw, see what is left over, draw again.
@@ -18,15 +19,17 @@ async function drawFigure(place) {
   place.dataset.drawn = "drawing";
   const specification = structuredClone(specifications[place.dataset.figure]);
   const options = { actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } };
+  // Vega names every grid line to a screen reader; the figure's own name leads to its table.
   const target = document.createElement("div");
+  target.ariaHidden = "true";
   place.replaceChildren(target);
   for (let round = 0; round < 3; round += 1) {
     const drawn = await vegaEmbed(target, specification, options);
     drawn.view.addEventListener("click", (event, item) => {
       if (item?.datum?.records) showSource(item.datum.records, [], null);
     });
-    const left = overflow(place, target);
-    if (left >= 0 && left < 12) break;
+    const left = room(place, target);
+    if (round === 2 || (left >= 0 && left < 12)) break;
     for (const panel of panelsOf(specification)) panel.width = Math.max(110, Math.floor(panel.width + left - 4));
   }
   place.dataset.drawn = "yes";
