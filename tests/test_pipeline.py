@@ -2,8 +2,10 @@
 
 import ast
 import configparser
+import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,7 @@ from dvc.repo.artifacts import check_name_format
 import synthetic
 from lowbit_vit import cli
 from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS
+from lowbit_vit.schema.code import imported_files
 from lowbit_vit.schema.config import STUDIES, Profile, load_profile
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import finished, sweep
@@ -135,6 +138,16 @@ def test_what_is_made_anew_depends_on_no_module_that_it_does_not_import(verb: st
     expected = _lines(verb)
     lines = "\n".join(f"        - {line}" for line in sorted(expected))
     assert expected - set(starts) <= found <= expected | set(starts), f"dvc.yaml, {verb}, deps: write these lines:\n{lines}"
+
+
+def test_the_codes_hash_is_over_what_the_process_of_a_trial_really_imports() -> None:
+    program = (
+        "import json, sys, lowbit_vit.trial.run, lowbit_vit.trial.scan;"
+        "print(json.dumps([module.__file__ for name, module in sys.modules.items() if name.split('.')[0] == 'lowbit_vit']))"
+    )
+    listed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    imported = {Path(file).relative_to(SOURCE).as_posix() for file in json.loads(listed)}
+    assert imported == set(imported_files(SOURCE, ["trial/run.py", "trial/scan.py"]))
 
 
 def test_every_stage_is_a_verb_of_a_profile_or_a_download_of_known_content(stages: dict[str, Any]) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lowbit_vit.data.arrays import load_dataset
+from lowbit_vit.data.arrays import load_dataset, read_manifest
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
+from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, only, uniform
 from lowbit_vit.schema.record import load_predictions, read_record
@@ -45,6 +46,9 @@ def test_a_trial_ends_in_a_complete_record(
     assert (record.model.trainable_parameters > 0) == (adaptation == "qlora")
     backbone = workspace.backbone if adaptation == "qlora" else workspace.adapted(0)
     assert record.model.backbone_sha256 == hashlib.sha256(backbone.read_bytes()).hexdigest()
+    assert record.model.base_sha256 == hashlib.sha256(workspace.backbone.read_bytes()).hexdigest()
+    assert record.data_sha256 == read_manifest(workspace.data).content_sha256
+    assert record.code_sha256 == code_sha256()
     assert record.evaluation is not None
     assert (record.evaluation.whole.images, record.evaluation.selection.images, record.evaluation.report.images) == (599, 299, 300)
     assert record.measurement is not None

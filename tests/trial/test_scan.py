@@ -38,6 +38,7 @@ def test_a_scan_gives_the_records_of_single_trials_bit_for_bit(cell: Trial, work
         single = run_trial(trial, workspace, tmp_path / "single")
         assert read_record(tmp_path / "scan" / f"{trial.trial_id}.json") == record
         assert record.model == single.model
+        assert (record.code_sha256, record.data_sha256) == (single.code_sha256, single.data_sha256)
         assert record.evaluation is not None
         assert single.evaluation is not None
         timeless = {"seconds", "images_per_s"}
