@@ -12,7 +12,7 @@ from lowbit_vit.study.grid import cells
     ("name", "model", "images"),
     [
         ("demo", "from scratch for this run, not pretrained", "scikit-learn's 8 x 8 scanned digits, seen at 8 x 8 px"),
-        ("paper", "ViT L/16, torchvision's ImageNet-1k weights", "Oxford Flowers-102 (original files), official split"),
+        ("paper", "ViT L/16, torchvision's weights vit_l_16-852ce7e3.pth", "Oxford Flowers-102 (original files), official split"),
         ("scratch", "ViT L/16, weights trained from scratch", "Oxford Flowers-102 (original files), official split"),
     ],
 )
