@@ -18,6 +18,8 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,12 @@ class Run:
                 continue
         return found
 
+    def kill(self) -> None:
+        """End whatever is left of it, rudely."""
+        for process in self.started():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def require_gone(self) -> None:
         """No process that this run started lives on."""
         deadline = time.monotonic() + PATIENCE
@@ -151,9 +159,31 @@ def interrupt(project: Path, profile: str, *, times: int, seed: int, reach: int)
     kinds = [(number, group) for number in SIGNALS for group in (True, False)]
     plan = [kinds[index % len(kinds)] for index in range(times)]
     generator.shuffle(plan)
-    attempts, started, before, pending = Attempts(), time.monotonic(), dict[str, bytes](), list[Run]()
+    attempts, started = Attempts(), time.monotonic()
+    runs: list[Run] = []
+    try:
+        _interrupt_and_finish(project, profile, plan, attempts, runs, generator=generator, reach=reach)
+    finally:
+        for run in runs:
+            run.kill()
+    attempts.seconds = time.monotonic() - started
+    return attempts
+
+
+def _interrupt_and_finish(
+    project: Path,
+    profile: str,
+    plan: Sequence[tuple[signal.Signals, bool]],
+    attempts: Attempts,
+    runs: list[Run],
+    *,
+    generator: random.Random,
+    reach: int,
+) -> None:
+    before: dict[str, bytes] = {}
     for number, group in plan:
         run = Run(project, profile)
+        runs.append(run)
         # Most come early, for every run starts over with DVC; one in five comes late, or the run would never get far.
         lines = int(reach * (2 * generator.random() if generator.random() < 0.2 else generator.random() ** 4))
         run.wait_for(lines, then_seconds=generator.uniform(0.1, 1.0 if lines else 2.0))
@@ -166,11 +196,10 @@ def interrupt(project: Path, profile: str, *, times: int, seed: int, reach: int)
         else:
             attempts.ended_before += 1
             _require_known_end(run, project, attempts)
-        pending.append(run)
         if generator.random() < 0.5:  # else the next run starts while this one may still be going
-            for earlier in pending:
+            for earlier in runs:
                 earlier.require_gone()
-            pending.clear()
+            runs.clear()
         after = finished_trials(project, profile)
         changed = [path for path, content in before.items() if after.get(path) != content]
         assert not changed, f"finished, and then run again or lost: {changed}\n{run.output}"
@@ -178,16 +207,15 @@ def interrupt(project: Path, profile: str, *, times: int, seed: int, reach: int)
         attempts.finished_after.append(len(after) // 2)
     for _ in range(1 + len(REMEDIES)):
         last = Run(project, profile)
+        runs.append(last)
         if last.end(within=None) == 0:
             break
         _require_known_end(last, project, attempts)
     assert last.process.returncode == 0, last.output
     after = finished_trials(project, profile)
     assert {path: after.get(path) for path in before} == before
-    for run in [*pending, last]:
+    for run in runs:
         run.require_gone()
-    attempts.seconds = time.monotonic() - started
-    return attempts
 
 
 def _require_known_end(run: Run, project: Path, attempts: Attempts) -> None:
