@@ -251,12 +251,14 @@ def test_shared_settings_hold_no_remote_and_records_are_copies() -> None:
 def test_every_backbone_has_names_that_dvc_and_gto_take() -> None:
     with Repo(str(ROOT)) as repo:
         artifacts = repo.artifacts.read()["dvc.yaml"]
-    for name, artifact in artifacts.items():
-        check_name_format(name)  # gto's rule
-        profile, what = name.rsplit("-", 1)
+    expected = {}
+    for profile in ("demo", "paper", "scratch"):
         place = Workspace(root=ROOT, profile=profile)
-        assert ROOT / artifact.path == {"backbone": place.backbone, "adapted": place.adapted(0)}[what]
-    assert {name.rsplit("-", 1)[0] for name in artifacts} >= {"demo", "paper", "scratch"}
+        files = {"backbone": place.backbone, "adapter": place.adapter(0), "adapted": place.adapted(0)}
+        expected |= {f"{profile}-{what}": path for what, path in files.items()}
+    assert {name: ROOT / artifact.path for name, artifact in artifacts.items()} == expected
+    for name in artifacts:
+        check_name_format(name)  # gto's rule
 
 
 @pytest.mark.parametrize("profile", PROFILES)
