@@ -101,10 +101,16 @@ def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: 
 
 
 def _require_one_code(records: Sequence[Record], study: Study) -> None:
-    """A trial reads the sources when its process starts; whoever edits them during a study gets records of two codes."""
-    changed = sum(record.code_sha256 != code_sha256() for record in records)
-    if changed:
-        raise DataError(f"{study}: {changed} of {len(records)} trials ran after the code was changed; run the same command again")
+    """A trial reads the sources when its process starts; whoever edits them during a study gets records of two codes.
+
+    A container brings sources of its own.
+    """
+    other = sum(record.code_sha256 != code_sha256() for record in records)
+    if other:
+        raise DataError(
+            f"{study}: {other} of {len(records)} trials ran with other code than this program's: it was changed meanwhile, or a "
+            "container holds another version; run the same command again, with an image of this version"
+        )
 
 
 def _require_weights(path: Path, profile: Profile) -> None:
