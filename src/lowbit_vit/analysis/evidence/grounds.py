@@ -6,7 +6,6 @@ measured. Only then is a missing record missing.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Literal
 
 import polars as pl
@@ -138,10 +137,15 @@ class Grounds:
         # A key that both selectors hold to one and the same value is no difference; one with several values must still agree.
         shared = tuple(key for key in TWIN_KEYS if key in named and getattr(of, key, None) == getattr(to, key, None))
         keys = (*alike, *shared)
+        # By their keys: each against each would take minutes for thousands of trials.
+        peers: dict[tuple[object, ...], list[Result]] = {}
+        for other in self.select(to):
+            peers.setdefault(tuple(_key(other.record, key) for key in keys), []).append(other)
         return [
             (one, other)
-            for one, other in product(self.select(of), self.select(to))
-            if one is not other and all(_key(one.record, key) == _key(other.record, key) for key in keys)
+            for one in self.select(of)
+            for other in peers.get(tuple(_key(one.record, key) for key in keys), ())
+            if one is not other
         ]
 
     def missing_arms(self, *selectors: Arms) -> Outcome:

@@ -204,8 +204,9 @@ def frontier(check: FrontierCheck, grounds: Grounds) -> Outcome:
         if result.record.status == "success" and result.record.evaluation is not None and None not in costs:
             known = tuple(cost for cost in costs if cost is not None)
             points.append((result, (*known, -result.record.evaluation.whole.top1)))
-    members = [(result, point) for result, point in points if result in grounds.select(check.of)]
-    others = [result for result, _ in points if result not in grounds.select(check.of)]
+    picked = {result.record.trial_id for result in grounds.select(check.of)}
+    members = [(result, point) for result, point in points if result.record.trial_id in picked]
+    others = [result for result, _ in points if result.record.trial_id not in picked]
     undominated = [result for result, point in members if not any(_dominates(peer, point) for _, peer in points)]
     records = tuple(result.record.trial_id for result, _ in points)
     names = ", ".join(dict.fromkeys(result.record.trial.label for result in undominated))

@@ -42,15 +42,16 @@ def draw(figure: Figure, folder: Path) -> str | None:
         for stale in (folder / f"{figure.name}.svg", folder / f"{figure.name}.png"):
             stale.unlink(missing_ok=True)
         return None
-    clear = _svg(figure, None)
-    printed = _svg(figure, "white")
+    clear = _svg(figure)
+    # On paper and in a slide it needs a sheet behind it.
+    printed = re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', clear, count=1)
     write_atomic(folder / f"{figure.name}.svg", printed.encode())
     write_atomic(folder / f"{figure.name}.png", vl_convert.svg_to_png(printed, scale=2))
     return clear
 
 
-def _svg(figure: Figure, background: str | None) -> str:
-    svg: str = vl_convert.vegalite_to_svg({**(figure.specification or {}), "background": background})
+def _svg(figure: Figure) -> str:
+    svg: str = vl_convert.vegalite_to_svg({**(figure.specification or {}), "background": None})
     # Vega counts the gradients of a process; a name of the figure's own makes equal figures equal files.
     return re.sub(r'(?<=id="gradient_)\d+(?=")|(?<=url\(#gradient_)\d+(?=\))', figure.name, svg)
 
