@@ -51,6 +51,7 @@ class Attempts:
     """What became of the interrupted runs."""
 
     by_signal: Counter[str] = field(default_factory=Counter)
+    by_stage: Counter[str] = field(default_factory=Counter)
     ended_before: int = 0
     remedies: Counter[str] = field(default_factory=Counter)
     finished_after: list[int] = field(default_factory=list)
@@ -84,6 +85,12 @@ class Run:
     @property
     def output(self) -> str:
         return "".join(self.lines)
+
+    @property
+    def stage(self) -> str:
+        """The stage that it is at, or `none` before the first and after the last."""
+        names = re.findall(r"Running stage '(\w+)@|(Updating lock file)", self.output)
+        return names[-1][0] or "none" if names else "none"
 
     def wait_for(self, lines: int, *, then_seconds: float) -> None:
         """Until so many lines came and some time more has passed, or it ended."""
@@ -191,8 +198,9 @@ def _interrupt_and_finish(
             run.interrupt(number, group=group)
             kind = f"{number.name} to {'the group' if group else 'DVC'}"
             attempts.by_signal[kind] += 1
+            attempts.by_stage[run.stage] += 1
             run.end()
-            log.info("%s after %d lines, the last: %s", kind, len(run.lines), run.lines[-1].strip() if run.lines else "none")
+            log.info("%s, stage %s; the last of %d lines: %s", kind, run.stage, len(run.lines), "".join(run.lines[-1:]).strip())
         else:
             attempts.ended_before += 1
             _require_known_end(run, project, attempts)

@@ -7,6 +7,7 @@ import pytest
 
 import projects
 from interrupt import REMEDIES, finished_trials, interrupt, left_behind, results
+from lowbit_vit.schema.config import STUDIES
 
 pytestmark = [pytest.mark.data, pytest.mark.timeout(1800)]
 
@@ -15,7 +16,7 @@ TIMES = 30
 
 def test_thirty_interrupts_change_no_result_and_repeat_no_finished_trial(reproduced: Path, tmp_path: Path) -> None:
     project = projects.make_project(tmp_path / "project")
-    attempts = interrupt(project, "tiny", times=TIMES, seed=0, reach=10)
+    attempts = interrupt(project, "tiny", times=TIMES, seed=0, reach=15)
     expected, found = results(reproduced, "tiny"), results(project, "tiny")
     assert found.keys() == expected.keys()
     assert not [path for path in expected if found[path] != expected[path]]
@@ -23,6 +24,10 @@ def test_thirty_interrupts_change_no_result_and_repeat_no_finished_trial(reprodu
     assert left_behind(project, "tiny") == []
     assert sum(attempts.by_signal.values()) + attempts.ended_before == TIMES
     assert len(attempts.by_signal) == 6
+    # Or it was no test: some came while DVC itself was at work, some while weights were made, some while trials ran.
+    assert attempts.by_stage["none"]
+    assert attempts.by_stage["backbone"]
+    assert any(attempts.by_stage[study] for study in STUDIES)
 
 
 @pytest.mark.parametrize(("said", "file"), REMEDIES.items(), ids=REMEDIES.values())
