@@ -110,6 +110,29 @@ def test_the_commands_of_the_manual_make_a_remote_that_verifies(project: Path) -
     assert written["'remote \"lab\"'"]["verify"] == "true"
 
 
+def test_a_download_is_not_fetched_where_what_was_made_of_it_can_be_pulled(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    stages = {
+        "weights": {"cmd": "test ! -e raw && mkdir raw && echo 1 > raw/w", "outs": [{"raw/w": {"cache": False, "persist": True}}]},
+        "backbone": {"cmd": "cp raw/w backbone", "deps": ["raw/w"], "outs": ["backbone"]},
+    }
+    (first / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
+    (first / ".gitignore").write_text("/raw\n", encoding="utf-8")
+    projects.git(first, "init", "-q", "-b", "main")
+    projects.dvc(first, "init", "--quiet")
+    projects.dvc(first, "repro", "backbone")
+    projects.commit(first, "results")
+    with KINDS["folder"](tmp_path / "store") as storage:
+        add_remote(first, storage)
+        projects.dvc(first, "push")
+        second = clone(first, tmp_path / "second", storage)
+        done = projects.dvc(second, "repro", "--pull", "backbone")
+    assert "Running stage" not in done.stdout
+    assert (second / "backbone").read_text(encoding="utf-8") == "1\n"
+    assert not (second / "raw").exists()
+
+
 @pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_without_a_lock_the_run_cache_brings_data_and_backbone_back(kind: str, project: Path, tmp_path: Path) -> None:
     with KINDS[kind](tmp_path / "store") as storage:
