@@ -145,6 +145,9 @@ Isolation = Annotated[Literal["process", "container"], typer.Option("--isolation
 Image = Annotated[str | None, typer.Option("--image", help="with container: NAME or NAME@sha256:...", show_default="lowbit-vit:DEVICE")]
 Runtime = Annotated[Literal["docker", "podman"], typer.Option("--runtime", help="with container: what runs it")]
 Unpinned = Annotated[bool, typer.Option("--unpinned", help="with container: take an image that the profile does not pin; records say so")]
+Card = Annotated[
+    str | None, typer.Option("--card", envvar="LOWBIT_VIT_CARD", help="kind of GPU, as Ray names it: H100, A100", show_default="any")
+]
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ class _Place:
     image: str | None
     runtime: Literal["docker", "podman"]
     unpinned: bool
+    card: str | None
 
 
 def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
@@ -171,9 +175,9 @@ def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
             pin = None if settings.container is None else settings.container.digest
             image = place.image or f"lowbit-vit:{settings.device}"
             container = find_image(image, runtime=place.runtime, pin=pin, unpinned=place.unpinned)
-            records = run_study(settings, study, workspace, command=container)
+            records = run_study(settings, study, workspace, command=container, card=place.card)
         else:
-            records = run_study(settings, study, workspace, command=COMMAND)
+            records = run_study(settings, study, workspace, command=COMMAND, card=place.card)
     except KeyboardInterrupt:
         # Said here: typer turns an interrupt that leaves the verb into a bare "Aborted."
         print("lowbit-vit: interrupted; finished trials are kept, run the same command again to go on", file=sys.stderr)
@@ -191,9 +195,10 @@ def variants(
     image: Image = None,
     runtime: Runtime = "docker",
     unpinned: Unpinned = False,
+    card: Card = None,
 ) -> None:
     """Fine-tune, evaluate and measure every declared arm, each in a fresh process."""
-    _run("variants", profile, root, _Place(isolation, image, runtime, unpinned))
+    _run("variants", profile, root, _Place(isolation, image, runtime, unpinned, card))
 
 
 @app.command(epilog="Example: lowbit-vit sensitivity demo")
@@ -204,11 +209,12 @@ def sensitivity(
     image: Image = None,
     runtime: Runtime = "docker",
     unpinned: Unpinned = False,
+    card: Card = None,
 ) -> None:
     """Quantize each block alone and spare each block alone; write the scores that `mixed` chooses from."""
     from lowbit_vit.analysis.scores import write_scores
 
-    _run("sensitivity", profile, root, _Place(isolation, image, runtime, unpinned))
+    _run("sensitivity", profile, root, _Place(isolation, image, runtime, unpinned, card))
     settings, workspace = _open(profile, root)
     print(write_scores(settings, workspace).relative_to(workspace.root))
 
@@ -221,9 +227,26 @@ def mixed(
     image: Image = None,
     runtime: Runtime = "docker",
     unpinned: Unpinned = False,
+    card: Card = None,
 ) -> None:
     """Spare k blocks at equal bytes: first and last, last k, most sensitive k, random k."""
-    _run("mixed", profile, root, _Place(isolation, image, runtime, unpinned))
+    _run("mixed", profile, root, _Place(isolation, image, runtime, unpinned, card))
+
+
+@app.command(epilog="Example: RAY_ADDRESS=ray://head:10001 lowbit-vit sweep demo")
+def sweep(
+    profile: ProfileName,
+    root: Root = HERE,
+    isolation: Isolation = "process",
+    image: Image = None,
+    runtime: Runtime = "docker",
+    unpinned: Unpinned = False,
+    card: Card = None,
+) -> None:
+    """Run variants, sensitivity and mixed, in this order: on the Ray cluster that RAY_ADDRESS names, else here."""
+    variants(profile, root, isolation, image, runtime, unpinned, card)
+    sensitivity(profile, root, isolation, image, runtime, unpinned, card)
+    mixed(profile, root, isolation, image, runtime, unpinned, card)
 
 
 @app.command(epilog="Example: lowbit-vit report demo")

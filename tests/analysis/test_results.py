@@ -95,6 +95,18 @@ def test_two_origins_are_refused_in_one_line_that_names_two_records(
     assert "\n" not in message
 
 
+def test_timings_of_two_cards_are_refused_and_accuracies_are_not(records: list[Record]) -> None:
+    def on(record: Record, gpu: str) -> Record:
+        assert record.provenance is not None
+        trial = record.trial.model_copy(update={"device": "cuda"})
+        return record.model_copy(update={"trial": trial, "provenance": record.provenance.model_copy(update={"gpu": gpu})})
+
+    timed, untimed = (next(r for r in records if (r.measurement is None) == without) for without in (False, True))
+    require_one_origin([on(timed, "A100"), on(untimed, "H100"), on(timed, "A100")], Path("records"))
+    with pytest.raises(DataError, match=r"were timed on different cards \(A100 and H100\), .* --card KIND runs the others again$"):
+        require_one_origin([on(timed, "A100"), on(timed, "H100")], Path("records"))
+
+
 def test_records_of_version_1_may_stand_together(records: list[Record]) -> None:
     old = [of_model(record, base_sha256=None).model_copy(update={"code_sha256": None, "data_sha256": None}) for record in records]
     require_one_origin(old, Path("records"))

@@ -12,6 +12,8 @@ from lowbit_vit.schema.config import STUDIES, Study
 from lowbit_vit.schema.record import Predictions, Record, load_predictions, read_record, sha256
 from lowbit_vit.schema.workspace import Workspace
 
+CARDS = "cards"  # an origin of timings alone
+
 
 @dataclass(frozen=True)
 class Result:
@@ -73,6 +75,11 @@ def require_one_origin(records: Iterable[Record], folder: Path) -> None:
     for record in records:
         for what, value in _origin(record):
             before, other = first.setdefault(what, (value, record))
+            if before != value and what == CARDS:
+                raise DataError(
+                    f"{folder}: {_name(other)} and {_name(record)} were timed on different cards ({before} and {value}), so they cannot be "
+                    f"compared; choose one: lowbit-vit {record.trial.study} {record.trial.profile} --card KIND runs the others again"
+                )
             if before != value:
                 raise DataError(
                     f"{folder}: {_name(other)} and {_name(record)} are of different {what} (sha256 {_short(before)} and {_short(value)}), "
@@ -85,6 +92,8 @@ def _origin(record: Record) -> Iterator[tuple[str, str | None]]:
     yield "code", record.code_sha256
     if record.model is None:
         return
+    if record.measurement is not None and record.trial.device == "cuda" and record.provenance is not None:
+        yield CARDS, record.provenance.gpu
     yield "images", record.data_sha256
     adapted = record.trial.adaptation == "ptq"
     yield f"adapted weights of seed {record.trial.seed}" if adapted else "backbones", record.model.backbone_sha256

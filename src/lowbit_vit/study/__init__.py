@@ -1,1 +1,9 @@
-"""Level 6: a study's cells, each in a fresh process, spread over the machine by Ray Tune."""
+"""How trials are run: the cells of each study, one process or container for each, over the devices of a machine or a cluster."""
+
+import os
+
+# A Ray of our own must listen on the loopback alone, for whoever reaches it can run programs. This is Ray's switch for that,
+# named after the systems on which it is the default; Ray reads it when it is imported, and on Linux binds to all interfaces
+# without it, whatever address it is given.
+if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,27 +26,48 @@ log = logging.getLogger(__name__)
 _SCORES: TypeAdapter[tuple[SensitivityScores, ...]] = TypeAdapter(tuple[SensitivityScores, ...])
 
 
+def why_not_here(trials: Sequence[Trial]) -> dict[str, str]:
+    """trial_id -> why this machine cannot run it, for those that it cannot."""
+    reasons = {
+        trial.trial_id: why_unavailable(device=trial.device, attention=trial.attention, execution=trial.execution, plan=trial.plan)
+        for trial in trials
+    }
+    return {trial_id: reason for trial_id, reason in reasons.items() if reason is not None}
+
+
 @dataclass(frozen=True)
 class Present:
     """What a trial that ran now would be made by and from; None: no images are prepared here, so they cannot be compared."""
 
     code: str
     data: str | None
+    card: str | None  # that timing trials are to have, as Ray names it; None: whichever
 
 
-def missing_trials(trials: Sequence[Trial], workspace: Workspace) -> list[Trial]:
+def missing_trials(
+    trials: Sequence[Trial],
+    workspace: Workspace,
+    *,
+    why_not: Callable[[Sequence[Trial]], dict[str, str]] = why_not_here,
+    card: str | None = None,
+) -> list[Trial]:
     """The trials that a process has to run; every other one has its final record: it succeeded before, or cannot run here.
 
     A result counts if this very code made it from the images and weights that are there now, and its predictions are undamaged.
     Those that do not count are counted in the log, with the reason. The label and paper row of a result follow the profile, for
     they are no part of its identity; otherwise its file is not touched.
 
+    Args:
+        trials: of one study.
+        workspace: with their records.
+        why_not: says why for those that cannot be run at all; asked once, about all that have no result.
+        card: the kind that timings must have been taken on, such as H100; None: whichever.
+
     Raises:
         DataError: the prepared images' manifest or a card of the weights is damaged.
     """
-    present = Present(code=code_sha256(), data=_prepared_sha256(workspace))
-    missing: list[Trial] = []
-    outdated: Counter[str] = Counter()
+    present = Present(code=code_sha256(), data=_prepared_sha256(workspace), card=card)
+    ahead: list[tuple[Trial, Record | None, str | None]] = []
     for trial in trials:
         path = workspace.records(trial.study) / f"{trial.trial_id}.json"
         before = _read(path)
@@ -56,7 +77,14 @@ def missing_trials(trials: Sequence[Trial], workspace: Workspace) -> list[Trial]
             if why is None:
                 _relabel(before, trial, path)
                 continue
-        if not _skip(before, trial, workspace, present):
+        ahead.append((trial, before, why))
+    reasons = why_not([trial for trial, _, _ in ahead]) if ahead else {}
+    missing: list[Trial] = []
+    outdated: Counter[str] = Counter()
+    for trial, before, why in ahead:
+        if trial.trial_id in reasons:
+            _skip(before, trial, workspace, present, reason=reasons[trial.trial_id])
+        else:
             missing.append(trial)
             outdated.update([why] if why else [])
     for why, count in outdated.items():
@@ -82,28 +110,33 @@ def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: 
     """Why a successful record does not count, in words that follow "2 records"; None if it counts."""
     weights = weights_sha256(starting_weights(trial, workspace))
     arrays = workspace.records(trial.study) / f"{trial.trial_id}.npz"
+    gpu = None if record.provenance is None else record.provenance.gpu
     if record.code_sha256 != present.code:
         return "made by other code"
     if present.data is not None and record.data_sha256 != present.data:
         return "made from other images"
     if weights is not None and record.model is not None and record.model.backbone_sha256 != weights:
         return "made from other weights"
+    if present.card is not None and trial.measurement is not None and trial.device == "cuda" and not _is_card(gpu, present.card):
+        return "timed on another card"
     if not arrays.exists() or (record.evaluation and sha256(arrays.read_bytes()) != record.evaluation.predictions_sha256):
         return "with missing or damaged predictions"
     return None
 
 
-def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: Present) -> bool:
-    """Whether this machine cannot run the trial; its record then says why."""
-    reason = why_unavailable(device=trial.device, attention=trial.attention, execution=trial.execution, plan=trial.plan)
-    if reason is None:
-        return False
+def _is_card(gpu: str | None, card: str) -> bool:
+    """Whether the driver's name, such as NVIDIA A100-SXM4-80GB, is of Ray's kind of card, such as A100 or A100-80G."""
+    words = (gpu or "").upper().replace("-", " ").split()
+    return card.upper().split("-")[0] in words
+
+
+def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: Present, *, reason: str) -> None:
+    """Let the trial's record say why it is not run."""
     if before is not None and (before.status, before.reason, before.code_sha256) == ("skipped", reason, present.code):
         _relabel(before, trial, workspace.records(trial.study) / f"{trial.trial_id}.json")
     else:
         facts = provenance(f"lowbit-vit {trial.study} {trial.profile}")
         write_without_result(trial, workspace, status="skipped", reason=reason, provenance=facts)
-    return True
 
 
 def _relabel(record: Record, trial: Trial, path: Path) -> None:

@@ -24,7 +24,7 @@ import psutil
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Limits, Trial
-from lowbit_vit.schema.record import Provenance, Record, Status, read_record, write_record
+from lowbit_vit.schema.record import Provenance, Record, Status, read_record, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.container import Container, Starter
 from lowbit_vit.study.lifeline import LIFELINE
@@ -123,6 +123,7 @@ def _run_process(
     output.parent.mkdir(parents=True, exist_ok=True)
     variables = {"OMP_NUM_THREADS": str(threads), "COLUMNS": "200", LIFELINE: "stdin"}
     if isinstance(command, Container):
+        command.admit(scratch, out)
         beginning = command.command(scratch.name, workspace, scratch, limits=trials[0].limits, environment=variables)
     else:
         beginning = list(command)
@@ -264,6 +265,29 @@ def _settle(record: Record, workspace: Workspace, *, predictions: Path | None) -
     else:
         write_record(record, folder)
         arrays.unlink(missing_ok=True)
+    return record
+
+
+def put_record(record: Record, workspace: Workspace, *, predictions: bytes | None, lost: int) -> Record:
+    """Put a record that was made on another machine in its place among the study's.
+
+    Args:
+        record: as that machine wrote it.
+        workspace: of this one.
+        predictions: the npz file's content; None if there is none.
+        lost: how often the trial was started in vain before, without leaving a record.
+
+    Raises:
+        DataError: the predictions are not those that the record names, or they cannot be written.
+    """
+    if record.evaluation is not None and (predictions is None or sha256(predictions) != record.evaluation.predictions_sha256):
+        raise DataError(f"{record.trial_id}: the predictions that came with the record are not those that it names; run again")
+    folder = workspace.records(record.trial.study)
+    attempts = _attempts(folder / f"{record.trial_id}.json") + lost
+    if predictions is None:
+        (folder / f"{record.trial_id}.npz").unlink(missing_ok=True)
+    record = record.model_copy(update={"attempts": attempts})
+    write_record(record, folder, predictions)
     return record
 
 

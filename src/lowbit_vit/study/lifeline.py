@@ -8,6 +8,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import psutil
 
@@ -87,3 +90,25 @@ def _lives(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@contextmanager
+def unwinding_on_sigterm() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM unwind as Ctrl-C does, so that processes and folders are cleared, from when the yielded function is called.
+
+    Ray's init sets a handler that ends the process on the spot: call it after that. The handler before is put back at the end.
+    """
+
+    def prepare() -> None:
+        signal.signal(signal.SIGTERM, _interrupt)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield prepare
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """As Ctrl-C: the one exception that Ray passes on from everywhere."""
+    raise KeyboardInterrupt

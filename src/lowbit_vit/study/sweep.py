@@ -1,70 +1,61 @@
 """One study: every missing cell through Ray Tune, each cell's record in place at the end, or a clear word on what failed.
 
+With RAY_ADDRESS it runs on that cluster (`cluster`), else on this machine, by a Ray of its own that nobody else can reach.
 What is finished stays untouched: a study that was interrupted goes on where it was, from the records alone, so Tune's own
 checkpoints are not used. A timing trial gets all CPUs, or a whole GPU, and the node's only `profile_slot`, so that nothing
 else of the study runs beside it; accuracy-only cells are scanned in chunks that share the machine.
 """
 
 import fcntl
-import itertools
+import functools
 import logging
-import math
 import os
 import secrets
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
 from ray import tune
 
-from lowbit_vit.errors import DataError, LowbitVitError, TrialsFailed
+from lowbit_vit.errors import DataError, LowbitVitError, TrialsFailed, Unavailable
 from lowbit_vit.schema.code import code_sha256
-from lowbit_vit.schema.config import Profile, Study, Trial
-from lowbit_vit.schema.environment import cpu_cores, gpu_count
+from lowbit_vit.schema.config import Profile, Study
+from lowbit_vit.schema.environment import cpu_cores
 from lowbit_vit.schema.hold import hold
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.cluster import cluster_address, connected, places_on, reasons_on, run_on_cluster, survey
 from lowbit_vit.study.container import Container, Starter
-from lowbit_vit.study.finished import load_scores, missing_trials, prune, starting_weights
+from lowbit_vit.study.costs import expected_seconds
+from lowbit_vit.study.finished import load_scores, missing_trials, prune, starting_weights, why_not_here
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import COMMAND, launch, launch_scan, scratch_folder
+from lowbit_vit.study.lifeline import unwinding_on_sigterm
 from lowbit_vit.study.progress import StudyProgress
+from lowbit_vit.study.units import Unit, make_units, this_machine
 
 log = logging.getLogger(__name__)
 
-# A process that starts and loads torch costs as much as some ten small cells: smaller chunks gain nothing.
-_CELLS_PER_CHUNK = 8
-# Scans that share one GPU: while one prepares its next cell, the other computes.
-_SCANS_PER_GPU = 2
 # Ray's folders, and the file in each that its run has locked.
 _PREFIX, _OWNER = "lowbit-", "owner"
 
 
-@dataclass(frozen=True)
-class Unit:
-    """What one Tune trial runs: a timing trial, or a chunk of a scan."""
-
-    trials: tuple[Trial, ...]
-    timed: bool
-    threads: int
-    resources: dict[str, float]
-
-
-def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: Starter = COMMAND) -> list[Record]:
+def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: Starter = COMMAND, card: str | None = None) -> list[Record]:
     """Bring the study's records up to date: every cell of the grid has one, and no other is there.
+
+    It runs on the cluster that RAY_ADDRESS names, else on this machine.
 
     Args:
         profile: the profile.
         study: which study.
         workspace: its folders.
         command: what starts a trial's process or container; see `launch`.
+        card: the kind of card that trials are to have, as Ray names it (H100); None: whichever.
 
     Returns:
         The records in the order of the grid; each is success or skipped.
@@ -75,19 +66,29 @@ def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: 
         DataError: weights or scores are missing, a record cannot be written, or the code was changed during the study.
         LowbitVitError: a trial's process could not be run at all.
     """
-    with _only_run(workspace, study):
+    address = cluster_address()
+    with _only_run(workspace, study), nullcontext() if address is None else connected(address):
         if isinstance(command, Container) and (stale := command.remove_stale(workspace)):
             log.info("%d containers of a killed run removed", stale)
+        nodes = None if address is None else survey()
         scores = load_scores(workspace) if study == "mixed" else ()
         trials = cells(profile, study, scores=scores)
         folder = workspace.records(study)
+        expected = expected_seconds(trials, folder)
         prune(workspace, study, keep={trial.trial_id for trial in trials})
-        missing = missing_trials(trials, workspace)
+        why_not = why_not_here if nodes is None else functools.partial(reasons_on, nodes)
+        missing = missing_trials(trials, workspace, why_not=why_not, card=card)
         log.info("%s: %d cells, %d to run", study, len(trials), len(missing))
         if missing:
             for path in {starting_weights(trial, workspace) for trial in missing}:
                 _require_weights(path, profile)
-            _run_units(_units(missing), f"{profile.name} {study}", workspace, folder, command)
+            title = f"{profile.name} {study}"
+            if nodes is None:
+                units = make_units(missing, replace(this_machine(), card=card), expected)
+                _run_here(units, title, workspace, folder, command)
+            else:
+                places = places_on(nodes, missing, card=card)
+                run_on_cluster(make_units(missing, places, expected), workspace, title=title, folder=folder, command=command)
         records = [read_record(folder / f"{trial.trial_id}.json") for trial in trials]
     failed = [record for record in records if record.status not in ("success", "skipped")]
     if failed:
@@ -130,34 +131,7 @@ def _only_run(workspace: Workspace, study: Study) -> Iterator[None]:
             shutil.rmtree(scratch_folder(workspace), ignore_errors=True)
 
 
-# ------------------------------------------------------------------------------------------------------------ the units
-
-
-def _units(missing: Sequence[Trial]) -> list[Unit]:
-    """Timing trials one by one, in the grid's order; the other cells in contiguous chunks, which share converted blocks."""
-    units = [_timing_unit(trial) for trial in missing if trial.measurement is not None]
-    scanned = [trial for trial in missing if trial.measurement is None]
-    if not scanned:
-        return units
-    on_gpu = scanned[0].device == "cuda"
-    places = gpu_count() * _SCANS_PER_GPU if on_gpu else cpu_cores()
-    chunks = min(places, math.ceil(len(scanned) / _CELLS_PER_CHUNK))
-    bounds = [len(scanned) * index // chunks for index in range(chunks + 1)]
-    # One thread for each scan on the CPU, however many run: sums in another order would be other last bits.
-    threads = max(1, cpu_cores() // chunks) if on_gpu else 1
-    resources: dict[str, float] = {"CPU": 1, "GPU": 1 / _SCANS_PER_GPU} if on_gpu else {"CPU": 1}
-    units += [
-        Unit(trials=tuple(scanned[start:stop]), timed=False, threads=threads, resources=resources)
-        for start, stop in itertools.pairwise(bounds)
-    ]
-    return units
-
-
-def _timing_unit(trial: Trial) -> Unit:
-    on_gpu = trial.device == "cuda"
-    resources: dict[str, float] = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": cpu_cores()}
-    threads = int(os.environ.get("OMP_NUM_THREADS") or cpu_cores())
-    return Unit(trials=(trial,), timed=True, threads=threads, resources={**resources, "profile_slot": 1})
+# ------------------------------------------------------------------------------------------------------- Ray on this machine
 
 
 def _run_unit(config: dict[str, int], *, units: Sequence[Unit], workspace: Workspace, command: Starter) -> None:
@@ -170,13 +144,11 @@ def _run_unit(config: dict[str, int], *, units: Sequence[Unit], workspace: Works
     tune.report({"records": len(records)})
 
 
-# ------------------------------------------------------------------------------------------------------------------ Ray
-
-
-def _run_units(units: list[Unit], title: str, workspace: Workspace, folder: Path, command: Starter) -> None:
+def _run_here(units: list[Unit], title: str, workspace: Workspace, folder: Path, command: Starter) -> None:
     """Run every unit through Tune and make sure that every one came back."""
     progress = StudyProgress(title, [trial for unit in units for trial in unit.trials], folder)
     with progress, _ray(on_gpu=any("GPU" in unit.resources for unit in units)) as storage:
+        _require_resources(units)
         trainable = tune.with_resources(
             tune.with_parameters(_run_unit, units=units, workspace=workspace, command=command),
             lambda config: tune.PlacementGroupFactory([units[config["unit"]].resources]),
@@ -196,6 +168,13 @@ def _run_units(units: list[Unit], title: str, workspace: Workspace, folder: Path
     if errors or grid.num_errors or reported != len(units):
         why = "; ".join(dict.fromkeys(errors)) or "Ray lost them"
         raise LowbitVitError(f"{title}: {len(units) - reported} of {len(units)} processes could not be run: {why}")
+
+
+def _require_resources(units: Sequence[Unit]) -> None:
+    """Tune would wait for ever for a card that is not there."""
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name in {name for unit in units for name in unit.resources if name not in there}:
+        raise Unavailable(f"this machine has no {name}; it has: {', '.join(sorted(there))}")
 
 
 def _last_line(error: BaseException) -> str:
@@ -231,11 +210,6 @@ class _Follow(tune.Callback):
         self._progress.end(trial.trial_id)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """As Ctrl-C: the one exception that Ray passes on from everywhere."""
-    raise KeyboardInterrupt
-
-
 @contextmanager
 def _ray(*, on_gpu: bool) -> Iterator[Path]:
     """Ray on this machine alone, without a network, its files in a folder of /tmp that is gone afterwards."""
@@ -251,8 +225,7 @@ def _ray(*, on_gpu: bool) -> Iterator[Path]:
     # Ray lets in only who knows its token, and would keep one in the home folder: ours is new for each run of the program.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     logging.getLogger("ray").setLevel(logging.ERROR)
-    before = signal.getsignal(signal.SIGTERM)
-    with _temporary_folder() as folder:
+    with _temporary_folder() as folder, unwinding_on_sigterm() as prepare:
         try:
             ray.init(
                 address="local",
@@ -265,12 +238,10 @@ def _ray(*, on_gpu: bool) -> Iterator[Path]:
                 _temp_dir=str(folder),
                 _node_ip_address="127.0.0.1",
             )
-            # Ray's own handler ends the process on the spot; ours unwinds, so that processes and folders are cleared.
-            signal.signal(signal.SIGTERM, _terminate)
+            prepare()
             yield folder
         finally:
             ray.shutdown()
-            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

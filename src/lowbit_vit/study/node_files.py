@@ -1,0 +1,197 @@
+"""The images and weights of a profile on a cluster's node: fetched once by their sha256, shared by all trials of that node.
+
+No node is taken to see the disk of whoever submitted the study. A node keeps what it fetched below one folder,
+LOWBIT_VIT_CACHE or ~/.cache/lowbit-vit, and each unit works in a workspace of its own there, made of hard links:
+
+objects/<sha256>     a file's content: fetched in pieces, checked, put in place by a rename, read-only
+units/<unit>/        data/prepared/<profile>, checkpoints/<profile>, reports/<profile>; gone when the unit ends
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowbit_vit.data.arrays import MANIFEST, read_manifest
+from lowbit_vit.errors import DataError
+from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.finished import starting_weights, weights_sha256
+
+CACHE = "LOWBIT_VIT_CACHE"
+CACHE_GIB = "LOWBIT_VIT_CACHE_GIB"
+_DEFAULT_GIB = 50.0
+# What travels in one piece, so that neither side ever holds a whole checkpoint.
+PIECE_BYTES = 32 * 2**20
+_OWNER = "owner"
+# Files whose content this process has compared with their hash: inode and time of change.
+_checked: set[tuple[str, int, int]] = set()
+
+
+@dataclass(frozen=True)
+class NodeFile:
+    """A file of the submitter's that a trial may read."""
+
+    path: str  # below the workspace's root, with /
+    sha256: str
+    size: int
+
+
+# ------------------------------------------------------------------------------------------------------- on the submitter
+
+
+def list_files(workspace: Workspace, trials: Sequence[Trial]) -> tuple[NodeFile, ...]:
+    """Everything below data/prepared/<profile> and checkpoints/<profile> that the trials may read.
+
+    The hashes of arrays and weights are those that their manifest and cards name; the node compares them with what arrives.
+
+    Raises:
+        DataError: a manifest or a card is damaged.
+    """
+    known: dict[Path, str] = {}
+    if (workspace.data / MANIFEST).exists():
+        known = {workspace.data / entry.file: entry.sha256 for entry in read_manifest(workspace.data).arrays}
+    wanted = {starting_weights(trial, workspace).name for trial in trials}
+    found = []
+    for path in sorted(path for folder in (workspace.data, workspace.checkpoints) for path in folder.rglob("*") if path.is_file()):
+        if path.name.startswith("."):
+            continue
+        if path.suffix == ".safetensors":
+            if path.name != workspace.backbone.name and path.name not in wanted:  # adapted with a seed that no trial has
+                continue
+            digest = weights_sha256(path) or _sha256(path)
+        else:
+            digest = known.get(path) or _sha256(path)
+        found.append(NodeFile(path=path.relative_to(workspace.root).as_posix(), sha256=digest, size=path.stat().st_size))
+    return tuple(found)
+
+
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """A file's content, at most PIECE_BYTES at a time."""
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------ on the node
+
+
+def cache_folder() -> Path:
+    """Where this node keeps what it fetched."""
+    given = os.environ.get(CACHE)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return Path(given) if given else (Path(home) if home else Path.home() / ".cache") / "lowbit-vit"
+
+
+@contextmanager
+def node_workspace(profile: str, files: Sequence[NodeFile], fetch: Callable[[NodeFile], Iterable[bytes]]) -> Iterator[Workspace]:
+    """A workspace on this node with the given files in place; its reports are empty, and it is gone afterwards.
+
+    Args:
+        profile: its name.
+        files: what must be there.
+        fetch: gives a file's content in pieces; called only for what the node does not have yet.
+
+    Raises:
+        DataError: what arrived is not what its hash says, or the cache cannot be written.
+    """
+    cache = cache_folder()
+    objects, units = cache / "objects", cache / "units"
+    try:
+        for folder in (objects, units):
+            folder.mkdir(parents=True, exist_ok=True)
+        root = Path(tempfile.mkdtemp(dir=units))
+    except OSError as error:
+        raise DataError(f"{cache}: cannot be written ({error.strerror}); set {CACHE} on this node to a folder that can") from error
+    try:
+        with (root / f".{_OWNER}").open("w") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            Path(owner.name).rename(root / _OWNER)  # seen by others only when it is locked
+            with (cache / "lock").open("a") as lock:
+                # One unit at a time: the others of this node need the same files and would only fetch them twice.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                _remove_stale(objects, units)
+                for file in files:
+                    content = _obtain(file, objects, fetch)
+                    place = root / file.path
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    place.hardlink_to(content)
+                _evict(objects, keep={file.sha256 for file in files})
+            yield Workspace(root=root, profile=profile)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _obtain(file: NodeFile, objects: Path, fetch: Callable[[NodeFile], Iterable[bytes]]) -> Path:
+    """The file's content in the cache, checked by this process at least once."""
+    path = objects / file.sha256
+    with suppress(FileNotFoundError):
+        facts = path.stat()
+        identity = (file.sha256, facts.st_ino, facts.st_mtime_ns)
+        if identity in _checked or _sha256(path) == file.sha256:
+            _checked.add(identity)
+            os.utime(path, ns=(_now_ns(objects), facts.st_mtime_ns))  # last used; what is used least is evicted first
+            return path
+        path.unlink()  # damaged on this node's disk
+    digest = hashlib.sha256()
+    try:
+        with tempfile.NamedTemporaryFile(dir=objects, prefix=".", delete=False) as part:
+            for piece in fetch(file):
+                digest.update(piece)
+                part.write(piece)
+            part.flush()
+            os.fsync(part.fileno())
+    except OSError as error:
+        raise DataError(f"{objects}: {file.path} could not be written ({error.strerror}); free disk space on this node") from error
+    arrived = Path(part.name)
+    if digest.hexdigest() != file.sha256:
+        arrived.unlink()
+        raise DataError(
+            f"{file.path}: sha256 {digest.hexdigest()[:16]} arrived, {file.sha256[:16]} expected: the submitter's file is damaged; "
+            f"delete its folder and run dvc repro again"
+        )
+    arrived.chmod(0o444)
+    arrived.replace(path)
+    facts = path.stat()
+    _checked.add((file.sha256, facts.st_ino, facts.st_mtime_ns))
+    return path
+
+
+def _now_ns(folder: Path) -> int:
+    """The file system's own time, which is what the other objects' times are in."""
+    probe = folder / ".now"
+    probe.touch()
+    return probe.stat().st_mtime_ns
+
+
+def _remove_stale(objects: Path, units: Path) -> None:
+    """What a killed worker left: half-fetched files, and workspaces that nobody holds. Called under the cache's lock."""
+    for part in objects.glob(".*"):
+        part.unlink(missing_ok=True)
+    for left in units.glob(f"*/{_OWNER}"):
+        with suppress(OSError), left.open("r+") as owner:  # held by its unit, or just going
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+
+
+def _evict(objects: Path, keep: set[str]) -> None:
+    """Hold the cache below its limit; what a running unit has linked stays on the disk until that unit ends."""
+    limit = float(os.environ.get(CACHE_GIB) or _DEFAULT_GIB) * 2**30
+    held = sorted(((path.stat(), path) for path in objects.glob("[!.]*")), key=lambda pair: pair[0].st_atime_ns)
+    total = sum(facts.st_size for facts, _ in held)
+    for facts, path in held:
+        if total <= limit:
+            return
+        if path.name not in keep:
+            path.unlink()
+            total -= facts.st_size

@@ -1,0 +1,85 @@
+"""What one process of a study runs, and what it takes of a machine: a timing trial, or a chunk of a scan."""
+
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.environment import cpu_cores, gpu_count
+
+# A process that starts and loads torch costs as much as some ten small cells: smaller chunks gain nothing. Larger ones than the
+# second number gain nothing either, and a lost node would take more with it.
+_CELLS_PER_CHUNK = 8
+_MOST_CELLS = 64
+# Scans that share one GPU: while one prepares its next cell, the other computes.
+_SCANS_PER_GPU = 2
+
+
+@dataclass(frozen=True)
+class Places:
+    """What trials can be run on.
+
+    Attributes:
+        cpus: cores of all nodes.
+        gpus: cards of all nodes.
+        cores: of the node that a timing trial gets to itself.
+        card: what every unit asks for, as Ray names it (H100); None: any.
+    """
+
+    cpus: int
+    gpus: int
+    cores: int
+    card: str | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one Tune trial runs: a timing trial, or a chunk of a scan."""
+
+    trials: tuple[Trial, ...]
+    timed: bool
+    threads: int
+    resources: dict[str, float]
+
+
+def this_machine() -> Places:
+    """The cores and cards that this process may use."""
+    return Places(cpus=cpu_cores(), gpus=gpu_count(), cores=cpu_cores())
+
+
+def make_units(missing: Sequence[Trial], places: Places, expected: Mapping[str, float]) -> list[Unit]:
+    """Timing trials one by one, the other cells in contiguous chunks, which share converted blocks; the longest first.
+
+    Args:
+        missing: the trials to run.
+        places: what there is to run them on.
+        expected: trial_id -> seconds; those that are expected to take as long stay in the grid's order.
+    """
+    card = {} if places.card is None else {f"accelerator_type:{places.card}": 0.001}
+    units = [_timing_unit(trial, places, card) for trial in missing if trial.measurement is not None]
+    units += _chunks([trial for trial in missing if trial.measurement is None], places, card)
+    return sorted(units, key=lambda unit: -sum(expected[trial.trial_id] for trial in unit.trials))
+
+
+def _timing_unit(trial: Trial, places: Places, card: dict[str, float]) -> Unit:
+    resources: dict[str, float] = {"CPU": 1, "GPU": 1} if trial.device == "cuda" else {"CPU": places.cores}
+    threads = int(os.environ.get("OMP_NUM_THREADS") or places.cores)
+    return Unit(trials=(trial,), timed=True, threads=threads, resources={**resources, "profile_slot": 1, **card})
+
+
+def _chunks(scanned: Sequence[Trial], places: Places, card: dict[str, float]) -> list[Unit]:
+    if not scanned:
+        return []
+    on_gpu = scanned[0].device == "cuda"
+    most = max(1, places.gpus * _SCANS_PER_GPU if on_gpu else places.cpus)
+    chunks = max(min(most, math.ceil(len(scanned) / _CELLS_PER_CHUNK)), math.ceil(len(scanned) / _MOST_CELLS))
+    bounds = [len(scanned) * index // chunks for index in range(chunks + 1)]
+    # One thread for each scan on the CPU, however many run: sums in another order would be other last bits.
+    threads = max(1, places.cores // min(chunks, most)) if on_gpu else 1
+    resources: dict[str, float] = {"CPU": 1, "GPU": 1 / _SCANS_PER_GPU} if on_gpu else {"CPU": 1}
+    return [
+        Unit(trials=tuple(scanned[start:stop]), timed=False, threads=threads, resources={**resources, **card})
+        for start, stop in itertools.pairwise(bounds)
+    ]
