@@ -251,7 +251,7 @@ def test_shared_settings_hold_no_remote_and_records_are_copies() -> None:
 def test_every_backbone_has_names_that_dvc_and_gto_take() -> None:
     with Repo(str(ROOT)) as repo:
         artifacts = repo.artifacts.read()["dvc.yaml"]
-    expected = {}
+    expected: dict[str, Path] = {}
     for profile in ("demo", "paper", "scratch"):
         place = Workspace(root=ROOT, profile=profile)
         files = {"backbone": place.backbone, "adapter": place.adapter(0), "adapted": place.adapted(0)}

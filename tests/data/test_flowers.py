@@ -9,8 +9,8 @@ import pytest
 from scipy.io import savemat
 from torchvision.datasets import Flowers102
 
-from lowbit_vit.data.remote_files import FLOWERS
 from lowbit_vit.data.flowers import CLASS_NAMES, list_images, read_split
+from lowbit_vit.data.remote_files import FLOWERS
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import FlowersData, Views
 
