@@ -78,7 +78,9 @@ class Cluster:
 
     def environment(self, **more: str) -> dict[str, str]:
         """For a submitter: the token, and nothing of the test's own settings."""
-        return os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "OMP_NUM_THREADS": "1", "COLUMNS": "300"} | more
+        # Importing lowbit_vit.study has set what keeps a Ray of its own on the loopback; a cluster's nodes are not to have that.
+        inherited = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+        return inherited | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "OMP_NUM_THREADS": "1", "COLUMNS": "300"} | more
 
     def start_head(self) -> None:
         ports = {
@@ -144,6 +146,7 @@ class Cluster:
         for own in ("RAY_ADDRESS", "PYTHONPATH", "LOWBIT_VIT_REVISION"):
             variables.pop(own, None)
         start = [RAY, "start", "--block", "--node-ip-address", "127.0.0.1", "--object-store-memory", str(100 * 2**20)]
+        start += ["--dashboard-agent-listen-port", str(free_port())]  # else all nodes of this machine want the same
         start += ["--temp-dir", str(self.folder / "ray")] if "--head" in arguments else []
         own_disk = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--mount", "--map-root-user"]
         with (self.folder / f"{name}.log").open("wb") as log:

@@ -11,13 +11,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import psutil
 import pytest
+from ray._private.runtime_env.packaging import create_package  # what `ray job submit` packs with
 
 from lowbit_vit.schema.config import STUDIES
 from lowbit_vit.schema.record import read_records
-from projects import dvc, environment, make_project
+from projects import ROOT, dvc, environment, make_project
 from ray_nodes import PROGRAM, RAY, Cluster, Submitter, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -106,11 +108,13 @@ def test_after_the_submitter_was_killed_the_same_command_runs_only_what_is_missi
     submitter.arms("finish", "finish", "sleep 20", "sleep 20", "finish")
     study = submitter.start(cluster, cluster.address)
     wait_until(lambda: len(submitter.files) == 6, seconds=120)
+    wait_until(lambda: any(cluster.running(name) for name in cluster.nodes))
     before = submitter.files
+    asleep = [pid for name in cluster.nodes for pid in asleep_pids(cluster, name)]
     os.kill(study.pid, signal.SIGKILL)
     study.communicate()
     # Nothing of it goes on running anywhere.
-    wait_until(lambda: not any(psutil.pid_exists(pid) for name in cluster.nodes for pid in asleep_pids(cluster, name)), seconds=60)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in asleep), seconds=60)
     again = submitter.start(cluster, cluster.address)
     _, errors = again.communicate(timeout=180)
     assert again.returncode == 0, errors
@@ -124,9 +128,7 @@ def asleep_pids(cluster: Cluster, name: str) -> list[int]:
     return [int(path.name.removeprefix("asleep-")) for path in cluster.running(name)]
 
 
-def test_a_job_needs_the_token_stops_within_10_seconds_and_the_next_one_goes_on(
-    cluster: Cluster, submitter: Submitter, tmp_path: Path
-) -> None:
+def test_a_job_needs_the_token_and_unwinds_when_it_is_stopped(cluster: Cluster, submitter: Submitter, tmp_path: Path) -> None:
     project = make_project(tmp_path / "upload")
     submit = [RAY, "job", "submit", "--address", cluster.dashboard, "--submission-id", "first", "--no-wait", "--working-dir", "."]
     # The submitted program works in a folder that the head sees.
@@ -150,7 +152,45 @@ def test_a_job_needs_the_token_stops_within_10_seconds_and_the_next_one_goes_on(
     accepted = run(*submit, *job, cwd=project, env=cluster.environment())
     assert accepted.returncode == 0, accepted.stderr
     wait_until(lambda: len(submitter.files) == 2 and any(cluster.running(name) for name in cluster.nodes), seconds=150)
+    asleep = [pid for name in cluster.nodes for pid in asleep_pids(cluster, name)]
     stopped = run(RAY, "job", "stop", "--address", cluster.dashboard, "first", cwd=project, env=cluster.environment(), seconds=30)
     assert "was stopped" in stopped.stdout, stopped.stdout + stopped.stderr
+    # It unwound by itself, before Ray's SIGKILL 8 s after the signal (RAY_JOB_STOP_WAIT_TIME_S in ray_nodes.py).
+    logs = run(RAY, "job", "logs", "--address", cluster.dashboard, "first", cwd=project, env=cluster.environment())
+    assert "KeyboardInterrupt" in logs.stdout + logs.stderr
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in asleep), seconds=30)
     assert [record.status for record in read_records(submitter.workspace.records("variants"))] == ["success"]
     assert not any(shared.rglob("*.json.*"))
+
+
+def test_after_the_head_was_lost_the_same_command_runs_only_what_is_missing(cluster: Cluster, submitter: Submitter) -> None:
+    submitter.arms("finish", "finish", "sleep 30")
+    study = submitter.start(cluster, cluster.client)
+    wait_until(lambda: len(submitter.files) == 4, seconds=200)
+    before = submitter.files
+    cluster.kill_head()
+    for name in list(cluster.nodes):
+        cluster.kill_node(name)
+    _, errors = study.communicate(timeout=200)
+    assert study.returncode == 1, errors
+    (last,) = [line for line in errors.splitlines() if "the cluster was lost" in line]
+    assert last.endswith("finished trials are kept, run the same command again to go on")
+    assert submitter.files == before
+
+    cluster.start_head()
+    cluster.add_node("a")
+    again = submitter.start(cluster, cluster.client)
+    _, errors = again.communicate(timeout=200)
+    assert again.returncode == 0, errors
+    assert "variants: 3 cells, 1 to run" in errors
+    assert {name: digest for name, digest in submitter.files.items() if name in before} == before
+
+
+def test_what_a_job_uploads_is_small_and_holds_no_images_weights_or_records(tmp_path: Path) -> None:
+    package = tmp_path / "package.zip"
+    create_package(str(ROOT), package, include_gitignore=True)
+    assert package.stat().st_size < 10_000_000
+    with ZipFile(package) as uploaded:
+        names = uploaded.namelist()
+    assert {"src/lowbit_vit/cli.py", "profiles/demo.yaml"} <= set(names)
+    assert not [name for name in names if name.startswith(("data/prepared", "data/raw", "checkpoints", "reports", ".git/"))]

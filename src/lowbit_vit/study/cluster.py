@@ -83,7 +83,6 @@ def connected(address: str) -> Iterator[None]:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files: our records are the results
         "TUNE_WARN_THRESHOLD_S": "60",
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its state is never restored, and grows with the number of trials
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # `survey` must see the cards without taking one
         "LOWBIT_VIT_REVISION": provenance("").git_revision or "unknown",
     }
     package = Path(__file__).parents[1]
@@ -160,7 +159,8 @@ def _other_code(node: str, code: str, *, submitted: str) -> str:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _describe(identity: str, resources: dict[str, float]) -> Node:
-    gpu = visible_gpu()
+    with _cards_in_sight():
+        gpu = visible_gpu()
     return Node(name=socket.gethostname(), identity=identity, resources=resources, code=code_sha256(), gpu=gpu.name if gpu else None)
 
 
@@ -208,7 +208,21 @@ def reasons_on(nodes: Sequence[Node], trials: Sequence[Trial]) -> dict[str, str]
 
 @ray.remote(num_cpus=0)
 def _why_not(trials: list[Trial]) -> dict[str, str]:
-    return why_not_here(trials)
+    with _cards_in_sight():
+        return why_not_here(trials)
+
+
+@contextmanager
+def _cards_in_sight() -> Iterator[None]:
+    """Look at a node's cards without taking one: Ray may hide them from a task that asks for none."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    if hidden:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    try:
+        yield
+    finally:
+        if hidden:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 # ------------------------------------------------------------------------------------------------------------ the exchange
