@@ -239,10 +239,42 @@ def fill(root: Path, *, profile: Profile | None = None, studies: Sequence[Study]
     return profile, workspace
 
 
+def fill_many(root: Path, *, arms: int, seeds: int) -> tuple[Profile, Workspace]:
+    """The demo's sensitivity and mixed studies, and `arms` x `seeds` records of variants: its CPU arms over and over.
+
+    No two arms share a seed, which would make them one trial.
+    """
+    profile, workspace = fill(root, studies=("sensitivity", "mixed"))
+    declared = [arm for arm in profile.variants.arms if arm.device != "cuda"]
+    many = tuple(declared[index % len(declared)].model_copy(update={"label": f"arm {index}", "paper_row": None}) for index in range(arms))
+    trials = {trial.label: trial for trial in cells(profile, "variants") if trial.device != "cuda"}
+    folder = workspace.records("variants")
+    folder.mkdir(parents=True)
+    for index, arm in enumerate(many):
+        of = trials[declared[index % len(declared)].label]
+        for seed in range(index * seeds, (index + 1) * seeds):
+            record, content = succeeded(of.model_copy(update={"label": arm.label, "seed": seed, "paper_row": None}))
+            # Not write_record: thousands of files flushed to disk one by one take minutes.
+            (folder / f"{record.trial_id}.npz").write_bytes(content)
+            (folder / f"{record.trial_id}.json").write_text(record.model_dump_json(indent=1) + "\n")
+    return profile.model_copy(update={"variants": profile.variants.model_copy(update={"arms": many})}), workspace
+
+
 def relabel(profile: Profile, old: str, new: str) -> Profile:
     """The profile with one arm's label changed."""
     arms = tuple(arm.model_copy(update={"label": new}) if arm.label == old else arm for arm in profile.variants.arms)
     return profile.model_copy(update={"variants": profile.variants.model_copy(update={"arms": arms})})
 
 
-__all__ = ["PROJECT", "fill", "load_profile", "predictions", "read_record", "relabel", "succeeded", "unfinished", "write_record"]
+__all__ = [
+    "PROJECT",
+    "fill",
+    "fill_many",
+    "load_profile",
+    "predictions",
+    "read_record",
+    "relabel",
+    "succeeded",
+    "unfinished",
+    "write_record",
+]

@@ -10,7 +10,9 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser
 
+import synthetic
 from browser import WIDTHS, Visit
+from lowbit_vit.report.page import build_report
 
 pytestmark = pytest.mark.page
 Scheme = Literal["light", "dark"]
@@ -227,3 +229,25 @@ def test_without_scripts_the_figures_and_every_statement_are_there(browser: Brow
     assert page.locator("#claims .claim").count() == 79
     assert page.locator(".filters").is_hidden()
     context.close()
+
+
+@pytest.mark.timeout(1500)
+def test_five_thousand_records_make_a_page_that_stays_usable(browser: Browser, tmp_path: Path) -> None:
+    page = build_report(*synthetic.fill_many(tmp_path / "root", arms=492, seeds=10))
+    assert page.stat().st_size < 5_000_000
+    seen = visit(browser, page, width=390)
+    lines = seen.page.locator("#arms tbody tr:visible")
+    assert lines.count() == 50
+    bar = seen.page.locator("#arms .pager")
+    assert "rows 1 to 50 of 492" in bar.inner_text()
+    bar.get_by_role("button", name="Next").press("Enter")
+    assert "rows 51 to 100 of 492" in bar.inner_text()
+    assert lines.first.inner_text().startswith("51")
+    lines.first.locator("button.source").press("Enter")
+    # Ten seeds, ten records.
+    assert seen.page.locator("#source-body section").count() == 10
+    seen.page.keyboard.press("Escape")
+    seen.draw_all()
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert seen.messages == []
+    seen.page.context.close()

@@ -286,13 +286,14 @@ def read_record(path: Path) -> Record:
         DataError: not JSON, of an unknown version, or not of this schema.
     """
     try:
-        content: Any = json.loads(path.read_text())
+        text = path.read_text()
+        content: Any = json.loads(text)
         version = content.get("record_version") if isinstance(content, dict) else None
         if version == 1:
-            content |= {"record_version": RECORD_VERSION, "code_sha256": None}
+            text = json.dumps(content | {"record_version": RECORD_VERSION, "code_sha256": None})
         elif version != RECORD_VERSION:
             raise DataError(f"{path}: record_version {version!r}; this program reads 1 and {RECORD_VERSION}")
-        return Record.model_validate_json(json.dumps(content))
+        return Record.model_validate_json(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not a record ({error}); delete it and run again") from error
     except ValidationError as error:

@@ -49,7 +49,11 @@ function watchFigures() {
     },
     { rootMargin: "400px" },
   );
-  for (const place of document.querySelectorAll(".plot")) watcher.observe(place);
+  for (const place of document.querySelectorAll(".plot")) {
+    // A drawing too large for the page is made at once: printing does not wait.
+    if (place.querySelector("svg")) watcher.observe(place);
+    else drawFigure(place);
+  }
 }
 
 let lastWidth = window.innerWidth;
