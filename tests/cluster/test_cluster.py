@@ -139,7 +139,7 @@ def test_a_job_needs_the_token_and_unwinds_when_it_is_stopped(cluster: Cluster, 
     child = str(project / "tests" / "study" / "obedient_child.py")
     shutil.copy(child, cluster.folder / "obedient_child.py")
     (project / "job.py").write_text(PROGRAM)
-    job = ["--", f"PYTHONPATH=src {sys.executable} job.py {shared} {sys.executable} {cluster.folder / 'obedient_child.py'}"]
+    job = ["--", "env", "PYTHONPATH=src", sys.executable, "job.py", str(shared), sys.executable, str(cluster.folder / "obedient_child.py")]
 
     for wrong in ({}, {"RAY_AUTH_TOKEN": "0" * 64}):
         stranger = (
