@@ -75,7 +75,7 @@ class Container:
         """Let the user inside write to folders of root's; any other caller runs as itself inside."""
         if os.getuid() == 0:
             for folder in folders:
-                folder.chmod(0o777)  # noqa: S103  (below the reports folder, for as long as the trial runs)
+                folder.chmod(0o777)  # below the reports folder, for as long as the trial runs
 
     def remove(self, name: str) -> None:
         """Stop and remove a container that its client may have left behind; nothing happens if it is gone."""
