@@ -48,6 +48,7 @@ _TRIES = 3
 # Messages that the exchange holds before the nodes have to wait for the submitter; a record with its predictions is below 1 MB.
 _HELD_MESSAGES = 64
 _PERIOD_S = 0.5
+_CONNECTIONS = 3
 _LOG_TAIL_BYTES = 64 * 1024
 _HEAD = "node:__internal_head__"
 _CARD = "accelerator_type:"
@@ -88,16 +89,7 @@ def connected(address: str) -> Iterator[None]:
     package = Path(__file__).parents[1]
     with unwinding_on_sigterm() as prepare:
         try:
-            try:
-                ray.init(
-                    address=address,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    logging_level=logging.ERROR,
-                    runtime_env={"py_modules": [str(package)], "excludes": ["__pycache__"], "env_vars": environment},
-                )
-            except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-                raise Unavailable(f"RAY_ADDRESS={address}: no cluster to work with: {_last_line(error)}") from error
+            _connect(address, {"py_modules": [str(package)], "excludes": ["__pycache__"], "env_vars": environment})
             prepare()
             yield
         finally:
@@ -107,6 +99,19 @@ def connected(address: str) -> Iterator[None]:
 def _last_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
+
+
+def _connect(address: str, runtime_env: dict[str, Any]) -> None:
+    """Connect, again where the head was too busy to start the process that serves a ray:// connection within Ray's 30 s."""
+    for attempt in range(1, _CONNECTIONS + 1):
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, runtime_env=runtime_env)
+            return
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            if attempt == _CONNECTIONS or "Starting Ray client server failed" not in str(error):
+                raise Unavailable(f"RAY_ADDRESS={address}: no cluster to work with: {_last_line(error)}") from error
+            log.info("%s: the head is busy, connecting again", address)
+            ray.shutdown()
 
 
 # --------------------------------------------------------------------------------------------------------------- its nodes
