@@ -6,6 +6,7 @@ import pytest
 import synthetic
 from lowbit_vit.analysis.tables import Findings, find
 from lowbit_vit.report import grids
+from lowbit_vit.report.cells import probability
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,12 @@ def test_unequal_bytes_are_said(findings: Findings) -> None:
     assert "to the byte" in grids.byte_words(mixed)
     heavier = mixed.with_columns(pl.when(pl.col("blocks") == "0 7").then(pl.lit(9.0)).otherwise("weight_mib").alias("weight_mib"))
     assert "k = 2 do not weigh the same" in grids.byte_words(heavier)
+
+
+def test_the_p_of_an_arm_is_adjusted_for_all_arms_and_the_exact_one_is_its_hint(findings: Findings) -> None:
+    table = findings.tables.paper_table.unique("arm", keep="first", maintain_order=True).filter(pl.col("p_value").is_not_null())
+    lines = {row.cells[1].text: row.cells[3] for row in grids.result_grid(findings.tables.paper_table).rows}
+    assert table.filter(pl.col("p_holm") > pl.col("p_value")).height > 0
+    for row in table.to_dicts():
+        assert lines[row["arm"]].note.endswith(f"Holm p {probability(row['p_holm'])}")
+        assert lines[row["arm"]].hint.endswith(f"exact p {row['p_value']:.3g}")

@@ -13,10 +13,11 @@ from lowbit_vit.schema.record import Record
 
 @dataclass(frozen=True)
 class Cell:
-    """One printed cell: a value and, smaller below it, a note."""
+    """One printed cell: a value and, smaller below it, a note; `hint` shows when pointed at the note."""
 
     text: str
     note: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def _top1_note(row: dict[str, Any]) -> str:
 def _difference(row: dict[str, Any]) -> Cell:
     if row["difference"] is None:
         return Cell("baseline" if row["paper_row"] == 0 else DASH)
-    return Cell(points(row["difference"]), f"{MINUS}{row['lost']} +{row['gained']} images, p {probability(row['p_value'])}")
+    note = f"{MINUS}{row['lost']} +{row['gained']} images, Holm p {probability(row['p_holm'])}"
+    return Cell(points(row["difference"]), note, hint=f"before the adjustment: exact p {row['p_value']:.3g}")
 
 
 def _latency(row: dict[str, Any] | None) -> Cell:
