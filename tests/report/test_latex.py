@@ -32,4 +32,3 @@ def test_special_characters_print_as_themselves() -> None:
     assert escaped("50 % of a_b & {c} $d$ #1 ~ ^ \\") == (
         r"50 \% of a\_b \& \{c\} \$d\$ \#1 \textasciitilde{} \textasciicircum{} \textbackslash{}"
     )
-

@@ -18,6 +18,7 @@ from lowbit_vit.analysis.claims import gather, judge, load_claims
 from lowbit_vit.analysis.tables import Findings, find, read_paper_table, write_tables
 from lowbit_vit.report import facts, grids
 from lowbit_vit.report.beside import Beside, beside_paper
+from lowbit_vit.report.classes import MOST, class_words, lost_grid
 from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.gallery import all_figures
 from lowbit_vit.report.headings import headings
@@ -57,6 +58,7 @@ class Content:
         tables = self.findings.tables
         return {
             "arms": grids.result_grid(tables.paper_table),
+            "lost": lost_grid(tables),
             "twins": grids.twin_grid(tables.paper_table),
             "agreement": grids.agreement_grid(tables),
             "blocks": grids.block_grid(tables.sensitivity),
@@ -120,9 +122,7 @@ def _markdown(content: Content) -> str:
     )
 
 
-def _render(
-    content: Content, beside: Sequence[Beside], printed: dict[str, grids.Grid], drawn: Sequence[tuple[Figure, str | None]]
-) -> str:
+def _render(content: Content, beside: Sequence[Beside], printed: dict[str, grids.Grid], drawn: Sequence[tuple[Figure, str | None]]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lowbit_vit.report", "templates"),
         autoescape=True,
@@ -158,6 +158,8 @@ def _scope(content: Content) -> dict[str, Any]:
         "model": facts.model_words(profile),
         "images": facts.image_words(profile, records),
         "accuracy": facts.accuracy_words(profile, records),
+        "class_words": class_words(content.findings.records["variants"]),
+        "most_classes": MOST,
         "adaptation": facts.adaptation_words(profile),
         "studies": [(study, status_counts([record.status for record in content.findings.records[study]])) for study in STUDIES],
         "machines": facts.machines(records),

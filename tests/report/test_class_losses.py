@@ -1,0 +1,72 @@
+"""The classes that lose most: a line for each arm that loses an image, worst first, and never a name that the records lack."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import synthetic
+from lowbit_vit.analysis.tables import Findings, find
+from lowbit_vit.report.cells import MINUS
+from lowbit_vit.report.classes import MOST, class_words, lost_grid
+from lowbit_vit.report.page import build_report
+
+HOSTILE = "</td><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    return find(*synthetic.fill(tmp_path_factory.mktemp("classes") / "root", studies=("variants",)))
+
+
+def test_each_arm_that_loses_images_has_a_line_with_its_worst_classes_first(findings: Findings) -> None:
+    tables = findings.tables
+    losing = tables.classes.filter(pl.col("lost") > 0)
+    grid = lost_grid(tables)
+    assert [row.cells[1].text for row in grid.rows] == losing.get_column("arm").unique(maintain_order=True).to_list() != []
+    for row in grid.rows:
+        assert len(row.cells) == len(grid.headings)
+        own = losing.filter(pl.col("arm") == row.cells[1].text).sort("lost", "label", descending=[True, False]).head(MOST).to_dicts()
+        shown = [cell for cell in row.cells[2:] if cell.text]
+        assert [cell.text for cell in shown] == [line["class"] for line in own]
+        for cell, line in zip(shown, own, strict=True):
+            assert cell.note.startswith(f"{MINUS}{line['lost']} +{line['gained']} of {line['images']} images")
+        known = tables.variants.filter(pl.col("arm") == row.cells[1].text).get_column("trial_id")
+        assert set(row.records.split()) == set(known)
+
+
+def test_no_line_where_no_class_loses_an_image(findings: Findings) -> None:
+    nothing = findings.tables.classes.with_columns(pl.lit(0, dtype=pl.Int64).alias("lost"))
+    assert lost_grid(replace(findings.tables, classes=nothing)).rows == ()
+    assert lost_grid(replace(findings.tables, classes=nothing.clear())).rows == ()
+
+
+def test_classes_without_names_are_said_to_be_numbers(findings: Findings) -> None:
+    records = findings.records["variants"]
+    named = [record for record in records if record.evaluation is not None][:1]
+    with_names = [
+        record.model_copy(update={"evaluation": record.evaluation.model_copy(update={"class_names": ("ash",)})})
+        for record in named
+        if record.evaluation is not None
+    ]
+    assert class_words(records).startswith("The records do not name")
+    assert class_words([*records, *with_names]).startswith("Some records do not name")
+    assert class_words(with_names) == class_words([]) == ""
+
+
+def test_the_page_has_the_section_and_escapes_class_names(tmp_path: Path) -> None:
+    profile, workspace = synthetic.fill(tmp_path / "root", studies=("variants",))
+    assert "The records do not name their classes" in build_report(profile, workspace).read_text()
+    for path in workspace.records("variants").glob("*.json"):
+        record = synthetic.read_record(path)
+        if record.evaluation is not None:
+            names = tuple(f"{HOSTILE} {label}" for label in range(synthetic.CLASSES))
+            changed = record.model_copy(update={"evaluation": record.evaluation.model_copy(update={"class_names": names})})
+            synthetic.write_record(changed, path.parent)
+    page = build_report(profile, workspace).read_text()
+    assert "<h3>Classes that lose most images</h3>" in page
+    assert "&lt;/td&gt;&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
+    assert "do not name their classes" not in page
+    assert r"\textless{}script\textgreater{}" in (workspace.reports / "tables" / "lost.tex").read_text()
