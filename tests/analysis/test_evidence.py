@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lowbit_vit.analysis.claims import carry_out, gather, load_claims
+from lowbit_vit.analysis.evidence import predicted
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.schema.check import (
@@ -363,3 +366,11 @@ def test_statements_that_differ_contradict_themselves_or_their_source(h100: Grou
     assert verdict(AgreeCheck(check="agree", about="it", statements=(one, one)), h100) == "holds"
     assert verdict(AgreeCheck(check="agree", about="it", statements=(one, other)), h100) == "contradicts itself"
     assert verdict(AgreeCheck(check="agree", about="it", statements=(one, outside)), h100) == "not supported"
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 4).map(float)] * 3), max_size=30))
+def test_the_front_is_what_no_point_dominates(points: list[tuple[float, ...]]) -> None:
+    def dominated(point: tuple[float, ...]) -> bool:
+        return any(peer != point and all(mine <= its for mine, its in zip(peer, point, strict=True)) for peer in points)
+
+    assert predicted.undominated_points(points) == {point for point in points if not dominated(point)}

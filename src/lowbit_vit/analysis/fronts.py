@@ -52,9 +52,7 @@ def fronts(paper_table: pl.DataFrame, mixed: pl.DataFrame) -> pl.DataFrame:
     name = pl.when(pl.col("k").is_null()).then("strategy").otherwise(pl.format("{}, k = {}, blocks {}", "strategy", "k", "blocks"))
     family = pl.when(pl.col("strategy") == "high precision").then(pl.lit("floating point")).otherwise(pl.lit("mixed"))
     plans = mixed.select(name.alias("row"), family.alias("weights_family"), pl.col("trial_id").alias("records"), y="kl", x="weight_mib")
-    panels.append(
-        _panel(plans, "mixed plans: KL against bytes of weights", "weights, MiB", y_name="KL, nats", less_is_better=True)
-    )
+    panels.append(_panel(plans, "mixed plans: KL against bytes of weights", "weights, MiB", y_name="KL, nats", less_is_better=True))
     return pl.concat(panels)
 
 

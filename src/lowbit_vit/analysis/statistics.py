@@ -8,6 +8,7 @@ Ranks are in `ranks`, latency in `latencies`, macro-F1 in `bootstrap`, and what 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,7 @@ class MarginTest:
     p_equivalent: float
 
 
+@lru_cache(maxsize=4096)  # thousands of trials have a few hundred different counts
 def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a rate.
 

@@ -4,8 +4,9 @@ A check that reads our runs first asks for an `obstacle`: why this profile's mod
 measured. Only then is a missing record missing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import polars as pl
@@ -24,6 +25,7 @@ Need = Literal["vit_l_16", "flowers102", "pretrained", "cuda", "a100"]
 HARDWARE_NEEDS = ("cuda", "a100")
 # What makes two arms twins: alike in all of these that no selector names.
 TWIN_KEYS = ("weights", "compute_dtype", "attention", "qkv", "adaptation", "execution", "device", "seed", "gpu")
+SELECTOR_KEYS = tuple(Arms.model_fields)
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,13 @@ class Grounds:
     stated: Mapping[str, Stated | None]
     adjusted: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def cards(self) -> tuple[str, ...]:
         """GPUs of the records, each once."""
         found = [_gpu(result.record) for results in self.results.values() for result in results]
         return tuple(dict.fromkeys(card for card in found if card is not None))
 
-    @property
+    @cached_property
     def device(self) -> str:
         """The card or CPU of the records, as people call it."""
         records = [result.record for results in self.results.values() for result in results]
@@ -128,7 +130,16 @@ class Grounds:
 
     def select(self, arms: Arms) -> list[Result]:
         """Successful trials of the variants study that a selector picks."""
-        return [result for result in self.results["variants"] if result.record.status == "success" and _picks(arms, result.record)]
+        return [result for result, _ in self._select(arms)]
+
+    def _select(self, arms: Arms) -> list[tuple[Result, Mapping[str, object]]]:
+        allowed = _allowed(arms)
+        return [(result, values) for result, values in self._finished if _picks(allowed, values)]
+
+    @cached_property
+    def _finished(self) -> list[tuple[Result, Mapping[str, object]]]:
+        """Successful trials of the variants study with their keys, which a hundred checks ask for."""
+        return [(result, _keys(result.record)) for result in self.results["variants"] if result.record.status == "success"]
 
     def twins(self, of: Arms, to: Arms) -> list[tuple[Result, Result]]:
         """Pairs (of, to) that are alike in every key that neither selector names; with paper rows, in seed and card."""
@@ -139,44 +150,42 @@ class Grounds:
         keys = (*alike, *shared)
         # By their keys: each against each would take minutes for thousands of trials.
         peers: dict[tuple[object, ...], list[Result]] = {}
-        for other in self.select(to):
-            peers.setdefault(tuple(_key(other.record, key) for key in keys), []).append(other)
+        for other, values in self._select(to):
+            peers.setdefault(tuple(values[key] for key in keys), []).append(other)
         return [
             (one, other)
-            for one in self.select(of)
-            for other in peers.get(tuple(_key(one.record, key) for key in keys), ())
+            for one, values in self._select(of)
+            for other in peers.get(tuple(values[key] for key in keys), ())
             if one is not other
         ]
 
     def missing_arms(self, *selectors: Arms) -> Outcome:
         """The outcome where no trial is there to look at: which arms, and why."""
+        allowed = [_allowed(arms) for arms in selectors]
         reasons = [
             f"{result.record.trial.label}: {result.record.status}"
             + (f" ({result.record.reason})" if result.record.reason is not None else "")
             for result in self.results["variants"]
-            if result.record.status != "success" and any(_picks(arms, result.record) for arms in selectors)
+            if result.record.status != "success" and any(_picks(values, _keys(result.record)) for values in allowed)
         ]
         words = "; ".join(dict.fromkeys(reasons)) or "No record of such arms"
         return Outcome("not run", f"{words}.", because=self.command("variants"))
 
 
-def _picks(arms: Arms, record: Record) -> bool:
-    for key in arms.model_fields_set:
-        wanted = getattr(arms, key)
-        value = _key(record, key)
-        if wanted is not None and (value != wanted if key == "paper_row" else value not in wanted):
-            return False
-    return True
+def _allowed(arms: Arms) -> dict[str, Collection[object]]:
+    """The values that a selector allows, by key."""
+    named = {key: getattr(arms, key) for key in arms.model_fields_set}
+    return {key: (value,) if key == "paper_row" else value for key, value in named.items() if value is not None}
 
 
-def _key(record: Record, key: str) -> object:
-    trial = record.trial
-    special: dict[str, Callable[[], object]] = {
-        "weights": lambda: weights_name(trial),
-        "compute_dtype": lambda: trial.plan.compute_dtype,
-        "gpu": lambda: _gpu(record),
-    }
-    return special[key]() if key in special else getattr(trial, key)
+def _picks(allowed: Mapping[str, Collection[object]], values: Mapping[str, object]) -> bool:
+    return all(values[key] in wanted for key, wanted in allowed.items())
+
+
+def _keys(record: Record) -> dict[str, object]:
+    """What a trial is, by the keys of selectors and of twins."""
+    special = {"weights": weights_name(record.trial), "compute_dtype": record.trial.plan.compute_dtype, "gpu": _gpu(record)}
+    return {key: special[key] if key in special else getattr(record.trial, key) for key in (*TWIN_KEYS, *SELECTOR_KEYS)}
 
 
 def _gpu(record: Record) -> str | None:
@@ -191,4 +200,3 @@ def record_ids(pairs: Sequence[tuple[Result, Result]]) -> tuple[str, ...]:
 def printed_number(grounds: Grounds, row: int, column: str) -> float:
     """A cell of the paper's table as a number."""
     return float(grounds.printed.item(row, column))
-

@@ -282,5 +282,3 @@ def _kernels(record: Record, batch: int | None) -> KernelTime | None:
 def _p50_interval(record: Record, batch: int) -> Interval | None:
     latency = _latency(record, batch)
     return None if latency is None else latency.p50_ci_ms
-
-

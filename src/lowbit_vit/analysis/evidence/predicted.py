@@ -207,7 +207,8 @@ def frontier(check: FrontierCheck, grounds: Grounds) -> Outcome:
     picked = {result.record.trial_id for result in grounds.select(check.of)}
     members = [(result, point) for result, point in points if result.record.trial_id in picked]
     others = [result for result, _ in points if result.record.trial_id not in picked]
-    undominated = [result for result, point in members if not any(_dominates(peer, point) for _, peer in points)]
+    front = undominated_points(point for _, point in points)
+    undominated = [result for result, point in members if point in front]
     records = tuple(result.record.trial_id for result, _ in points)
     names = ", ".join(dict.fromkeys(result.record.trial.label for result in undominated))
     text = f"{len(undominated)} of {len(members)} on the front"
@@ -228,6 +229,16 @@ def frontier(check: FrontierCheck, grounds: Grounds) -> Outcome:
 def _absent(labels: Sequence[str]) -> str:
     shown = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
     return f"The front needs every arm; without a result: {shown}."
+
+
+def undominated_points(points: Iterable[tuple[float, ...]]) -> set[tuple[float, ...]]:
+    """Those that no other one dominates: at least as good in everything and better in something; less is better."""
+    front: list[tuple[float, ...]] = []
+    # In this order what dominates a point comes before it, and is on the front itself or dominated by what is.
+    for point in sorted(set(points)):
+        if not any(_dominates(peer, point) for peer in front):
+            front.append(point)
+    return set(front)
 
 
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

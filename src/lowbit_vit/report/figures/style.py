@@ -59,12 +59,16 @@ def rows(
 def configured(chart: alt.FacetChart | alt.VConcatChart | alt.LayerChart) -> dict[str, Any]:
     """The specification with the common look; the page's style sheet recolours text and grid in the dark."""
     grey = "#dfe3e8"
-    with_look = (
-        chart.configure(background="transparent", font=FONT, padding=4)
-        .configure_view(stroke=None)
-        .configure_axis(labelFontSize=11, titleFontSize=11, titleFontWeight="normal", gridColor=grey, domainColor=GREY, tickColor=GREY)
-        .configure_legend(orient="bottom", labelFontSize=11, titleFontSize=11, titleFontWeight="normal", symbolLimit=20)
-        .configure_header(labelFontSize=12)
+    small: dict[str, Any] = {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
+    # In one call: each one copies the chart with its data.
+    with_look = chart.configure(
+        background="transparent",
+        font=FONT,
+        padding=4,
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(**small, gridColor=grey, domainColor=GREY, tickColor=GREY),
+        legend=alt.LegendConfig(**small, orient="bottom", symbolLimit=20),
+        header=alt.HeaderConfig(labelFontSize=12),
     )
     result: dict[str, Any] = with_look.to_dict()
     result["datasets"] = {name: [_rounded(row) for row in data] for name, data in result["datasets"].items()}
