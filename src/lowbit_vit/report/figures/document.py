@@ -58,5 +58,5 @@ def _svg(figure: Figure) -> str:
 
 def javascript() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that needs no network; it sets `window.vegaEmbed`."""
-    # The type stub misses the default. With a snippet the bundle is made anew, which takes 8 s instead of none.
+    # The type stub misses the default. With a snippet the bundle would be made anew each time.
     return vl_convert.javascript_bundle()  # type: ignore[call-arg]
