@@ -42,12 +42,19 @@ def place(sets: Sequence[ImageSet], device: str) -> PlacedImages:
     arrays = [images.images for images in sets]
     pixels = torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
     labels = torch.from_numpy(np.concatenate([images.labels for images in sets])).to(target)
-    if target.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(target)
-        resident = pixels.numel() <= free // 2
-        log.info("%.2f GiB of images %s", pixels.numel() / 2**30, "put on the GPU" if resident else "left in host memory: they do not fit")
-        pixels = pixels.to(target) if resident else pixels
+    if _fits(pixels, target):
+        pixels = pixels.to(target)
     return PlacedImages(pixels, labels, target)
+
+
+def _fits(pixels: Tensor, target: torch.device) -> bool:
+    """Whether images go to a card at once; on the CPU they stay where they are, memory-mapped."""
+    if target.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(target)
+    resident = pixels.numel() <= free // 2
+    log.info("%.2f GiB of images %s", pixels.numel() / 2**30, "put on the GPU" if resident else "left in host memory: they do not fit")
+    return resident
 
 
 def eval_batches(
@@ -67,10 +74,13 @@ def eval_batches(
     """
     target = torch.device(device)
     scale, shift = _normalization(views, images.images.shape[2], target)
-    for first in range(0, len(images.labels), batch_size):
+    pixels, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels).to(target)
+    # One copy for all batches: a copy in every batch would make the host wait for the device each time.
+    if len(labels) > batch_size and _fits(pixels, target):
+        pixels = pixels.to(target)
+    for first in range(0, len(labels), batch_size):
         rows = slice(first, first + batch_size)
-        pixels = torch.from_numpy(images.images[rows]).to(target)
-        yield _normalize(pixels, scale, shift).to(dtype), torch.from_numpy(images.labels[rows]).to(target)
+        yield _normalize(pixels[rows].to(target), scale, shift).to(dtype), labels[rows]
 
 
 def train_batches(

@@ -101,16 +101,17 @@ def predict(
     """
     count = len(images.labels)
     batch_size = min(batch_size, count)
-    rows: list[Logits] = []
+    rows: list[Tensor] = []
     forward: Forward | None = None
     with progress_bar(title, count, "images") as bar:
         for pixels, labels in eval_batches(images, views, batch_size=batch_size, device=device, dtype=dtype):
             missing = batch_size - len(pixels)
             full = torch.cat([pixels, pixels[:1].expand(missing, -1, -1, -1)]) if missing else pixels
             forward = forward or prepare(full)
-            rows.append(forward(full)[: len(pixels)].float().cpu().numpy())
+            # A copy, because a captured graph writes into the same memory; left on the device, so that no batch waits for it.
+            rows.append(forward(full)[: len(pixels)].to(torch.float32, copy=True))
             bar.advance(len(labels))
-    logits = np.concatenate(rows)
+    logits: Logits = torch.cat(rows).cpu().numpy()
     broken = int(np.count_nonzero(~np.isfinite(logits).all(axis=1)))
     if broken:
         raise LowbitVitError(f"{title}: {broken} of {count} images have infinite or NaN logits; use compute_dtype bf16 or fp32")
