@@ -2,17 +2,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pynvml
 import pytest
 import torch
 
 from lowbit_vit.data.arrays import ImageSet
-from lowbit_vit.errors import Busy
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import Measurement, Views
 from lowbit_vit.schema.record import MeasurementResult
-from lowbit_vit.trial.measure import LEAST_SAMPLES, exclusive_among, measure, summarize_latency, throttle_reasons
+from lowbit_vit.trial.measure import LEAST_SAMPLES, measure, summarize_latency
 
 VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
 ARCH = Architecture(name="small", image_size=8, patch_size=4, depth=2, heads=2, width=64, mlp_width=64)
@@ -25,7 +23,7 @@ def run(config: Measurement) -> MeasurementResult:
     pixels = np.random.default_rng(0).integers(0, 255, size=(5, 8, 8, 3), dtype=np.uint8)
     images = ImageSet(pixels, np.zeros(5, dtype=np.int64), tuple("abcde"))
     ready = partial(prepare, model, "eager")
-    return measure(ready, config, images, VIEWS, attention="flash", device="cpu", dtype=torch.float32)
+    return measure(ready, config, images, VIEWS, model=model, attention="flash", device="cpu", dtype=torch.float32)
 
 
 def test_every_pass_covers_every_batch_size_even_beyond_the_number_of_images() -> None:
@@ -41,6 +39,26 @@ def test_every_pass_covers_every_batch_size_even_beyond_the_number_of_images() -
         assert latency.p99_ms is None
         assert latency.images_per_s == pytest.approx(1000 * latency.batch_size / latency.mean_ms)
         assert (latency.clocks_before, latency.clocks_after) == (None, None)
+    assert [work.batch_size for work in result.work] == [1, 8]
+    assert result.work[1].flop == 8 * result.work[0].flop
+    assert result.work[0].least_bytes < result.work[1].least_bytes
+    assert result.invariance is None
+
+
+def test_the_devices_ceilings_stand_beside_every_timing() -> None:
+    ceilings = run(CONFIG.model_copy(update={"batch_sizes": (1,), "samples": 10, "trace": False})).ceilings
+    assert ceilings is not None
+    assert ceilings.matmul_flops_per_s > 1e7  # the slowest machine is no slower than this, whatever else it does
+    assert ceilings.copy_bytes_per_s > 1e6
+    assert (ceilings.matmul_side, ceilings.copy_bytes) == (1024, 2 * 64 * 2**20)
+
+
+def test_batch_invariance_is_measured_where_the_profile_asks() -> None:
+    found = run(CONFIG.model_copy(update={"samples": 10, "trace": False, "batch_sizes": (1, 4), "invariance_images": 4})).invariance
+    assert found is not None
+    assert (found.images, found.batch_sizes) == (4, (1, 4))
+    assert 0 <= found.max_abs_logit_difference < 1e-4  # fp32
+    assert found.bit_equal == (found.max_abs_logit_difference == 0)
 
 
 def test_sampling_stops_when_its_time_is_up_but_not_before_ten_samples() -> None:
@@ -72,18 +90,3 @@ def test_percentiles_of_too_few_samples_are_null() -> None:
     assert (many.p50_ms, many.p95_ms, many.p99_ms) == (500, 950, 990)
     assert many.p99_ci_ms is not None
     assert many.p99_ci_ms.low < 990 < many.p99_ci_ms.high < 1000
-
-
-def test_a_card_is_ours_alone_unknown_or_busy() -> None:
-    assert exclusive_among({7}, own=7) is True
-    assert exclusive_among(set(), own=7) is None  # a container that shows no process
-    assert exclusive_among({4021}, own=7) is None  # a container that shows this process by the host's number
-    for others in ({7, 8}, {8, 9}):
-        with pytest.raises(Busy, match="pid 8"):
-            exclusive_among(others, own=7)
-
-
-def test_throttle_reasons_are_words() -> None:
-    assert throttle_reasons(0) == "none"
-    bits = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonHwSlowdown
-    assert throttle_reasons(bits) == "SwPowerCap, HwSlowdown"

@@ -23,6 +23,7 @@ from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Plan, We
 
 AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2"]
 Execution = Literal["eager", "cuda_graph", "compile"]
+Exclusive = Literal["required", "assumed", "waived"]
 QkvLayout = Literal["separate", "fused"]
 AdaptationMethod = Literal["none", "qlora", "ptq"]
 Device = Literal["cpu", "cuda"]
@@ -310,11 +311,23 @@ class Measurement(Frozen):
     samples: int = Field(ge=10, description="timed calls for each batch size; P99 is null below 1000")
     seconds: float = Field(gt=0, description="stop sampling a batch size after this long, once 10 samples are in")
     trace: bool = Field(description="profile kernels after the timing")
+    exclusive: Exclusive = Field(
+        default="required",
+        description="the card alone, as NVML sees it: required, assumed where NVML cannot tell, or waived (timed beside others)",
+    )
+    invariance_images: int | None = Field(
+        default=None, ge=1, description="test images that are predicted at the least and the greatest batch size; null: not done"
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if len(set(self.batch_sizes)) != len(self.batch_sizes) or min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes {self.batch_sizes} must be distinct and positive")
+        if self.invariance_images is not None and (len(self.batch_sizes) < 2 or self.invariance_images < max(self.batch_sizes)):
+            raise ValueError(
+                f"invariance_images {self.invariance_images} needs two batch sizes and no batch with more images, "
+                f"but batch_sizes is {list(self.batch_sizes)}"
+            )
         return self
 
 

@@ -113,6 +113,9 @@ class EvaluationResult(Frozen):
     predictions_sha256: str = Field(description="of the npz's bytes")
     labels_sha256: str = Field(description="of ids and labels: only records that share it may be compared image by image")
     class_names: tuple[str, ...] | None = Field(default=None, description="in the order of the labels; null in older records")
+    block_evaluations: int | None = Field(
+        default=None, description="of all images, that a scan did for this cell alone; null: nothing was shared, or an older record"
+    )
 
 
 class Interval(Frozen):
@@ -141,13 +144,19 @@ class Latency(Frozen):
 
 
 class Memory(Frozen):
-    """Memory of one batch size: CUDA allocator and NVML on a card, resident set on the CPU."""
+    """Memory of one batch size: CUDA allocator and NVML on a card, resident set on the CPU.
+
+    On a card the peak is what was there before (weights and one batch of images), the libraries' workspaces, and what is left:
+    activations and the kernels' own scratch, dequantized weights among them.
+    """
 
     batch_size: int
     peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None
     process_bytes: int | None = Field(description="NVML's figure for this process")
     peak_resident_bytes: int | None = Field(description="host, CPU trials only")
+    before_bytes: int | None = Field(default=None, description="allocated before the first call; null: CPU, or an older record")
+    workspace_bytes: int | None = Field(default=None, description="what cuBLAS keeps after it; null: CPU, or an older record")
 
 
 class KernelTime(Frozen):
@@ -163,13 +172,43 @@ class KernelTime(Frozen):
     attention_kernels: tuple[str, ...] = Field(description="names that confirm the attention label")
 
 
+class Ceilings(Frozen):
+    """What the device itself gives, measured beside the latencies: the two lines of a roofline."""
+
+    matmul_flops_per_s: float = Field(description="one square matrix product in the trial's compute dtype")
+    matmul_side: int = Field(description="rows and columns of its matrices")
+    copy_bytes_per_s: float = Field(description="a copy on the device: bytes read plus bytes written")
+    copy_bytes: int = Field(description="read plus written by one copy")
+
+
+class Work(Frozen):
+    """The least that one batch asks of any implementation."""
+
+    batch_size: int
+    flop: float = Field(description="a multiply-add counts two; counted from the architecture, adapters not counted")
+    least_bytes: int = Field(description="weights as stored, images in, logits out: each moved once")
+
+
+class Invariance(Frozen):
+    """Whether an image's prediction depends on the size of its batch: the same images, predicted at two batch sizes."""
+
+    images: int
+    batch_sizes: tuple[int, int]
+    flips: int = Field(description="images whose most likely class is another one")
+    max_abs_logit_difference: float
+    bit_equal: bool = Field(description="all logits, as fp32")
+
+
 class MeasurementResult(Frozen):
     """All that a timing trial measured."""
 
-    exclusive: bool | None = Field(description="no other process on the card; null: unknown, or a CPU trial")
+    exclusive: bool | None = Field(description="no other process on the card; null: unknown, or a CPU trial; false: told not to mind")
     latency: tuple[Latency, ...]
     memory: tuple[Memory, ...]
     kernels: tuple[KernelTime, ...]
+    work: tuple[Work, ...] = Field(default=(), description="empty: an older record")
+    ceilings: Ceilings | None = Field(default=None, description="null: an older record")
+    invariance: Invariance | None = Field(default=None, description="null: the profile did not ask for it")
 
 
 class Record(Frozen):

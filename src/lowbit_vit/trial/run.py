@@ -88,6 +88,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
             sets = [dataset.train_views[split] for split in trial.lora.training.splits]
             title = f"adapt {trial.label}"
             training = train(model, sets, trial.lora.training, views=trial.data.views, seed=trial.seed, device=trial.device, title=title)
+            model.zero_grad(set_to_none=True)  # else the last gradients would count as the model's memory
 
     with clock.part("count"):
         facts = model_facts(model, trial, origin=origin, parameters=parameters, trained=training is not None)
@@ -104,6 +105,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
                 trial.measurement,
                 dataset.eval_views["test"],
                 trial.data.views,
+                model=model,
                 attention=trial.attention,
                 device=trial.device,
                 dtype=dtype,

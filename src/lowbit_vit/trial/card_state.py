@@ -1,0 +1,167 @@
+"""The card beside a timing, from NVML: whether this process has it alone, its clocks, what the process takes, what is free.
+
+A timing needs the card for itself: NVML must show this process and no other. In a container it may show no process, or this
+one by the host's number; then nobody can tell, and the profile says whether a timing is wanted all the same.
+"""
+
+import logging
+import os
+import time
+from typing import Any
+
+import pynvml
+import torch
+
+from lowbit_vit.errors import Busy, Unavailable
+from lowbit_vit.schema.config import Device, Exclusive
+from lowbit_vit.schema.record import Clocks
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+_PATIENCE_S = 5.0  # the driver may list a process for a moment after its end
+
+
+# --------------------------------------------------------------------------------------------------------- exclusivity
+
+
+def exclusive(device: Device, told: Exclusive) -> bool | None:
+    """Whether this process alone computes on the card; None on the CPU, or where NVML cannot tell and the profile does not mind.
+
+    Raises:
+        Busy: another process does, or NVML cannot tell, and the profile minds.
+    """
+    if device == "cpu":
+        return None
+    torch.cuda.synchronize()  # so that this process is on the card, too
+    deadline = time.monotonic() + _PATIENCE_S
+    pids = _compute_pids()
+    while pids is not None and exclusive_among(pids, os.getpid()) is False and told != "waived" and time.monotonic() < deadline:
+        time.sleep(0.25)
+        pids = _compute_pids()
+    return allowed(pids, os.getpid(), told)
+
+
+def exclusive_among(pids: set[int], own: int) -> bool | None:
+    """Judge NVML's list of processes: True if it is this one alone, False if another is on it, None if nobody can tell.
+
+    In a container NVML shows no process, or the host's number of this one.
+    """
+    others = pids - {own}
+    if own in pids and not others:
+        return True
+    if others and (own in pids or len(others) > 1):
+        return False
+    return None
+
+
+def allowed(pids: set[int] | None, own: int, told: Exclusive) -> bool | None:
+    """Decide whether a timing may go on, and return what its record says of exclusivity.
+
+    Args:
+        pids: NVML's list, or None where it gives none.
+        own: this process.
+        told: the profile's measurement.exclusive.
+
+    Raises:
+        Busy: it may not; the message says how to change that.
+    """
+    found = None if pids is None else exclusive_among(pids, own)
+    if found is False and told != "waived":
+        listed = ", ".join(map(str, sorted((pids or set()) - {own})))
+        raise Busy(
+            f"the card is used by other processes (pid {listed}); a timing needs it alone: "
+            "stop them and run again, or set measurement.exclusive: waived"
+        )
+    if found is None and told == "required":
+        seen = "no process" if not pids else "one process by a number that is not ours"
+        raise Busy(
+            f"NVML cannot tell whether this process has the card alone (it shows {seen}, as in a container): "
+            "make sure of it and set measurement.exclusive: assumed"
+        )
+    return found
+
+
+def _compute_pids() -> set[int] | None:
+    handle = _handle()
+    if handle is None:
+        return None
+    try:
+        return {process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+    except pynvml.NVMLError:
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------- clocks, memory
+
+
+def clocks(device: Device) -> Clocks | None:
+    """The card's clocks, temperature and throttle reasons now; None on the CPU or where NVML does not say."""
+    handle = _handle() if device == "cuda" else None
+    if handle is None:
+        return None
+    try:
+        reasons = pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
+        return Clocks(
+            sm_mhz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+            memory_mhz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+            temperature_c=pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+            throttle_reasons=throttle_reasons(reasons),
+        )
+    except pynvml.NVMLError:
+        return None
+
+
+def throttle_reasons(bits: int) -> str:
+    """NVML's bit field in words; `none` where no bit is set."""
+    prefix = "nvmlClocksEventReason"
+    # By value, because two names may share a bit; All and None are no single bits.
+    named = {
+        value: name.removeprefix(prefix)
+        for name, value in vars(pynvml).items()
+        if name.startswith(prefix) and isinstance(value, int) and value.bit_count() == 1
+    }
+    return ", ".join(name for value, name in sorted(named.items()) if bits & value) or "none"
+
+
+def process_bytes() -> int | None:
+    """NVML's figure of the card's memory used by this process; None where it does not show it."""
+    handle = _handle()
+    if handle is None:
+        return None
+    try:
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return None
+    return next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None)
+
+
+def require_memory(needed: int, *, free: int, total: int) -> None:
+    """Refuse a trial that cannot fit, before anything is loaded.
+
+    Args:
+        needed: bytes, at least (`model.work.needed_bytes`).
+        free: bytes of the card now.
+        total: bytes of the card.
+
+    Raises:
+        Unavailable: the card is too small.
+        Busy: it is large enough, but others hold its memory.
+    """
+    if needed > total:
+        raise Unavailable(f"needs at least {needed / GIB:.1f} GiB of GPU memory; this card has {total / GIB:.1f} GiB")
+    if needed > free:
+        raise Busy(
+            f"the card has {free / GIB:.1f} of {total / GIB:.1f} GiB free and this trial needs at least {needed / GIB:.1f} GiB: "
+            "stop what holds it (nvidia-smi shows it) and run again"
+        )
+
+
+def _handle() -> Any | None:
+    """NVML's handle of torch's current card; None where there is no NVML."""
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+    except pynvml.NVMLError as error:
+        log.warning("NVML: %s; exclusivity, clocks and process memory are unknown", error)
+        return None

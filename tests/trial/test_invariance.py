@@ -1,0 +1,33 @@
+import numpy as np
+
+from lowbit_vit.data.arrays import ImageSet
+from lowbit_vit.trial.invariance import compare_logits, spread_images
+
+
+def test_equal_logits_are_bit_equal_and_one_changed_class_is_one_flip() -> None:
+    logits = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    same = compare_logits(logits, logits.copy(), batch_sizes=(1, 32))
+    assert (same.images, same.flips, same.max_abs_logit_difference, same.bit_equal) == (20, 0, 0.0, True)
+    other = logits.copy()
+    other[3, logits[3].argmin()] += 100
+    changed = compare_logits(logits, other, batch_sizes=(1, 32))
+    assert (changed.flips, changed.bit_equal) == (1, False)
+    assert 99 < changed.max_abs_logit_difference < 101
+
+
+def test_the_least_bit_counts() -> None:
+    logits = np.ones((2, 3), dtype=np.float32)
+    other = logits.copy()
+    other[0, 0] = np.nextafter(np.float32(1), np.float32(2))
+    found = compare_logits(logits, other, batch_sizes=(1, 2))
+    assert (found.flips, found.bit_equal) == (0, False)
+    assert found.max_abs_logit_difference > 0
+
+
+def test_images_are_taken_from_the_whole_set_each_once() -> None:
+    labels = np.arange(10)
+    images = ImageSet(np.zeros((10, 4, 4, 3), dtype=np.uint8), labels, tuple(map(str, labels)))
+    chosen = spread_images(images, 4)
+    assert chosen.labels.tolist() == [0, 3, 6, 9]
+    assert chosen.ids == ("0", "3", "6", "9")
+    assert spread_images(images, 50).labels.tolist() == labels.tolist()
