@@ -1,16 +1,17 @@
 """Variants of a profile's from-scratch recipe, each for the same time, trained on train and compared on val.
 
-    lowbit-vit data scratch && python benchmarks/train_recipe.py --seconds 90 scratch "" patch_dropout=null "drop_path=0.1;ema_decay=null"
+    lowbit-vit data scratch
+    python benchmarks/train_recipe.py --seconds 90 scratch "" small_images=null "teacher.guidance=null;drop_path=0.2"
 
-A variant is a list of KEY=VALUE, separated by semicolons: keys of backbone.training, values in YAML, and TEACHER=null leaves the
-teacher out; "" is the recipe as it stands. Epochs follow from the rate that a short run measures, so a cheaper step gets more of
-them; warm-up and whole epochs keep their share. One line a variant: images/s, epochs, memory, last loss, Top-1 on val.
+A variant is a list of KEY=VALUE, separated by semicolons: keys of backbone.training, and keys of backbone.teacher after `teacher.`;
+values in YAML. `teacher=null` leaves the teacher out; "" is the recipe as it stands. Epochs follow from the rate that a short run
+measures, so a cheaper step gets more of them; warm-up, whole epochs and epochs of small images keep their share. One line a
+variant: images/s, epochs, memory, last loss, Top-1 on val.
 
 Short runs rank what speeds learning up; what only pays in a long one (stronger regularization) looks worse here than it is.
 """
 
 import argparse
-import copy
 import logging
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,11 @@ import yaml
 from lowbit_vit.data.arrays import Dataset, load_dataset
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import VisionTransformer, architecture
-from lowbit_vit.schema.config import AttentionName, Profile, Training, load_profile
+from lowbit_vit.schema.config import AttentionName, Profile, Teacher, Training, load_profile
 from lowbit_vit.schema.record import TrainingResult
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.evaluate import predict
-from lowbit_vit.trial.teacher import Distillation, distillation, load_teacher
+from lowbit_vit.trial.teacher import Distillation, EfficientNetTeacher, distillation, load_teacher
 from lowbit_vit.trial.train import AUTOCAST, seed_everything, train
 
 
@@ -41,19 +42,18 @@ def main() -> None:
     root = Path.cwd()
     profile = load_profile(root / "profiles" / f"{arguments.profile}.yaml")
     dataset = load_dataset(Workspace(root=root, profile=profile.name).data, profile.data.views)
-    teacher = _teacher(profile, dataset)
+    network = _teacher(profile, dataset)
     for variant in arguments.variants:
         changes = dict(change.split("=", 1) for change in variant.split(";") if change)
-        taught = changes.pop("TEACHER", "") != "null"
-        config = _changed(profile, changes)
-        used = teacher if taught else None
+        teacher = _changed_teacher(profile, network, changes)
+        config = _changed(profile, {key: value for key, value in changes.items() if key.partition(".")[0] != "teacher"})
         # Code of other variants counts towards the compiler's limit. What is compiled again comes from its cache on disk.
         torch.compiler.reset()
         # The first run compiles; the second, on one epoch more, gives the rate without that.
-        _run(profile, dataset, _of_length(config, 2), used)
-        rate = _run(profile, dataset, _of_length(config, 4), used)[1].images_per_s
+        _run(profile, dataset, _of_length(config, 2), teacher)
+        rate = _run(profile, dataset, _of_length(config, 4), teacher)[1].images_per_s
         epochs = max(4, round(arguments.seconds * rate / len(dataset.train_views["train"].labels)))
-        model, result = _run(profile, dataset, _of_length(config, epochs), used)
+        model, result = _run(profile, dataset, _of_length(config, epochs), teacher)
         top1 = _top1(model, profile, dataset)
         memory = (result.peak_allocated_bytes or 0) / 2**30
         print(
@@ -66,14 +66,17 @@ def main() -> None:
 def _changed(profile: Profile, changes: dict[str, str]) -> Training:
     """The recipe on train alone, with dotted keys such as augmentation.colour changed."""
     assert profile.backbone.training is not None
-    content: dict[str, Any] = copy.deepcopy(profile.backbone.training.model_dump(mode="json"))
-    for key, value in {"splits": "[train]", **changes}.items():
+    return Training.model_validate(_with(profile.backbone.training.model_dump(mode="json"), {"splits": "[train]", **changes}))
+
+
+def _with(content: dict[str, Any], changes: dict[str, str]) -> dict[str, Any]:
+    for key, value in changes.items():
         *path, last = key.split(".")
         place = content
         for part in path:
             place = place[part]
         place[last] = yaml.safe_load(value)
-    return Training.model_validate(content)
+    return content
 
 
 def _of_length(config: Training, epochs: int) -> Training:
@@ -81,12 +84,16 @@ def _of_length(config: Training, epochs: int) -> Training:
     dropout = config.patch_dropout
     if dropout is not None:
         dropout = dropout.model_copy(update={"whole_epochs": min(epochs - 1, max(1, round(dropout.whole_epochs * share)))})
-    return config.model_copy(update={"epochs": epochs, "warmup_epochs": config.warmup_epochs * share, "patch_dropout": dropout})
+    small = config.small_images
+    if small is not None:
+        small = small.model_copy(update={"epochs": min(epochs - 1, max(1, round(small.epochs * share)))})
+    changes = {"epochs": epochs, "warmup_epochs": config.warmup_epochs * share, "patch_dropout": dropout, "small_images": small}
+    return config.model_copy(update=changes)
 
 
-def _teacher(profile: Profile, dataset: Dataset) -> Distillation | None:
-    config, student = profile.backbone.teacher, profile.backbone.training
-    if config is None or student is None:
+def _teacher(profile: Profile, dataset: Dataset) -> EfficientNetTeacher | None:
+    config = profile.backbone.teacher
+    if config is None:
         return None
     seed_everything(0)
     network = load_teacher(profile.data.views, num_classes=dataset.num_classes, device=profile.device)
@@ -95,7 +102,19 @@ def _teacher(profile: Profile, dataset: Dataset) -> Distillation | None:
     result = train(network, sets, training, views=profile.data.views, seed=0, device=profile.device, title="teacher")
     top1 = _top1(network, profile, dataset)
     print(f"teacher: {result.images_per_s:.0f} images/s, {result.seconds:.0f} s, val Top-1 {100 * top1:.2f} %", flush=True)
-    return distillation(network, config, device=profile.device, autocast=AUTOCAST[student.autocast])
+    return network
+
+
+def _changed_teacher(profile: Profile, network: EfficientNetTeacher | None, changes: dict[str, str]) -> Distillation | None:
+    if network is None or changes.get("teacher") == "null":
+        return None
+    assert profile.backbone.teacher is not None
+    assert profile.backbone.training is not None
+    own = {key.removeprefix("teacher."): value for key, value in changes.items() if key.startswith("teacher.")}
+    config = Teacher.model_validate(_with(profile.backbone.teacher.model_dump(mode="json"), own))
+    width = architecture(profile.backbone.architecture, profile.data.views.image_size).width
+    autocast = AUTOCAST[profile.backbone.training.autocast]
+    return distillation(network, config, width=width, device=profile.device, autocast=autocast)
 
 
 def _run(profile: Profile, dataset: Dataset, config: Training, teacher: Distillation | None) -> tuple[VisionTransformer, TrainingResult]:

@@ -184,6 +184,25 @@ def test_merging_into_a_quantized_layer_is_refused_and_changes_nothing(weights: 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@FORMATS
+@DTYPES
+def test_a_settled_model_predicts_as_the_trained_one(weights: HighPrecision | Int8 | NF4, dtype: ComputeDtype) -> None:
+    plan = uniform(weights, dtype)
+    model = model_in(plan)
+    lora.attach(model, ADAPTATION, seed=0)
+    train_steps(model, precision.compute_dtype(plan))
+    x = images(precision.compute_dtype(plan))
+    with torch.inference_mode():
+        trained = model(x)
+        lora.settle(model)
+        settled = model(x)
+    assert bool(lora.adapters(model)) == (weights != HIGH)
+    assert not lora.trainable_parameters(model)
+    assert {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} == {precision.compute_dtype(plan)}
+    assert settled.dtype == precision.compute_dtype(plan)
+    assert torch.allclose(trained, settled.float(), atol={"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-1}[dtype])
+
+
 def test_what_cannot_be_done_is_said() -> None:
     with pytest.raises(ConfigError, match="fused"):
         lora.attach(model_in(uniform(HIGH, "fp32"), qkv="fused"), ADAPTATION, seed=0)

@@ -44,12 +44,14 @@ def logits(model: VisionTransformer, plan: Plan) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize("kind", ["separate", "fused", "adapted"])
+@pytest.mark.parametrize("kind", ["separate", "fused", "adapted", "settled"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("weights", FORMATS, ids=lambda weights: weights.name)
 def test_a_saved_model_reloads_bit_equal(weights: HighPrecision | Int8 | NF4, dtype: ComputeDtype, kind: str, tmp_path: Path) -> None:
     plan = uniform(weights, dtype)
-    model = adapted(plan) if kind == "adapted" else model_in(plan, qkv="fused" if kind == "fused" else "separate")
+    model = adapted(plan) if kind in ("adapted", "settled") else model_in(plan, qkv="fused" if kind == "fused" else "separate")
+    if kind == "settled":
+        lora.settle(model)
     expected = logits(model, plan)  # before saving: a forward must not change what is saved
     size = quantized_file.save_model(model, plan, tmp_path / "m.safetensors", {"made": "here"})
     assert size == sum(file.stat().st_size for file in tmp_path.iterdir())
@@ -62,10 +64,13 @@ def test_a_saved_model_reloads_bit_equal(weights: HighPrecision | Int8 | NF4, dt
     assert list(lora.adapters(loaded)) == list(lora.adapters(model))
 
 
-def test_a_mixed_plan_with_adapters_reloads_bit_equal_and_can_be_saved_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_mixed_plan_with_adapters_reloads_bit_equal_and_can_be_saved_again(settled: bool, tmp_path: Path) -> None:
     rules = (Rule(pattern="blocks.0.*", weights=SINGLE), Rule(pattern="*.q", weights=Int8(format="int8", threshold=6.0)))
     plan = Plan(compute_dtype="bf16", rules=rules)
     model = adapted(plan)
+    if settled:
+        lora.settle(model)
     quantized_file.save_model(model, plan, tmp_path / "a.safetensors", {})
     loaded = quantized_file.load_model(tmp_path / "a.safetensors", attention="math")
     assert torch.equal(logits(loaded, plan), logits(model, plan))

@@ -3,10 +3,18 @@ from typing import Any
 import pytest
 import torch
 
-from lowbit_vit.errors import Unavailable
+from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.model.vit import Architecture, Attention, Block, VisionTransformer
-from lowbit_vit.schema.config import Augmentation, PatchDropout, Training
-from lowbit_vit.trial.forward import TrainingForward, attention_kernel, branch_scales, drop_patches, keep_probabilities
+from lowbit_vit.schema.config import Augmentation, PatchDropout, SmallImages, Training
+from lowbit_vit.trial.forward import (
+    TrainingForward,
+    attention_kernel,
+    average_squares,
+    branch_scales,
+    drop_patches,
+    embed_small,
+    keep_probabilities,
+)
 
 ARCH = Architecture(name="small", image_size=8, patch_size=2, depth=3, heads=2, width=64, mlp_width=64)
 
@@ -56,7 +64,7 @@ def test_the_model_itself_drops_nothing_and_has_no_new_state() -> None:
     model, images = a_model(), torch.randn(2, 3, 8, 8)
     names, logits = list(model.state_dict()), model(images)
     forward = TrainingForward(model, a_training(drop_path=0.5, patch_dropout=PatchDropout(share=0.5, whole_epochs=0)))
-    assert not torch.equal(forward(images, whole=True), logits)
+    assert not torch.equal(forward(images, epoch=0)[0], logits)
     assert list(model.state_dict()) == names
     assert torch.equal(model(images), logits)
     assert torch.equal(model.train()(images), logits)
@@ -64,7 +72,7 @@ def test_the_model_itself_drops_nothing_and_has_no_new_state() -> None:
 
 def test_without_options_the_forward_is_the_models_own() -> None:
     model, images = a_model(), torch.randn(2, 3, 8, 8)
-    assert torch.equal(TrainingForward(model, a_training())(images, whole=True), model(images))
+    assert torch.equal(TrainingForward(model, a_training())(images, epoch=0)[0], model(images))
 
 
 def test_patches_are_dropped_image_by_image_and_the_class_token_stays() -> None:
@@ -80,8 +88,48 @@ def test_patches_are_dropped_image_by_image_and_the_class_token_stays() -> None:
 def test_all_patches_are_seen_where_asked() -> None:
     model, images = a_model(), torch.randn(2, 3, 8, 8)
     forward = TrainingForward(model, a_training(patch_dropout=PatchDropout(share=0.5, whole_epochs=1)))
-    torch.testing.assert_close(forward(images, whole=True), model(images))
-    assert not torch.allclose(forward(images, whole=False), model(images))
+    torch.testing.assert_close(forward(images, epoch=1)[0], model(images))
+    assert not torch.allclose(forward(images, epoch=0)[0], model(images))
+
+
+def test_small_images_are_seen_first_and_whole_ones_afterwards() -> None:
+    model, images = a_model(), torch.randn(2, 3, 8, 8)
+    forward = TrainingForward(model, a_training(small_images=SmallImages(factor=2, epochs=1)), taps=(1, 2))
+    small, whole = forward(images, epoch=0), forward(images, epoch=1)
+    torch.testing.assert_close(whole[0], model(images))
+    assert [patches.shape[1] for patches in small[1]] == [4, 4]
+    assert [patches.shape[1] for patches in whole[1]] == [16, 16]
+
+
+def test_small_images_of_one_colour_a_square_look_like_the_whole_ones_patch_by_patch() -> None:
+    model = a_model()
+    with torch.no_grad():
+        model.position_embedding.copy_(model.position_embedding[:, :1].expand_as(model.position_embedding))
+    flat = torch.randn(2, 3, 1, 1).expand(-1, -1, 8, 8)
+    small, whole = embed_small(model, flat, 2), model.embed(flat)
+    assert small.shape == (2, 5, 64)
+    torch.testing.assert_close(small, whole[:, :5])
+
+
+def test_squares_are_averaged_as_by_pooling() -> None:
+    patches = torch.randn(3, 36, 5)
+    pooled = torch.nn.functional.avg_pool2d(patches.transpose(1, 2).reshape(3, 5, 6, 6), 3)
+    torch.testing.assert_close(average_squares(patches, 3), pooled.flatten(2).transpose(1, 2))
+
+
+def test_patches_after_a_block_are_those_of_the_model() -> None:
+    model, images = a_model(), torch.randn(2, 3, 8, 8)
+    _, (first, last) = TrainingForward(model, a_training(), taps=(1, 2))(images, epoch=0)
+    features = model.features(images)
+    torch.testing.assert_close(first, features[0][:, 1:])
+    torch.testing.assert_close(last, features[1][:, 1:])
+
+
+def test_what_does_not_fit_the_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"small_images\.factor 3 does not divide the grid of 4 x 4"):
+        TrainingForward(a_model(), a_training(small_images=SmallImages(factor=3, epochs=1)))
+    with pytest.raises(ConfigError, match=r"guidance\.blocks \[1, 4\]: small has 3 blocks"):
+        TrainingForward(a_model(), a_training(), taps=(1, 4))
 
 
 def test_compiling_is_refused_on_the_cpu() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowbit_vit.data.arrays import load_dataset, read_manifest
-from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
+from lowbit_vit.errors import Busy, ConfigError, DataError, LowbitVitError, Unavailable
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, only, uniform
@@ -177,6 +177,9 @@ def test_a_real_allocation_that_fails_is_oom() -> None:
     [
         (MemoryError(), "oom", "out of memory: MemoryError"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "oom", "out of memory: CUDA out of memory. Tried"),
+        (RuntimeError("CUDA error: out of memory\nCompile with"), "oom", "out of memory: CUDA error: out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"), "oom", "out of memory: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"),
+        (Busy("the card is used by other processes (pid 8)"), "failed", "the card is used by other processes (pid 8)"),
         (Unavailable("needs CUDA"), "skipped", "needs CUDA"),
         (LowbitVitError("loss is nan"), "failed", "loss is nan"),
         (ValueError("first line\nsecond"), "failed", "ValueError: first line"),

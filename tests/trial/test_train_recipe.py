@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lowbit_vit.data.arrays import ImageSet
-from lowbit_vit.errors import Unavailable
+from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.model.vit import Architecture, VisionTransformer
-from lowbit_vit.schema.config import Augmentation, Colour, Mixing, PatchDropout, Training, Views
-from lowbit_vit.trial.teacher import Distillation
+from lowbit_vit.schema.config import Augmentation, Colour, Guidance, Mixing, PatchDropout, SmallImages, Training, Views
+from lowbit_vit.trial.teacher import Distillation, Guide, Lesson
 from lowbit_vit.trial.train import seed_everything, train
 
 VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
@@ -21,6 +21,7 @@ WHOLE: dict[str, Any] = {
     "augmentation": Augmentation(crop_scale=(0.7, 1.0), flip=False, colour=COLOUR, mixing=MIXING),
     "drop_path": 0.2,
     "patch_dropout": PatchDropout(share=0.5, whole_epochs=1),
+    "small_images": SmallImages(factor=2, epochs=2),
     "ema_decay": 0.9,
     "attention": "math",
 }
@@ -56,13 +57,22 @@ def run(config: Training, seed: int = 0, teacher: Distillation | None = None) ->
     return model, result
 
 
-def test_the_whole_recipe_is_repeatable_to_the_bit() -> None:
-    def bright(pixels: torch.Tensor) -> torch.Tensor:
-        mean = pixels.mean(dim=(1, 2, 3))
-        return torch.stack([mean, -mean], dim=1)
+def bright(pixels: torch.Tensor) -> Lesson:
+    """A teacher that knows how bright an image is, and how bright each of its quarters."""
+    mean = pixels.mean(dim=(1, 2, 3))
+    quarters = torch.nn.functional.avg_pool2d(pixels, 4)
+    return Lesson(torch.stack([mean, -mean], dim=1), (quarters, quarters))
 
-    teacher = Distillation(bright, temperature=2.0, weight=0.5)
-    states = [run(a_training(**WHOLE), seed, teacher)[0].state_dict() for seed in (1, 1, 2)]
+
+def a_guide(weight: float = 1.0) -> Distillation:
+    torch.manual_seed(7)
+    guide = Guide(Guidance(weight=weight, blocks=(1, 2)), width=64, channels=(3, 3))
+    return Distillation(bright, temperature=2.0, weight=0.5, guide=guide)
+
+
+def test_the_whole_recipe_is_repeatable_to_the_bit() -> None:
+    config = a_training(**{**WHOLE, "patch_dropout": None})
+    states = [run(config, seed, a_guide())[0].state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
 
@@ -84,14 +94,32 @@ def test_the_averaged_weights_are_kept() -> None:
 
 
 def test_the_teacher_takes_its_share_of_the_loss() -> None:
-    def wrong(pixels: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([9.0, -9.0]).expand(len(pixels), 2)
+    def wrong(pixels: torch.Tensor) -> Lesson:
+        return Lesson(torch.tensor([9.0, -9.0]).expand(len(pixels), 2), ())
 
     # A teacher that calls everything class 0 is believed as far as its weight goes.
     for weight, classes in ((1.0, {0}), (1e-6, {0, 1})):
         model, _ = run(a_training(epochs=12, warmup_epochs=1), teacher=Distillation(wrong, temperature=1.0, weight=weight))
         data = torch.from_numpy(images().images).permute(0, 3, 1, 2) / 255
         assert set(model((data - 0.3) / 0.4).argmax(dim=1).tolist()) == classes
+
+
+def test_patches_learn_the_teachers_maps() -> None:
+    errors = {}
+    for weight in (1e-9, 10.0):
+        teacher = a_guide(weight)
+        model, _ = run(a_training(epochs=40, warmup_epochs=1, learning_rate=3e-3), teacher=teacher)
+        pixels = (torch.from_numpy(images().images).permute(0, 3, 1, 2) / 255 - 0.3) / 0.4
+        assert teacher.guide is not None
+        with torch.no_grad():
+            patches = [features[:, 1:] for features in model.features(pixels)]
+            errors[weight] = teacher.guide(patches, bright(pixels).maps).item()
+    assert errors[10.0] < 0.3 * errors[1e-9]
+
+
+def test_dropped_patches_have_no_place_on_a_map() -> None:
+    with pytest.raises(ConfigError, match=r"patch_dropout.*guidance"):
+        run(a_training(patch_dropout=WHOLE["patch_dropout"]), teacher=a_guide())
 
 
 def test_compiling_is_refused_on_the_cpu_before_anything_is_trained() -> None:

@@ -76,7 +76,8 @@ def attend(q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, kernel: AttentionName
             # What autocast does by itself for PyTorch's kernels, but not for a package's.
             dtype = torch.get_autocast_dtype("cuda")
             q_BNHD, k_BNHD, v_BNHD = q_BNHD.to(dtype), k_BNHD.to(dtype), v_BNHD.to(dtype)
-        out_BNHD: Tensor = flash_attn_func(q_BNHD, k_BNHD, v_BNHD)
+        # PyTorch's kernels heed the same switch by themselves; it is of the gradient alone.
+        out_BNHD: Tensor = flash_attn_func(q_BNHD, k_BNHD, v_BNHD, deterministic=torch.are_deterministic_algorithms_enabled())
         return out_BNHD
     with sdpa_kernel(_BACKENDS[kernel]):
         out_BHND = scaled_dot_product_attention(q_BNHD.transpose(1, 2), k_BNHD.transpose(1, 2), v_BNHD.transpose(1, 2))

@@ -4,7 +4,8 @@ The adapters are peft's, attached after quantization. peft takes its bitsandbyte
 loaded in 4 or 8 bits; unmarked, its plain class would silently wrap a quantized layer, train, and merge wrongly. So the model is
 marked here and the class of every adapter is checked.
 
-Adapters and head are kept and trained in fp32, whatever the compute dtype, as in QLoRA: small AdamW steps would be lost in 16 bits.
+Adapters and head are trained in fp32, whatever the compute dtype, as in QLoRA: small AdamW steps would be lost in 16 bits. What is
+then evaluated, measured and saved is settled: merged where that is exact, cast to the compute dtype where it is not.
 
 Sources: Hu et al., "LoRA", 2021, https://arxiv.org/abs/2106.09685; Dettmers et al., "QLoRA", 2023, https://arxiv.org/abs/2305.14314.
 """
@@ -111,11 +112,42 @@ def merge(model: VisionTransformer) -> None:
         parent, _, place = name.rpartition(".")
         setattr(model.get_submodule(parent), place, _base(layer))
     vars(model).pop("peft_config", None)
-    head = nn.Linear(model.head.in_features, model.head.out_features, device="meta")
-    head.weight = nn.Parameter(model.head.weight.detach().to(model.norm.weight.dtype))
-    head.bias = nn.Parameter(model.head.bias.detach().to(model.norm.weight.dtype))
-    model.head = head.train(model.training)
+    _plain_head(model)
     model.requires_grad_()
+
+
+def settle(model: VisionTransformer) -> None:
+    """Turn a trained model into the one that is used, in place; nothing is trainable afterwards.
+
+    If every adapted layer is in floating point, the adapters are merged. If not, they stay where they are, and take the
+    encoder's dtype, as the head does: left in fp32, every adapter would cast a 16-bit layer's input up and its output down.
+
+    Raises:
+        ConfigError: there are no adapters.
+    """
+    wrapped = adapters(model)
+    if all(isinstance(format_of(_base(layer), name=name), HighPrecision) for name, layer in wrapped.items()):
+        merge(model)
+    else:
+        cast(model)
+    model.requires_grad_(requires_grad=False)
+
+
+def cast(model: VisionTransformer) -> None:
+    """Give adapters and head the encoder's dtype, in place."""
+    dtype = model.norm.weight.dtype
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+    _plain_head(model)
+
+
+def _plain_head(model: VisionTransformer) -> None:
+    dtype = model.norm.weight.dtype
+    head = nn.Linear(model.head.in_features, model.head.out_features, device="meta")
+    head.weight = nn.Parameter(model.head.weight.detach().to(dtype))
+    head.bias = nn.Parameter(model.head.bias.detach().to(dtype))
+    model.head = head.train(model.training)
 
 
 def _train_head(model: VisionTransformer) -> None:

@@ -92,6 +92,8 @@ def load_model(path: Path, *, attention: AttentionName, device: torch.device | s
         if facts["adapters"] is not None:
             lora.wrap(model, **facts["adapters"])
             _copy_adapters(model, state)
+            if state["head.weight"].dtype == model.norm.weight.dtype:  # it was settled before it was saved
+                lora.cast(model)
     except ValidationError as error:
         raise DataError(f"{path.with_suffix('.json')}: {one_line(error)}") from None
     except ConfigError as error:

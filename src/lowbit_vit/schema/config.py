@@ -168,6 +168,18 @@ class PatchDropout(Frozen):
     whole_epochs: int = Field(ge=0, description="ours: last epochs with all patches, as in evaluation")
 
 
+class SmallImages(Frozen):
+    """The first epochs show the backbone smaller images, with positions averaged to their coarser grid.
+
+    Half the side is a quarter of the patches, so about four times the epochs in the same time. Source of the idea: Touvron et al.,
+    "Fixing the train-test resolution discrepancy", 2019, https://arxiv.org/abs/1906.06423, and DeiT III, 2022,
+    https://arxiv.org/abs/2204.07118, which trains ViT-L at 160 px before 224.
+    """
+
+    factor: int = Field(ge=2, le=8, description="ours: the side is divided by it; it must divide the grid of patches")
+    epochs: int = Field(ge=1, description="ours: how many epochs, from the first, see small images")
+
+
 class Training(Frozen):
     """One fine-tuning or from-scratch run: AdamW, linear warm-up, cosine decay to zero, gradient norm clipped at 1."""
 
@@ -184,6 +196,7 @@ class Training(Frozen):
         default=0.0, ge=0, lt=1, description="ours: share of images that skip the last block's branches, rising linearly from none"
     )
     patch_dropout: PatchDropout | None = Field(default=None, description="ours: from scratch only; null: every patch is seen")
+    small_images: SmallImages | None = Field(default=None, description="ours: from scratch only; null: whole images throughout")
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="ours: the moving average of the weights is what is kept; null: the last weights"
     )
@@ -204,6 +217,30 @@ class Training(Frozen):
             raise ValueError(f"patch_dropout.whole_epochs {self.patch_dropout.whole_epochs} must be less than epochs {self.epochs}")
         return self
 
+    @model_validator(mode="after")
+    def _small_images_end(self) -> Self:
+        if self.small_images is not None and self.small_images.epochs >= self.epochs:
+            raise ValueError(f"small_images.epochs {self.small_images.epochs} must be less than epochs {self.epochs}")
+        return self
+
+
+class Guidance(Frozen):
+    """The backbone's patches learn the teacher's feature maps, too: what each place of the image is, not only what the whole is.
+
+    A linear layer of its own maps the patches after each named block to a map's channels; it is thrown away after training.
+    Source: Li et al., "Locality Guidance for Improving Vision Transformers on Tiny Datasets", 2022,
+    https://arxiv.org/abs/2207.10026.
+    """
+
+    weight: float = Field(gt=0, description="ours: of the squared error to the standardized maps, added to the loss")
+    blocks: tuple[int, int] = Field(description="ours: after how many blocks the map of stride 16, and that of stride 32, is learned")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not 1 <= self.blocks[0] <= self.blocks[1]:
+            raise ValueError(f"blocks {list(self.blocks)}: give two numbers of blocks from 1 up, the first not after the second")
+        return self
+
 
 class Teacher(Frozen):
     """A network that is fine-tuned first, on the same images; the backbone learns its outputs too.
@@ -218,12 +255,13 @@ class Teacher(Frozen):
     training: Training = Field(description="ours: of the teacher itself")
     temperature: float = Field(gt=0, description="ours: both outputs are softened by it; the loss is scaled by its square")
     weight: float = Field(gt=0, le=1, description="ours: share of the teacher in the loss; the rest is the labels'")
+    guidance: Guidance | None = Field(default=None, description="ours: its feature maps are learned as well; null: its outputs alone")
     compile: bool = Field(description="ours: the teacher's forward compiled as a whole, CUDA only")
 
     @model_validator(mode="after")
     def _trains_plainly(self) -> Self:
-        # The first three are of a ViT's forward; averaged weights would not fit the running statistics of batch norm.
-        off = {"drop_path": 0.0, "patch_dropout": None, "attention": None, "ema_decay": None, "compile": False}
+        # The first four are of a ViT's forward; averaged weights would not fit the running statistics of batch norm.
+        off = {"drop_path": 0.0, "patch_dropout": None, "small_images": None, "attention": None, "ema_decay": None, "compile": False}
         wrong = [key for key, value in off.items() if getattr(self.training, key) != value]
         if wrong:
             raise ValueError(f"training.{wrong[0]} is of a backbone's training; leave it out")

