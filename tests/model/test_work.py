@@ -38,7 +38,7 @@ def test_bytes_are_weights_as_stored_and_images_and_logits() -> None:
     assert work.least_bytes == weight_bytes(model) + 2 * 3 * 32 * 32 * 2 + 2 * 10 * 2
 
 
-def test_needed_memory_grows_with_what_is_trained_and_stays_below_what_vit_l_16_took() -> None:
+def test_needed_memory_grows_with_what_is_trained_and_is_more_than_the_weights() -> None:
     evaluated, trained = needed_bytes(LARGE, evaluated=128, trained=0), needed_bytes(LARGE, evaluated=128, trained=32)
     weights = 4 * parameter_count(LARGE, num_classes=0)
-    assert weights < evaluated < trained < 10 * 2**30
+    assert weights < evaluated < trained < 4 * 2**30

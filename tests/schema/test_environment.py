@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from lowbit_vit.schema.config import AttentionName, Execution, load_profile
-from lowbit_vit.schema.environment import doctor, provenance, visible_gpu, why_unavailable
+from lowbit_vit.schema.environment import doctor, provenance, visible_gpu, why_driver_too_old, why_unavailable
 from lowbit_vit.schema.plan import Int8, uniform
 from lowbit_vit.schema.record import Provenance
 
@@ -73,6 +74,27 @@ def test_a_hidden_gpu_is_not_seen(hidden: str, monkeypatch: pytest.MonkeyPatch) 
     reason = why_unavailable(device="cuda", attention="math", execution="eager", plan=FP32)
     assert reason is not None
     assert "needs CUDA" in reason
+
+
+def test_a_driver_that_is_too_old_is_named_with_the_one_that_torch_needs() -> None:
+    reason = why_driver_too_old("535.104.05", supports=(12, 2), built_for="13.0")
+    assert reason == "driver 535.104.05 supports CUDA 12.2, the installed torch needs CUDA 13.0: install driver 580 or newer"
+
+
+@pytest.mark.parametrize("supports", [(13, 0), (13, 2), (14, 1)])
+def test_a_driver_of_the_same_or_a_newer_cuda_will_do(supports: tuple[int, int]) -> None:
+    # 13.0 for a torch of 13.2: minor versions are compatible.
+    assert why_driver_too_old("580.1", supports=supports, built_for="13.2") is None
+    assert why_driver_too_old("580.1", supports=supports, built_for=None) is None
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="there is no torch here")
+def test_the_cuda_version_of_torch_is_read_without_importing_it() -> None:
+    program = (
+        "import sys; from lowbit_vit.schema import environment; found = environment._cuda_of_torch();"
+        "assert 'torch' not in sys.modules; import torch; assert found == torch.version.cuda, (found, torch.version.cuda)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)

@@ -8,8 +8,10 @@ import polars as pl
 
 from lowbit_vit.analysis import arms, blocks
 from lowbit_vit.analysis.classes import classes
+from lowbit_vit.analysis.footprints import invariances, memory_parts
 from lowbit_vit.analysis.fronts import fronts
 from lowbit_vit.analysis.results import Result, load_all_results
+from lowbit_vit.analysis.rooflines import rooflines
 from lowbit_vit.analysis.scores import scores
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import STUDIES, Profile, Study
@@ -29,6 +31,9 @@ class Tables:
         paper_table: one row an arm and batch size: all columns of the paper's table, seeds averaged.
         variants: one row a trial and batch size.
         kernel_classes: microseconds of each kernel class for each arm and batch size.
+        rooflines: latency over what the device's own ceilings allow, for each arm and batch size.
+        memory_parts: what the peak of device memory is made of, for each arm and batch size.
+        invariance: whether predictions depend on the size of the batch, for each arm.
         classes: one row an arm and class of images: accuracy, images lost against the baseline, and to which class.
         sensitivity: one row a cell of the sensitivity study.
         draw_agreement: Kendall's tau between draws.
@@ -42,6 +47,9 @@ class Tables:
     paper_table: pl.DataFrame
     variants: pl.DataFrame
     kernel_classes: pl.DataFrame
+    rooflines: pl.DataFrame
+    memory_parts: pl.DataFrame
+    invariance: pl.DataFrame
     classes: pl.DataFrame
     sensitivity: pl.DataFrame
     draw_agreement: pl.DataFrame
@@ -86,6 +94,9 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         paper_table=table,
         variants=variants,
         kernel_classes=_with_rows(arms.kernel_classes(results["variants"], arms=labels)),
+        rooflines=rooflines(results["variants"], arms=labels),
+        memory_parts=memory_parts(results["variants"], arms=labels),
+        invariance=invariances(results["variants"], arms=labels),
         classes=_with_rows(classes(results["variants"], arms=labels)),
         sensitivity=_with_family(blocks.sensitivity(results["sensitivity"], scored)),
         draw_agreement=blocks.draw_agreement(scored),

@@ -50,11 +50,9 @@ def parameter_count(arch: Architecture, *, num_classes: int) -> int:
 def needed_bytes(arch: Architecture, *, evaluated: int, trained: int) -> int:
     """Device memory that a trial needs at least: a lower bound, so that it refuses nothing that could run.
 
-    The fp32 weights that it starts from, and the greater of two kinds of activations: of an evaluated batch, five tensors of the
-    model's or the MLP's width in 16 bits; of a training batch, 34 N W bytes a block and image, which the backward pass wants.
-
-    Source of the 34: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", 2022,
-    https://arxiv.org/abs/2205.05198, eq. 1 without the attention scores, which fused kernels do not keep.
+    The fp32 weights that it starts from, and the greater of two kinds of activations, in 16 bits: of an evaluated batch, the
+    residual stream and the MLP's two tensors; of a training batch on frozen weights, what the backward pass of each block cannot
+    do without: q, k, v, the attention's result and GELU's input.
 
     Args:
         arch: sizes; the head, some KB, is left out.
@@ -62,6 +60,6 @@ def needed_bytes(arch: Architecture, *, evaluated: int, trained: int) -> int:
         trained: images of a training batch; 0: nothing is trained.
     """
     weights = 4 * parameter_count(arch, num_classes=0)
-    evaluation = evaluated * arch.tokens * 2 * (3 * arch.width + 2 * arch.mlp_width)
-    training = trained * arch.tokens * arch.width * 34 * arch.depth
+    evaluation = evaluated * arch.tokens * 2 * (arch.width + 2 * arch.mlp_width)
+    training = trained * arch.tokens * 2 * (4 * arch.width + arch.mlp_width) * arch.depth
     return weights + max(evaluation, training)

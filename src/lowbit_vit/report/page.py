@@ -24,6 +24,7 @@ from lowbit_vit.report.gallery import all_figures
 from lowbit_vit.report.headings import headings
 from lowbit_vit.report.latex import beside_latex, grid_latex
 from lowbit_vit.report.ledger import SIGNS, TONES, claims_frame, command, counts, sections, source_address
+from lowbit_vit.report.limits import invariance_grid, memory_grid, roofline_grid
 from lowbit_vit.report.markdown import report_markdown
 from lowbit_vit.report.metrics import metrics, status_counts
 from lowbit_vit.report.missing import not_run
@@ -60,6 +61,9 @@ class Content:
             "arms": grids.result_grid(tables.paper_table),
             "lost": lost_grid(tables),
             "twins": grids.twin_grid(tables.paper_table),
+            "rooflines": roofline_grid(tables.rooflines),
+            "memory": memory_grid(tables.memory_parts),
+            "invariance": invariance_grid(tables.invariance),
             "agreement": grids.agreement_grid(tables),
             "blocks": grids.block_grid(tables.sensitivity),
             "mixed": grids.mixed_grid(tables),

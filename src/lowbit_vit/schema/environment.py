@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -45,6 +46,10 @@ DECISIVE_PACKAGES = (
 )
 
 
+# The first driver series (Linux) of each CUDA major version.
+_DRIVER_SERIES = {11: 450, 12: 525, 13: 580}
+
+
 @dataclass(frozen=True)
 class Gpu:
     """The first CUDA device that this process may use, as NVML sees it."""
@@ -54,6 +59,7 @@ class Gpu:
     memory_gib: float
     driver: str
     capability: tuple[int, int]
+    cuda: tuple[int, int]  # the newest that the driver supports
 
 
 @dataclass(frozen=True)
@@ -181,11 +187,50 @@ def why_unavailable(*, device: Device, attention: AttentionName, execution: Exec
 def _why_not_on_the_gpu(gpu: Gpu, attention: AttentionName) -> str | None:
     if importlib.util.find_spec("torch") is not None and importlib.metadata.version("torch").endswith("+cpu"):
         return "needs CUDA: the installed torch is a CPU build"
+    too_old = why_driver_too_old(gpu.driver, supports=gpu.cuda, built_for=_cuda_of_torch())
+    if too_old is not None:
+        return too_old
     if attention == "fa2" and importlib.util.find_spec("flash_attn") is None:
         return "needs the flash-attn package, which is not installed"
     if attention in ("flash", "cudnn", "fa2") and gpu.capability < (8, 0):
         return f"attention {attention} needs compute capability 8.0; {gpu.name} has {gpu.capability[0]}.{gpu.capability[1]}"
     return None
+
+
+def why_driver_too_old(driver: str, *, supports: tuple[int, int], built_for: str | None) -> str | None:
+    """Why the driver cannot run a torch built for this CUDA version; None if it can, or nothing is known.
+
+    A driver runs every minor version of the CUDA major versions up to its own.
+    Source: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html.
+
+    Args:
+        driver: such as 535.104.05.
+        supports: the newest CUDA version that it supports.
+        built_for: such as 13.0.
+    """
+    if built_for is None or int(built_for.split(".")[0]) <= supports[0]:
+        return None
+    major = int(built_for.split(".")[0])
+    series = _DRIVER_SERIES.get(major)
+    newer = f"driver {series} or newer" if series else f"a driver that supports CUDA {major}"
+    return f"driver {driver} supports CUDA {supports[0]}.{supports[1]}, the installed torch needs CUDA {built_for}: install {newer}"
+
+
+def _cuda_version(number: int) -> tuple[int, int]:
+    """NVML's 12040 as (12, 4)."""
+    return number // 1000, number % 1000 // 10
+
+
+@functools.cache
+def _cuda_of_torch() -> str | None:
+    """The CUDA version that the installed torch is built for, read from its files and not imported; None: none, or a CPU build."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return None
+    version = Path(found.origin).with_name("version.py")
+    text = version.read_text(encoding="utf-8") if version.is_file() else ""
+    match = re.search(r"^cuda\b.*= *['\"]([0-9]+\.[0-9]+)", text, re.MULTILINE)
+    return match.group(1) if match else None
 
 
 def _why_not_on_the_cpu(attention: AttentionName, execution: Execution) -> str | None:
@@ -241,6 +286,7 @@ def _gpu(chosen: str) -> Gpu | None:
             memory_gib=round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30, 2),
             driver=pynvml.nvmlSystemGetDriverVersion(),
             capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+            cuda=_cuda_version(pynvml.nvmlSystemGetCudaDriverVersion_v2()),
         )
     except pynvml.NVMLError:  # no driver, no such device
         return None
