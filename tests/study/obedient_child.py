@@ -15,6 +15,7 @@ import numpy as np
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Trial, load_trial, load_trials
 from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256, write_record
+from lowbit_vit.schema.workspace import NOW
 from lowbit_vit.study.lifeline import stop_with_parent
 
 
@@ -33,6 +34,10 @@ def obey(trial: Trial, out: Path, root: Path) -> None:
         time.sleep(float(seconds))
     elif word == "raise":
         raise RuntimeError("the matter")
+    elif word == "shared":
+        # As a scan that walks through a block of two cells, in another order than they were given.
+        (out / NOW).write_text("\n".join((root / "at").read_text().split()))
+        os.kill(os.getpid(), signal.SIGKILL)
     elif word == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     elif word == "allocate":
@@ -42,9 +47,7 @@ def obey(trial: Trial, out: Path, root: Path) -> None:
     elif word == "fill":
         fill(trial, out, root)
     elif word == "fail":
-        failed = Record(
-            trial_id=trial.trial_id, status="failed", reason="said so", trial=trial, provenance=None, code_sha256=code_sha256()
-        )
+        failed = Record(trial_id=trial.trial_id, status="failed", reason="said so", trial=trial, provenance=None, code_sha256=code_sha256())
         write_record(failed, out)
         return
     elif word == "flaky" and not (root / "repaired").exists():

@@ -106,6 +106,14 @@ def test_a_cell_that_kills_its_scan_is_blamed_and_the_others_finish(workspace: W
     assert {record.trial_id for record in records} == {trial.trial_id for trial in trials}
 
 
+def test_a_scan_that_runs_in_another_order_says_whom_to_blame(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
+    trials = trials_of(profile_of("finish", "shared", "finish"))
+    (workspace.root / "at").write_text(trials[2].trial_id)
+    records = launch_scan(trials, workspace, threads=1, command=obedient)
+    assert [record.trial_id for record in records] == [trials[index].trial_id for index in (0, 2, 1)]
+    assert [record.status for record in records] == ["success", "failed", "failed"]
+
+
 def test_a_scan_that_cannot_start_is_not_started_for_every_cell(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
     trials = trials_of(profile_of("raise", "finish", "finish"))
     records = launch_scan(trials, workspace, threads=1, command=obedient)

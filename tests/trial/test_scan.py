@@ -1,17 +1,24 @@
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lowbit_vit.data.arrays import load_dataset
+from lowbit_vit.data.prepare import prepare_dataset
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.config import Profile, Trial
-from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, all_but, only, uniform
+from lowbit_vit.model.precision import convert_block
+from lowbit_vit.model.vit import VisionTransformer
+from lowbit_vit.schema.config import Evaluation, Profile, SmallVit, Trial
+from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, WeightFormat, all_but, only, uniform
 from lowbit_vit.schema.record import read_record
-from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.run import load_backbone, run_trial
-from lowbit_vit.trial.scan import Resident, run_scan
+from lowbit_vit.schema.workspace import NOW, Workspace
+from lowbit_vit.trial.backbone import make_backbone
+from lowbit_vit.trial.resident import Resident
+from lowbit_vit.trial.run import run_trial
+from lowbit_vit.trial.scan import run_scan
 
 NF4_PLAIN = NF4(format="nf4", double_quantization=False)
 INT8 = Int8(format="int8", threshold=6.0)
@@ -41,7 +48,7 @@ def test_a_scan_gives_the_records_of_single_trials_bit_for_bit(cell: Trial, work
         assert (record.code_sha256, record.data_sha256) == (single.code_sha256, single.data_sha256)
         assert record.evaluation is not None
         assert single.evaluation is not None
-        timeless = {"seconds", "images_per_s"}
+        timeless = {"seconds", "images_per_s", "block_evaluations"}
         assert record.evaluation.model_dump(exclude=timeless) == single.evaluation.model_dump(exclude=timeless)
         name = f"{trial.trial_id}.npz"
         assert (tmp_path / "scan" / name).read_bytes() == (tmp_path / "single" / name).read_bytes()
@@ -70,24 +77,95 @@ def test_a_cell_that_fails_leaves_the_others_alone(cell: Trial, workspace: Works
     assert len(list(tmp_path.glob("*.json"))) == len(trials)
 
 
+@pytest.fixture(scope="module")
+def deep(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, Workspace]:
+    """The profile with five blocks and a test set that the batches do not divide; data and backbone of it."""
+    architecture = SmallVit(patch_size=4, depth=5, heads=2, width=64, mlp_width=64)
+    deeper = profile.model_copy(
+        update={
+            "backbone": profile.backbone.model_copy(update={"architecture": architecture}),
+            "evaluation": Evaluation(batch_size=128),
+            "lora": None,
+        }
+    )
+    prepared = Workspace(root=tmp_path_factory.mktemp("deep"), profile=profile.name)
+    prepare_dataset(profile.data, folder=prepared.data, root=prepared.root, workers=1)
+    make_backbone(deeper, prepared)
+    return deeper, prepared
+
+
+def block_plans(weights: WeightFormat) -> list[Plan]:
+    """Both directions of the sensitivity study, and what the mixed study does: several blocks spared."""
+    single = [make([block], weights, "fp32") for make in (only, all_but) for block in range(5)]
+    return [uniform(weights, "fp32"), *single, all_but([0, 4], weights, "fp32"), all_but([2, 4], weights, "fp32")]
+
+
+@pytest.mark.parametrize("weights", [NF4_PLAIN, Int8(format="int8", threshold=0.0), INT8], ids=lambda weights: weights.name)
+@pytest.mark.parametrize("memory_gib", [0.005, 3.0], ids=["room for one", "room for all"])
+def test_activations_used_again_change_no_bit(
+    weights: WeightFormat, memory_gib: float, cell: Trial, deep: tuple[Profile, Workspace], tmp_path: Path
+) -> None:
+    profile, workspace = deep
+    values = {
+        "study": "sensitivity",
+        "backbone": profile.backbone,
+        "evaluation": profile.evaluation,
+        "limits": profile.limits.model_copy(update={"memory_gib": memory_gib}),
+        "lora": None,
+    }
+    trials = [
+        Trial.model_validate(cell.model_copy(update={**values, "plan": plan, "label": f"cell {index}"}).model_dump())
+        for index, plan in enumerate(block_plans(weights))
+    ]
+    assert len(load_dataset(workspace.data, cell.data.views).eval_views["test"].labels) % 128
+    records = run_scan(trials, workspace, tmp_path / "scan")
+    assert {record.status for record in records} == {"success"}
+    # In every kind of place: first, middle and last block, both directions, several blocks.
+    for trial in [trials[index] for index in (0, 1, 3, 5, 6, 8, 10, 12)]:
+        run_trial(trial, workspace, tmp_path / "single")
+        name = f"{trial.trial_id}.npz"
+        assert (tmp_path / "scan" / name).read_bytes() == (tmp_path / "single" / name).read_bytes()
+    evaluations = sum(record.evaluation.block_evaluations or 0 for record in records if record.evaluation is not None)
+    alone = 5 * (len(trials) + 1)  # every cell and the reference
+    assert evaluations < alone
+    if memory_gib == 3.0:
+        # The high-precision path and its forks, the low-bit path and its forks: each pair of boundary and block once.
+        paths = {tuple(format_names(plan)) for plan in [*block_plans(weights), Plan(compute_dtype="fp32")]}
+        assert evaluations == len({path[:stop] for path in paths for stop in range(1, 6)})
+
+
+def format_names(plan: Plan) -> list[str]:
+    return [plan.resolve([f"blocks.{block}.q" for block in range(5)])[f"blocks.{block}.q"].name for block in range(5)]
+
+
+def test_what_breaks_in_a_shared_block_is_the_failure_of_each_that_has_it_and_of_no_other(
+    cell: Trial, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = [uniform(INT8, "fp32"), all_but([1], INT8, "fp32"), only([1], INT8, "fp32"), only([1], NF4_PLAIN, "fp32")]
+    trials = [cell.model_copy(update={"study": "sensitivity", "plan": plan, "label": str(index)}) for index, plan in enumerate(plans)]
+
+    def refuse(block: nn.Module, formats: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+        if block is broken[0] and formats["mlp.fc1"] == INT8:
+            raise RuntimeError("the first block takes no int8")
+        return convert_block(block, formats, dtype)
+
+    broken: list[nn.Module] = []
+    real = Resident.__init__
+
+    def remember(self: Resident, model: VisionTransformer, plan: Plan) -> None:
+        broken.append(model.blocks[0])
+        real(self, model, plan)
+
+    monkeypatch.setattr(Resident, "__init__", remember)
+    monkeypatch.setattr("lowbit_vit.trial.resident.convert_block", refuse)
+    records = run_scan(trials, workspace, tmp_path)
+    assert [record.status for record in records] == ["failed", "failed", "success", "success"]
+    assert {record.reason for record in records} == {None, "RuntimeError: the first block takes no int8"}
+    assert not (tmp_path / NOW).exists()
+
+
 @pytest.mark.parametrize("change", ["qlora", "measurement"])
 def test_cells_that_train_or_measure_are_refused(change: str, cell: Trial, profile: Profile, workspace: Workspace, tmp_path: Path) -> None:
     values: dict[str, Any] = {"adaptation": "qlora"} if change == "qlora" else {"measurement": profile.measurement}
     with pytest.raises(ConfigError, match="use lowbit-vit trial"):
         run_scan([cell.model_copy(update=values)], workspace, tmp_path)
-
-
-def test_a_resident_model_converts_each_block_once_and_never_touches_its_source(cell: Trial, workspace: Workspace) -> None:
-    source, origin = load_backbone(cell, workspace, load_dataset(workspace.data, cell.data.views))
-    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
-    resident = Resident(source, origin, cell)
-    images = torch.zeros(2, 3, 8, 8)
-    with torch.inference_mode():
-        first = resident.with_plan(only([0], NF4_PLAIN, "fp32"))
-        block = first.blocks[0]
-        logits = first(images)
-        resident.with_plan(uniform(INT8, "fp32"))(images)
-        again = resident.with_plan(only([0], NF4_PLAIN, "fp32"))
-        assert again.blocks[0] is block
-        assert torch.equal(again(images), logits)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from lowbit_vit.schema.config import Study
 
+# In the folder that a scan writes to: ids of the trials that it is at. Who finds it dead reads whom to blame.
+NOW = ".now"
+
 
 @dataclass(frozen=True)
 class Workspace:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from lowbit_vit.errors import DataError
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Limits, Trial
 from lowbit_vit.schema.record import Provenance, Record, Status, read_record, sha256, write_record
-from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.study.container import Container, Starter
 from lowbit_vit.study.lifeline import LIFELINE
 
@@ -45,6 +45,7 @@ class _Ending:
     status: Literal["failed", "oom", "timeout"]
     reason: str
     by_itself: bool = False
+    at: tuple[str, ...] = ()  # ids of the trials that it was at, where it said so
 
 
 def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter = COMMAND) -> Record:
@@ -71,8 +72,9 @@ def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter
 def launch_scan(trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Starter = COMMAND) -> list[Record]:
     """Run accuracy-only trials one after another in one warm process; the limits are those of each trial.
 
-    If the process dies, the trial that it was at is to blame and the rest goes on in a new process. If it gives up by itself
-    before its first record (no backbone, no data), the same would happen to all, and all get that reason.
+    If the process dies, the trial that it was at is to blame (of those that share the block that it was at, the first: it would
+    have died of that block alone, too) and the rest goes on in a new process. If it gives up by itself before its first record
+    (no backbone, no data), the same would happen to all, and all get that reason.
 
     Args:
         trials: of one profile and backbone, in the order in which they are run.
@@ -91,10 +93,11 @@ def launch_scan(trials: Sequence[Trial], workspace: Workspace, *, threads: int, 
         finished, ending = _run_process("scan", waiting, workspace, threads=threads, command=command)
         done = {record.trial_id for record in finished}
         waiting = [trial for trial in waiting if trial.trial_id not in done]
-        blamed = len(waiting) if ending.by_itself and not finished else 1
         records += finished
-        records += [_conclude(trial, ending, workspace) for trial in waiting[:blamed]]
-        waiting = waiting[blamed:]
+        suspects = [trial for trial in waiting if trial.trial_id in ending.at] or waiting
+        blamed = waiting if ending.by_itself and not finished else suspects[:1]
+        records += [_conclude(trial, ending, workspace) for trial in blamed]
+        waiting = [trial for trial in waiting if trial not in blamed]
     return records
 
 
@@ -148,7 +151,8 @@ def _run_process(
                     command.remove(scratch.name)
         if ending is None:
             ending = _ending(process.returncode, output, start)
-        return records, ending
+        at = (out / NOW).read_text().split() if (out / NOW).exists() else ()
+        return records, replace(ending, at=tuple(at))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

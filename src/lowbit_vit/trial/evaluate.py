@@ -6,7 +6,7 @@ are kept for every image, so that later comparisons are paired.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,23 @@ def evaluate(
         dtype=dtype,
         title=f"evaluate {trial.label}",
     )
-    seconds = time.perf_counter() - started
+    return assess(logits, dataset, trial, seconds=time.perf_counter() - started, reference_logits=reference_logits)
+
+
+def assess(
+    logits: Logits,
+    dataset: Dataset,
+    trial: Trial,
+    *,
+    seconds: float,
+    reference_logits: Logits | None,
+    block_evaluations: int | None = None,
+) -> tuple[EvaluationResult, bytes]:
+    """What is recorded of the test images' logits, float32 [N, C]; arguments and results as of `evaluate`.
+
+    `seconds` and `block_evaluations` are what getting the logits took; the second only where a scan shared blocks.
+    """
+    images = dataset.eval_views["test"]
     selection = selection_mask(len(images.labels), trial.selection_seed)
     accuracy, predictions = summarize(logits, images.labels, selection=selection, reference_logits=reference_logits)
     content = predictions.to_bytes()
@@ -66,6 +82,7 @@ def evaluate(
         predictions_sha256=sha256(content),
         labels_sha256=sha256(json.dumps([images.ids, images.labels.tolist()]).encode()),
         class_names=dataset.class_names,
+        block_evaluations=block_evaluations,
     )
     return result, content
 
@@ -104,14 +121,28 @@ def predict(
     rows: list[Tensor] = []
     forward: Forward | None = None
     with progress_bar(title, count, "images") as bar:
-        for pixels, labels in eval_batches(images, views, batch_size=batch_size, device=device, dtype=dtype):
-            missing = batch_size - len(pixels)
-            full = torch.cat([pixels, pixels[:1].expand(missing, -1, -1, -1)]) if missing else pixels
+        for full in full_batches(images, views, batch_size=batch_size, device=device, dtype=dtype):
             forward = forward or prepare(full)
             # A copy, because a captured graph writes into the same memory; left on the device, so that no batch waits for it.
-            rows.append(forward(full)[: len(pixels)].to(torch.float32, copy=True))
-            bar.advance(len(labels))
-    logits: Logits = torch.cat(rows).cpu().numpy()
+            rows.append(forward(full).to(torch.float32, copy=True))
+            bar.advance(min(batch_size, count - (len(rows) - 1) * batch_size))
+    return finite_logits(rows, count=count, title=title)
+
+
+def full_batches(images: ImageSet, views: Views, *, batch_size: int, device: Device, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Every image in order, in batches [batch_size, 3, S, S] of `dtype`; the last is filled up with its own first image."""
+    for pixels, _ in eval_batches(images, views, batch_size=batch_size, device=device, dtype=dtype):
+        missing = batch_size - len(pixels)
+        yield torch.cat([pixels, pixels[:1].expand(missing, -1, -1, -1)]) if missing else pixels
+
+
+def finite_logits(rows: list[Tensor], *, count: int, title: str) -> Logits:
+    """The first `count` rows of all batches' logits, on the host.
+
+    Raises:
+        LowbitVitError: one is infinite or NaN; `title` says of what.
+    """
+    logits: Logits = torch.cat(rows)[:count].cpu().numpy()
     broken = int(np.count_nonzero(~np.isfinite(logits).all(axis=1)))
     if broken:
         raise LowbitVitError(f"{title}: {broken} of {count} images have infinite or NaN logits; use compute_dtype bf16 or fp32")

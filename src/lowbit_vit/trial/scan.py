@@ -1,41 +1,34 @@
 """Many accuracy-only cells on one resident model: what makes the sensitivity and mixed studies affordable.
 
-Cells that differ by their rules alone share the data, the fp32 weights, the high-precision logits and every converted block: a
-block is converted once in each set of formats and then put in and out of one working model. Each cell still is one record,
-assembled from the same parts as in `run_trial`, with the same predictions bit for bit.
+Cells that differ by their rules alone share the data, the fp32 weights, every converted block, and the activations up to the
+block where they part (`prefixes`, `walk`). The high-precision logits that the others are measured from are those of the
+high-precision path, which goes first. Each cell still is one record, assembled from the same parts as in `run_trial`, with the
+same predictions bit for bit, and written while the next cell computes.
 """
 
-import copy
 import logging
-from collections.abc import Iterator, Sequence
-from functools import partial
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import Any
 
 from lowbit_vit.data.arrays import Dataset
-from lowbit_vit.errors import ConfigError, LowbitVitError
-from lowbit_vit.model.execution import prepare
-from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, convert_block, matmul_mode
-from lowbit_vit.model.vit import VisionTransformer, encoder_linears
+from lowbit_vit.data.progress import progress_bar
+from lowbit_vit.errors import ConfigError
+from lowbit_vit.model.precision import matmul_mode
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.plan import Plan
-from lowbit_vit.schema.record import Record, write_record
-from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.evaluate import Logits, evaluate
-from lowbit_vit.trial.run import (
-    Origin,
-    Stopwatch,
-    check_available,
-    high_precision_logits,
-    load_backbone,
-    load_data,
-    model_facts,
-    record_failure,
-    success,
-)
+from lowbit_vit.schema.record import ModelFacts, Record, write_record
+from lowbit_vit.schema.workspace import NOW, Workspace
+from lowbit_vit.trial.evaluate import Logits, assess
+from lowbit_vit.trial.prefixes import Path as BlockPath
+from lowbit_vit.trial.prefixes import Step, schedule
+from lowbit_vit.trial.resident import Resident
+from lowbit_vit.trial.run import Origin, Stopwatch, check_available, load_backbone, load_data, model_facts, record_failure, success
+from lowbit_vit.trial.walk import Walk
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +36,8 @@ log = logging.getLogger(__name__)
 def run_scan(trials: Sequence[Trial], workspace: Workspace, out: Path) -> list[Record]:
     """Run accuracy-only trials in this process; each record is written as soon as its cell is done.
 
-    A cell that raises gets its record (skipped, oom, failed) as from `record_trial`, and the others go on.
+    A cell that raises gets its record (skipped, oom, failed) as from `record_trial`, and the others go on; what breaks in a block
+    that several cells share is the failure of each of them.
 
     Args:
         trials: with adaptation none or ptq, eager, without measurement; any mixture of weights and kernels.
@@ -75,71 +69,156 @@ def _resident(trial: Trial) -> str:
     return bare.model_dump_json(exclude={"label", "limits", "paper_row"})
 
 
-def _scan_group(trials: list[Trial], workspace: Workspace, out: Path) -> Iterator[Record]:
+def _scan_group(trials: list[Trial], workspace: Workspace, out: Path) -> list[Record]:
     """Run cells that share a resident model."""
     first = trials[0]
+    started = time.perf_counter()
     try:
         check_available(first)
         with matmul_mode(first.plan):
             dataset = load_data(first, workspace)
             model, origin = load_backbone(first, workspace, dataset)
-            reference_logits = high_precision_logits(first, workspace, dataset) if first.study != "variants" else None
-        resident = Resident(model, origin, first)
+        resident = Resident(model, first.plan)
     except Exception as error:  # noqa: BLE001  (every cell of the group gets its record)
-        yield from [record_failure(error, trial, out) for trial in trials]
-        return
-    for trial in trials:
+        return [record_failure(error, trial, out) for trial in trials]
+    log.info("loaded in %.1f s", time.perf_counter() - started)
+    with matmul_mode(first.plan), ThreadPoolExecutor(max_workers=1) as writer:
+        group = _Group(resident, origin, dataset, out, writer)
         try:
-            yield _scan_cell(resident, trial, dataset, reference_logits, out)
+            group.run(trials)
+        finally:
+            (out / NOW).unlink(missing_ok=True)
+    return [future.result() for future in group.records]
+
+
+class _Group:
+    """One walk through the cells of one resident model."""
+
+    def __init__(self, resident: Resident, origin: Origin, dataset: Dataset, out: Path, writer: ThreadPoolExecutor) -> None:
+        self.records: list[Future[Record]] = []
+        self._resident = resident
+        self._origin = origin
+        self._dataset = dataset
+        self._out = out
+        self._writer = writer
+        self._reference: Logits | None = None
+
+    def run(self, trials: Sequence[Trial]) -> None:
+        """Schedule the cells, walk, and hand every cell to the writer."""
+        first = trials[0]
+        cells = self._paths(trials)
+        reference = None if first.study == "variants" else self._resident.path(Plan(compute_dtype=first.plan.compute_dtype))
+        walk = Walk(self._resident, self._dataset.eval_views["test"], first)
+        steps = schedule(list(cells), first=reference, room=walk.room()) if cells else []
+        self._resident.expect([step.path for step in steps if step.finishes])
+        spent = _Spent(walk, self._resident)
+        with progress_bar(f"scan of {len(trials)} cells", sum(step.blocks for step in steps), "blocks of all images") as bar:
+            for step in steps:
+                self._say_what_runs(step, cells)
+                try:
+                    logits = walk.run(step)
+                except Exception as error:  # noqa: BLE001  (as record_trial)
+                    # What was to be kept is missing from now on, with this error. Without the reference no cell can be measured.
+                    lost = [] if not step.finishes else [step.path] if step.path != reference else list(cells)
+                    self._fail(error, [trial for path in lost for trial in cells.pop(path, [])])
+                else:
+                    if logits is not None and step.path == reference:
+                        self._reference = logits
+                    if logits is not None:
+                        self._finish(step.path, cells.pop(step.path, []), logits, spent)
+                if step.finishes:
+                    self._resident.release(step.path)
+                if not cells:
+                    break
+                bar.advance(step.blocks)
+        log.info("%d cells cost %s", len(trials), spent.summary())
+
+    def _paths(self, trials: Sequence[Trial]) -> dict[BlockPath, list[Trial]]:
+        cells: dict[BlockPath, list[Trial]] = {}
+        for trial in trials:
+            try:
+                cells.setdefault(self._resident.path(trial.plan), []).append(trial)
+            except Exception as error:  # noqa: BLE001  (as record_trial)
+                self._fail(error, [trial])
+        return cells
+
+    def _say_what_runs(self, step: Step, cells: Mapping[BlockPath, Sequence[Trial]]) -> None:
+        """Every trial that has these blocks; whoever finds the process dead reads it."""
+        names = [trial.trial_id for path, under in cells.items() if path[: step.stop] == step.path[: step.stop] for trial in under]
+        self._out.mkdir(parents=True, exist_ok=True)
+        (self._out / NOW).write_text("\n".join(names))
+
+    def _finish(self, path: BlockPath, trials: Sequence[Trial], logits: Logits, spent: "_Spent") -> None:
+        """Count the model of a path, and let the record of each of its trials be written."""
+        for trial in trials:
+            cost = spent.since_last()
+            clock = Stopwatch({"quantize": cost.quantizing_s, "evaluate": cost.evaluating_s})
+            try:
+                with clock.part("count"):
+                    model = self._resident.model(path, trial.plan)
+                    facts = model_facts(model, trial, origin=self._origin, parameters=self._resident.parameters)
+            except Exception as error:  # noqa: BLE001  (as record_trial)
+                self._fail(error, [trial])
+            else:
+                self._submit(self._record, trial, logits, facts, clock, cost.block_evaluations)
+
+    def _fail(self, error: Exception, trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            self._submit(record_failure, error, trial, self._out)
+
+    def _submit(self, work: Callable[..., Record], *arguments: Any) -> None:
+        if self.records and self.records[-1].done():
+            self.records[-1].result()  # a full disk ends the scan now, not at its end
+        self.records.append(self._writer.submit(work, *arguments))
+
+    def _record(self, trial: Trial, logits: Logits, facts: ModelFacts, clock: Stopwatch, block_evaluations: int) -> Record:
+        """Assemble and write; runs beside the next cell."""
+        try:
+            with clock.part("summarize"):
+                evaluation, predictions = assess(
+                    logits,
+                    self._dataset,
+                    trial,
+                    seconds=clock.seconds["evaluate"],
+                    reference_logits=self._reference,
+                    block_evaluations=block_evaluations,
+                )
+            record = success(trial, origin=self._origin, facts=facts, evaluation=evaluation, clock=clock)
+            write_record(record, self._out, predictions)
         except Exception as error:  # noqa: BLE001  (as record_trial)
-            yield record_failure(error, trial, out)
+            return record_failure(error, trial, self._out)
+        return record
 
 
-def _scan_cell(resident: "Resident", trial: Trial, dataset: Dataset, reference_logits: Logits | None, out: Path) -> Record:
-    clock = Stopwatch()
-    with clock.part("quantize"):
-        model = resident.with_plan(trial.plan)
-    with clock.part("count"):
-        facts = model_facts(model, trial, origin=resident.origin, parameters=resident.parameters, trained=False)
-    with clock.part("evaluate"), matmul_mode(trial.plan):
-        ready = partial(prepare, model, trial.execution)
-        evaluation, predictions = evaluate(ready, dataset, trial, dtype=compute_dtype(trial.plan), reference_logits=reference_logits)
-    record = success(trial, origin=resident.origin, facts=facts, evaluation=evaluation, clock=clock)
-    write_record(record, out, predictions)
-    return record
+@dataclass(frozen=True)
+class _Cost:
+    """What getting one cell's logits took beyond what others had computed before it."""
+
+    quantizing_s: float
+    evaluating_s: float
+    block_evaluations: int
 
 
-class Resident:
-    """The fp32 weights, every block converted so far, and the one working model whose blocks are swapped."""
+class _Spent:
+    """Shares a walk's costs out: a cell bears what was done since the one before it was finished."""
 
-    def __init__(self, model: VisionTransformer, origin: Origin, trial: Trial) -> None:
-        self.origin = origin
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._source = model
-        self._dtype: torch.dtype = compute_dtype(trial.plan)
-        self._working = copy.deepcopy(model)
-        apply_plan(self._working, Plan(compute_dtype=trial.plan.compute_dtype))
-        self._converted: dict[tuple[int, str], nn.Module] = {}
+    def __init__(self, walk: Walk, resident: Resident) -> None:
+        self._walk = walk
+        self._resident = resident
+        self._started = self._time = time.perf_counter()
+        self._quantizing = resident.converting_s
+        self._evaluations = 0
 
-    def with_plan(self, plan: Plan) -> VisionTransformer:
-        """The working model with every block in the plan's formats; valid until the next call.
+    def since_last(self) -> _Cost:
+        """Since the last call."""
+        now, quantizing, evaluations = time.perf_counter(), self._resident.converting_s, self._walk.block_evaluations
+        spent = quantizing - self._quantizing
+        cost = _Cost(round(spent, 4), round(max(now - self._time - spent, 1e-4), 4), evaluations - self._evaluations)
+        self._time, self._quantizing, self._evaluations = now, quantizing, evaluations
+        return cost
 
-        Raises:
-            ConfigError: a pattern of the plan matches nothing.
-            LowbitVitError: the model does not hold what the plan says.
-        """
-        formats = plan.resolve(encoder_linears(self._source))
-        for index, block in enumerate(self._source.blocks):
-            prefix = f"blocks.{index}."
-            wanted = {name.removeprefix(prefix): weights for name, weights in formats.items() if name.startswith(prefix)}
-            key = index, repr(wanted)
-            if key not in self._converted:
-                self._converted[key] = convert_block(block, wanted, self._dtype).eval()
-            self._working.blocks[index] = self._converted[key]
-        found = audit(self._working).by_format
-        expected: dict[str, int] = {}
-        for weights in formats.values():
-            expected[weights.name] = expected.get(weights.name, 0) + 1
-        if found != expected:
-            raise LowbitVitError(f"plan {plan.name}: the model holds {found}, the plan says {expected}")
-        return self._working.eval()
+    def summary(self) -> str:
+        """In one line."""
+        evaluations = self._walk.block_evaluations
+        seconds = time.perf_counter() - self._started
+        return f"{evaluations} block evaluations = {evaluations / self._resident.depth:.2f} passes of the plain model, in {seconds:.1f} s"
