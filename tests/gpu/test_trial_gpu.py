@@ -29,7 +29,7 @@ def small_cuda_profile() -> Profile:
     short = demo.backbone.training.model_copy(update={"epochs": 30, "warmup_epochs": 2.0, "autocast": "bf16"})
     backbone = demo.backbone.model_copy(update={"architecture": small, "training": short})
     lora = paper.lora.model_copy(update={"training": short.model_copy(update={"epochs": 2, "warmup_epochs": 0.5})})
-    measurement = paper.measurement.model_copy(update={"samples": 20, "seconds": 5.0})
+    measurement = paper.measurement.model_copy(update={"samples": 20, "seconds": 5.0, "invariance_images": 32})
     arms = tuple(arm.model_copy(update={"samples": None, "seeds": (0,)}) for arm in paper.variants.arms)
     return paper.model_copy(
         update={
@@ -77,6 +77,19 @@ def test_every_arm_runs_as_labelled_or_says_why_not(trial: Trial, workspace: Wor
         assert kernels.attention_kernels
         assert kernels.idle_us is not None
         assert kernels.by_class_us["gemm"] > 0
+        assert bool(kernels.low_bit_kernels) == (trial.plan.rules != ())
+    assert record.measurement.ceilings is not None
+    assert [work.batch_size for work in record.measurement.work] == list(PROFILE.measurement.batch_sizes)
+    assert record.measurement.invariance is not None
+    assert (record.measurement.invariance.images, record.measurement.invariance.batch_sizes) == (32, (1, 32))
+    assert record.model is not None
+    for memory in record.measurement.memory:
+        assert memory.peak_allocated_bytes is not None
+        assert memory.before_bytes is not None
+        assert memory.workspace_bytes is not None
+        # Beside the weights: one batch of images, the formats' constants, and what other tests of this process hold.
+        assert 0 <= memory.before_bytes - record.model.weight_bytes < 32 * 2**20
+        assert memory.peak_allocated_bytes >= memory.before_bytes + memory.workspace_bytes
     assert record.evaluation is not None
     assert record.evaluation.whole.top1 > 0.8  # chance is 0.1
 

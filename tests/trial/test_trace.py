@@ -8,7 +8,7 @@ from lowbit_vit.model.precision import apply_plan
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import AttentionName
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, uniform
-from lowbit_vit.trial.trace import CLASSES, confirm_attention, kernel_class, trace
+from lowbit_vit.trial.trace import CLASSES, confirm_attention, kernel_class, low_bit_names, trace
 
 ARCH = Architecture(name="small", image_size=8, patch_size=2, depth=2, heads=4, width=64, mlp_width=128)
 FORMATS = [HighPrecision(), NF4(format="nf4", double_quantization=True), Int8(format="int8", threshold=6.0)]
@@ -75,6 +75,19 @@ def test_kernels_fall_into_the_class_of_their_work(name: str, kind: str) -> None
     assert kernel_class(name) == kind
 
 
+def test_the_way_that_bitsandbytes_took_is_told_by_the_names_of_its_kernels() -> None:
+    dequantized = ["void kDequantizeBlockwise<__half, 512, 64, 8, 2>(float*, unsigned char*)", GEMM]
+    fused = ["void gemm_4bit_sm80_m16n8k16<__half>"]
+    int8 = [
+        "void kInt8VectorQuant<__half, 1024, 1>(__half*)",
+        "sm90_xmma_gemm_i8i32_i8i32_i32_tn_n",
+        "void kdequant_mm_int32_fp16<4, 512>(int*)",
+    ]
+    for names, expected in ((dequantized, dequantized[:1]), (fused, fused), (int8, int8), ([GEMM, *CUDA_ATTENTION.values()], [])):
+        assert low_bit_names([*names, *names]) == tuple(expected)
+    assert len(low_bit_names(["kDequantizeBlockwise" + "<x>" * 500])[0]) == 160
+
+
 @pytest.mark.parametrize("weights", FORMATS, ids=lambda weights: weights.name)
 @pytest.mark.parametrize("attention", ["flash", "math"])
 def test_a_forward_on_the_cpu_splits_into_classes_and_confirms_its_label(
@@ -92,6 +105,7 @@ def test_a_forward_on_the_cpu_splits_into_classes_and_confirms_its_label(
     assert (result.by_class_us["quantize"] > 0) == (weights.name != "high")
     assert sum(result.by_class_us.values()) <= result.wall_us
     assert (result.idle_us, result.launches, result.host_syncs) == (None, None, None)
+    assert bool(result.low_bit_kernels) == (weights.name != "high")
 
 
 def test_a_label_that_the_trace_contradicts_fails_the_trial() -> None:

@@ -170,6 +170,9 @@ class KernelTime(Frozen):
     launches: int | None
     host_syncs: int | None
     attention_kernels: tuple[str, ...] = Field(description="names that confirm the attention label")
+    low_bit_kernels: tuple[str, ...] | None = Field(
+        default=None, description="names of those that read or make low-bit values: the way bitsandbytes took; null: an older record"
+    )
 
 
 class Ceilings(Frozen):

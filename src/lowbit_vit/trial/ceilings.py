@@ -15,32 +15,36 @@ from lowbit_vit.schema.record import Ceilings
 
 SIDE = {"cuda": 8192, "cpu": 1024}
 COPIED = {"cuda": 512 * 2**20, "cpu": 64 * 2**20}  # bytes of one tensor: beyond any cache
-_SECONDS = {"cuda": 0.6, "cpu": 0.3}  # of each of the two
+_SECONDS = {"cuda": 0.25, "cpu": 0.3}  # of each of the two; on an H100 all calls take less
 _WARMUP = 2
 _CALLS = (3, 50)  # least and most
 
 
 def measure_ceilings(device: Device, dtype: torch.dtype) -> Ceilings:
-    """Time one square matrix product in `dtype` and one copy; medians; about a second in all.
+    """Time one square matrix product in `dtype` and one copy; medians; half a second in all.
 
     TF32 counts for fp32 where the caller has switched it on (`model.precision.matmul_mode`). For int8 weights this is the ceiling
     of the compute dtype, not of integer products.
     """
     side = _fitting(SIDE[device], device, dtype)
+    return Ceilings(
+        matmul_flops_per_s=2 * side**3 / _matmul_seconds(side, device, dtype),
+        matmul_side=side,
+        copy_bytes_per_s=2 * COPIED[device] / _copy_seconds(COPIED[device], device),
+        copy_bytes=2 * COPIED[device],
+    )
+
+
+def _matmul_seconds(side: int, device: Device, dtype: torch.dtype) -> float:
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(left)
-    matmul_s = _seconds(lambda: torch.mm(left, right, out=product), device)
-    del left, right, product
-    size = COPIED[device]
+    return _seconds(lambda: torch.mm(left, right, out=product), device)
+
+
+def _copy_seconds(size: int, device: Device) -> float:
     source = torch.zeros(size, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
-    copy_s = _seconds(lambda: target.copy_(source), device)
-    return Ceilings(
-        matmul_flops_per_s=2 * side**3 / matmul_s,
-        matmul_side=side,
-        copy_bytes_per_s=2 * size / copy_s,
-        copy_bytes=2 * size,
-    )
+    return _seconds(lambda: target.copy_(source), device)
 
 
 def _fitting(side: int, device: Device, dtype: torch.dtype) -> int:

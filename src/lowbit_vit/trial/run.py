@@ -206,13 +206,15 @@ def check_available(trial: Trial) -> None:
     if reason is not None:
         raise Unavailable(reason)
     arch = architecture(trial.backbone.architecture, trial.data.views.image_size)
-    require(trial.attention, device=torch.device(trial.device), dtype=compute_dtype(trial.plan), head_width=arch.head_width)
     if trial.device == "cuda":
         _check_card(trial, arch)
+    require(trial.attention, device=torch.device(trial.device), dtype=compute_dtype(trial.plan), head_width=arch.head_width)
 
 
 def _check_card(trial: Trial, arch: Architecture) -> None:
     """Refuse before a minute is spent what would be refused or fail after it."""
+    if not torch.cuda.is_available():
+        raise Unavailable(f"needs CUDA: the driver shows a card, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it")
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     measured = () if trial.measurement is None else trial.measurement.batch_sizes

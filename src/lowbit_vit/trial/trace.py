@@ -48,6 +48,9 @@ _PATTERNS = {
         "norm_elementwise": ["norm|elementwise|vectorized|reduce|triton|gelu", "aten::(add|mul|sub|div|where|all|mean|sum)"],
     }.items()
 }
+# What reads or makes low-bit values: bitsandbytes' own kernels and operators, and cuBLAS's int8 products.
+_LOW_BIT = re.compile(r"quant|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE)
+_NAME_LENGTH = 160  # templates' names run to a thousand characters
 _SYNCS = re.compile(r"^cuda(Stream|Device|Event)Synchronize$|^cudaMemcpy$")
 
 
@@ -104,6 +107,14 @@ def attention_label(name: str) -> AttentionName | None:
     return "math" if re.search(_MATH_ATTENTION, name, re.IGNORECASE) else None
 
 
+def low_bit_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The distinct names that have to do with low-bit values, in order of appearance, cut to a readable length.
+
+    They tell which way bitsandbytes took: a fused product (gemm_4bit) or one that dequantizes first (kDequantizeBlockwise).
+    """
+    return tuple(dict.fromkeys(name[:_NAME_LENGTH] for name in names if _LOW_BIT.search(name)))
+
+
 @functools.cache
 def kernel_class(name: str) -> str:
     """The class of one kernel or operator, by name."""
@@ -140,6 +151,7 @@ def _cuda_times(events: list[FunctionEvent], *, attention: AttentionName, batch_
         launches=len(kernels),
         host_syncs=sum(event.device_type == DeviceType.CPU and _SYNCS.search(event.name) is not None for event in inside),
         attention_kernels=confirm_attention(attention, (kernel.name for kernel in kernels)),
+        low_bit_kernels=low_bit_names(kernel.name for kernel in kernels),
     )
 
 
@@ -165,6 +177,7 @@ def _cpu_times(events: list[FunctionEvent], *, attention: AttentionName, batch_s
         launches=None,
         host_syncs=None,
         attention_kernels=_outermost(confirm_attention(attention, (event.name for event in events))),
+        low_bit_kernels=low_bit_names(event.name for event in events),
     )
 
 
