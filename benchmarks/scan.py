@@ -44,9 +44,10 @@ def main() -> None:
     first, scanned = timed(root, lambda workspace: launch_scan(trials, workspace, threads=1))
     separate, alone = timed(root, lambda workspace: run_apart(trials, workspace))
     second, _ = timed(root, lambda workspace: launch_scan(trials, workspace, threads=1))
-    for one, other in zip(scanned, alone, strict=True):
-        if predictions_of(one) != predictions_of(other):
-            raise LowbitVitError(f"{one.trial.label}: scan and trial gave different predictions")
+    of_scan = {record.trial_id: predictions_of(record) for record in scanned}
+    for other in alone:
+        if of_scan[other.trial_id] != predictions_of(other):
+            raise LowbitVitError(f"{other.trial.label}: scan and trial gave different predictions")
 
     facts = provenance("python benchmarks/scan.py")
     record = {

@@ -35,8 +35,8 @@ class Resident:
         self.dtype: torch.dtype = compute_dtype(plan)
         self.converting_s = 0.0
         self._source = model
-        self._working = copy.deepcopy(model)
-        apply_plan(self._working, Plan(compute_dtype=plan.compute_dtype))
+        self._ends = copy.deepcopy(model)
+        apply_plan(self._ends, Plan(compute_dtype=plan.compute_dtype))
         self._formats: dict[tuple[int, str], Formats] = {}
         self._converted: dict[tuple[int, str], nn.Module] = {}
         self._needed: Counter[tuple[int, str]] = Counter()
@@ -44,7 +44,7 @@ class Resident:
     @property
     def ends(self) -> VisionTransformer:
         """The model whose embedding, last norm and head every cell shares."""
-        return self._working
+        return self._ends
 
     def path(self, plan: Plan) -> Path:
         """Name each block of a plan; two blocks of one place and one name are the same.
@@ -90,15 +90,16 @@ class Resident:
         return self._converted[index, name]
 
     def model(self, path: Path, plan: Plan) -> VisionTransformer:
-        """The whole model of a path, for counting; valid until the next call.
+        """The whole model of a path, sharing every module with others; for counting and for calls, not to be changed.
 
         Raises:
             LowbitVitError: the model does not hold what the plan says.
         """
-        for index, block in enumerate(self.blocks(path, 0, len(path))):
-            self._working.blocks[index] = block
-        found = audit(self._working).by_format
+        model = copy.copy(self._ends)
+        vars(model)["_modules"] = dict(vars(model)["_modules"])  # else the new blocks would be put into the model that is copied
+        model.blocks = nn.ModuleList(self.blocks(path, 0, len(path)))
+        found = audit(model).by_format
         expected = Counter(weights.name for weights in plan.resolve(encoder_linears(self._source)).values())
         if found != expected:
             raise LowbitVitError(f"plan {plan.name}: the model holds {found}, the plan says {dict(expected)}")
-        return self._working.eval()
+        return model.eval()

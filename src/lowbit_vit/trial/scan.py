@@ -19,9 +19,10 @@ from lowbit_vit.data.arrays import Dataset
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model.precision import matmul_mode
+from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.plan import Plan
-from lowbit_vit.schema.record import ModelFacts, Record, write_record
+from lowbit_vit.schema.record import Record, write_record
 from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.trial.evaluate import Logits, assess
 from lowbit_vit.trial.prefixes import Path as BlockPath
@@ -149,18 +150,16 @@ class _Group:
         (self._out / NOW).write_text("\n".join(names))
 
     def _finish(self, path: BlockPath, trials: Sequence[Trial], logits: Logits, spent: "_Spent") -> None:
-        """Count the model of a path, and let the record of each of its trials be written."""
+        """Let the record of each of a path's trials be written."""
         for trial in trials:
             cost = spent.since_last()
             clock = Stopwatch({"quantize": cost.quantizing_s, "evaluate": cost.evaluating_s})
             try:
-                with clock.part("count"):
-                    model = self._resident.model(path, trial.plan)
-                    facts = model_facts(model, trial, origin=self._origin, parameters=self._resident.parameters)
+                model = self._resident.model(path, trial.plan)
             except Exception as error:  # noqa: BLE001  (as record_trial)
                 self._fail(error, [trial])
             else:
-                self._submit(self._record, trial, logits, facts, clock, cost.block_evaluations)
+                self._submit(self._record, trial, logits, model, clock, cost.block_evaluations)
 
     def _fail(self, error: Exception, trials: Sequence[Trial]) -> None:
         for trial in trials:
@@ -171,9 +170,11 @@ class _Group:
             self.records[-1].result()  # a full disk ends the scan now, not at its end
         self.records.append(self._writer.submit(work, *arguments))
 
-    def _record(self, trial: Trial, logits: Logits, facts: ModelFacts, clock: Stopwatch, block_evaluations: int) -> Record:
-        """Assemble and write; runs beside the next cell."""
+    def _record(self, trial: Trial, logits: Logits, model: VisionTransformer, clock: Stopwatch, block_evaluations: int) -> Record:
+        """Count, assemble and write; runs beside the next cell."""
         try:
+            with clock.part("count"):
+                facts = model_facts(model, trial, origin=self._origin, parameters=self._resident.parameters)
             with clock.part("summarize"):
                 evaluation, predictions = assess(
                     logits,
