@@ -7,10 +7,10 @@ import torch
 from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.data.batches import place, train_batches
 from lowbit_vit.model.vit import Architecture, VisionTransformer
-from lowbit_vit.schema.config import Augmentation, Colour, Mixing, PatchDropout, Training, Views
+from lowbit_vit.schema.config import Augmentation, Colour, Guidance, Mixing, SmallImages, Training, Views
 from lowbit_vit.trial.augment import augment, draw_choices
 from lowbit_vit.trial.forward import attention_kernel
-from lowbit_vit.trial.teacher import Distillation
+from lowbit_vit.trial.teacher import Distillation, Guide, Lesson
 from lowbit_vit.trial.train import _Step, seed_everything, train
 
 pytestmark = [
@@ -25,7 +25,20 @@ pytestmark = [
 
 VIEWS = Views(image_size=64, eval_resize=64, train_resize=72, mean=(0.4, 0.4, 0.4), std=(0.25, 0.25, 0.25))
 ARCH = Architecture(name="small", image_size=64, patch_size=8, depth=12, heads=4, width=256, mlp_width=512)
-TEACHER = Distillation(lambda pixels: 20 * torch.stack([pixels.mean(dim=(1, 2, 3)), -pixels.mean(dim=(1, 2, 3))], dim=1), 2.0, 0.5)
+
+
+def teach(pixels: torch.Tensor) -> Lesson:
+    """A teacher that knows how bright an image is, and how bright each of its squares."""
+    mean = pixels.mean(dim=(1, 2, 3))
+    return Lesson(
+        20 * torch.stack([mean, -mean], dim=1), (torch.nn.functional.avg_pool2d(pixels, 8), torch.nn.functional.avg_pool2d(pixels, 16))
+    )
+
+
+def a_teacher() -> Distillation:
+    seed_everything(1)
+    guide = Guide(Guidance(weight=1.0, blocks=(6, 12)), width=256, channels=(3, 3)).to("cuda")
+    return Distillation(teach, 2.0, 0.5, guide)
 
 
 def a_training(*, compiled: bool) -> Training:
@@ -45,9 +58,9 @@ def a_training(*, compiled: bool) -> Training:
         ),
         splits=("train",),
         drop_path=0.2,
-        patch_dropout=PatchDropout(share=0.5, whole_epochs=4),
+        small_images=SmallImages(factor=2, epochs=8),
         ema_decay=0.9,
-        attention="cudnn",
+        attention="flash",
         compile=compiled,
     )
 
@@ -67,7 +80,7 @@ def a_model() -> VisionTransformer:
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_it_learns_what_it_should(compiled: bool) -> None:
     model = a_model()
-    train(model, [images()], a_training(compiled=compiled), views=VIEWS, seed=0, device="cuda", title="train", distillation=TEACHER)
+    train(model, [images()], a_training(compiled=compiled), views=VIEWS, seed=0, device="cuda", title="train", distillation=a_teacher())
     pixels = torch.from_numpy(images().images[:, 4:-4, 4:-4]).permute(0, 3, 1, 2).to("cuda") / 255
     with torch.inference_mode():
         right = model((pixels - 0.4) / 0.25).argmax(dim=1).cpu().numpy() == images().labels
@@ -77,7 +90,7 @@ def test_it_learns_what_it_should(compiled: bool) -> None:
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_no_step_waits_for_the_device(compiled: bool) -> None:
     model, config = a_model().train(), a_training(compiled=compiled)
-    step = _Step.of(model, list(model.parameters()), config, device="cuda", distillation=TEACHER)
+    step = _Step.of(model, list(model.parameters()), config, device="cuda", distillation=a_teacher())
     placed = place([images()], "cuda")
     choices = draw_choices(128, config.augmentation, VIEWS, batch_size=32, seed=0, epoch=0, device="cuda")
     batches = train_batches(placed, VIEWS, config.augmentation, batch_size=32, seed=0, epoch=0, device="cuda")
@@ -90,3 +103,13 @@ def test_no_step_waits_for_the_device(compiled: bool) -> None:
                 torch.cuda.set_sync_debug_mode("error")
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_the_same_recipe_gives_the_same_weights_to_the_bit(compiled: bool) -> None:
+    states = []
+    for _ in range(2):
+        model = a_model()
+        train(model, [images()], a_training(compiled=compiled), views=VIEWS, seed=0, device="cuda", title="train", distillation=a_teacher())
+        states.append(model.state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
