@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.attention import attend
 from lowbit_vit.schema.config import AttentionName, QkvLayout, SmallVit, TorchvisionVit
+from lowbit_vit.schema.plan import linear_names
 
 NORM_EPS = 1e-6
 CHANNELS = 3
@@ -246,9 +247,7 @@ def encoder_linears(model: VisionTransformer) -> dict[str, nn.Module]:
     `blocks.0.attention.q`, `.k`, `.v` (or `.qkv`), `.out`, `blocks.0.mlp.fc1`, `.fc2`, `blocks.1...`: 144 in ViT-L/16 with
     separate q, k and v. Found by place, not by class, so a linear that was quantized or wrapped by an adapter is there too.
     """
-    projections = ("qkv",) if model.qkv == "fused" else ("q", "k", "v")
-    places = [*(f"attention.{projection}" for projection in projections), "attention.out", "mlp.fc1", "mlp.fc2"]
-    names = [f"blocks.{block}.{place}" for block in range(model.architecture.depth) for place in places]
+    names = linear_names(model.architecture.depth, fused=model.qkv == "fused")
     return {name: model.get_submodule(name) for name in names}
 
 

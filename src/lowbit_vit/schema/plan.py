@@ -65,6 +65,13 @@ WeightFormat = Annotated[HighPrecision | Int8 | NF4, Field(discriminator="format
 ComputeDtype = Literal["fp32", "tf32", "fp16", "bf16"]
 
 
+def linear_names(depth: int, *, fused: bool = False) -> list[str]:
+    """The encoder linears of a ViT with `depth` blocks, in the order of the forward pass; `fused`: one linear for q, k and v."""
+    projections = ("qkv",) if fused else ("q", "k", "v")
+    places = [*(f"attention.{projection}" for projection in projections), "attention.out", "mlp.fc1", "mlp.fc2"]
+    return [f"blocks.{block}.{place}" for block in range(depth) for place in places]
+
+
 class Rule(Frozen):
     """One line of a plan: every encoder linear whose name matches `pattern` takes `weights`."""
 

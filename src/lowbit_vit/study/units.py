@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.environment import cpu_cores, gpu_count
+from lowbit_vit.schema.plan import linear_names
 
 # A process that starts and loads torch costs as much as some ten small cells: smaller chunks gain nothing. Larger ones than the
 # second number gain nothing either, and a lost node would take more with it.
@@ -50,7 +51,7 @@ def this_machine() -> Places:
 
 
 def make_units(missing: Sequence[Trial], places: Places, expected: Mapping[str, float]) -> list[Unit]:
-    """Timing trials one by one, the other cells in contiguous chunks, which share converted blocks; the longest first.
+    """Timing trials one by one, the other cells in chunks of those that begin alike; the longest first.
 
     Args:
         missing: the trials to run.
@@ -74,6 +75,8 @@ def _chunks(scanned: Sequence[Trial], places: Places, card: dict[str, float]) ->
         return []
     on_gpu = scanned[0].device == "cuda"
     most = max(1, places.gpus * _SCANS_PER_GPU if on_gpu else places.cpus)
+    # Cells that begin with the same blocks go together: a scan computes what they share once.
+    scanned = sorted(scanned, key=_formats)
     chunks = max(min(most, math.ceil(len(scanned) / _CELLS_PER_CHUNK)), math.ceil(len(scanned) / _MOST_CELLS))
     bounds = [len(scanned) * index // chunks for index in range(chunks + 1)]
     # One thread for each scan on the CPU, however many run: sums in another order would be other last bits.
@@ -83,3 +86,9 @@ def _chunks(scanned: Sequence[Trial], places: Places, card: dict[str, float]) ->
         Unit(trials=tuple(scanned[start:stop]), timed=False, threads=threads, resources={**resources, **card})
         for start, stop in itertools.pairwise(bounds)
     ]
+
+
+def _formats(trial: Trial) -> list[str]:
+    """The formats of all linears, first block first."""
+    names = linear_names(trial.backbone.depth, fused=trial.qkv == "fused")
+    return [weights.name for weights in trial.plan.resolve(names).values()]
