@@ -16,8 +16,10 @@ from lowbit_vit.analysis.scores import scores, write_scores
 from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
 from lowbit_vit.schema.record import (
     Accuracy,
+    Ceilings,
     EvaluationResult,
     Interval,
+    Invariance,
     KernelTime,
     Latency,
     LayerAudit,
@@ -28,6 +30,7 @@ from lowbit_vit.schema.record import (
     Provenance,
     Record,
     Status,
+    Work,
     read_record,
     sha256,
     write_record,
@@ -202,7 +205,18 @@ def _measurement(trial: Trial) -> MeasurementResult:
                 attention_kernels=("aten::_scaled_dot_product_flash_attention_for_cpu",),
             )
         )
-    return MeasurementResult(exclusive=None, latency=tuple(latency), memory=tuple(memory), kernels=tuple(kernels))
+    smallest, largest = min(trial.measurement.batch_sizes), max(trial.measurement.batch_sizes)
+    return MeasurementResult(
+        exclusive=None,
+        latency=tuple(latency),
+        memory=tuple(memory),
+        kernels=tuple(kernels),
+        work=tuple(Work(batch_size=batch, flop=1e7 * batch, least_bytes=400_000) for batch in trial.measurement.batch_sizes),
+        ceilings=Ceilings(matmul_flops_per_s=5e10, matmul_side=1024, copy_bytes_per_s=1e9, copy_bytes=2**27),
+        invariance=Invariance(
+            images=64, batch_sizes=(smallest, largest), flips=1, max_abs_logit_difference=2e-6 * (1 + trial.seed), bit_equal=False
+        ),
+    )
 
 
 def unfinished(trial: Trial, status: Status, reason: str) -> Record:
