@@ -80,14 +80,13 @@ def measure(
                 forward(batch)
                 kernels.append(trace(forward, batch, attention=attention, device=device, wall_us=timed.p50_ms * 1000))
                 del forward, batch
+        invariance = None
+        if config.invariance_images is not None:
+            sizes = min(config.batch_sizes), max(config.batch_sizes)
+            count = config.invariance_images
+            invariance = measure_invariance(prepare, images, views, count=count, batch_sizes=sizes, device=device, dtype=dtype)
     finally:
         gc.unfreeze()
-    invariance = None
-    if config.invariance_images is not None:
-        sizes = min(config.batch_sizes), max(config.batch_sizes)
-        invariance = measure_invariance(
-            prepare, images, views, count=config.invariance_images, batch_sizes=sizes, device=device, dtype=dtype
-        )
     ceilings = measure_ceilings(device, dtype)
     exclusive(device, config.exclusive)  # nobody joined meanwhile
     return MeasurementResult(
