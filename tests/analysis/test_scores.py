@@ -7,9 +7,11 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.results import Result, load_results
-from lowbit_vit.analysis.scores import draw_images, scores, write_scores
+from lowbit_vit.analysis.scores import draw_images, scores, simultaneous_intervals, write_scores
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Profile
+from lowbit_vit.schema.plan import SensitivityScores
+from lowbit_vit.schema.roles import read_role
 from lowbit_vit.schema.workspace import Workspace
 
 
@@ -94,3 +96,68 @@ def test_the_file_is_the_same_for_the_same_records(study: tuple[Profile, Workspa
     profile, workspace = study
     first = write_scores(profile, workspace).read_bytes()
     assert write_scores(profile, workspace).read_bytes() == first
+
+
+def test_a_block_is_called_sensitive_only_if_it_surely_costs_more_than_the_mean_block(
+    study: tuple[Profile, Workspace], results: list[Result]
+) -> None:
+    found = scores(results, study[0])
+    for score in found:
+        for block in score.blocks:
+            assert block.kl_interval is not None
+            assert block.excess_interval is not None
+            assert block.kl_interval[0] <= np.mean(block.kl) <= block.kl_interval[1]
+            assert block.sensitive == (block.excess_interval[0] > 0)
+            assert len(block.margin) == len(block.top1) == 5
+    # The synthetic models suffer most from their last blocks, least from their first.
+    only, all_but = found[0], found[1]
+    assert only.blocks[7].sensitive
+    assert all_but.blocks[7].sensitive
+    assert not only.blocks[0].sensitive
+    assert not all_but.blocks[0].sensitive
+
+
+def test_blocks_that_are_alike_are_rarely_called_sensitive_even_once() -> None:
+    random = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(100):
+        kl = random.lognormal(0, 1, (24, 300))
+        intervals = simultaneous_intervals(kl - kl.mean(axis=0), resamples=200)
+        wrong += any(low > 0 or high < 0 for low, high in intervals)
+    # 5 % in theory; 13 of 100 or more would come once in 1,000 times.
+    assert wrong <= 13
+
+
+def test_a_quantity_without_spread_gets_an_interval_without_width() -> None:
+    varied = np.random.default_rng(0).normal(size=50)
+    assert simultaneous_intervals(np.stack([np.zeros(50), varied]))[0] == (0.0, 0.0)
+
+
+def test_each_linear_is_scored_where_the_profile_asks_for_modules(study: tuple[Profile, Workspace], results: list[Result]) -> None:
+    profile, _ = study
+    asks = profile.model_copy(update={"sensitivity": profile.sensitivity.model_copy(update={"units": ("blocks", "modules")})})
+    with pytest.raises(DataError, match=r"nf4, block 0 attention\.q: no successful record"):
+        scores(results, asks)
+    linears = []
+    for result in results:
+        role = read_role(result.record.trial.label)
+        for module in ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.fc1", "mlp.fc2"):
+            if role.block is not None:
+                label = dataclasses.replace(role, module=module).label
+                trial = result.record.trial.model_copy(update={"label": label})
+                linears.append(dataclasses.replace(result, record=result.record.model_copy(update={"trial": trial})))
+    found = scores([*results, *linears], asks)
+    assert [len(score.modules) for score in found] == [48] * 4
+    assert found[0].modules[7].name == "blocks.1.attention.k"
+    assert found[0].blocks == scores(results, profile)[0].blocks
+    assert SensitivityScores.model_validate_json(found[0].model_dump_json()) == found[0]
+
+
+def test_kl_that_is_not_finite_is_named(study: tuple[Profile, Workspace], results: list[Result]) -> None:
+    broken = []
+    for result in results:
+        assert result.predictions is not None
+        kl = np.full_like(result.predictions.loss, np.nan) if result.record.trial.label == "nf4, only block 2" else result.predictions.kl
+        broken.append(dataclasses.replace(result, predictions=dataclasses.replace(result.predictions, kl=kl)))
+    with pytest.raises(DataError, match="nf4, only block 2: its KL is not finite"):
+        scores(broken, study[0])

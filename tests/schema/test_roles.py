@@ -12,6 +12,7 @@ SENSITIVITY = [
     SensitivityRole("only", "nf4-dq", 0),
     SensitivityRole("all_but", "int8-0", 23),
     SensitivityRole("only", "int8-0.5", 3),
+    SensitivityRole("all_but", "nf4", 3, "mlp.fc1"),
 ]
 MIXED = [
     MixedRole("reference"),

@@ -8,7 +8,7 @@ import pytest
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.vit import ARCHITECTURES
 from lowbit_vit.schema.config import TORCHVISION_DEPTH, Profile, Study, load_profile
-from lowbit_vit.schema.plan import BlockScore, SensitivityScores
+from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
 from lowbit_vit.schema.roles import read_mixed_roles, read_role, spared_blocks
 from lowbit_vit.study.grid import cells, draw_blocks
 
@@ -130,3 +130,18 @@ def test_more_random_plans_than_there_are_is_an_error() -> None:
     content["mixed"]["random_plans"] = 29
     with pytest.raises(ValueError, match="29 distinct plans cannot be drawn from the 28 ways to spare 2 of 8 blocks"):
         Profile.model_validate(content)
+
+
+def test_modules_are_cells_where_the_profile_asks_for_them() -> None:
+    profile = DEMO.model_copy(update={"sensitivity": DEMO.sensitivity.model_copy(update={"units": ("blocks", "modules")})})
+    blocks, both = cells(DEMO, "sensitivity"), cells(profile, "sensitivity")
+    formats, depth = len(DEMO.sensitivity.formats), DEMO.backbone.depth
+    assert len(both) - len(blocks) == formats * 2 * 6 * depth
+    assert {trial.trial_id for trial in blocks} <= {trial.trial_id for trial in both}
+    names = linear_names(depth)
+    for trial in both:
+        role = read_role(trial.label)
+        if role.module is not None:
+            name, formats_of = f"blocks.{role.block}.{role.module}", trial.plan.resolve(names)
+            other = {formats_of[linear].name for linear in names if linear != name}
+            assert (formats_of[name].name, other) == ((role.weights, {"high"}) if role.kind == "only" else ("high", {role.weights}))

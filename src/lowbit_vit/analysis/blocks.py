@@ -46,6 +46,24 @@ SENSITIVITY_SCHEMA: dict[str, Any] = {
     "draw_images": pl.Int64,
     **_OUTCOME,
 }
+UNITS_SCHEMA: dict[str, Any] = {
+    "weights": pl.String,
+    "direction": pl.String,
+    "unit": pl.String,
+    "block": pl.Int64,
+    "module": pl.String,
+    "kl_mean": pl.Float64,
+    "kl_low": pl.Float64,
+    "kl_high": pl.Float64,
+    "excess_low": pl.Float64,
+    "excess_high": pl.Float64,
+    "sensitive": pl.Boolean,
+    "flips_mean": pl.Float64,
+    "margin_mean": pl.Float64,
+    "top1_mean": pl.Float64,
+    "draws": pl.Int64,
+    "draw_images": pl.Int64,
+}
 MIXED_SCHEMA: dict[str, Any] = {"k": pl.Int64, "strategy": pl.String, "index": pl.Int64, "blocks": pl.String, **_OUTCOME}
 AGREEMENT_SCHEMA: dict[str, Any] = {"weights": pl.String, "direction": pl.String, "draws": pl.Int64, "kendall_tau": pl.Float64}
 BANDS_SCHEMA: dict[str, Any] = {
@@ -63,12 +81,13 @@ STRATEGY_ORDER = ("fully quantized", "first+last", "last", "most sensitive", "ra
 
 
 def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) -> pl.DataFrame:
-    """One row a cell: direction `reference`, `all`, `only` or `all_but`; KL over the draws where the cell was scored.
+    """One row a cell of whole blocks: direction `reference`, `all`, `only` or `all_but`; KL over the draws where it was scored.
 
     `kl_low`..`kl_high` is the range over the draws. Top-1 and its paired difference from the high-precision reference are
     of the report half. Draws whose scores are missing leave nulls.
     """
-    roles = [(read_role(result.record.trial.label), result) for result in results]
+    every = [(read_role(result.record.trial.label), result) for result in results]
+    roles = [(role, result) for role, result in every if role.module is None]
     reference = next((result for role, result in roles if role.kind == "reference" and result.predictions is not None), None)
     scored: dict[tuple[str | None, str, int | None], tuple[int, BlockScore]] = {
         (score.weights.name, score.direction, block.block): (score.images, block) for score in scores for block in score.blocks
@@ -102,6 +121,35 @@ def _sensitivity_place(role: SensitivityRole, formats: Sequence[str]) -> tuple[i
         ("reference", "all", "only", "all_but").index(role.kind),
         role.block or 0,
     )
+
+
+def units(scores: Sequence[SensitivityScores]) -> pl.DataFrame:
+    """One row a block and, where they were measured, a linear: KL on the selection half with its interval, and the verdict.
+
+    `kl_low`..`kl_high` and `excess_low`..`excess_high` are 95 % intervals that hold for all units of one format, direction and kind
+    together. The excess is what the unit costs beyond the mean unit; it is sensitive if that is surely positive.
+    """
+    rows = [
+        {
+            "weights": score.weights.name,
+            "direction": score.direction,
+            "unit": unit.name,
+            "block": unit.block,
+            "module": unit.module,
+            "kl_mean": float(np.mean(unit.kl)),
+            **dict(zip(("kl_low", "kl_high"), unit.kl_interval or (None, None), strict=True)),
+            **dict(zip(("excess_low", "excess_high"), unit.excess_interval or (None, None), strict=True)),
+            "sensitive": unit.sensitive,
+            "flips_mean": float(np.mean(unit.flips)),
+            "margin_mean": float(np.mean(unit.margin)) if unit.margin else None,
+            "top1_mean": float(np.mean(unit.top1)) if unit.top1 else None,
+            "draws": len(unit.kl),
+            "draw_images": score.images,
+        }
+        for score in scores
+        for unit in (*score.blocks, *score.modules)
+    ]
+    return pl.DataFrame(rows, schema=UNITS_SCHEMA)
 
 
 def draw_agreement(scores: Sequence[SensitivityScores]) -> pl.DataFrame:

@@ -2,11 +2,13 @@
 
 NF4 and int8 calibrate nothing, so the draws are of evaluation images: each is a seeded half of the selection half of the
 test split. The report half is never looked at here, so that what `mixed` chooses from these scores can be reported on it.
-The draws overlap: their spread says how much the choice of images matters, it is not a confidence interval.
+The draws overlap: their spread says how much the choice of images matters, it is not a confidence interval. The intervals are of
+the whole selection half, for all units together; a unit is called sensitive only where its interval says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ import numpy.typing as npt
 from lowbit_vit.analysis.results import Result, load_results, same_images
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Profile
-from lowbit_vit.schema.plan import BlockScore, SensitivityScores, WeightFormat
+from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
 from lowbit_vit.schema.record import Predictions, write_atomic
 from lowbit_vit.schema.roles import SensitivityRole, read_role
 from lowbit_vit.schema.workspace import Workspace
@@ -54,6 +56,8 @@ def scores(results: Sequence[Result], profile: Profile) -> list[SensitivityScore
             f"reports/{profile.name}/records/sensitivity: cells of {len(hashes)} checkpoints; delete the folder, then run again"
         )
     draws = draw_images(reference.predictions.selection, draws=study.draws, seed=study.draw_seed)
+    depth = profile.backbone.depth
+    modules = linear_names(depth) if "modules" in study.units else []
     return [
         SensitivityScores(
             profile=profile.name,
@@ -61,32 +65,86 @@ def scores(results: Sequence[Result], profile: Profile) -> list[SensitivityScore
             weights=weights,
             direction=direction,
             images=len(draws[0]),
-            blocks=tuple(
-                _score(
-                    cells.get(SensitivityRole(direction, weights.name, block)), reference.predictions, draws, block=block, weights=weights
-                )
-                for block in range(profile.backbone.depth)
-            ),
+            blocks=_score_units([SensitivityRole(direction, weights.name, block) for block in range(depth)], cells, draws),
+            modules=_score_units([_module_role(direction, weights.name, name) for name in modules], cells, draws),
         )
         for weights in study.formats
         for direction in study.directions
     ]
 
 
-def _score(
-    cell: Result | None, reference: Predictions, draws: Sequence[npt.NDArray[np.int64]], *, block: int, weights: WeightFormat
-) -> BlockScore:
-    if cell is None or cell.predictions is None:
-        raise DataError(f"sensitivity: {weights.name}, block {block}: no successful record; run the study again, then this")
-    kl, changed = cell.predictions.kl, cell.predictions.top5[:, 0] != reference.top5[:, 0]
-    if kl is None:
-        raise DataError(f"sensitivity: {cell.record.trial_id}: its predictions hold no KL; delete its record and run the study again")
-    return BlockScore(
-        block=block,
-        # float64: a mean of float32 would depend on numpy's summation order.
-        kl=tuple(float(kl[draw].astype(np.float64).mean()) for draw in draws),
-        flips=tuple(int(np.count_nonzero(changed[draw])) for draw in draws),
+def _module_role(direction: Literal["only", "all_but"], weights: str, name: str) -> SensitivityRole:
+    _, block, module = name.split(".", 2)
+    return SensitivityRole(direction, weights, int(block), module)
+
+
+def _score_units(
+    roles: Sequence[SensitivityRole], cells: Mapping[SensitivityRole, Result], draws: Sequence[npt.NDArray[np.int64]]
+) -> tuple[BlockScore, ...]:
+    """Score the blocks, or the linears, of one format and direction."""
+    if not roles:
+        return ()
+    reference = _predictions(cells, SensitivityRole("reference"))
+    found = [_predictions(cells, role) for role in roles]
+    # float64: a mean of float32 would depend on numpy's summation order.
+    kl = np.stack([_kl(predictions, role) for predictions, role in zip(found, roles, strict=True)])
+    costs = kl[:, reference.selection]
+    # Where a unit is spared, what it costs is what is missing.
+    excess = (costs - costs.mean(axis=0)) * (1 if roles[0].kind == "only" else -1)
+    kl_intervals, excess_intervals = simultaneous_intervals(costs), simultaneous_intervals(excess)
+    return tuple(
+        BlockScore(
+            block=role.block or 0,
+            module=role.module,
+            kl=tuple(float(kl[index, draw].mean()) for draw in draws),
+            flips=tuple(int(np.count_nonzero((predictions.top5[:, 0] != reference.top5[:, 0])[draw])) for draw in draws),
+            margin=tuple(float((predictions.margin.astype(np.float64) - reference.margin)[draw].mean()) for draw in draws),
+            top1=tuple(float((predictions.top5[:, 0] == predictions.label)[draw].mean()) for draw in draws),
+            kl_interval=(max(0.0, kl_intervals[index][0]), kl_intervals[index][1]),
+            excess_interval=excess_intervals[index],
+        )
+        for index, (role, predictions) in enumerate(zip(roles, found, strict=True))
     )
+
+
+def _predictions(cells: Mapping[SensitivityRole, Result], role: SensitivityRole) -> Predictions:
+    cell = cells.get(role)
+    if cell is None or cell.predictions is None:
+        unit = f"block {role.block}" + ("" if role.module is None else f" {role.module}")
+        raise DataError(f"sensitivity: {role.weights}, {unit}: no successful record; run the study again, then this")
+    return cell.predictions
+
+
+def _kl(predictions: Predictions, role: SensitivityRole) -> npt.NDArray[np.float64]:
+    if predictions.kl is None:
+        raise DataError(f"sensitivity: {role.label}: its predictions hold no KL; delete its record and run the study again")
+    if not np.isfinite(predictions.kl).all():
+        raise DataError(f"sensitivity: {role.label}: its KL is not finite; delete its record and run the study again")
+    return predictions.kl.astype(np.float64)
+
+
+def simultaneous_intervals(
+    values: npt.NDArray[np.float64], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> list[tuple[float, float]]:
+    """Intervals of the means of several quantities seen on the same images, float64 [units, N], that hold all at once.
+
+    The single-step bootstrap of the greatest t: images are drawn again, all quantities of an image together; the half width is the
+    quantile, over resamples, of the greatest deviation among the quantities in units of its standard error. A quantity that is the
+    same for every image gets an interval of no width.
+
+    Source: Westfall and Young, "Resampling-Based Multiple Testing", 1993; Romano and Wolf, JASA 100, 2005, section 4.
+    """
+    images = values.shape[1]
+    means = values.mean(axis=1)
+    errors = values.std(axis=1) / np.sqrt(images)
+    random = np.random.default_rng(seed)
+    greatest = []
+    for _ in range(0, resamples, 100):
+        counts = random.multinomial(images, np.full(images, 1 / images), size=100).astype(np.float64)
+        deviations = np.abs(counts @ values.T / images - means)
+        greatest.append(np.divide(deviations, errors, out=np.zeros_like(deviations), where=errors > 0).max(axis=1))
+    width = float(np.quantile(np.concatenate(greatest), confidence)) * errors
+    return [(float(mean - half), float(mean + half)) for mean, half in zip(means, width, strict=True)]
 
 
 def write_scores(profile: Profile, workspace: Workspace) -> Path:

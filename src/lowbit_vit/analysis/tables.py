@@ -36,6 +36,7 @@ class Tables:
         invariance: whether predictions depend on the size of the batch, for each arm.
         classes: one row an arm and class of images: accuracy, images lost against the baseline, and to which class.
         sensitivity: one row a cell of the sensitivity study.
+        units: each block and linear with its intervals, and whether it is called sensitive.
         draw_agreement: Kendall's tau between draws.
         mixed: one row for each part that a cell of the mixed study plays.
         random_bands: range and quartiles of the random plans.
@@ -52,6 +53,7 @@ class Tables:
     invariance: pl.DataFrame
     classes: pl.DataFrame
     sensitivity: pl.DataFrame
+    units: pl.DataFrame
     draw_agreement: pl.DataFrame
     mixed: pl.DataFrame
     random_bands: pl.DataFrame
@@ -99,6 +101,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         invariance=invariances(results["variants"], arms=labels),
         classes=_with_rows(classes(results["variants"], arms=labels)),
         sensitivity=_with_family(blocks.sensitivity(results["sensitivity"], scored)),
+        units=blocks.units(scored),
         draw_agreement=blocks.draw_agreement(scored),
         mixed=mixed,
         random_bands=blocks.random_bands(mixed),

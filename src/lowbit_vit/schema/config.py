@@ -480,10 +480,19 @@ class SensitivityStudy(Frozen):
 
     formats: tuple[WeightFormat, ...] = Field(min_length=1)
     directions: tuple[Literal["only", "all_but"], ...] = ("only", "all_but")
+    units: tuple[Literal["blocks", "modules"], ...] = Field(
+        default=("blocks",), description="blocks, and modules for each linear by itself as well: q, k, v, out, fc1, fc2"
+    )
     compute_dtype: ComputeDtype
     attention: AttentionName
     draws: int = Field(ge=2, description="evaluation draws, each a seeded half of the selection half (ours)")
     draw_seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _blocks_always(self) -> Self:
+        if "blocks" not in self.units or len(set(self.units)) != len(self.units):
+            raise ValueError(f"units {list(self.units)}: give [blocks] or [blocks, modules]")
+        return self
 
 
 class MixedStudy(Frozen):

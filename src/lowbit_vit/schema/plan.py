@@ -134,12 +134,44 @@ def all_but(blocks: Iterable[int], weights: HighPrecision | Int8 | NF4, compute_
     return Plan(compute_dtype=compute_dtype, rules=(Rule(pattern="blocks.*", weights=weights), *kept))
 
 
+def only_linear(name: str, weights: HighPrecision | Int8 | NF4, compute_dtype: ComputeDtype) -> Plan:
+    """The plan that gives `weights` to one linear, such as blocks.3.attention.q, and leaves the others in high precision."""
+    return Plan(compute_dtype=compute_dtype, rules=(Rule(pattern=name, weights=weights),))
+
+
+def all_but_linear(name: str, weights: HighPrecision | Int8 | NF4, compute_dtype: ComputeDtype) -> Plan:
+    """The plan that gives `weights` to every linear except one, which stays in high precision."""
+    rules = (Rule(pattern="blocks.*", weights=weights), Rule(pattern=name, weights=HighPrecision()))
+    return Plan(compute_dtype=compute_dtype, rules=rules)
+
+
 class BlockScore(Frozen):
-    """How much worse the model gets when one block is quantized, over several draws of evaluation images."""
+    """How much worse the model gets when one block, or one linear of it, is quantized, over several draws of evaluation images.
+
+    The intervals are of the mean over the whole selection half, 95 % for all units of one format and direction together. The
+    excess is the KL that the unit costs beyond the mean unit's: where a unit is spared, what sparing it saves beyond that.
+    """
 
     block: int = Field(ge=0)
-    kl: tuple[float, ...] = Field(min_length=1, description="mean KL(high precision || quantized) in nats, one a draw")
+    module: str | None = Field(default=None, description="the linear inside the block, such as attention.q; null: the whole block")
+    kl: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(
+        min_length=1, description="mean KL(high precision || quantized) in nats, one a draw"
+    )
     flips: tuple[int, ...] = Field(min_length=1, description="images whose Top-1 class changed, one count a draw")
+    margin: tuple[float, ...] = Field(default=(), description="mean change of the margin, logits, one a draw; empty: an older file")
+    top1: tuple[float, ...] = Field(default=(), description="Top-1, one a draw; empty: an older file")
+    kl_interval: tuple[float, float] | None = Field(default=None, description="of the mean KL; null: an older file")
+    excess_interval: tuple[float, float] | None = Field(default=None, description="of the excess; null: an older file")
+
+    @property
+    def name(self) -> str:
+        """`blocks.3` or `blocks.3.attention.q`."""
+        return f"blocks.{self.block}" + ("" if self.module is None else f".{self.module}")
+
+    @property
+    def sensitive(self) -> bool | None:
+        """Whether it surely costs more than the mean unit; None: an older file, which has no interval."""
+        return None if self.excess_interval is None else self.excess_interval[0] > 0
 
 
 class SensitivityScores(Frozen):
@@ -151,6 +183,7 @@ class SensitivityScores(Frozen):
     direction: Literal["only", "all_but"]
     images: int = Field(ge=1, description="images in each draw, all from the selection half of the test split")
     blocks: tuple[BlockScore, ...] = Field(min_length=1)
+    modules: tuple[BlockScore, ...] = Field(default=(), description="each linear, where sensitivity.units names modules")
 
     def most_sensitive(self, k: int) -> tuple[int, ...]:
         """The k blocks that cost most in mean KL, ties broken by the smaller block number, in ascending order."""

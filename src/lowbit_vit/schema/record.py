@@ -108,7 +108,7 @@ class EvaluationResult(Frozen):
     whole: Accuracy
     selection: Accuracy
     report: Accuracy
-    seconds: float
+    seconds: float = Field(description="of a scan's cell: beyond what other cells had computed before it")
     images_per_s: float
     predictions_sha256: str = Field(description="of the npz's bytes")
     labels_sha256: str = Field(description="of ids and labels: only records that share it may be compared image by image")

@@ -6,6 +6,8 @@ The labels, word for word (`nf4` stands for any format's name, 2 and 3 for any n
                    nf4, all blocks
                    nf4, only block 3
                    nf4, all but block 3
+                   nf4, only block 3 attention.q
+                   nf4, all but block 3 mlp.fc1
     mixed          high precision
                    nf4, none spared
                    first+last, k=2
@@ -35,24 +37,27 @@ class SensitivityRole:
         kind: reference: nothing quantized; all: every block; only, all_but: of `block`.
         weights: the format's name; None for the reference.
         block: of only and all_but.
+        module: the one linear of it; None: the whole block.
     """
 
     kind: Literal["reference", "all", "only", "all_but"]
     weights: str | None = None
     block: int | None = None
+    module: str | None = None
 
     @property
     def label(self) -> str:
         """As `read_role` reads it."""
+        unit = f"block {self.block}" + ("" if self.module is None else f" {self.module}")
         match self.kind:
             case "reference":
                 return "high precision"
             case "all":
                 return f"{self.weights}, all blocks"
             case "only":
-                return f"{self.weights}, only block {self.block}"
+                return f"{self.weights}, only {unit}"
             case "all_but":
-                return f"{self.weights}, all but block {self.block}"
+                return f"{self.weights}, all but {unit}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ class MixedRole:
                 return f"{self.kind}, k={self.k}"
 
 
-_SENSITIVITY = re.compile(r"(?P<weights>\S+), (?:(?P<all>all blocks)|(?P<direction>only|all but) block (?P<block>\d+))")
+_SENSITIVITY = re.compile(
+    r"(?P<weights>\S+), (?:(?P<all>all blocks)|(?P<direction>only|all but) block (?P<block>\d+)(?: (?P<module>[a-z]\S*))?)"
+)
 _MIXED = re.compile(r"(?P<kind>first\+last|last|most sensitive|random)(?: (?P<index>\d+))?, k=(?P<k>\d+)")
 _NONE = re.compile(r"(?P<weights>\S+), none spared")
 
@@ -103,7 +110,8 @@ def read_role(label: str) -> SensitivityRole:
         raise DataError(f"label {label!r} is not one of the sensitivity study; delete its record and run the study again")
     if match["all"]:
         return SensitivityRole("all", match["weights"])
-    return SensitivityRole("only" if match["direction"] == "only" else "all_but", match["weights"], int(match["block"]))
+    direction: Literal["only", "all_but"] = "only" if match["direction"] == "only" else "all_but"
+    return SensitivityRole(direction, match["weights"], int(match["block"]), match["module"])
 
 
 def read_mixed_roles(label: str) -> tuple[MixedRole, ...]:

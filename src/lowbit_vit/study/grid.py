@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import Arm, MixedStudy, Profile, SensitivityStudy, Study, Trial
-from lowbit_vit.schema.plan import Plan, SensitivityScores, all_but, only, uniform
+from lowbit_vit.schema.plan import Plan, SensitivityScores, all_but, all_but_linear, linear_names, only, only_linear, uniform
 from lowbit_vit.schema.roles import JOINT, MixedRole, SensitivityRole
 
 # Cells of sensitivity and mixed start from one model; seeds are an axis of the variants only.
@@ -92,6 +92,11 @@ def _sensitivity_plans(study: SensitivityStudy, depth: int) -> list[tuple[Sensit
             plans += [
                 (SensitivityRole(direction, weights.name, block), make([block], weights, study.compute_dtype)) for block in range(depth)
             ]
+            make_one = only_linear if direction == "only" else all_but_linear
+            for name in linear_names(depth) if "modules" in study.units else ():
+                _, block, module = name.split(".", 2)
+                role = SensitivityRole(direction, weights.name, int(block), module)
+                plans.append((role, make_one(name, weights, study.compute_dtype)))
     return plans
 
 
