@@ -56,3 +56,23 @@ def test_machines_are_told_apart_by_what_decides_a_number() -> None:
     assert [machine.records for machine in found] == [2, 1]
     assert ("git revision", "0" * 40) in found[0].facts
     assert facts.weight_hashes([record, other]) == [("ab" * 32, 2)]
+
+
+def test_timings_say_whether_the_card_was_shared() -> None:
+    profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
+    record, _ = synthetic.succeeded(cells(profile, "variants")[0])
+    assert facts.exclusive_words([record]) == ""  # a CPU's timing says nothing of a card
+    assert record.measurement is not None
+    on_card = [
+        record.model_copy(
+            update={
+                "trial": record.trial.model_copy(update={"device": "cuda"}),
+                "measurement": record.measurement.model_copy(update={"exclusive": alone}),
+            }
+        )
+        for alone in (True, True, None, False)
+    ]
+    words = facts.exclusive_words(on_card)
+    assert words.startswith("Timings on a card: 2 with the card alone")
+    assert "1 where NVML could not tell" in words
+    assert "1 beside other processes" in words

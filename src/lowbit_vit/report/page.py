@@ -167,6 +167,7 @@ def _scope(content: Content) -> dict[str, Any]:
         "adaptation": facts.adaptation_words(profile),
         "studies": [(study, status_counts([record.status for record in content.findings.records[study]])) for study in STUDIES],
         "machines": facts.machines(records),
+        "alone": facts.exclusive_words(records),
         "hashes": facts.weight_hashes(records),
         "table_files": [f"{field.name}.csv" for field in fields(content.findings.tables)],
     }
