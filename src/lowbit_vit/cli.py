@@ -219,6 +219,19 @@ def sensitivity(
     print(write_scores(settings, workspace).relative_to(workspace.root))
 
 
+@app.command(epilog="Example: lowbit-vit estimate demo")
+def estimate(profile: ProfileName, root: Root = HERE) -> None:
+    """Estimate what quantizing each linear costs, cheaply: errors of weights and outputs, gradients; beside what is measured."""
+    from lowbit_vit.schema.record import write_atomic
+    from lowbit_vit.study.grid import cells
+    from lowbit_vit.trial.estimates import estimate as find
+
+    settings, workspace = _open(profile, root)
+    found = find(cells(settings, "sensitivity")[0], settings.sensitivity.formats, workspace)
+    write_atomic(workspace.estimates, (found.model_dump_json(indent=1) + "\n").encode())
+    print(f"{len(found.linears)} estimates; {workspace.estimates.relative_to(workspace.root)}")
+
+
 @app.command(epilog="Example: lowbit-vit mixed demo")
 def mixed(
     profile: ProfileName,

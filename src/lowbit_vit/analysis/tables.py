@@ -8,6 +8,7 @@ import polars as pl
 
 from lowbit_vit.analysis import arms, blocks
 from lowbit_vit.analysis.classes import classes
+from lowbit_vit.analysis.estimates import estimator_agreement
 from lowbit_vit.analysis.footprints import invariances, memory_parts
 from lowbit_vit.analysis.fronts import fronts
 from lowbit_vit.analysis.results import Result, load_all_results
@@ -15,6 +16,7 @@ from lowbit_vit.analysis.rooflines import rooflines
 from lowbit_vit.analysis.scores import scores
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import STUDIES, Profile, Study
+from lowbit_vit.schema.estimate import read_estimates
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Record, write_atomic
 from lowbit_vit.schema.workspace import Workspace
@@ -38,6 +40,7 @@ class Tables:
         sensitivity: one row a cell of the sensitivity study.
         units: each block and linear with its intervals, and whether it is called sensitive.
         draw_agreement: Kendall's tau between draws.
+        estimators: Kendall's tau of each cheap estimator with what was measured.
         mixed: one row for each part that a cell of the mixed study plays.
         random_bands: range and quartiles of the random plans.
         beats_random: how many random plans each chosen plan beats.
@@ -55,6 +58,7 @@ class Tables:
     sensitivity: pl.DataFrame
     units: pl.DataFrame
     draw_agreement: pl.DataFrame
+    estimators: pl.DataFrame
     mixed: pl.DataFrame
     random_bands: pl.DataFrame
     beats_random: pl.DataFrame
@@ -90,6 +94,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
     labels = [arm.label for arm in profile.variants.arms]
     variants = arms.variants(results["variants"], arms=labels, margin=profile.statistics.margin)
     scored = _scores_if_complete(results["sensitivity"], profile)
+    estimates = read_estimates(workspace.estimates, profile=profile.name) if workspace.estimates.exists() else None
     mixed = blocks.mixed(results["mixed"], depth=profile.backbone.depth)
     table = _with_rows(arms.paper_table(variants))
     tables = Tables(
@@ -103,6 +108,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         sensitivity=_with_family(blocks.sensitivity(results["sensitivity"], scored)),
         units=blocks.units(scored),
         draw_agreement=blocks.draw_agreement(scored),
+        estimators=estimator_agreement(estimates, scored),
         mixed=mixed,
         random_bands=blocks.random_bands(mixed),
         beats_random=blocks.beats_random(mixed),

@@ -4,6 +4,7 @@ data/prepared/<profile>/          arrays of the decoded images and their manifes
 checkpoints/<profile>/            backbone.safetensors + .json, adapter-seed<N>, adapted-seed<N> (stage backbone)
 reports/<profile>/records/<study>/<trial_id>.json + .npz                                     (stages of the studies)
 reports/<profile>/sensitivity.json                                                           (stage sensitivity)
+reports/<profile>/estimates.json                                                             (stage estimate)
 reports/<profile>/tables, figures, report.html, metrics.json                                 (stage report)
 """
 
@@ -71,3 +72,8 @@ class Workspace:
     def sensitivity(self) -> Path:
         """The scores that `mixed` chooses from."""
         return self.reports / "sensitivity.json"
+
+    @property
+    def estimates(self) -> Path:
+        """Cheap estimates of the same."""
+        return self.reports / "estimates.json"

@@ -1,0 +1,66 @@
+"""Cheap estimates of what quantizing each linear costs, made without evaluating a quantized model: the document and its names.
+
+Written by the `estimate` stage, read by the analysis, which says how well each estimator ranks what was measured. No torch.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from lowbit_vit.errors import DataError
+from lowbit_vit.schema.config import one_line
+from lowbit_vit.schema.plan import Frozen
+
+Estimator = Literal["weight_error", "activation_error", "gradient", "fisher"]
+ESTIMATORS: tuple[Estimator, ...] = ("weight_error", "activation_error", "gradient", "fisher")
+_Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class LinearEstimate(Frozen):
+    """The estimates of one linear in one format. Their scales differ: only ranks and ratios within one estimator mean anything."""
+
+    weights: str = Field(description="the format's name")
+    name: str = Field(description="such as blocks.3.attention.q")
+    weight_error: _Error = Field(description="squared error of the weights, summed")
+    activation_error: _Error = Field(description="squared error of the outputs on real inputs, summed over an image, mean over images")
+    gradient: _Error = Field(description="the same, each output's weighted by the squared gradient of the labels' loss")
+    fisher: _Error = Field(description="the same, of the loss of labels drawn from the model's own predictions")
+
+
+class Estimates(Frozen):
+    """All estimates of one set of weights."""
+
+    profile: str
+    backbone_sha256: str
+    images: int = Field(ge=1, description="of the selection half of the test split")
+    seconds: float = Field(description="wall time of making them, the backbone loaded")
+    linears: tuple[LinearEstimate, ...] = Field(min_length=1)
+
+    def of_blocks(self, weights: str, estimator: Estimator) -> dict[int, float]:
+        """Sum over each block's linears; block -> estimate."""
+        sums: dict[int, float] = {}
+        for linear in self.linears:
+            if linear.weights == weights:
+                block = int(linear.name.split(".")[1])
+                sums[block] = sums.get(block, 0.0) + float(getattr(linear, estimator))
+        return sums
+
+    def of_linears(self, weights: str, estimator: Estimator) -> dict[str, float]:
+        """Name of the linear -> estimate."""
+        return {linear.name: float(getattr(linear, estimator)) for linear in self.linears if linear.weights == weights}
+
+
+def read_estimates(path: Path, *, profile: str) -> Estimates:
+    """Read the document.
+
+    Raises:
+        DataError: it is missing or damaged; the message says what to run.
+    """
+    advice = f"run lowbit-vit estimate {profile}"
+    try:
+        return Estimates.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {advice}") from None
+    except ValidationError as error:
+        raise DataError(f"{path}: {one_line(error)}; {advice} again") from None
