@@ -43,6 +43,7 @@ def a_profile() -> Profile:
         update={
             "data": demo.data,
             "backbone": demo.backbone.model_copy(update={"architecture": small, "training": short}),
+            "lora": None,
             "measurement": measurement,
             "variants": paper.variants.model_copy(update={"arms": none}),
         }
