@@ -222,6 +222,21 @@ def format_of(layer: nn.Module, *, name: str) -> HighPrecision | Int8 | NF4:
     raise LowbitVitError(f"{name}: {type(layer).__name__} in {_dtype_of(layer)} is no format of a plan")
 
 
+def restored_weight(layer: nn.Module) -> Tensor:
+    """The weights that a low-bit layer computes with, fp32 [out, in].
+
+    Raises:
+        LowbitVitError: it is no low-bit layer.
+    """
+    if isinstance(layer, bnb.nn.Linear4bit):
+        weight: Tensor = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        return weight.float()
+    if isinstance(layer, bnb.nn.Linear8bitLt):
+        codes: Tensor = layer.state.CB
+        return codes.float() * layer.state.SCB[:, None] / 127
+    raise LowbitVitError(f"{type(layer).__name__} is no low-bit layer")
+
+
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of everything that the model's values are made of, as held in memory; each storage once.
 

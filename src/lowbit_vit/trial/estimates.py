@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-import bitsandbytes as bnb
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import LowbitVitError
-from lowbit_vit.model.precision import convert_linear
+from lowbit_vit.model.precision import convert_linear, restored_weight
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.estimate import Estimates, LinearEstimate
@@ -151,10 +150,4 @@ def weight_error(layer: nn.Module, source: nn.Module) -> float:
     weight = source.weight
     if not isinstance(weight, Tensor):
         raise LowbitVitError(f"{type(source).__name__} is no linear layer")
-    if isinstance(layer, bnb.nn.Linear4bit):
-        restored = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    elif isinstance(layer, bnb.nn.Linear8bitLt):
-        restored = layer.state.CB.float() * layer.state.SCB[:, None] / 127
-    else:
-        raise LowbitVitError(f"{type(layer).__name__} is no low-bit layer")
-    return float((restored.float() - weight.detach()).square().sum(dtype=torch.float64))
+    return float((restored_weight(layer) - weight.detach()).square().sum(dtype=torch.float64))
