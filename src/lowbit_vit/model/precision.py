@@ -233,7 +233,8 @@ def restored_weight(layer: nn.Module) -> Tensor:
         return weight.float()
     if isinstance(layer, bnb.nn.Linear8bitLt):
         codes: Tensor = layer.state.CB
-        return codes.float() * layer.state.SCB[:, None] / 127
+        restored: Tensor = codes.float() * layer.state.SCB[:, None] / 127
+        return restored
     raise LowbitVitError(f"{type(layer).__name__} is no low-bit layer")
 
 
