@@ -13,17 +13,22 @@ import struct
 from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torchvision.models.vision_transformer import interpolate_embeddings
 
 from lowbit_vit.errors import DataError
+from lowbit_vit.model.deferred import Deferred
 from lowbit_vit.model.vit import VisionTransformer, fuse_qkv
 from lowbit_vit.schema.record import sha256, write_atomic
+
+if TYPE_CHECKING:
+    import torchvision
+else:
+    torchvision = Deferred("torchvision")
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +227,8 @@ def fit_positions(state: Mapping[str, Tensor], model: VisionTransformer, *, sour
         return dict(state)
     sizes = model.architecture
     try:
-        resized = interpolate_embeddings(sizes.image_size, sizes.patch_size, {"encoder.pos_embedding": given})
+        resize = torchvision.models.vision_transformer.interpolate_embeddings
+        resized = resize(sizes.image_size, sizes.patch_size, {"encoder.pos_embedding": given})
     except ValueError as error:
         raise DataError(f"{source}: position_embedding of shape {tuple(given.shape)} cannot be resized ({_first_line(error)})") from error
     before, after = (round((count - 1) ** 0.5) for count in (given.shape[1], wanted.shape[1]))

@@ -6,15 +6,21 @@ three executions of the same model separates the time of kernels from the time o
 
 import shutil
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import bitsandbytes as bnb
 import torch
 from torch import Tensor
-from torch._dynamo import config as compiler_config
 
 from lowbit_vit.errors import Unavailable
+from lowbit_vit.model.deferred import Deferred
+from lowbit_vit.model.precision import is_int8
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import Execution
+
+if TYPE_CHECKING:
+    from torch import _dynamo as compiler
+else:
+    compiler = Deferred("torch._dynamo")
 
 WARMUP_CALLS = 3  # before a capture: allocations, kernel choices and lazy handles must be settled
 
@@ -51,7 +57,7 @@ def _require(model: VisionTransformer, execution: Execution, device: torch.devic
         raise Unavailable(f"execution {execution} needs CUDA, the model is on {device.type}; use execution: eager")
     if execution == "compile" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
         raise Unavailable("execution compile needs a C compiler (Triton builds its launchers with it); install gcc")
-    thresholds = {layer.state.threshold for layer in model.modules() if isinstance(layer, bnb.nn.Linear8bitLt)}
+    thresholds = {layer.state.threshold for layer in model.modules() if is_int8(layer)}
     if execution == "cuda_graph" and max(thresholds, default=0.0) > 0:
         raise Unavailable(
             f"execution cuda_graph cannot capture int8 with threshold {max(thresholds):g}: every layer asks the host whether there "
@@ -94,7 +100,7 @@ def _compiled(model: VisionTransformer) -> Callable[[Tensor], Tensor]:
     def run(images: Tensor) -> Tensor:
         x_BNW = model.embed(images)
         # Past its limit the compiler would quietly run a block op by op under the label `compile`.
-        with compiler_config.patch(fail_on_recompile_limit_hit=True):
+        with compiler.config.patch(fail_on_recompile_limit_hit=True):
             for block in blocks:
                 x_BNW = block(x_BNW)
         logits_BK: Tensor = model.head(model.norm(x_BNW[:, 0]))

@@ -11,17 +11,22 @@ Sources: Hu et al., "LoRA", 2021, https://arxiv.org/abs/2106.09685; Dettmers et 
 """
 
 import math
+from typing import TYPE_CHECKING
 
-import peft
-import peft.tuners.lora as peft_lora
 import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, LowbitVitError
+from lowbit_vit.model.deferred import Deferred, is_loaded
 from lowbit_vit.model.precision import format_of
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import Adaptation
 from lowbit_vit.schema.plan import HighPrecision
+
+if TYPE_CHECKING:
+    import peft
+else:
+    peft = Deferred("peft")
 
 ADAPTER = "default"  # peft's name of the one adapter; part of the tensors' names in saved files
 _MARKS = ("is_loaded_in_4bit", "is_loaded_in_8bit")
@@ -83,7 +88,9 @@ def wrap(model: VisionTransformer, *, rank: int, alpha: float, dropout: float) -
 
 def adapters(model: nn.Module) -> dict[str, nn.Module]:
     """The adapted layers (peft's wrappers) by the name of the layer that they stand for, in order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, peft_lora.LoraLayer)}
+    if not is_loaded("peft"):
+        return {}
+    return {name: module for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)}
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -159,7 +166,8 @@ def _train_head(model: VisionTransformer) -> None:
 
 def _check(model: VisionTransformer) -> None:
     """The classes and the frozen rest are what they must be: two adapters a block, and nothing but them and the head trains."""
-    kinds = {"high": peft_lora.Linear, "int8": peft_lora.Linear8bitLt, "nf4": peft_lora.Linear4bit}
+    classes = peft.tuners.lora
+    kinds = {"high": classes.Linear, "int8": classes.Linear8bitLt, "nf4": classes.Linear4bit}
     wrapped = adapters(model)
     if len(wrapped) != 2 * model.architecture.depth:
         raise LowbitVitError(f"lora: peft wrapped {len(wrapped)} layers, expected q and v of {model.architecture.depth} blocks")

@@ -18,16 +18,21 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, LowbitVitError
+from lowbit_vit.model.deferred import Deferred, is_loaded
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
 from lowbit_vit.schema.plan import NF4, ComputeDtype, HighPrecision, Int8, Plan
 from lowbit_vit.schema.record import LayerAudit
+
+if TYPE_CHECKING:
+    import bitsandbytes as bnb
+else:
+    bnb = Deferred("bitsandbytes")
 
 NF4_BLOCK = 64  # weights that share one absmax: bitsandbytes' default and QLoRA's
 NESTED_BLOCK = 256  # absmax values that share one second-level scale (double quantization); fixed in bitsandbytes
@@ -167,7 +172,7 @@ def int8_linear(codes: Tensor, scales: Tensor, bias: Tensor, *, threshold: float
     return module
 
 
-def nf4_linear(codes: Tensor, state: bnb.functional.QuantState, bias: Tensor, dtype: torch.dtype) -> nn.Module:
+def nf4_linear(codes: Tensor, state: "bnb.functional.QuantState", bias: Tensor, dtype: torch.dtype) -> nn.Module:
     """The real `Linear4bit` around existing codes (uint8 [out * in / 2, 1]) and their quantization state, ready to run."""
     out_features, in_features = state.shape
     nested = bool(state.nested)
@@ -207,6 +212,16 @@ def base_layer(layer: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else layer
 
 
+def is_int8(layer: nn.Module) -> "TypeGuard[bnb.nn.Linear8bitLt]":
+    """Whether this is bitsandbytes' int8 layer; asking does not import bitsandbytes."""
+    return is_loaded("bitsandbytes") and isinstance(layer, bnb.nn.Linear8bitLt)
+
+
+def is_nf4(layer: nn.Module) -> "TypeGuard[bnb.nn.Linear4bit]":
+    """Whether this is bitsandbytes' 4-bit layer; asking does not import bitsandbytes."""
+    return is_loaded("bitsandbytes") and isinstance(layer, bnb.nn.Linear4bit)
+
+
 def format_of(layer: nn.Module, *, name: str) -> HighPrecision | Int8 | NF4:
     """The format that a layer really has, read from its class, its parameters and its state.
 
@@ -215,9 +230,9 @@ def format_of(layer: nn.Module, *, name: str) -> HighPrecision | Int8 | NF4:
     """
     if type(layer) is nn.Linear and layer.weight.dtype.is_floating_point:
         return HighPrecision()
-    if isinstance(layer, bnb.nn.Linear8bitLt) and layer.weight.dtype == torch.int8 and not layer.state.has_fp16_weights:
+    if is_int8(layer) and layer.weight.dtype == torch.int8 and not layer.state.has_fp16_weights:
         return Int8(format="int8", threshold=layer.state.threshold)
-    if isinstance(layer, bnb.nn.Linear4bit) and layer.weight.dtype == torch.uint8 and layer.weight.quant_type == "nf4":
+    if is_nf4(layer) and layer.weight.dtype == torch.uint8 and layer.weight.quant_type == "nf4":
         return NF4(format="nf4", double_quantization=layer.weight.quant_state.nested)
     raise LowbitVitError(f"{name}: {type(layer).__name__} in {_dtype_of(layer)} is no format of a plan")
 
@@ -247,10 +262,10 @@ def weight_bytes(model: nn.Module) -> int:
     """
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear8bitLt):
+        if is_int8(module):
             scales = module.state.SCB if module.state.SCB is not None else module.weight.SCB
             tensors.append(scales)
-        elif isinstance(module, bnb.nn.Linear4bit):
+        elif is_nf4(module):
             state = module.weight.quant_state
             tensors.append(state.absmax)
             if state.nested:
@@ -289,7 +304,7 @@ def _coded_bytes(weight: Tensor, weights: Int8 | NF4) -> int:
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast every floating-point parameter and buffer outside bitsandbytes' layers, in place."""
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear8bitLt | bnb.nn.Linear4bit):
+        if is_int8(module) or is_nf4(module):
             continue  # codes and scales keep their dtypes, biases were cast before
         for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             if tensor.is_floating_point():

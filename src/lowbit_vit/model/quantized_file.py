@@ -7,9 +7,8 @@ that the tables give is the size of these two files. A model that is read back g
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import bitsandbytes as bnb
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -17,9 +16,15 @@ from torch import Tensor, nn
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError
 from lowbit_vit.model import lora, precision
 from lowbit_vit.model.checkpoint import load_state, save_state, saved_bytes
+from lowbit_vit.model.deferred import Deferred
 from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
 from lowbit_vit.schema.config import AttentionName, one_line
 from lowbit_vit.schema.plan import HighPrecision, Int8, Plan
+
+if TYPE_CHECKING:
+    import bitsandbytes as bnb
+else:
+    bnb = Deferred("bitsandbytes")
 
 _BASE = ".base_layer."  # what peft puts into the names of the tensors below an adapter
 

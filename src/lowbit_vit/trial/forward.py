@@ -6,15 +6,21 @@ All of it is of training alone. The model keeps its modules, names and weights, 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch._dynamo import config as compiler_config
 
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.model.attention import require
+from lowbit_vit.model.deferred import Deferred
 from lowbit_vit.model.vit import Attention, VisionTransformer
 from lowbit_vit.schema.config import AttentionName, Training
+
+if TYPE_CHECKING:
+    from torch import _dynamo as compiler
+else:
+    compiler = Deferred("torch._dynamo")
 
 
 class TrainingForward:
@@ -79,7 +85,7 @@ class TrainingForward:
         scales = [None] * len(self._blocks) if self._keep is None else branch_scales(self._keep, len(images))
         tapped: list[Tensor] = []
         # Past its limit the compiler would quietly run a block op by op.
-        with compiler_config.patch(fail_on_recompile_limit_hit=True):
+        with compiler.config.patch(fail_on_recompile_limit_hit=True):
             for number, (block, scale) in enumerate(zip(self._blocks, scales, strict=True), start=1):
                 x_BNW = block(x_BNW, scale)
                 tapped += [x_BNW[:, 1:]] * self._taps.count(number)

@@ -1,0 +1,46 @@
+"""Libraries that are imported when they are first used: a process pays only for what its trial needs.
+
+Every trial starts in a fresh process. bitsandbytes and peft each take seconds to import, torchvision's models and torch's
+compiler no less, and a trial in fp32 uses none of them. So the modules that need such a library name it at their top, as they
+would import it, and its code runs at the first attribute:
+
+    if TYPE_CHECKING:
+        import bitsandbytes as bnb
+    else:
+        bnb = Deferred("bitsandbytes")
+
+`importlib.util.LazyLoader` is not used: it puts its stand-in into `sys.modules`, where whatever looks at all modules, as
+`inspect` does for torch, makes it load. Here `sys.modules` says whether the library was really imported.
+"""
+
+import importlib
+import importlib.util
+import sys
+from typing import Any
+
+from lowbit_vit.errors import Unavailable
+
+
+class Deferred:
+    """Stands for an installed package until an attribute of it is asked for.
+
+    Args:
+        package: a package; of one inside another, the outer one is imported.
+
+    Raises:
+        Unavailable: it is not installed; said at once, not at the first use.
+    """
+
+    def __init__(self, package: str) -> None:
+        if importlib.util.find_spec(package) is None:
+            raise Unavailable(f"{package} is not installed; run: pip install 'lowbit-vit[run]'")
+        self._package = package
+
+    def __getattr__(self, name: str) -> Any:
+        """The package's attribute; the first one imports it."""
+        return getattr(importlib.import_module(self._package), name)
+
+
+def is_loaded(package: str) -> bool:
+    """Whether the package was imported in this process, by whomever: where it was not, there is no object of its classes."""
+    return package in sys.modules

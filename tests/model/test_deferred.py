@@ -1,0 +1,82 @@
+"""A process imports what its trial needs, and a package that is missing is named before anything runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowbit_vit.errors import Unavailable
+from lowbit_vit.model.deferred import Deferred, is_loaded
+
+COSTLY = ("bitsandbytes", "peft", "torchvision", "torch._dynamo", "sklearn")
+
+# What a trial without training and timing does to its model, in the given formats.
+TRIAL = """
+import json
+import sys
+
+import torch
+
+import lowbit_vit.trial.backbone
+import lowbit_vit.trial.run
+import lowbit_vit.trial.scan
+from lowbit_vit.model import execution, lora, precision, quantized_file, vit
+from lowbit_vit.schema.plan import HighPrecision, Int8, NF4, uniform
+
+formats = {
+    "high": HighPrecision(),
+    "int8": Int8(format="int8", threshold=6.0),
+    "nf4": NF4(format="nf4", double_quantization=False),
+}
+plan = uniform(formats[sys.argv[1]], "fp32")
+architecture = vit.Architecture(name="small", image_size=8, patch_size=4, depth=1, heads=1, width=64, mlp_width=64)
+model = vit.VisionTransformer(architecture, num_classes=3, attention="math", qkv="separate")
+precision.apply_plan(model, plan)
+precision.weight_bytes(model)
+quantized_file.model_bytes(model.eval(), plan, {})
+images = torch.zeros(1, 3, 8, 8)
+execution.prepare(model, "eager", images)(images)
+if sys.argv[2] == "adapted":
+    lora.wrap(model, rank=2, alpha=2, dropout=0.0)
+print(json.dumps([name for name in sys.argv[3:] if name in sys.modules]))
+"""
+
+
+def loaded(weights: str, adaptation: str) -> set[str]:
+    command = [sys.executable, "-c", TRIAL, weights, adaptation, *COSTLY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+def test_a_trial_in_high_precision_imports_no_library_of_another_trial() -> None:
+    assert loaded("high", "as it is") == set()
+
+
+@pytest.mark.parametrize("weights", ["int8", "nf4"])
+def test_a_trial_that_quantizes_imports_bitsandbytes_and_no_adapters(weights: str) -> None:
+    found = loaded(weights, "as it is")
+    assert "bitsandbytes" in found
+    assert not found & {"peft", "torchvision"}
+
+
+def test_a_trial_that_trains_adapters_imports_peft() -> None:
+    assert "peft" in loaded("high", "adapted")
+
+
+def test_a_package_that_is_not_installed_is_named_at_once() -> None:
+    with pytest.raises(Unavailable, match=r"^no_such_package is not installed; run: pip install 'lowbit-vit\[run\]'$"):
+        Deferred("no_such_package")
+
+
+def test_the_first_attribute_imports_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imported_late.py").write_text("VALUE = 7\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    late = Deferred("imported_late")
+    assert not is_loaded("imported_late")
+    assert late.VALUE == 7
+    assert is_loaded("imported_late")
+    with pytest.raises(AttributeError, match=r"imported_late.*OTHER"):
+        _ = late.OTHER
