@@ -39,6 +39,13 @@ def test_metrics_are_scikit_learns_on_the_whole_and_on_each_half() -> None:
         assert accuracy[name].loss == pytest.approx(log_loss(labels[part], probabilities, labels=range(12)))
 
 
+@pytest.mark.parametrize("count", [2, 7, 40])
+def test_macro_f1_is_scikit_learns_number_also_where_classes_do_not_occur(count: int) -> None:
+    logits, labels = some_logits(count)
+    accuracy, _ = summarize(logits, labels, selection=selection_mask(count, 0))
+    assert accuracy["whole"].macro_f1 == f1_score(labels, logits.argmax(1), average="macro", zero_division=0.0)
+
+
 def test_predictions_keep_rank_loss_and_margin_of_each_image() -> None:
     logits, labels = some_logits()
     _, predictions = summarize(logits, labels, selection=selection_mask(len(labels), 0))
