@@ -33,21 +33,22 @@ def test_every_shipped_profile_gives_each_study_distinct_cells(path: Path, study
     assert all(trial.study == study and trial.profile == profile.name for trial in trials)
 
 
-def test_variants_are_the_arms_times_their_seeds_and_are_timed() -> None:
+def test_variants_are_the_arms_times_their_seeds_first_seeds_first_and_are_timed() -> None:
     arms = tuple(arm.model_copy(update={"seeds": (0, 1)}) for arm in DEMO.variants.arms)
     profile = DEMO.model_copy(update={"variants": DEMO.variants.model_copy(update={"arms": arms})})
     trials = cells(profile, "variants")
-    assert [(trial.label, trial.seed) for trial in trials] == [(arm.label, seed) for arm in arms for seed in (0, 1)]
+    assert [(trial.label, trial.seed) for trial in trials] == [(arm.label, seed) for seed in (0, 1) for arm in arms]
     assert all(trial.measurement is not None for trial in trials)
 
 
-def test_an_arm_may_ask_for_more_samples() -> None:
-    arm = DEMO.variants.arms[0].model_copy(update={"samples": 1000})
+def test_an_arm_may_ask_for_more_samples_of_its_first_seed() -> None:
+    arm = DEMO.variants.arms[0].model_copy(update={"samples": 1000, "seeds": (3, 1)})
     profile = DEMO.model_copy(update={"variants": DEMO.variants.model_copy(update={"arms": (arm,)})})
-    (trial,) = cells(profile, "variants")
-    assert trial.measurement is not None
-    assert trial.measurement.samples == 1000
-    assert trial.measurement.batch_sizes == DEMO.measurement.batch_sizes
+    first, second = (trial.measurement for trial in cells(profile, "variants"))
+    assert first is not None
+    assert second is not None
+    assert (first.samples, second.samples) == (1000, DEMO.measurement.samples)
+    assert first.batch_sizes == DEMO.measurement.batch_sizes
 
 
 def test_two_arms_that_are_one_trial_are_an_error_that_names_both() -> None:

@@ -466,7 +466,7 @@ class Arm(Frozen):
     device: Device | None = Field(default=None, description="null: the profile's; cuda in a cpu profile is skipped there")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     paper_row: int | None = Field(default=None, ge=0, le=4)
-    samples: int | None = Field(default=None, ge=10, description="overrides measurement.samples")
+    samples: int | None = Field(default=None, ge=10, description="overrides measurement.samples for the first seed")
 
 
 class VariantsStudy(Frozen):
@@ -504,6 +504,7 @@ class MixedStudy(Frozen):
     spared: tuple[int, ...] = Field(min_length=1, description="the values of k")
     random_plans: int = Field(ge=1, description="random plans for each k (ours: the paper ran none)")
     random_seed: int = Field(ge=0)
+    plans: tuple[str, ...] = Field(default=(), description="files of more plans, relative to the project; see docs/allocate.md")
 
     @model_validator(mode="after")
     def _even(self) -> Self:
@@ -616,19 +617,27 @@ def parse_profile(text: str, path: Path) -> Profile:
         ConfigError: as `load_profile`.
     """
     try:
-        content = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(content).__name__}")
-    try:
-        # Through JSON, so that lists become tuples while "12" still is no number.
-        profile = Profile.model_validate_json(json.dumps(content, default=str), strict=True)
+        profile = Profile.model_validate_json(read_yaml(text, path), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{path}: {one_line(error)}") from None
     if profile.name != path.stem:
         raise ConfigError(f"{path}: key name: {profile.name!r} must equal the file's name, {path.stem!r}")
     return profile
+
+
+def read_yaml(text: str, path: Path) -> str:
+    """A mapping in YAML, as JSON: so lists become tuples in a model, while "12" still is no number.
+
+    Raises:
+        ConfigError: it is not YAML, not a mapping, or a key is given twice; `path` is named.
+    """
+    try:
+        content = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(content).__name__}")
+    return json.dumps(content, default=str)
 
 
 def load_trial(path: Path) -> Trial:

@@ -31,7 +31,9 @@ def cells(profile: Profile, study: Study, *, scores: Sequence[SensitivityScores]
     """
     match study:
         case "variants":
-            return _distinct_arms(_arm_trial(profile, arm, seed) for arm in profile.variants.arms for seed in arm.seeds)
+            arms = [(arm, place, seed) for arm in profile.variants.arms for place, seed in enumerate(arm.seeds)]
+            # All first seeds before any second, so that a run that is cut short has every arm rather than half of them twice.
+            return _distinct_arms(_arm_trial(profile, arm, place, seed) for arm, place, seed in sorted(arms, key=lambda entry: entry[1]))
         case "sensitivity":
             roles = [(role.label, plan) for role, plan in _sensitivity_plans(profile.sensitivity, profile.backbone.depth)]
             return _merge_cells(_cell(profile, study, label, plan) for label, plan in roles)
@@ -43,8 +45,9 @@ def cells(profile: Profile, study: Study, *, scores: Sequence[SensitivityScores]
 # ------------------------------------------------------------------------------------------------------------ variants
 
 
-def _arm_trial(profile: Profile, arm: Arm, seed: int) -> Trial:
-    changes = {} if arm.samples is None else {"samples": arm.samples}
+def _arm_trial(profile: Profile, arm: Arm, place: int, seed: int) -> Trial:
+    # An arm's own number of samples is for its tail latencies, which one process gives; other seeds take the profile's.
+    changes = {} if arm.samples is None or place > 0 else {"samples": arm.samples}
     return Trial(
         profile=profile.name,
         study="variants",
