@@ -18,7 +18,8 @@ def memory_parts(results: Iterable[Result], *, arms: list[str]) -> pl.DataFrame:
 
     weights + resident + workspace + activation = peak. `resident` is what else lay on the card before the call: the batch of
     images, and constants of the formats; `workspace` is what cuBLAS keeps; `activation` is the rest of the peak, the kernels'
-    scratch included, such as a dequantized weight. `process` is NVML's figure, with the CUDA context and all libraries.
+    scratch included, such as a dequantized weight; 0 in a captured int8 model whose graph takes its workspace when the activations
+    are gone. `process` is NVML's figure, with the CUDA context and all libraries.
     """
     place = {label: index for index, label in enumerate(arms)}
     rows: list[dict[str, Any]] = []
