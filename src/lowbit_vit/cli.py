@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lowbit_vit.errors import LowbitVitError
-from lowbit_vit.schema.config import Device, Profile, Study, TorchvisionVit, load_profile
+from lowbit_vit.schema.config import Device, Execution, Profile, Study, TorchvisionVit, load_profile
 from lowbit_vit.schema.workspace import Workspace
 
 EPILOG = (
@@ -232,6 +232,61 @@ def estimate(profile: ProfileName, root: Root = HERE) -> None:
     print(f"{len(found.linears)} estimates; {workspace.estimates.relative_to(workspace.root)}")
 
 
+@app.command(epilog="Example: lowbit-vit allocate paper --budget-mib 200 --out plans/small.json")
+def allocate(
+    profile: ProfileName,
+    *,
+    budget_mib: Annotated[float | None, typer.Option("--budget-mib", help="weights at most so large: the least KL")] = None,
+    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency at most so long: the least KL")] = None,
+    max_flips: Annotated[float | None, typer.Option("--max-flips", help="at most so many flips in 1,000 images: the fewest bytes")] = None,
+    units: Annotated[Literal["blocks", "modules"], typer.Option("--units", help="what takes a format of its own")] = "blocks",
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="that may be used, such as nf4; may be given again", show_default="all measured")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="of --budget-ms", show_default="the largest measured")] = None,
+    execution: Annotated[Execution, typer.Option("--execution", help="of --budget-ms")] = "eager",
+    out: Annotated[Path | None, typer.Option("--out", help="the plan's file", show_default="plans/PROFILE-BUDGET.json")] = None,
+    skip_list: Annotated[Path | None, typer.Option("--skip-list", help="also write BitsAndBytesConfig's arguments here, as JSON")] = None,
+    root: Root = HERE,
+) -> None:
+    """Choose each block's format from what was measured: the best plan under a budget, with its proof.
+
+    Without a budget: the plans that `mixed` runs, each within the bytes of sparing the first and last blocks.
+    """
+    import json
+
+    from lowbit_vit.analysis.allocation import allocate_within, asked_budget, study_plans
+    from lowbit_vit.analysis.results import load_results
+    from lowbit_vit.errors import ConfigError
+    from lowbit_vit.report.allocation import plan_lines
+    from lowbit_vit.schema.allocation import plan_files_json
+    from lowbit_vit.schema.estimate import read_estimates
+    from lowbit_vit.schema.record import write_atomic
+    from lowbit_vit.study.finished import load_scores
+
+    settings, workspace = _open(profile, root)
+    scores, results = load_scores(workspace), load_results(workspace, "sensitivity")
+    asked = asked_budget(mib=budget_mib, ms=budget_ms, flips=max_flips)
+    if asked is None:
+        if out is not None or skip_list is not None or formats:
+            raise ConfigError("allocate: --out, --skip-list and --format need a budget")
+        estimates = read_estimates(workspace.estimates, profile=profile)
+        plans = study_plans(settings, scores, results, estimates)
+        write_atomic(workspace.plans, plan_files_json(plans))
+        print("\n".join(line for plan in plans for line in plan_lines(plan)))
+        print(workspace.plans.relative_to(workspace.root))
+        return
+    timed = load_results(workspace, "variants") if budget_ms is not None else []
+    plan = allocate_within(asked, settings, scores, results, timed=timed, units=units, formats=formats, batch=batch, execution=execution)
+    path = out or workspace.root / "plans" / f"{profile}-{plan.name}.json"
+    write_atomic(path, (plan.model_dump_json(indent=1) + "\n").encode())
+    print("\n".join(plan_lines(plan)))
+    print(path)
+    if skip_list is not None:
+        write_atomic(skip_list, (json.dumps(plan.skip_list(settings.backbone.depth), indent=1) + "\n").encode())
+        print(skip_list)
+
+
 @app.command(epilog="Example: lowbit-vit mixed demo")
 def mixed(
     profile: ProfileName,
@@ -256,9 +311,11 @@ def sweep(
     unpinned: Unpinned = False,
     card: Card = None,
 ) -> None:
-    """Run variants, sensitivity and mixed, in this order: on the Ray cluster that RAY_ADDRESS names, else here."""
+    """Run variants, sensitivity, estimate, allocate and mixed: the studies on the Ray cluster that RAY_ADDRESS names, else here."""
     variants(profile, root, isolation, image, runtime, unpinned, card)
     sensitivity(profile, root, isolation, image, runtime, unpinned, card)
+    estimate(profile, root)
+    allocate(profile, root=root)
     mixed(profile, root, isolation, image, runtime, unpinned, card)
 
 

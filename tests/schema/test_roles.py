@@ -21,6 +21,9 @@ MIXED = [
     MixedRole("last", 4),
     MixedRole("most sensitive", 2),
     MixedRole("random", 4, 19),
+    MixedRole("milp", 2),
+    MixedRole("gradient", 4),
+    MixedRole("plan", name="by-hand"),
 ]
 FORMAT = NF4(format="nf4", double_quantization=False)
 

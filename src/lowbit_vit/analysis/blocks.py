@@ -13,7 +13,7 @@ from lowbit_vit.analysis.arms import MIB
 from lowbit_vit.analysis.ranks import agreement
 from lowbit_vit.analysis.results import Result, same_images
 from lowbit_vit.analysis.statistics import compare, wilson
-from lowbit_vit.schema.plan import BlockScore, SensitivityScores
+from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
 from lowbit_vit.schema.roles import MixedRole, SensitivityRole, read_mixed_roles, read_role, spared_blocks
 
 _OUTCOME: dict[str, Any] = {
@@ -77,7 +77,7 @@ BANDS_SCHEMA: dict[str, Any] = {
     "greatest": pl.Float64,
 }
 STRATEGIES = {"none": "fully quantized", "reference": "high precision"}
-STRATEGY_ORDER = ("fully quantized", "first+last", "last", "most sensitive", "random", "high precision")
+STRATEGY_ORDER = ("fully quantized", "first+last", "last", "most sensitive", "gradient", "milp", "random", "plan", "high precision")
 
 
 def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) -> pl.DataFrame:
@@ -175,8 +175,8 @@ def mixed(results: Sequence[Result], *, depth: int) -> pl.DataFrame:
     reference = next((result for role, result in parts if role.kind == "none" and result.predictions is not None), None)
     rows = [
         {
-            "k": None if role.kind in STRATEGIES else role.k,
-            "strategy": STRATEGIES.get(role.kind, role.kind),
+            "k": None if role.kind in STRATEGIES or role.kind == "plan" else role.k,
+            "strategy": STRATEGIES.get(role.kind, role.label if role.kind == "plan" else role.kind),
             "index": role.index,
             "blocks": _blocks(role, result, depth),
             **_outcome(result, reference),
@@ -194,7 +194,10 @@ def _mixed_place(item: tuple[MixedRole, Result]) -> tuple[int, int, int]:
 def _blocks(role: MixedRole, result: Result, depth: int) -> str:
     if role.kind in STRATEGIES:
         return "all" if role.kind == "reference" else "none"
-    return " ".join(str(block) for block in spared_blocks(result.record.trial.plan, depth))
+    plan = result.record.trial.plan
+    spared = " ".join(str(block) for block in spared_blocks(plan, depth))
+    used = {weights.name for weights in plan.resolve(linear_names(depth)).values()}
+    return spared if len(used) <= 2 else f"{spared or 'none'}, of {', '.join(sorted(used))}"
 
 
 def random_bands(frame: pl.DataFrame) -> pl.DataFrame:

@@ -13,7 +13,10 @@ The labels, word for word (`nf4` stands for any format's name, 2 and 3 for any n
                    first+last, k=2
                    last, k=2
                    most sensitive, k=2
+                   gradient, k=2
+                   milp, k=2
                    random 3, k=2
+                   plan NAME
 
 A mixed cell that plays several parts (a random plan that is also the heuristic's) is run once; its label joins them with
 " = ". Which blocks are spared stands in the plan alone: `spared_blocks` reads it.
@@ -24,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.plan import HighPrecision, Plan
+from lowbit_vit.schema.plan import HighPrecision, Plan, linear_names
 
 JOINT = " = "
 
@@ -69,17 +72,21 @@ class MixedRole:
         k: number of spared blocks; 0 for reference and none.
         index: of a random plan, from 0.
         weights: the format's name, only of none.
+        name: of a plan's file, only of plan.
     """
 
-    kind: Literal["reference", "none", "first+last", "last", "most sensitive", "random"]
+    kind: Literal["reference", "none", "first+last", "last", "most sensitive", "gradient", "milp", "random", "plan"]
     k: int = 0
     index: int | None = None
     weights: str | None = None
+    name: str | None = None
 
     @property
     def label(self) -> str:
         """As `read_mixed_roles` reads it, one part."""
         match self.kind:
+            case "plan":
+                return f"plan {self.name}"
             case "reference":
                 return "high precision"
             case "none":
@@ -93,8 +100,16 @@ class MixedRole:
 _SENSITIVITY = re.compile(
     r"(?P<weights>\S+), (?:(?P<all>all blocks)|(?P<direction>only|all but) block (?P<block>\d+)(?: (?P<module>[a-z]\S*))?)"
 )
-_MIXED = re.compile(r"(?P<kind>first\+last|last|most sensitive|random)(?: (?P<index>\d+))?, k=(?P<k>\d+)")
+_MIXED = re.compile(r"(?P<kind>first\+last|last|most sensitive|gradient|milp|random)(?: (?P<index>\d+))?, k=(?P<k>\d+)")
+_CHOSEN: tuple[Literal["first+last", "last", "most sensitive", "gradient", "milp"], ...] = (
+    "first+last",
+    "last",
+    "most sensitive",
+    "gradient",
+    "milp",
+)
 _NONE = re.compile(r"(?P<weights>\S+), none spared")
+_PLAN = re.compile(r"plan (?P<name>[a-z0-9][a-z0-9.-]*)")
 
 
 def read_role(label: str) -> SensitivityRole:
@@ -128,22 +143,19 @@ def _read_mixed_role(part: str) -> MixedRole:
         return MixedRole("reference")
     if none := _NONE.fullmatch(part):
         return MixedRole("none", weights=none["weights"])
+    if plan := _PLAN.fullmatch(part):
+        return MixedRole("plan", name=plan["name"])
     match = _MIXED.fullmatch(part)
     if match is None or (match["kind"] == "random") != (match["index"] is not None):
         raise DataError(f"label {part!r} is not one of the mixed study; delete its record and run the study again")
     k = int(match["k"])
-    match match["kind"]:
-        case "random":
-            return MixedRole("random", k, int(match["index"]))
-        case "first+last":
-            return MixedRole("first+last", k)
-        case "last":
-            return MixedRole("last", k)
-        case _:
-            return MixedRole("most sensitive", k)
+    if match["kind"] == "random":
+        return MixedRole("random", k, int(match["index"]))
+    return MixedRole(next(kind for kind in _CHOSEN if kind == match["kind"]), k)
 
 
 def spared_blocks(plan: Plan, depth: int) -> tuple[int, ...]:
     """The blocks of a model of `depth` blocks that a plan leaves wholly in high precision, ascending."""
-    formats = plan.resolve([f"blocks.{block}.attention.q" for block in range(depth)])
-    return tuple(block for block, weights in enumerate(formats.values()) if isinstance(weights, HighPrecision))
+    formats = plan.resolve(linear_names(depth))
+    low = {int(name.split(".")[1]) for name, weights in formats.items() if not isinstance(weights, HighPrecision)}
+    return tuple(block for block in range(depth) if block not in low)

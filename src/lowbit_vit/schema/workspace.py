@@ -5,6 +5,7 @@ checkpoints/<profile>/            backbone.safetensors + .json, adapter-seed<N>,
 reports/<profile>/records/<study>/<trial_id>.json + .npz                                     (stages of the studies)
 reports/<profile>/sensitivity.json                                                           (stage sensitivity)
 reports/<profile>/estimates.json                                                             (stage estimate)
+reports/<profile>/plans.json                                                                 (stage allocate)
 reports/<profile>/tables, figures, report.html, metrics.json                                 (stage report)
 """
 
@@ -72,6 +73,11 @@ class Workspace:
     def sensitivity(self) -> Path:
         """The scores that `mixed` chooses from."""
         return self.reports / "sensitivity.json"
+
+    @property
+    def plans(self) -> Path:
+        """The plans that `mixed` runs beside its own."""
+        return self.reports / "plans.json"
 
     @property
     def estimates(self) -> Path:

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.allocation import PlanFile, load_plan_file, load_plan_files
 from lowbit_vit.schema.code import code_sha256
-from lowbit_vit.schema.config import Study, Trial, one_line
+from lowbit_vit.schema.config import Profile, Study, Trial, one_line
 from lowbit_vit.schema.environment import provenance, why_unavailable
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, remove_half_written, sha256, write_record
@@ -179,6 +180,19 @@ def load_scores(workspace: Workspace) -> tuple[SensitivityScores, ...]:
     if known and any(score.backbone_sha256 not in known for score in scores):
         raise DataError(f"{path}: was made from other weights than those in checkpoints/{workspace.profile}; {advice} again")
     return scores
+
+
+def load_plans(profile: Profile, workspace: Workspace) -> tuple[PlanFile, ...]:
+    """The plans that the mixed study runs beside its own: those of the allocate stage, and the files that the profile names.
+
+    Raises:
+        DataError: the stage's file is damaged.
+        ConfigError: a file of the profile is missing or wrong.
+    """
+    if not workspace.plans.exists():
+        log.info("mixed: no plans of lowbit-vit allocate %s, so none is run", workspace.profile)
+    made = load_plan_files(workspace.plans, profile=workspace.profile) if workspace.plans.exists() else ()
+    return (*made, *(load_plan_file(workspace.root / name) for name in profile.mixed.plans))
 
 
 def prune(workspace: Workspace, study: Study, *, keep: set[str]) -> None:

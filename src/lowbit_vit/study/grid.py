@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from lowbit_vit.errors import ConfigError, DataError
+from lowbit_vit.schema.allocation import PlanFile
 from lowbit_vit.schema.config import Arm, MixedStudy, Profile, SensitivityStudy, Study, Trial
 from lowbit_vit.schema.plan import Plan, SensitivityScores, all_but, all_but_linear, linear_names, only, only_linear, uniform
 from lowbit_vit.schema.roles import JOINT, MixedRole, SensitivityRole
@@ -17,17 +18,18 @@ from lowbit_vit.schema.roles import JOINT, MixedRole, SensitivityRole
 CELL_SEED = 0
 
 
-def cells(profile: Profile, study: Study, *, scores: Sequence[SensitivityScores] = ()) -> list[Trial]:
+def cells(profile: Profile, study: Study, *, scores: Sequence[SensitivityScores] = (), plans: Sequence[PlanFile] = ()) -> list[Trial]:
     """List the trials of a study, each once.
 
     Args:
         profile: the profile.
         study: which study.
         scores: what the sensitivity study found; `mixed` needs those of its own format, direction "only".
+        plans: more plans for `mixed`.
 
     Raises:
-        ConfigError: two arms are the same trial.
-        DataError: `mixed` without the scores that it needs.
+        ConfigError: two arms are the same trial, or a plan does not fit the model or the study.
+        DataError: `mixed` without the scores that it needs, or with a plan made from other weights.
     """
     match study:
         case "variants":
@@ -38,7 +40,8 @@ def cells(profile: Profile, study: Study, *, scores: Sequence[SensitivityScores]
             roles = [(role.label, plan) for role, plan in _sensitivity_plans(profile.sensitivity, profile.backbone.depth)]
             return _merge_cells(_cell(profile, study, label, plan) for label, plan in roles)
         case "mixed":
-            mixed_plans = _mixed_plans(profile.mixed, profile.backbone.depth, _choose_scores(profile, scores))
+            chosen = _choose_scores(profile, scores)
+            mixed_plans = _mixed_plans(profile.mixed, profile.backbone.depth, chosen) + _given_plans(profile, plans, chosen)
             return _merge_cells(_cell(profile, study, role.label, plan) for role, plan in mixed_plans)
 
 
@@ -141,6 +144,20 @@ def _mixed_plans(study: MixedStudy, depth: int, scores: SensitivityScores) -> li
         chosen += [(MixedRole("random", k, index), blocks) for index, blocks in enumerate(draws)]
         plans += [(role, all_but(blocks, study.weights, dtype)) for role, blocks in chosen]
     return plans
+
+
+def _given_plans(profile: Profile, files: Sequence[PlanFile], scores: SensitivityScores) -> list[tuple[MixedRole, Plan]]:
+    found: dict[MixedRole, Plan] = {}
+    for file in files:
+        if file.compute_dtype != profile.mixed.compute_dtype:
+            raise ConfigError(f"plan {file.name}: compute_dtype {file.compute_dtype}, but mixed has {profile.mixed.compute_dtype}")
+        if file.backbone_sha256 not in (None, scores.backbone_sha256):
+            raise DataError(f"plan {file.name}: was made from other weights than the sensitivity study's; allocate again")
+        role = MixedRole("plan", name=file.name) if file.strategy is None or file.k is None else MixedRole(file.strategy, file.k)
+        if role in found:
+            raise ConfigError(f"plan {file.name}: another plan has this name already")
+        found[role] = file.plan(profile.backbone.depth)
+    return list(found.items())
 
 
 def draw_blocks(depth: int, k: int, *, count: int, seed: int) -> list[tuple[int, ...]]:

@@ -32,7 +32,7 @@ from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cluster import cluster_address, connected, places_on, reasons_on, run_on_cluster, survey
 from lowbit_vit.study.container import Container, Starter
 from lowbit_vit.study.costs import expected_seconds
-from lowbit_vit.study.finished import load_scores, missing_trials, prune, starting_weights, why_not_here
+from lowbit_vit.study.finished import load_plans, load_scores, missing_trials, prune, starting_weights, why_not_here
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import COMMAND, launch, launch_scan, scratch_folder
 from lowbit_vit.study.lifeline import unwinding_on_sigterm
@@ -72,7 +72,8 @@ def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: 
             log.info("%d containers of a killed run removed", stale)
         nodes = None if address is None else survey()
         scores = load_scores(workspace) if study == "mixed" else ()
-        trials = cells(profile, study, scores=scores)
+        plans = load_plans(profile, workspace) if study == "mixed" else ()
+        trials = cells(profile, study, scores=scores, plans=plans)
         folder = workspace.records(study)
         expected = expected_seconds(trials, folder)
         prune(workspace, study, keep={trial.trial_id for trial in trials})

@@ -5,13 +5,15 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from lowbit_vit.report.figures.style import BLUE, GREEN, GREY, ORANGE, RED, WIDTH, YELLOW, rows, unique
+from lowbit_vit.report.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, WIDTH, YELLOW, rows, unique
 
 STRATEGIES = {
     "fully quantized": GREEN,
     "first+last": ORANGE,
     "last": YELLOW,
     "most sensitive": RED,
+    "gradient": YELLOW,
+    "milp": PURPLE,
     "random": GREY,
     "high precision": BLUE,
 }

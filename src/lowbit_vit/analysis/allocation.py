@@ -1,0 +1,239 @@
+"""The best plan under a budget: which format each block or linear takes, from measured costs and measured losses.
+
+What a unit costs and loses in a format was measured with that unit alone in it, and is added up: bytes from the sensitivity study's
+records (exact), KL and flips from its scores (an assumption, which `additivity` checks), latency from the timed arms in that format
+throughout, shared out evenly over the blocks, which are all of one shape. `programme` chooses.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from lowbit_vit.analysis.programme import MIB, Budget, Choice, Problem, Quantity, solve
+from lowbit_vit.analysis.results import Result
+from lowbit_vit.errors import ConfigError, DataError
+from lowbit_vit.schema.allocation import Entry, PlanFile, Predicted
+from lowbit_vit.schema.config import Execution, Profile
+from lowbit_vit.schema.estimate import Estimates
+from lowbit_vit.schema.plan import HighPrecision, SensitivityScores
+from lowbit_vit.schema.record import ModelFacts
+from lowbit_vit.schema.roles import SensitivityRole, read_role
+
+Units = Literal["blocks", "modules"]
+
+
+def build_problem(
+    profile: Profile,
+    scores: Sequence[SensitivityScores],
+    results: Sequence[Result],
+    *,
+    units: Units,
+    formats: Sequence[str] | None = None,
+    estimates: Estimates | None = None,
+    latencies: dict[str, float] | None = None,
+) -> Problem:
+    """Every unit in high precision and in each format that the sensitivity study measured alone.
+
+    Args:
+        profile: the profile.
+        scores: of the sensitivity study.
+        results: its records, for the bytes.
+        units: blocks, or each linear.
+        formats: names of those that may be used; None: all that were measured.
+        estimates: for the gradient scores; None: they are 0.
+        latencies: ms of the whole model, by format's name, `high` among them; None: latency plays no part.
+
+    Raises:
+        ConfigError: a format was not measured, or latency is asked of linears, for which nothing is measured.
+        DataError: a record is missing.
+    """
+    usable = [score for score in scores if score.direction == "only" and (formats is None or score.weights.name in formats)]
+    unknown = set(formats or ()) - {score.weights.name for score in usable} - {"high"}
+    if unknown or not usable:
+        known = ", ".join(sorted({score.weights.name for score in scores if score.direction == "only"})) or "none"
+        raise ConfigError(f"allocate: format {', '.join(sorted(unknown)) or '(any)'} was not measured; sensitivity.formats has: {known}")
+    if latencies is not None and units == "modules":
+        raise ConfigError("allocate: latency is measured of whole blocks; give --units blocks, or a budget of bytes or flips")
+    facts = {read_role(result.record.trial.label): result.record.model for result in results}
+    if {model.backbone_sha256 for model in facts.values() if model is not None} - {usable[0].backbone_sha256}:
+        raise DataError(
+            f"sensitivity.json of {profile.name}: of other weights than the records; run lowbit-vit sensitivity {profile.name} again"
+        )
+    base = _bytes_of(facts, SensitivityRole("reference"), profile)
+    names = [unit.name for unit in (usable[0].blocks if units == "blocks" else usable[0].modules)]
+    if not names:
+        raise ConfigError(
+            f"allocate: modules were not measured; put sensitivity.units: [blocks, modules] into profiles/{profile.name}.yaml"
+        )
+    choices: list[Choice] = []
+    for index, name in enumerate(names):
+        choices.append(Choice(unit=name, weights=HighPrecision(), weight_bytes=0, kl=0.0, flips=0.0))
+        for score in usable:
+            unit = (score.blocks if units == "blocks" else score.modules)[index]
+            role = SensitivityRole("only", score.weights.name, unit.block, unit.module)
+            ms = 0.0 if latencies is None else (latencies[score.weights.name] - latencies["high"]) / len(names)
+            choices.append(
+                Choice(
+                    unit=name,
+                    weights=score.weights,
+                    weight_bytes=_bytes_of(facts, role, profile) - base,
+                    kl=float(np.mean(unit.kl)),
+                    flips=1000 * float(np.mean(unit.flips)) / score.images,
+                    ms=ms,
+                    gradient=_gradient(estimates, score.weights.name, name) if estimates is not None else 0.0,
+                )
+            )
+    return Problem(choices=tuple(choices), base_bytes=base, base_ms=None if latencies is None else latencies["high"])
+
+
+def _bytes_of(facts: dict[SensitivityRole, ModelFacts | None], role: SensitivityRole, profile: Profile) -> int:
+    found = facts.get(role)
+    if found is None:
+        raise DataError(f"sensitivity: {role.label}: no successful record; run lowbit-vit sensitivity {profile.name}")
+    return found.weight_bytes
+
+
+def _gradient(estimates: Estimates, weights: str, unit: str) -> float:
+    found = estimates.of_linears(weights, "gradient")
+    under = [value for name, value in found.items() if name == unit or name.startswith(f"{unit}.")]
+    if not under:
+        raise DataError(
+            f"estimates.json of {estimates.profile}: nothing on {weights}, {unit}; run lowbit-vit estimate {estimates.profile} again"
+        )
+    return sum(under)
+
+
+def measured_latencies(
+    profile: Profile, results: Sequence[Result], formats: Sequence[str], *, batch_size: int, execution: Execution
+) -> dict[str, float]:
+    """Median latency in ms of the arms that have one format throughout, by format; as the sensitivity study is run otherwise.
+
+    Raises:
+        DataError: an arm was not timed; the message says which one the profile needs.
+    """
+    study = profile.sensitivity
+    found: dict[str, float] = {}
+    for result in results:
+        trial, measurement = result.record.trial, result.record.measurement
+        names = {rule.weights.name for rule in trial.plan.rules} or {"high"}
+        alike = (
+            trial.plan.compute_dtype == study.compute_dtype,
+            trial.attention == study.attention,
+            trial.adaptation == ("none" if profile.lora is None else "ptq"),
+            trial.execution == execution,
+            trial.qkv == "separate",
+            len(names) == 1,
+        )
+        if measurement is not None and all(alike):
+            found |= {name: latency.p50_ms for name in names for latency in measurement.latency if latency.batch_size == batch_size}
+    missing = [name for name in ("high", *formats) if name not in found]
+    if missing:
+        raise DataError(
+            f"variants of {profile.name}: no timing of {', '.join(missing)} with {study.compute_dtype}, {study.attention}, {execution}, "
+            f"batch {batch_size}, quantized after training; add such an arm, or give another --batch or --execution"
+        )
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------- the plan
+
+
+def allocate(
+    profile: Profile, problem: Problem, budget: Budget, *, name: str, backbone_sha256: str, minimize: Quantity | None = None
+) -> PlanFile:
+    """Solve and write down: least KL within bytes or milliseconds; least bytes within flips.
+
+    Raises:
+        ConfigError: as `solve`.
+    """
+    objective: Quantity = minimize or ("weight_bytes" if budget.quantity == "flips" else "kl")
+    chosen, optimum = solve(problem, budget, minimize=objective)
+    predicted = Predicted(
+        weight_bytes=round(problem.total(chosen, "weight_bytes")),
+        kl=problem.total(chosen, "kl"),
+        flips_per_1000=problem.total(chosen, "flips"),
+        ms=None if problem.base_ms is None else problem.total(chosen, "ms"),
+    )
+    return PlanFile(
+        name=name,
+        compute_dtype=profile.sensitivity.compute_dtype,
+        entries=tuple(Entry(unit=choice.unit, weights=choice.weights) for choice in chosen),
+        profile=profile.name,
+        backbone_sha256=backbone_sha256,
+        strategy="gradient" if objective == "gradient" else "milp",
+        budget=budget.words,
+        predicted=predicted,
+        optimum=optimum,
+    )
+
+
+def study_plans(
+    profile: Profile, scores: Sequence[SensitivityScores], results: Sequence[Result], estimates: Estimates | None
+) -> list[PlanFile]:
+    """The plans of the mixed study: within the bytes of sparing the first and last k / 2 blocks, by measurement and by gradients.
+
+    Raises:
+        ConfigError: as `build_problem`.
+        DataError: as `build_problem`.
+    """
+    problem = build_problem(profile, scores, results, units="blocks", estimates=estimates)
+    low = {choice.unit: choice.weight_bytes for choice in problem.choices if choice.weights == profile.mixed.weights}
+    if not low:
+        raise ConfigError(f"allocate: mixed.weights {profile.mixed.weights.name} is not among sensitivity.formats; add it there")
+    found = []
+    for k in profile.mixed.spared:
+        half, units = k // 2, list(low)
+        spared = {*units[:half], *units[len(units) - half :]}
+        budget = Budget("weight_bytes", problem.base_bytes + sum(size for unit, size in low.items() if unit not in spared))
+        objectives: list[Quantity] = ["kl"] if estimates is None else ["kl", "gradient"]
+        for objective in objectives:
+            name = f"{'milp' if objective == 'kl' else objective}-k{k}"
+            plan = allocate(profile, problem, budget, name=name, backbone_sha256=scores[0].backbone_sha256, minimize=objective)
+            found.append(plan.model_copy(update={"k": k}))
+    return found
+
+
+def asked_budget(*, mib: float | None, ms: float | None, flips: float | None) -> Budget | None:
+    """A budget in MiB, milliseconds a batch, or flips in 1,000 images; None: none was asked for.
+
+    Raises:
+        ConfigError: more than one.
+    """
+    given = [
+        *([] if mib is None else [Budget("weight_bytes", mib * MIB)]),
+        *([] if ms is None else [Budget("ms", ms)]),
+        *([] if flips is None else [Budget("flips", flips)]),
+    ]
+    if len(given) > 1:
+        raise ConfigError("allocate: --budget-mib, --budget-ms and --max-flips: give one of them")
+    return given[0] if given else None
+
+
+def allocate_within(
+    budget: Budget,
+    profile: Profile,
+    scores: Sequence[SensitivityScores],
+    results: Sequence[Result],
+    *,
+    timed: Sequence[Result],
+    units: Units,
+    formats: Sequence[str] | None,
+    batch: int | None,
+    execution: Execution,
+) -> PlanFile:
+    """The best plan within one budget; `timed` are the records of the variants, for a budget of milliseconds.
+
+    Raises:
+        ConfigError: the budget, a format or the units do not fit what was measured.
+        DataError: a record is missing.
+    """
+    measured = [score.weights.name for score in scores if score.direction == "only"]
+    latencies = None
+    if budget.quantity == "ms":
+        size = batch or max(profile.measurement.batch_sizes)
+        latencies = measured_latencies(profile, timed, formats or measured, batch_size=size, execution=execution)
+    problem = build_problem(profile, scores, results, units=units, formats=formats, latencies=latencies)
+    amount = budget.limit / MIB if budget.quantity == "weight_bytes" else budget.limit
+    name = f"{'mib' if budget.quantity == 'weight_bytes' else budget.quantity}-{amount:g}"
+    return allocate(profile, problem, budget, name=name, backbone_sha256=scores[0].backbone_sha256)

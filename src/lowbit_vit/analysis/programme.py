@@ -1,0 +1,174 @@
+"""The integer programme behind `allocate`: each unit takes one format, a total stays within a budget, another is least.
+
+scipy's MILP (HiGHS), solved to a gap of 0. Of equally good plans the one of fewer bytes is taken, then the one that quantizes later
+units, so the choice is the same on every machine.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from lowbit_vit.errors import ConfigError, LowbitVitError
+from lowbit_vit.schema.allocation import Optimum
+from lowbit_vit.schema.plan import WeightFormat
+
+MIB = 2**20
+Quantity = Literal["weight_bytes", "kl", "flips", "ms", "gradient"]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One unit in one format: what it adds to the model in high precision. `ms` and `gradient`: 0 where they play no part."""
+
+    unit: str
+    weights: WeightFormat
+    weight_bytes: int
+    kl: float
+    flips: float
+    ms: float = 0.0
+    gradient: float = 0.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Every choice, units in order of the forward pass, each unit's high precision first.
+
+    Attributes:
+        base_bytes: of the model in high precision.
+        base_ms: its latency; None: not asked for.
+    """
+
+    choices: tuple[Choice, ...]
+    base_bytes: int
+    base_ms: float | None
+
+    def total(self, chosen: Sequence[Choice], quantity: Quantity) -> float:
+        """Of the whole model."""
+        base = {"weight_bytes": float(self.base_bytes), "ms": self.base_ms or 0.0}.get(quantity, 0.0)
+        return base + sum(float(getattr(choice, quantity)) for choice in chosen)
+
+    def least(self, quantity: Quantity) -> float:
+        """The least total that any plan has."""
+        return self.total(self._best_each(lambda choice: float(getattr(choice, quantity))), quantity)
+
+    def _best_each(self, cost: Callable[[Choice], float]) -> list[Choice]:
+        best: dict[str, Choice] = {}
+        for choice in self.choices:
+            if choice.unit not in best or cost(choice) < cost(best[choice.unit]):
+                best[choice.unit] = choice
+        return list(best.values())
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An upper limit of one total."""
+
+    quantity: Literal["weight_bytes", "ms", "flips"]
+    limit: float
+
+    @property
+    def words(self) -> str:
+        """With its unit."""
+        return _words(self.quantity, self.limit)
+
+
+def _words(quantity: Literal["weight_bytes", "ms", "flips"], value: float) -> str:
+    if quantity == "weight_bytes":
+        return f"{value / MIB:.4f} MiB"
+    return f"{value:.4f} ms" if quantity == "ms" else f"{value:g} flips in 1,000 images"
+
+
+def solve(problem: Problem, budget: Budget, *, minimize: Quantity) -> tuple[list[Choice], Optimum]:
+    """The best plan within the budget, one choice a unit in order.
+
+    Raises:
+        ConfigError: the budget is not positive, or below what any plan needs (the message says how much that is).
+        LowbitVitError: the solver gave no proven optimum.
+    """
+    least = problem.least(budget.quantity)
+    if not budget.limit > 0 and (budget.quantity != "flips" or budget.limit < 0):
+        raise ConfigError(f"allocate: a budget of {budget.words} is none; give a positive number")
+    if budget.limit < least:
+        nearest = _round_up(budget.quantity, least)
+        raise ConfigError(f"allocate: no plan keeps within {budget.words}; the nearest budget that one does is {nearest}")
+    programme = _Programme(problem)
+    programme.limit(budget.quantity, budget.limit - problem.total([], budget.quantity))
+    value, bound = programme.minimize(minimize)
+    # Of equally good plans, the smaller one, and then that of the later units: no choice is left to the solver.
+    programme.limit(minimize, value + 1e-9 * max(abs(value), programme.scale(minimize)))
+    if minimize != "weight_bytes":
+        smallest, _ = programme.minimize("weight_bytes")
+        programme.limit("weight_bytes", smallest + 0.5)
+    chosen = programme.settle()
+    within = problem.total(chosen, budget.quantity)
+    if within > budget.limit * (1 + 1e-9):
+        raise LowbitVitError(f"allocate: the solver's plan takes {_words(budget.quantity, within)}, more than the budget of {budget.words}")
+    base = problem.total([], minimize)
+    named: Literal["kl", "flips", "gradient", "weight_bytes"] = "kl" if minimize == "ms" else minimize
+    gap = abs(value - bound) / max(abs(value + base), 1e-300)
+    return chosen, Optimum(minimized=named, value=value + base, bound=bound + base, gap=0.0 if gap < 1e-9 else gap)
+
+
+def _round_up(quantity: Literal["weight_bytes", "ms", "flips"], least: float) -> str:
+    """A budget in words that is surely enough: four digits, rounded up."""
+    unit = MIB if quantity == "weight_bytes" else 1
+    return _words(quantity, np.ceil(least / unit * 1e4) / 1e4 * unit)
+
+
+class _Programme:
+    """The binary programme: one variable a choice, one of each unit's is 1."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._choices = problem.choices
+        units = list(dict.fromkeys(choice.unit for choice in self._choices))
+        rows = [units.index(choice.unit) for choice in self._choices]
+        columns = list(range(len(rows)))
+        membership = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(units), len(rows)))
+        self._constraints = [LinearConstraint(membership, lb=1, ub=1)]
+
+    def scale(self, quantity: Quantity) -> float:
+        """The greatest that one choice has of a quantity; 1 if none has any."""
+        return float(np.abs(self._values(quantity)).max()) or 1.0
+
+    def limit(self, quantity: Quantity, most: float) -> None:
+        """Add a row: the sum over what is chosen is at most `most`. Scaled, for the solver's tolerance is absolute: 1e-6."""
+        scale = self.scale(quantity) / 1e4
+        self._constraints.append(LinearConstraint(self._values(quantity)[None, :] / scale, ub=most / scale))
+
+    def minimize(self, quantity: Quantity) -> tuple[float, float]:
+        """The least sum, and its lower bound."""
+        scale = self.scale(quantity) / 1e4
+        solution, bound = self._solve(self._values(quantity) / scale)
+        return float(self._values(quantity) @ solution), bound * scale
+
+    def settle(self) -> list[Choice]:
+        """What is chosen where all else is equal: high precision for earlier units, formats in the order that they were given in."""
+        order = np.zeros(len(self._choices))
+        units = list(dict.fromkeys(choice.unit for choice in self._choices))
+        place = 0
+        for index, choice in enumerate(self._choices):
+            place = 0 if index == 0 or self._choices[index - 1].unit != choice.unit else place + 1
+            order[index] = place * (len(units) - units.index(choice.unit))
+        solution, _ = self._solve(order)
+        return [choice for choice, taken in zip(self._choices, solution, strict=True) if taken > 0.5]
+
+    def _values(self, quantity: Quantity) -> Floats:
+        return np.array([getattr(choice, quantity) for choice in self._choices], dtype=np.float64)
+
+    def _solve(self, costs: Floats) -> tuple[Floats, float]:
+        result = milp(
+            costs,
+            integrality=np.ones(len(costs), dtype=np.int64),
+            bounds=Bounds(0, 1),
+            constraints=self._constraints,
+            options={"mip_rel_gap": 0.0},
+        )
+        if result.status != 0 or result.x is None:
+            raise LowbitVitError(f"allocate: the solver found no proven optimum: {str(result.message).splitlines()[0]}")
+        return np.round(result.x), float(result.mip_dual_bound)

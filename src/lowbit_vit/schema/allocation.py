@@ -1,0 +1,160 @@
+"""A plan as a file: which format each block or linear takes, what that was chosen for, and what was predicted of it.
+
+`allocate` writes such files and `mixed` runs them (profile key mixed.plans, and the plans of reports/<profile>/plans.json). A file
+written by hand needs its name, the compute dtype and the entries alone. Every linear is named at most once; what is not named stays
+in high precision. No torch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from lowbit_vit.errors import ConfigError, DataError
+from lowbit_vit.schema.config import one_line, read_yaml
+from lowbit_vit.schema.plan import NF4, ComputeDtype, Frozen, HighPrecision, Int8, Plan, Rule, WeightFormat, linear_names
+
+_HF_NAMES = {
+    "attention.q": "attention.attention.query",
+    "attention.k": "attention.attention.key",
+    "attention.v": "attention.attention.value",
+    "attention.out": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+
+
+class Entry(Frozen):
+    """One block (blocks.3) or one linear (blocks.3.attention.q) and its format."""
+
+    unit: str = Field(pattern=r"^blocks\.\d+(\.(attention\.(q|k|v|out)|mlp\.(fc1|fc2)))?$")
+    weights: WeightFormat
+
+
+class Predicted(Frozen):
+    """What the sum over units predicts of the whole model."""
+
+    weight_bytes: int
+    kl: float = Field(description="mean KL from high precision in nats, on the selection half")
+    flips_per_1000: float = Field(description="images of 1,000 whose Top-1 class changes: the units' flips, none of them in common")
+    ms: float | None = Field(default=None, description="latency of one batch; null: no budget of it was given")
+
+
+class Optimum(Frozen):
+    """What the solver says of the choice."""
+
+    minimized: Literal["kl", "flips", "gradient", "weight_bytes"]
+    value: float
+    bound: float = Field(description="no choice within the budget is better than this")
+    gap: float = Field(description="value - bound, relative to the value; 0: a proven optimum")
+
+
+class PlanFile(Frozen):
+    """One plan.
+
+    Attributes of those that `allocate` made: profile, the weights whose scores it rests on, strategy, budget, k (the budget is the
+    bytes of sparing the first and last k / 2 blocks), predicted, optimum.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    compute_dtype: ComputeDtype
+    entries: tuple[Entry, ...]
+    profile: str | None = None
+    backbone_sha256: str | None = Field(default=None, description="null: of whatever weights")
+    strategy: Literal["milp", "gradient"] | None = Field(default=None, description="null: made by hand")
+    k: int | None = None
+    budget: str | None = None
+    predicted: Predicted | None = None
+    optimum: Optimum | None = None
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        units = [entry.unit for entry in self.entries]
+        for index, unit in enumerate(units):
+            block = ".".join(unit.split(".")[:2])
+            if unit in units[:index]:
+                raise ValueError(f"entries: {unit} is given twice")
+            if unit != block and block in units:
+                raise ValueError(f"entries: {unit} is given twice: by itself and with {block}")
+        return self
+
+    def plan(self, depth: int) -> Plan:
+        """The plan for a model of `depth` blocks.
+
+        Raises:
+            ConfigError: an entry names a block that the model does not have.
+        """
+        for entry in self.entries:
+            if int(entry.unit.split(".")[1]) >= depth:
+                raise ConfigError(f"plan {self.name}: {entry.unit} is not there; the model has blocks.0 to blocks.{depth - 1}")
+        rules = tuple(
+            Rule(pattern=entry.unit if entry.unit.count(".") > 1 else f"{entry.unit}.*", weights=entry.weights)
+            for entry in self.entries
+            if not isinstance(entry.weights, HighPrecision)
+        )
+        return Plan(compute_dtype=self.compute_dtype, rules=rules)
+
+    def skip_list(self, depth: int) -> dict[str, object]:
+        """Arguments of transformers' BitsAndBytesConfig that quantize Hugging Face's ViTForImageClassification by this plan.
+
+        Raises:
+            ConfigError: it mixes low-bit formats, which one BitsAndBytesConfig cannot.
+        """
+        formats = self.plan(depth).resolve(linear_names(depth))
+        low = {weights.name: weights for weights in formats.values() if not isinstance(weights, HighPrecision)}
+        if len(low) != 1:
+            raise ConfigError(
+                f"plan {self.name}: uses {', '.join(sorted(low)) or 'no low-bit format'}; BitsAndBytesConfig takes exactly one: "
+                "allocate with --formats and one of them"
+            )
+        skipped = []
+        for name, weights in formats.items():
+            if isinstance(weights, HighPrecision):
+                _, block, place = name.split(".", 2)
+                skipped.append(f"vit.encoder.layer.{block}.{_HF_NAMES[place]}")
+        (weights,) = low.values()
+        return {"llm_int8_skip_modules": [*skipped, "classifier"], **_loading(weights)}
+
+
+def _loading(weights: NF4 | Int8 | HighPrecision) -> dict[str, object]:
+    if isinstance(weights, NF4):
+        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": weights.double_quantization}
+    return {"load_in_8bit": True, **({"llm_int8_threshold": weights.threshold} if isinstance(weights, Int8) else {})}
+
+
+_FILES: TypeAdapter[tuple[PlanFile, ...]] = TypeAdapter(tuple[PlanFile, ...])
+
+
+def load_plan_file(path: Path) -> PlanFile:
+    """Read a plan, YAML or JSON.
+
+    Raises:
+        ConfigError: missing, not YAML, or a key or value is wrong; one line naming file, key and value.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such plan; lowbit-vit allocate writes one")
+    try:
+        return PlanFile.model_validate_json(read_yaml(path.read_text(), path), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from None
+
+
+def load_plan_files(path: Path, *, profile: str) -> tuple[PlanFile, ...]:
+    """Read the plans that the allocate stage made.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    advice = f"run lowbit-vit allocate {profile}"
+    try:
+        return _FILES.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {advice}") from None
+    except ValidationError as error:
+        raise DataError(f"{path}: {one_line(error)}; {advice} again") from None
+
+
+def plan_files_json(files: Sequence[PlanFile]) -> bytes:
+    """As `load_plan_files` reads it."""
+    return ("[\n" + ",\n".join(file.model_dump_json(indent=1) for file in files) + "\n]\n").encode()

@@ -1,0 +1,101 @@
+"""The programme's plan is the best of all plans, found by trying every one; ties and budgets out of reach are settled in words."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowbit_vit.analysis.programme import MIB, Budget, Choice, Problem, solve
+from lowbit_vit.errors import ConfigError
+from lowbit_vit.schema.plan import NF4, HighPrecision, Int8
+
+FORMATS = (HighPrecision(), Int8(format="int8", threshold=0.0), NF4(format="nf4", double_quantization=False))
+BASE = 100 * MIB
+
+
+def problem(units: int, seed: int, *, ms: bool = False) -> Problem:
+    random = np.random.default_rng(seed)
+    choices = []
+    for unit in range(units):
+        choices.append(Choice(unit=f"blocks.{unit}", weights=FORMATS[0], weight_bytes=0, kl=0.0, flips=0.0))
+        for weights, share in ((FORMATS[1], 0.5), (FORMATS[2], 0.72)):
+            choices.append(
+                Choice(
+                    unit=f"blocks.{unit}",
+                    weights=weights,
+                    weight_bytes=-int(share * 10 * MIB),
+                    kl=float(random.lognormal(-8, 1)) * share,
+                    flips=float(random.integers(0, 4)),
+                    ms=-0.01 if ms else 0.0,
+                )
+            )
+    return Problem(choices=tuple(choices), base_bytes=BASE, base_ms=10.0 if ms else None)
+
+
+def every_plan(given: Problem) -> list[list[Choice]]:
+    by_unit: dict[str, list[Choice]] = {}
+    for choice in given.choices:
+        by_unit.setdefault(choice.unit, []).append(choice)
+    return [list(plan) for plan in product(*by_unit.values())]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 1000), st.floats(0, 1))
+def test_no_plan_within_the_bytes_has_less_kl(units: int, seed: int, share: float) -> None:
+    given_problem = problem(units, seed)
+    least = given_problem.least("weight_bytes")
+    budget = Budget("weight_bytes", least + share * (BASE - least))
+    chosen, optimum = solve(given_problem, budget, minimize="kl")
+    possible = [plan for plan in every_plan(given_problem) if given_problem.total(plan, "weight_bytes") <= budget.limit]
+    best = min(given_problem.total(plan, "kl") for plan in possible)
+    assert given_problem.total(chosen, "weight_bytes") <= budget.limit
+    assert given_problem.total(chosen, "kl") == pytest.approx(best, rel=1e-6, abs=1e-12)
+    assert optimum.value == pytest.approx(best, rel=1e-6, abs=1e-12)
+    assert optimum.gap == 0
+    assert [choice.unit for choice in chosen] == [f"blocks.{unit}" for unit in range(units)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 1000), st.integers(0, 8))
+def test_no_plan_within_the_flips_is_smaller(units: int, seed: int, flips: int) -> None:
+    given_problem = problem(units, seed)
+    chosen, optimum = solve(given_problem, Budget("flips", flips), minimize="weight_bytes")
+    possible = [plan for plan in every_plan(given_problem) if given_problem.total(plan, "flips") <= flips]
+    assert given_problem.total(chosen, "weight_bytes") == min(given_problem.total(plan, "weight_bytes") for plan in possible)
+    assert optimum.value == given_problem.total(chosen, "weight_bytes")
+
+
+def test_of_equal_plans_the_earlier_units_stay_in_high_precision_whatever_the_order_of_solving() -> None:
+    alike = [
+        Choice(unit=f"blocks.{unit}", weights=weights, weight_bytes=-size, kl=kl, flips=0.0)
+        for unit in range(6)
+        for weights, size, kl in ((FORMATS[0], 0, 0.0), (FORMATS[2], MIB, 0.001))
+    ]
+    chosen, _ = solve(Problem(tuple(alike), BASE, None), Budget("weight_bytes", BASE - 3 * MIB), minimize="kl")
+    assert [choice.weights.name for choice in chosen] == ["high"] * 3 + ["nf4"] * 3
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (Budget("weight_bytes", 10 * MIB), r"within 10\.0000 MiB; the nearest budget that one does is 78\.4001 MiB"),
+        (Budget("weight_bytes", 0.0), r"a budget of 0\.0000 MiB is none"),
+        (Budget("ms", 0.0), r"a budget of 0\.0000 ms is none"),
+        (Budget("ms", float("nan")), "is none"),
+        (Budget("ms", 9.9), r"within 9\.9000 ms; the nearest budget that one does is 9\.9700 ms"),
+        (Budget("flips", -1), "a budget of -1 flips in 1,000 images is none"),
+    ],
+)
+def test_a_budget_out_of_reach_is_told_the_nearest_one_that_is_not(budget: Budget, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        solve(problem(3, 0, ms=True), budget, minimize="kl")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_nearest_budget_is_one_that_a_plan_keeps() -> None:
+    given_problem = problem(3, 0, ms=True)
+    nearest = np.ceil(given_problem.least("weight_bytes") / MIB * 1e4) / 1e4
+    chosen, _ = solve(given_problem, Budget("weight_bytes", nearest * MIB), minimize="kl")
+    assert {choice.weights.name for choice in chosen} == {"nf4"}
