@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from lowbit_vit.analysis import arms, blocks
+from lowbit_vit.analysis.additivity import additivity, additivity_fits
 from lowbit_vit.analysis.classes import classes
 from lowbit_vit.analysis.estimates import estimator_agreement
 from lowbit_vit.analysis.footprints import invariances, memory_parts
@@ -42,6 +43,8 @@ class Tables:
         draw_agreement: Kendall's tau between draws.
         estimators: Kendall's tau of each cheap estimator with what was measured.
         mixed: one row for each part that a cell of the mixed study plays.
+        additivity: what the sum over blocks predicts of each mixed plan, beside what was measured.
+        additivity_fits: how well it predicts.
         random_bands: range and quartiles of the random plans.
         beats_random: how many random plans each chosen plan beats.
         fronts: Pareto fronts of the arms and of the mixed plans, dominated points included.
@@ -60,6 +63,8 @@ class Tables:
     draw_agreement: pl.DataFrame
     estimators: pl.DataFrame
     mixed: pl.DataFrame
+    additivity: pl.DataFrame
+    additivity_fits: pl.DataFrame
     random_bands: pl.DataFrame
     beats_random: pl.DataFrame
     fronts: pl.DataFrame
@@ -96,6 +101,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
     scored = _scores_if_complete(results["sensitivity"], profile)
     estimates = read_estimates(workspace.estimates, profile=profile.name) if workspace.estimates.exists() else None
     mixed = blocks.mixed(results["mixed"], depth=profile.backbone.depth)
+    added = additivity(results["mixed"], results["sensitivity"], scored, profile)
     table = _with_rows(arms.paper_table(variants))
     tables = Tables(
         paper_table=table,
@@ -110,6 +116,8 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         draw_agreement=blocks.draw_agreement(scored),
         estimators=estimator_agreement(estimates, scored),
         mixed=mixed,
+        additivity=added,
+        additivity_fits=additivity_fits(added),
         random_bands=blocks.random_bands(mixed),
         beats_random=blocks.beats_random(mixed),
         fronts=fronts(table, mixed),

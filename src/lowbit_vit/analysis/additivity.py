@@ -1,0 +1,140 @@
+"""Whether losses measured block by block add up: what their sum predicts of each mixed plan, beside what was measured of it.
+
+Predictions come from the selection half, measurements from the report half, so a good fit is no fit to the same images. Bytes are
+added up as well; they must be exact.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.schema.config import Profile
+from lowbit_vit.schema.plan import BlockScore, HighPrecision, Plan, SensitivityScores, linear_names
+from lowbit_vit.schema.roles import SensitivityRole, read_mixed_roles, read_role
+
+ADDITIVITY_SCHEMA: dict[str, Any] = {
+    "plan": pl.String,
+    "strategy": pl.String,
+    "k": pl.Int64,
+    "predicted_kl": pl.Float64,
+    "kl": pl.Float64,
+    "predicted_flips_per_1000": pl.Float64,
+    "flips_per_1000": pl.Float64,
+    "predicted_weight_bytes": pl.Int64,
+    "weight_bytes": pl.Int64,
+    "images": pl.Int64,
+    "trial_id": pl.String,
+}
+FITS_SCHEMA: dict[str, Any] = {
+    "quantity": pl.String,
+    "plans": pl.Int64,
+    "r2_line": pl.Float64,
+    "r2_identity": pl.Float64,
+    "slope": pl.Float64,
+    "median_ratio": pl.Float64,
+}
+Floats = npt.NDArray[np.float64]
+
+
+def additivity(
+    mixed: Sequence[Result], sensitivity: Sequence[Result], scores: Sequence[SensitivityScores], profile: Profile
+) -> pl.DataFrame:
+    """One row a plan of the mixed study that quantizes anything and whose every unit was measured alone; losses of the report half."""
+    reference = next((result for result in mixed if any(role.kind == "reference" for role in _roles(result))), None)
+    if reference is None or reference.predictions is None or not same_images(mixed):
+        return pl.DataFrame(schema=ADDITIVITY_SCHEMA)
+    units = {
+        (unit.name, score.weights.name): (unit, score.images)
+        for score in scores
+        if score.direction == "only"
+        for unit in (*score.blocks, *score.modules)
+    }
+    sizes = {
+        role: result.record.model.weight_bytes
+        for result in sensitivity
+        if result.record.model is not None
+        for role in [read_role(result.record.trial.label)]
+    }
+    rows = []
+    for result in mixed:
+        parts = _parts(result.record.trial.plan, units, depth=profile.backbone.depth)
+        predictions, model = result.predictions, result.record.model
+        if not parts or predictions is None or predictions.kl is None or model is None:
+            continue
+        report = ~predictions.selection
+        base = sizes.get(SensitivityRole("reference"))
+        added = [sizes.get(SensitivityRole("only", weights, unit.block, unit.module)) for unit, _, weights in parts]
+        known = [size for size in added if size is not None]
+        role = _roles(result)[0]
+        rows.append(
+            {
+                "plan": result.record.trial.label,
+                "strategy": "plan" if role.kind == "plan" else role.kind,
+                "k": role.k or None,
+                "predicted_kl": sum(float(np.mean(unit.kl)) for unit, _, _ in parts),
+                "kl": float(predictions.kl[report].astype(np.float64).mean()),
+                "predicted_flips_per_1000": sum(1000 * float(np.mean(unit.flips)) / images for unit, images, _ in parts),
+                "flips_per_1000": 1000 * float((predictions.top5[:, 0] != reference.predictions.top5[:, 0])[report].mean()),
+                "predicted_weight_bytes": None if base is None or len(known) < len(added) else base + sum(size - base for size in known),
+                "weight_bytes": model.weight_bytes,
+                "images": int(report.sum()),
+                "trial_id": result.record.trial_id,
+            }
+        )
+    return pl.DataFrame(rows, schema=ADDITIVITY_SCHEMA).sort("k", "strategy", "plan", nulls_last=True)
+
+
+def _roles(result: Result) -> list[Any]:
+    return list(read_mixed_roles(result.record.trial.label))
+
+
+def _parts(plan: Plan, units: Mapping[tuple[str, str], tuple[BlockScore, int]], *, depth: int) -> list[tuple[BlockScore, int, str]] | None:
+    """The measured units that make up a plan, whole blocks where a block has one format; None if one was not measured."""
+    formats = plan.resolve(linear_names(depth))
+    parts: list[tuple[BlockScore, int, str]] = []
+    for block in range(depth):
+        own = {name: weights for name, weights in formats.items() if name.startswith(f"blocks.{block}.")}
+        whole = len({weights.name for weights in own.values()}) == 1
+        for name, weights in [(f"blocks.{block}", next(iter(own.values())))] if whole else own.items():
+            if isinstance(weights, HighPrecision):
+                continue
+            found = units.get((name, weights.name))
+            if found is None:
+                return None
+            parts.append((*found, weights.name))
+    return parts
+
+
+def additivity_fits(frame: pl.DataFrame) -> pl.DataFrame:
+    """How well the predictions fit: R2 of the best line, R2 of the prediction itself, the line's slope, the median of measured / predicted.
+
+    Null where all predictions or all measurements are equal.
+    """
+    rows = []
+    for quantity in ("kl", "flips_per_1000", "weight_bytes"):
+        both = frame.select(f"predicted_{quantity}", quantity).drop_nulls()
+        if both.height < 3:
+            continue
+        predicted, measured = (both.get_column(name).cast(pl.Float64).to_numpy() for name in both.columns)
+        rows.append({"quantity": quantity, "plans": both.height, **_fit(predicted, measured)})
+    return pl.DataFrame(rows, schema=FITS_SCHEMA)
+
+
+def _fit(predicted: Floats, measured: Floats) -> dict[str, float | None]:
+    spread_predicted = float(((predicted - predicted.mean()) ** 2).sum())
+    spread = float(((measured - measured.mean()) ** 2).sum())
+    ratios = measured[predicted > 0] / predicted[predicted > 0]
+    ratio = float(np.median(ratios)) if len(ratios) else None
+    if spread_predicted <= 0 or spread <= 0:
+        return {"r2_line": None, "r2_identity": None, "slope": None, "median_ratio": ratio}
+    together = float(((predicted - predicted.mean()) * (measured - measured.mean())).sum())
+    return {
+        "r2_line": together**2 / (spread_predicted * spread),
+        "r2_identity": 1 - float(((measured - predicted) ** 2).sum()) / spread,
+        "slope": together / spread_predicted,
+        "median_ratio": ratio,
+    }

@@ -1,0 +1,136 @@
+"""The problem that is solved holds what was measured; plans of the mixed study keep within the heuristic's bytes."""
+
+from collections.abc import Sequence
+
+import pytest
+
+import synthetic
+from lowbit_vit.analysis.allocation import allocate_within, asked_budget, build_problem, measured_latencies, study_plans
+from lowbit_vit.analysis.programme import MIB
+from lowbit_vit.analysis.results import Result, load_results
+from lowbit_vit.analysis.scores import scores
+from lowbit_vit.errors import ConfigError, DataError
+from lowbit_vit.schema.config import Profile
+from lowbit_vit.schema.estimate import Estimates, LinearEstimate
+from lowbit_vit.schema.plan import SensitivityScores, linear_names
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.grid import cells
+
+Study = tuple[Profile, Workspace, list[Result], list[SensitivityScores]]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    profile, workspace = synthetic.fill(tmp_path_factory.mktemp("allocation") / "root", studies=("sensitivity", "variants"))
+    results = load_results(workspace, "sensitivity")
+    return profile, workspace, results, scores(results, profile)
+
+
+def estimates_of(profile: Profile, found: Sequence[SensitivityScores]) -> Estimates:
+    """By gradients, the first block is the one to spare: the opposite of what is measured."""
+    linears = tuple(
+        LinearEstimate(
+            weights=weights.name, name=name, weight_error=1, activation_error=1, gradient=1 / (1 + int(name.split(".")[1])), fisher=1
+        )
+        for weights in profile.sensitivity.formats
+        for name in linear_names(profile.backbone.depth)
+    )
+    return Estimates(profile=profile.name, backbone_sha256=found[0].backbone_sha256, images=1, seconds=1, linears=linears)
+
+
+def test_the_bytes_are_the_records_and_the_losses_the_scores(study: Study) -> None:
+    profile, _, results, found = study
+    problem = build_problem(profile, found, results, units="blocks")
+    assert len(problem.choices) == 8 * 3
+    assert problem.base_bytes == 8 * 200_000
+    nf4 = [choice for choice in problem.choices if choice.weights.name == "nf4"]
+    assert [choice.weight_bytes for choice in nf4] == [28_000 - 200_000] * 8
+    only = next(score for score in found if score.weights.name == "nf4" and score.direction == "only")
+    assert [choice.kl for choice in nf4] == pytest.approx([sum(block.kl) / 5 for block in only.blocks])
+    assert [choice.flips for choice in nf4] == pytest.approx([1000 * sum(block.flips) / 5 / only.images for block in only.blocks])
+
+
+def test_the_studys_plans_keep_within_the_heuristics_bytes_and_run_as_cells(study: Study) -> None:
+    profile, _, results, found = study
+    plans = study_plans(profile, found, results, estimates_of(profile, found))
+    assert [(plan.name, plan.k) for plan in plans] == [("milp-k2", 2), ("gradient-k2", 2), ("milp-k4", 4), ("gradient-k4", 4)]
+    for plan in plans:
+        assert plan.predicted is not None
+        assert plan.predicted.weight_bytes <= 8 * 200_000 - (8 - (plan.k or 0)) * 172_000
+        assert plan.optimum is not None
+        assert plan.optimum.gap == 0
+    milp, gradient = plans[0], plans[1]
+    assert milp.predicted is not None
+    assert gradient.predicted is not None
+    assert milp.predicted.kl < gradient.predicted.kl
+    trials = cells(profile, "mixed", scores=found, plans=plans)
+    labels = " = ".join(trial.label for trial in trials)
+    assert "milp, k=2" in labels
+    assert "gradient, k=4" in labels
+    assert len({trial.trial_id for trial in trials}) == len(trials)
+
+
+def test_a_plan_of_other_weights_another_dtype_or_a_name_twice_is_refused(study: Study) -> None:
+    profile, _, results, found = study
+    plan = study_plans(profile, found, results, None)[0]
+    with pytest.raises(DataError, match="milp-k2: was made from other weights"):
+        cells(profile, "mixed", scores=found, plans=[plan.model_copy(update={"backbone_sha256": "0" * 64})])
+    with pytest.raises(ConfigError, match="milp-k2: compute_dtype bf16, but mixed has fp32"):
+        cells(profile, "mixed", scores=found, plans=[plan.model_copy(update={"compute_dtype": "bf16"})])
+    with pytest.raises(ConfigError, match="milp-k2: another plan has this name"):
+        cells(profile, "mixed", scores=found, plans=[plan, plan])
+
+
+def test_latency_is_that_of_the_arms_in_one_format_shared_out_over_the_blocks(study: Study) -> None:
+    profile, workspace, results, found = study
+    timed = load_results(workspace, "variants")
+    with pytest.raises(DataError, match="no timing of high"):
+        measured_latencies(profile, timed, ["nf4"], batch_size=1, execution="eager")
+    flash = profile.model_copy(update={"sensitivity": profile.sensitivity.model_copy(update={"attention": "math"})})
+    plain = [result for result in timed if result.record.trial.label == "fp32, math attention"]
+    nf4 = [result for result in timed if result.record.trial.label == "NF4 after training"]
+    (alike,) = [
+        Result(result.record.model_copy(update={"trial": result.record.trial.model_copy(update={"attention": "math"})}), result.predictions)
+        for result in nf4
+    ]
+    latencies = measured_latencies(flash, [*plain, alike], ["nf4"], batch_size=1, execution="eager")
+    problem = build_problem(flash, found, results, units="blocks", formats=["nf4"], latencies=latencies)
+    every = [choice for choice in problem.choices if choice.weights.name == "nf4"]
+    assert problem.total(every, "ms") == pytest.approx(latencies["nf4"])
+    budget = asked_budget(mib=None, ms=max(latencies.values()), flips=None)
+    assert budget is not None
+    plan = allocate_within(
+        budget, flash, found, results, timed=[*plain, alike], units="blocks", formats=["nf4"], batch=1, execution="eager"
+    )
+    assert plan.predicted is not None
+    assert plan.predicted.ms is not None
+    assert plan.predicted.ms <= max(latencies.values()) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": ["fp8"]}, "format fp8 was not measured; sensitivity.formats has: int8-0, nf4"),
+        ({"units": "modules"}, r"modules were not measured; put sensitivity\.units: \[blocks, modules\] into profiles/demo\.yaml"),
+        ({"units": "modules", "latencies": {"high": 1.0}}, "latency is measured of whole blocks"),
+    ],
+)
+def test_what_was_not_measured_is_named(study: Study, options: dict[str, object], message: str) -> None:
+    profile, _, results, found = study
+    with pytest.raises(ConfigError, match=message):
+        build_problem(profile, found, results, **{"units": "blocks", **options})  # type: ignore[arg-type]
+
+
+def test_scores_of_other_weights_than_the_records_are_refused(study: Study) -> None:
+    profile, _, results, found = study
+    other = [score.model_copy(update={"backbone_sha256": "0" * 64}) for score in found]
+    with pytest.raises(DataError, match=r"of other weights than the records; run lowbit-vit sensitivity demo again"):
+        build_problem(profile, other, results, units="blocks")
+
+
+def test_two_budgets_are_one_too_many() -> None:
+    with pytest.raises(ConfigError, match="give one of them"):
+        asked_budget(mib=1, ms=2, flips=None)
+    budget = asked_budget(mib=2, ms=None, flips=None)
+    assert budget is not None
+    assert budget.limit == 2 * MIB
