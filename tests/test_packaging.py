@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -82,3 +83,18 @@ def test_environments_with_torch_are_one_installation() -> None:
         assert not own, f"tox.ini [{name}] must take {own} from [shared], or tox installs torch again"
     for name in set(tox.sections()) - sharing - {"shared"}:
         assert "run" not in tox[name].get("extras", "")
+
+
+def test_tox_looks_for_the_tests_of_the_data_where_they_are() -> None:
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    default = re.search(r"\{posargs:(.*)\}", tox["testenv:data"]["commands"])
+    assert default is not None
+    places = [ROOT / place for place in default[1].split()]
+    marked = [
+        file
+        for file in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"^\s*(pytestmark = \[?|@)pytest\.mark\.data\b", file.read_text(encoding="utf-8"), re.M)
+    ]
+    assert len(marked) >= 7
+    assert not [file for file in marked if not any(file.is_relative_to(place) for place in places)]
