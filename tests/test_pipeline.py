@@ -21,13 +21,14 @@ from lowbit_vit import cli
 from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS
 from lowbit_vit.schema.code import imported_files
 from lowbit_vit.schema.config import STUDIES, Profile, load_profile
+from lowbit_vit.schema.estimate import read_estimates
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import finished, sweep
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lowbit_vit"
 PROFILES = sorted(file.stem for file in (ROOT / "profiles").glob("*.yaml"))
-VERBS = ("data", "backbone", "variants", "sensitivity", "mixed", "report")
+VERBS = ("data", "backbone", "variants", "sensitivity", "estimate", "allocate", "mixed", "report")
 # Their outs are deleted and made anew, whatever changed; the studies keep what is finished.
 MADE_ANEW = ("data", "backbone")
 # cli.py only passes arguments on; a new help text is no reason to train again.
@@ -185,13 +186,15 @@ READ: set[str] = set()
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two projects with the profile `tiny`: one in which nothing was run, one with a record for every cell."""
-    empty, full = (tmp_path_factory.mktemp(name) / "root" for name in ("empty", "full"))
+    """Projects with the profile `tiny`: one in which nothing was run, one with a record for every cell, one with sensitivity alone."""
+    empty, full, scored = (tmp_path_factory.mktemp(name) / "root" for name in ("empty", "full", "scored"))
     (empty / "profiles").mkdir(parents=True)
     shutil.copy(ROOT / "tests" / "tiny.yaml", empty / "profiles")
     synthetic.fill(full, profile=load_profile(empty / "profiles" / "tiny.yaml"))
     shutil.copy(ROOT / "tests" / "tiny.yaml", full / "profiles")
-    return {"data": empty, "backbone": empty} | dict.fromkeys(STUDIES, full)
+    synthetic.fill(scored, profile=load_profile(empty / "profiles" / "tiny.yaml"), studies=("sensitivity",))
+    shutil.copy(ROOT / "tests" / "tiny.yaml", scored / "profiles")
+    return dict.fromkeys(("data", "backbone", "estimate"), empty) | dict.fromkeys(STUDIES, full) | {"allocate": scored}
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "report"])
@@ -207,6 +210,11 @@ def test_params_are_the_sections_that_the_verb_really_reads(
     monkeypatch.setattr(cli, "load_profile", load_recording)
     for module in (finished, sweep):  # so that every cell has its record, and no process starts
         monkeypatch.setattr(module, "code_sha256", lambda: synthetic.CODE)
+    if verb == "allocate":
+        made, used = Workspace(roots["estimate"], "tiny"), Workspace(roots[verb], "tiny")
+        estimates = read_estimates(made.estimates, profile="tiny")
+        (scores, *_) = finished.load_scores(used)
+        used.estimates.write_text(estimates.model_copy(update={"backbone_sha256": scores.backbone_sha256}).model_dump_json())
     READ.clear()
     getattr(cli, verb)("tiny", root=roots[verb])
     declared = _params(stages[f"{verb}@demo"])
@@ -230,6 +238,8 @@ def test_outs_are_where_the_workspace_says(profile: str, stages: dict[str, Any])
     for study in STUDIES:
         assert place.records(study) in made[study]
     assert place.sensitivity in made["sensitivity"]
+    assert made["estimate"] == {place.estimates}
+    assert made["allocate"] == {place.plans}
     assert all(path.parent == place.reports for path in made["report"])
 
 

@@ -56,7 +56,7 @@ def test_a_word_in_the_code_of_the_precision_runs_all_that_uses_it(project: Path
     append(project / "src" / "lowbit_vit" / "model" / "precision.py", "\n# one comment more\n")
     ran, said = reproduce(project)
     assert ran[0] == "backbone"
-    assert set(ran) == {"backbone", "variants", "sensitivity", "mixed", "report"}
+    assert set(ran) == {"backbone", "variants", "sensitivity", "estimate", "allocate", "mixed", "report"}
     for study, count in (("variants", 2), ("sensitivity", 5), ("mixed", 5)):
         assert re.search(rf"{study}: {count} records made by other code: run again", said), said
     after = {record.trial_id: record for record in read_records(records)}

@@ -61,6 +61,8 @@ def build_problem(
             f"sensitivity.json of {profile.name}: of other weights than the records; run lowbit-vit sensitivity {profile.name} again"
         )
     base = _bytes_of(facts, SensitivityRole("reference"), profile)
+    if estimates is not None and estimates.backbone_sha256 != usable[0].backbone_sha256:
+        raise DataError(f"estimates.json of {profile.name}: of other weights than the scores; run lowbit-vit estimate {profile.name} again")
     names = [unit.name for unit in (usable[0].blocks if units == "blocks" else usable[0].modules)]
     if not names:
         raise ConfigError(
