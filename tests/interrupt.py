@@ -79,8 +79,8 @@ class Run:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
+        with self.process.stdout as output:  # until the last process that holds it is gone
+            self.lines.extend(output)
 
     @property
     def output(self) -> str:
@@ -129,6 +129,13 @@ class Run:
         for process in self.started():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        self._close()
+
+    def _close(self) -> None:
+        """Read what is left of the output, and close it."""
+        self._reader.join(PATIENCE)
+        assert not self._reader.is_alive(), "something still holds the output of a run that is gone"
+        self.process.wait(PATIENCE)
 
     def require_gone(self) -> None:
         """No process that this run started lives on."""
@@ -136,6 +143,7 @@ class Run:
         while left := self.started():
             assert time.monotonic() < deadline, f"left behind: {[' '.join(process.cmdline())[:200] for process in left]}"
             time.sleep(0.1)
+        self._close()
 
 
 def finished_trials(project: Path, profile: str) -> dict[str, bytes]:
@@ -149,13 +157,14 @@ def finished_trials(project: Path, profile: str) -> dict[str, bytes]:
     return files
 
 
-def interrupt(project: Path, profile: str, *, times: int, seed: int, reach: int) -> Attempts:
+def interrupt(project: Path, profile: str, *, times: int, trials: int, seed: int, reach: int) -> Attempts:
     """Interrupt the pipeline `times` times and let it finish.
 
     Args:
         project: a copy of the project (`projects.make_project`) in which nothing was run.
         profile: its profile.
         times: interrupts.
+        trials: that an undisturbed run finishes. They are paced, so that the work lasts until the last interrupt.
         seed: of signals and moments.
         reach: lines of output; the latest interrupts come after twice as many.
 
@@ -169,7 +178,7 @@ def interrupt(project: Path, profile: str, *, times: int, seed: int, reach: int)
     attempts, started = Attempts(), time.monotonic()
     runs: list[Run] = []
     try:
-        _interrupt_and_finish(project, profile, plan, attempts, runs, generator=generator, reach=reach)
+        _interrupt_and_finish(project, profile, plan, attempts, runs, generator=generator, trials=trials, reach=reach)
     finally:
         for run in runs:
             run.kill()
@@ -185,14 +194,16 @@ def _interrupt_and_finish(
     runs: list[Run],
     *,
     generator: random.Random,
+    trials: int,
     reach: int,
 ) -> None:
     before: dict[str, bytes] = {}
-    for number, group in plan:
+    for done, (number, group) in enumerate(plan):
         run = Run(project, profile)
         runs.append(run)
-        # Most come early, for every run starts over with DVC; one in five comes late, or the run would never get far.
-        lines = int(reach * (2 * generator.random() if generator.random() < 0.2 else generator.random() ** 4))
+        # Most come early, for every run starts over with DVC. Where fewer trials are finished than their share, half come late.
+        behind = len(before) / 2 / trials <= done / len(plan)
+        lines = int(reach * (2 * generator.random() if behind and generator.random() < 0.5 else generator.random() ** 4))
         run.wait_for(lines, then_seconds=generator.uniform(0.1, 1.0 if lines else 2.0))
         if run.process.poll() is None:
             run.interrupt(number, group=group)
@@ -281,7 +292,8 @@ def main() -> None:
         started = time.monotonic()
         projects.dvc(calm, "repro", f"report@{chosen.profile}")
         log.info("undisturbed: %.0f s", time.monotonic() - started)
-        attempts = interrupt(project, chosen.profile, times=chosen.times, seed=chosen.seed, reach=chosen.reach)
+        trials = len(finished_trials(calm, chosen.profile)) // 2
+        attempts = interrupt(project, chosen.profile, times=chosen.times, trials=trials, seed=chosen.seed, reach=chosen.reach)
         log.info("%s", attempts)
         expected, found = results(calm, chosen.profile), results(project, chosen.profile)
         differing = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))

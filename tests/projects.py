@@ -38,6 +38,13 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
+def clone_first(project: Path, folder: Path) -> Path:
+    """A clone of such a copy at its first commit: what `make_project` made, before anything was run; returns `folder`."""
+    _output("git", "clone", "-q", str(project), str(folder), cwd=project)
+    git(folder, "reset", "-q", "--hard", git(folder, "rev-list", "--max-parents=0", "HEAD").strip())
+    return folder
+
+
 def git(project: Path, *arguments: str) -> str:
     """Run git in the copy; returns stdout, raises with stderr in the message."""
     return _output("git", *_WHO, *arguments, cwd=project)
