@@ -11,9 +11,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lowbit_vit.analysis.allocation import study_plans
 from lowbit_vit.analysis.results import load_results
 from lowbit_vit.analysis.scores import scores, write_scores
+from lowbit_vit.schema.allocation import plan_files_json
 from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
+from lowbit_vit.schema.estimate import Estimates, LinearEstimate
+from lowbit_vit.schema.plan import SensitivityScores, linear_names
 from lowbit_vit.schema.record import (
     Accuracy,
     Ceilings,
@@ -33,6 +37,7 @@ from lowbit_vit.schema.record import (
     Work,
     read_record,
     sha256,
+    write_atomic,
     write_record,
 )
 from lowbit_vit.schema.workspace import Workspace
@@ -249,8 +254,25 @@ def fill(root: Path, *, profile: Profile | None = None, studies: Sequence[Study]
         write_trials(cells(profile, "sensitivity"), workspace)
         write_scores(profile, workspace)
     if "mixed" in studies:
-        write_trials(cells(profile, "mixed", scores=scores(load_results(workspace, "sensitivity"), profile)), workspace)
+        results = load_results(workspace, "sensitivity")
+        found = scores(results, profile)
+        estimates = estimates_of(profile, found)
+        plans = study_plans(profile, found, results, estimates)
+        write_atomic(workspace.estimates, estimates.model_dump_json().encode())
+        write_atomic(workspace.plans, plan_files_json(plans))
+        write_trials(cells(profile, "mixed", scores=found, plans=plans), workspace)
     return profile, workspace
+
+
+def estimates_of(profile: Profile, found: Sequence[SensitivityScores]) -> Estimates:
+    """By gradients, the first block is the one to spare: the opposite of what is measured."""
+    linears = tuple(
+        LinearEstimate(weights=weights.name, name=name, weight_error=1, activation_error=block, gradient=1 / (1 + block), fisher=1 + block)
+        for weights in profile.sensitivity.formats
+        for name in linear_names(profile.backbone.depth)
+        for block in [int(name.split(".")[1])]
+    )
+    return Estimates(profile=profile.name, backbone_sha256=found[0].backbone_sha256, images=1, seconds=1, linears=linears)
 
 
 def fill_many(root: Path, *, arms: int, seeds: int) -> tuple[Profile, Workspace]:
@@ -282,6 +304,7 @@ def relabel(profile: Profile, old: str, new: str) -> Profile:
 
 __all__ = [
     "PROJECT",
+    "estimates_of",
     "fill",
     "fill_many",
     "load_profile",

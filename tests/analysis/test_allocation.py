@@ -1,7 +1,5 @@
 """The problem that is solved holds what was measured; plans of the mixed study keep within the heuristic's bytes."""
 
-from collections.abc import Sequence
-
 import pytest
 
 import synthetic
@@ -11,8 +9,7 @@ from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.scores import scores
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import Profile
-from lowbit_vit.schema.estimate import Estimates, LinearEstimate
-from lowbit_vit.schema.plan import SensitivityScores, linear_names
+from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
 
@@ -24,18 +21,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     profile, workspace = synthetic.fill(tmp_path_factory.mktemp("allocation") / "root", studies=("sensitivity", "variants"))
     results = load_results(workspace, "sensitivity")
     return profile, workspace, results, scores(results, profile)
-
-
-def estimates_of(profile: Profile, found: Sequence[SensitivityScores]) -> Estimates:
-    """By gradients, the first block is the one to spare: the opposite of what is measured."""
-    linears = tuple(
-        LinearEstimate(
-            weights=weights.name, name=name, weight_error=1, activation_error=1, gradient=1 / (1 + int(name.split(".")[1])), fisher=1
-        )
-        for weights in profile.sensitivity.formats
-        for name in linear_names(profile.backbone.depth)
-    )
-    return Estimates(profile=profile.name, backbone_sha256=found[0].backbone_sha256, images=1, seconds=1, linears=linears)
 
 
 def test_the_bytes_are_the_records_and_the_losses_the_scores(study: Study) -> None:
@@ -52,7 +37,7 @@ def test_the_bytes_are_the_records_and_the_losses_the_scores(study: Study) -> No
 
 def test_the_studys_plans_keep_within_the_heuristics_bytes_and_run_as_cells(study: Study) -> None:
     profile, _, results, found = study
-    plans = study_plans(profile, found, results, estimates_of(profile, found))
+    plans = study_plans(profile, found, results, synthetic.estimates_of(profile, found))
     assert [(plan.name, plan.k) for plan in plans] == [("milp-k2", 2), ("gradient-k2", 2), ("milp-k4", 4), ("gradient-k4", 4)]
     for plan in plans:
         assert plan.predicted is not None

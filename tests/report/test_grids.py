@@ -52,7 +52,7 @@ def test_eager_stands_beside_its_graph(findings: Findings) -> None:
 def test_random_plans_are_one_line_for_each_k(findings: Findings) -> None:
     names = [row.cells[1].text for row in all_grids(findings)["mixed"].rows]
     assert names.count("random, 20 plans") == 2
-    assert len(names) == 2 + 2 * 4
+    assert len(names) == 2 + 2 * 6
 
 
 def test_unequal_bytes_are_said(findings: Findings) -> None:
@@ -60,6 +60,8 @@ def test_unequal_bytes_are_said(findings: Findings) -> None:
     assert "to the byte" in grids.byte_words(mixed)
     heavier = mixed.with_columns(pl.when(pl.col("blocks") == "0 7").then(pl.lit(9.0)).otherwise("weight_mib").alias("weight_mib"))
     assert "k = 2 do not weigh the same" in grids.byte_words(heavier)
+    over = mixed.with_columns(pl.when(pl.col("strategy") == "milp").then(pl.lit(9.0)).otherwise("weight_mib").alias("weight_mib"))
+    assert "plan milp of k = 2 is larger than its budget" in grids.byte_words(over)
 
 
 def test_the_p_of_an_arm_is_adjusted_for_all_arms_and_the_exact_one_is_its_hint(findings: Findings) -> None:

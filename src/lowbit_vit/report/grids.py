@@ -165,14 +165,21 @@ def mixed_grid(tables: Tables) -> Grid:
 
 
 def byte_words(frame: pl.DataFrame) -> str:
-    """Whether the plans of each k really weigh the same, counted on the models."""
-    sizes = frame.filter(pl.col("k").is_not_null()).drop_nulls("weight_mib").group_by("k").agg(pl.col("weight_mib").n_unique()).sort("k")
+    """Whether the plans of each k really weigh the same, and those chosen within their bytes no more, counted on the models."""
+    within = pl.col("strategy").is_in(["gradient", "milp"])
+    counted = frame.filter(pl.col("k").is_not_null()).drop_nulls("weight_mib")
+    sizes = counted.filter(~within).group_by("k").agg(pl.col("weight_mib").n_unique()).sort("k")
+    most = counted.filter(~within).group_by("k").agg(pl.col("weight_mib").max().alias("most"))
+    heavier = counted.filter(within).join(most, on="k").filter(pl.col("weight_mib") > pl.col("most"))
     unequal = [str(k) for k, count in sizes.iter_rows() if count > 1]
     if sizes.is_empty():
         return "No plan's bytes were counted."
+    if not heavier.is_empty():
+        return f"The plan {heavier.item(0, 'strategy')} of k = {heavier.item(0, 'k')} is larger than its budget: compare it with care."
     if unequal:
         return f"The plans of k = {', '.join(unequal)} do not weigh the same: compare them with care."
-    return "All plans of one k weigh the same to the byte, as counted on the models."
+    chosen = " (milp and gradient: at most as much)" if counted.filter(within).height else ""
+    return f"All plans of one k weigh the same to the byte{chosen}, as counted on the models."
 
 
 def _plan_row(row: dict[str, Any], wins: str) -> Row:
