@@ -14,6 +14,8 @@ VERBS = [
     "backbone",
     "variants",
     "sensitivity",
+    "estimate",
+    "allocate",
     "mixed",
     "sweep",
     "report",

@@ -129,9 +129,9 @@ class _Group:
                         self._finish(step.path, cells.pop(step.path, []), logits, spent)
                 if step.finishes:
                     self._resident.release(step.path)
+                bar.advance(step.blocks)
                 if not cells:
                     break
-                bar.advance(step.blocks)
         log.info("%d cells cost %s", len(trials), spent.summary())
 
     def _paths(self, trials: Sequence[Trial]) -> dict[BlockPath, list[Trial]]:
