@@ -9,6 +9,7 @@ import polars as pl
 from lowbit_vit.analysis import arms, blocks
 from lowbit_vit.analysis.additivity import additivity, additivity_fits
 from lowbit_vit.analysis.classes import classes
+from lowbit_vit.analysis.contests import contests
 from lowbit_vit.analysis.estimates import estimator_agreement
 from lowbit_vit.analysis.footprints import invariances, memory_parts
 from lowbit_vit.analysis.fronts import fronts
@@ -45,6 +46,7 @@ class Tables:
         mixed: one row for each part that a cell of the mixed study plays.
         additivity: what the sum over blocks predicts of each mixed plan, beside what was measured.
         additivity_fits: how well it predicts.
+        contests: each choice at equal bytes against the random plans and the heuristic.
         random_bands: range and quartiles of the random plans.
         beats_random: how many random plans each chosen plan beats.
         fronts: Pareto fronts of the arms and of the mixed plans, dominated points included.
@@ -65,6 +67,7 @@ class Tables:
     mixed: pl.DataFrame
     additivity: pl.DataFrame
     additivity_fits: pl.DataFrame
+    contests: pl.DataFrame
     random_bands: pl.DataFrame
     beats_random: pl.DataFrame
     fronts: pl.DataFrame
@@ -118,6 +121,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         mixed=mixed,
         additivity=added,
         additivity_fits=additivity_fits(added),
+        contests=contests(results["mixed"]),
         random_bands=blocks.random_bands(mixed),
         beats_random=blocks.beats_random(mixed),
         fronts=fronts(table, mixed),

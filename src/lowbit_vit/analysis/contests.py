@@ -1,0 +1,119 @@
+"""Who wins at equal bytes: each choice of a mixed plan against the random plans, and against sparing the first and last blocks.
+
+A flip is an image of the report half whose Top-1 class is not the high-precision model's. Against random plans the rank decides: its
+p value is (1 + random plans that are at least as good) / (1 + random plans), so 39 of them are needed for 1/40. Against the heuristic
+the test is paired, image by image: McNemar's of the flips, adjusted by Holm over all contests, and an interval of the mean difference
+of KL that holds for all contests together.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from lowbit_vit.analysis.power import detectable_paired
+from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.scores import simultaneous_intervals
+from lowbit_vit.analysis.statistics import compare, holm
+from lowbit_vit.schema.record import Predictions
+from lowbit_vit.schema.roles import MixedRole, read_mixed_roles
+
+HEURISTIC: Final = "first+last"
+CONTESTS_SCHEMA: dict[str, Any] = {
+    "k": pl.Int64,
+    "strategy": pl.String,
+    "images": pl.Int64,
+    "flips": pl.Int64,
+    "kl": pl.Float64,
+    "random_plans": pl.Int64,
+    "random_median_flips": pl.Float64,
+    "random_median_kl": pl.Float64,
+    "rank_p_flips": pl.Float64,
+    "rank_p_kl": pl.Float64,
+    "heuristic_flips": pl.Int64,
+    "heuristic_kl": pl.Float64,
+    "flips_ratio": pl.Float64,
+    "p_flips": pl.Float64,
+    "p_flips_holm": pl.Float64,
+    "detectable_flips": pl.Float64,
+    "kl_difference": pl.Float64,
+    "kl_difference_low": pl.Float64,
+    "kl_difference_high": pl.Float64,
+    "trial_id": pl.String,
+}
+
+
+def contests(mixed: Sequence[Result]) -> pl.DataFrame:
+    """One row for each k and each choice but the random ones; the columns against the heuristic are null in its own row."""
+    cells = {role: result for result in mixed for role in read_mixed_roles(result.record.trial.label) if result.predictions is not None}
+    reference = cells.get(MixedRole("reference"))
+    if reference is None or reference.predictions is None or not same_images(cells.values()):
+        return pl.DataFrame(schema=CONTESTS_SCHEMA)
+    rows, differences = [], []
+    for role, result in sorted(cells.items(), key=lambda item: (item[0].k, item[0].kind)):
+        if role.kind in ("reference", "none", "random", "plan") or result.predictions is None:
+            continue
+        row, difference = _contest(role, result, cells, reference.predictions)
+        rows.append(row)
+        differences.append(difference)
+    challengers = [index for index, row in enumerate(rows) if row["strategy"] != HEURISTIC and row["p_flips"] is not None]
+    adjusted = holm([rows[index]["p_flips"] for index in challengers])
+    intervals = simultaneous_intervals(np.stack([differences[index] for index in challengers])) if challengers else []
+    for index, p_value, (low, high) in zip(challengers, adjusted, intervals, strict=True):
+        mean = float(differences[index].mean())
+        rows[index] |= {"p_flips_holm": p_value, "kl_difference": mean, "kl_difference_low": low, "kl_difference_high": high}
+    return pl.DataFrame(rows, schema=CONTESTS_SCHEMA)
+
+
+def _contest(
+    role: MixedRole, result: Result, cells: dict[MixedRole, Result], reference: Predictions
+) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
+    flips, kl = _flips(result, reference), _kl(result, reference)
+    peers = [other for peer, other in cells.items() if peer.kind == "random" and peer.k == role.k]
+    peer_flips = [int(_flips(peer, reference).sum()) for peer in peers]
+    peer_kl = [float(_kl(peer, reference).mean()) for peer in peers]
+    row: dict[str, Any] = {
+        "k": role.k,
+        "strategy": role.kind,
+        "images": len(flips),
+        "flips": int(flips.sum()),
+        "kl": float(kl.mean()),
+        "random_plans": len(peers),
+        "random_median_flips": float(np.median(peer_flips)) if peers else None,
+        "random_median_kl": float(np.median(peer_kl)) if peers else None,
+        "rank_p_flips": (1 + sum(other <= int(flips.sum()) for other in peer_flips)) / (1 + len(peers)),
+        "rank_p_kl": (1 + sum(other <= float(kl.mean()) for other in peer_kl)) / (1 + len(peers)),
+        "p_flips": None,
+        "trial_id": result.record.trial_id,
+    }
+    heuristic = cells.get(MixedRole(HEURISTIC, role.k))
+    if heuristic is None or role.kind == HEURISTIC:
+        return row, np.zeros_like(kl)
+    theirs = _flips(heuristic, reference)
+    outcome = compare(~theirs, ~flips)
+    detectable = detectable_paired(outcome.discordance, images=outcome.images)
+    row |= {
+        "heuristic_flips": int(theirs.sum()),
+        "heuristic_kl": float(_kl(heuristic, reference).mean()),
+        "flips_ratio": float(flips.sum() / theirs.sum()) if theirs.any() else None,
+        "p_flips": outcome.p_value,
+        "detectable_flips": None if detectable is None else detectable * outcome.images,
+    }
+    return row, kl - _kl(heuristic, reference)
+
+
+def _flips(result: Result, reference: Predictions) -> npt.NDArray[np.bool_]:
+    """Of the report half."""
+    if result.predictions is None:
+        return np.zeros(0, dtype=np.bool_)
+    changed: npt.NDArray[np.bool_] = (result.predictions.top5[:, 0] != reference.top5[:, 0])[~reference.selection]
+    return changed
+
+
+def _kl(result: Result, reference: Predictions) -> npt.NDArray[np.float64]:
+    """Of the report half, in nats."""
+    if result.predictions is None or result.predictions.kl is None:
+        return np.full(int((~reference.selection).sum()), np.nan)
+    return result.predictions.kl[~reference.selection].astype(np.float64)
