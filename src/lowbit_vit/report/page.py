@@ -18,6 +18,7 @@ from lowbit_vit.analysis.claims import gather, judge, load_claims
 from lowbit_vit.analysis.tables import Findings, find, read_paper_table, write_tables
 from lowbit_vit.report import facts, grids
 from lowbit_vit.report.beside import Beside, beside_paper
+from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, scan_words
 from lowbit_vit.report.classes import MOST, class_words, lost_grid
 from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.gallery import all_figures
@@ -66,7 +67,9 @@ class Content:
             "invariance": invariance_grid(tables.invariance),
             "agreement": grids.agreement_grid(tables),
             "blocks": grids.block_grid(tables.sensitivity),
+            "estimators": estimator_grid(tables.estimators),
             "mixed": grids.mixed_grid(tables),
+            "contests": contest_grid(tables.contests),
             "times": grids.time_grid(self.findings.all_records),
         }
 
@@ -143,6 +146,8 @@ def _render(content: Content, beside: Sequence[Beside], printed: dict[str, grids
         **_scope(content),
         **_ledger(content),
         **printed,
+        additivity=additivity_words(content.findings.tables.additivity_fits),
+        scan_cost={study: scan_words(content.findings.records[study], content.profile.backbone.depth) for study in STUDIES},
         beside=beside,
         headings=headings(content.findings.tables, arms=len(content.profile.variants.arms)),
         missing=not_run(content.profile, content.findings, content.judged),

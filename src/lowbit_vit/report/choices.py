@@ -1,0 +1,88 @@
+"""What is printed of choosing formats from data: how cheap estimates rank, who wins at equal bytes, whether losses add up, what it cost."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from lowbit_vit.report.cells import DASH, number, probability
+from lowbit_vit.report.grids import Cell, Grid, Row
+from lowbit_vit.schema.record import Record
+
+
+def estimator_grid(frame: pl.DataFrame) -> Grid:
+    """Kendall's tau of each estimator with what was measured, its interval below."""
+    rows = []
+    for _, lines in frame.group_by("weights", "direction", "units", maintain_order=True):
+        found = {row["estimator"]: row for row in lines.to_dicts()}
+        first = next(iter(found.values()))
+        direction = "quantized alone" if first["direction"] == "only" else "spared alone"
+        name = (Cell(first["weights"]), Cell(f"{first['number']} {first['units']}, each {direction}"))
+        rows.append(Row((*name, *(_tau(row) for row in found.values()))))
+    estimators = frame.get_column("estimator").unique(maintain_order=True).to_list()
+    return Grid(headings=("weights", "measured", *estimators), rows=tuple(rows), words=frozenset({0, 1}))
+
+
+def _tau(row: dict[str, Any]) -> Cell:
+    interval = "" if row["tau_low"] is None else f"{number(row['tau_low'])} to {number(row['tau_high'])}"
+    return Cell(number(row["kendall_tau"]), interval)
+
+
+def contest_grid(frame: pl.DataFrame) -> Grid:
+    """Each choice at equal bytes: flips and KL, its rank among random plans, and the paired contest with the heuristic."""
+    rows = []
+    for row in frame.to_dicts():
+        against = DASH if row["flips_ratio"] is None else f"{number(row['flips_ratio'])} x"
+        least = "" if row["detectable_flips"] is None else f", {row['detectable_flips']:.0f} could have been seen"
+        note = "" if row["p_flips_holm"] is None else f"Holm p {probability(row['p_flips_holm'])}{least}"
+        difference = row["kl_difference"]
+        interval = "" if difference is None else f"{row['kl_difference_low']:.3g} to {row['kl_difference_high']:.3g}"
+        cells = (
+            Cell(str(row["k"])),
+            Cell(row["strategy"]),
+            Cell(str(row["flips"]), f"random plans: median {number(row['random_median_flips'], 1)}"),
+            Cell(probability(row["rank_p_flips"])),
+            Cell(f"{row['kl']:.3g}", f"random plans: median {_nats(row['random_median_kl'])}"),
+            Cell(probability(row["rank_p_kl"])),
+            Cell(against, note),
+            Cell(DASH if difference is None else f"{difference:.3g}", interval),
+        )
+        rows.append(Row(cells, records=row["trial_id"]))
+    headings = (
+        "k",
+        "blocks chosen by",
+        "flips",
+        "rank p, flips",
+        "KL, nats",
+        "rank p, KL",
+        "flips against first+last",
+        "KL against first+last",
+    )
+    return Grid(headings=headings, rows=tuple(rows), words=frozenset({1}), name=1)
+
+
+def _nats(value: float | None) -> str:
+    return DASH if value is None else f"{value:.3g}"
+
+
+def additivity_words(fits: pl.DataFrame) -> str:
+    """Whether what was measured block by block predicts whole plans; empty where no plan was run."""
+    found = {row["quantity"]: row for row in fits.to_dicts()}
+    parts = []
+    for quantity, name in (("kl", "KL"), ("flips_per_1000", "flips")):
+        row = found.get(quantity)
+        if row is not None and row["r2_line"] is not None:
+            parts.append(f"{name}: R2 {row['r2_line']:.2f}, measured {row['median_ratio']:.2f} times the sum over blocks (median)")
+    return f"Predicted against measured, {fits.item(0, 'plans')} plans: {'; '.join(parts)}." if parts else ""
+
+
+def scan_words(records: Sequence[Record], depth: int) -> str:
+    """What a study's cells cost in passes of the plain model; empty where none says."""
+    costs = [
+        record.evaluation.block_evaluations
+        for record in records
+        if record.evaluation is not None and record.evaluation.block_evaluations is not None
+    ]
+    if not costs:
+        return ""
+    return f"{len(costs)} cells cost {sum(costs):,} block evaluations = {sum(costs) / depth:.1f} passes of the plain model."

@@ -1,0 +1,57 @@
+"""What is printed of choosing formats from data is what the frames say; what there is not leaves no empty table behind."""
+
+from pathlib import Path
+
+import pytest
+
+import synthetic
+from lowbit_vit.analysis.tables import Findings, Tables, find
+from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, scan_words
+from lowbit_vit.report.page import build_report
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    return find(*synthetic.fill(tmp_path_factory.mktemp("choices") / "root"))
+
+
+@pytest.fixture(scope="module")
+def tables(findings: Findings) -> Tables:
+    return findings.tables
+
+
+def test_each_format_and_direction_is_a_line_and_each_estimator_a_column(tables: Tables) -> None:
+    grid = estimator_grid(tables.estimators)
+    assert grid.headings == ("weights", "measured", "weight error", "activation error", "gradient", "fisher")
+    assert [row.cells[1].text for row in grid.rows[:2]] == ["8 blocks, each quantized alone", "8 blocks, each spared alone"]
+    assert all(len(row.cells) == len(grid.headings) for row in grid.rows)
+
+
+def test_each_contest_is_a_line_with_its_record(tables: Tables) -> None:
+    grid = contest_grid(tables.contests)
+    assert len(grid.rows) == 2 * 5
+    assert {row.records for row in grid.rows} <= set(tables.mixed.get_column("trial_id"))
+    assert all(len(row.cells) == len(grid.headings) for row in grid.rows)
+
+
+def test_additivity_is_said_in_one_sentence_or_not_at_all(tables: Tables) -> None:
+    assert "KL: R2 " in additivity_words(tables.additivity_fits)
+    assert additivity_words(tables.additivity_fits.clear()) == ""
+
+
+def test_a_scans_cost_is_counted_over_its_cells(findings: Findings) -> None:
+    records = findings.records["sensitivity"]
+    assert scan_words(records, 8) == ""
+    counted = []
+    for record in records[:4]:
+        assert record.evaluation is not None
+        counted.append(record.model_copy(update={"evaluation": record.evaluation.model_copy(update={"block_evaluations": 6})}))
+    assert scan_words([*counted, *records[4:]], 8) == "4 cells cost 24 block evaluations = 3.0 passes of the plain model."
+
+
+def test_the_page_has_them_where_there_is_something_to_show(tmp_path: Path) -> None:
+    page = build_report(*synthetic.fill(tmp_path / "root")).read_text()
+    assert "Who wins at equal bytes" in page
+    assert "Kendall&#39;s tau of cheap estimates" in page
+    bare = build_report(*synthetic.fill(tmp_path / "bare", studies=("sensitivity",))).read_text()
+    assert "Who wins at equal bytes" not in bare
