@@ -55,6 +55,23 @@ def test_a_trial_in_high_precision_imports_no_library_of_another_trial() -> None
     assert loaded("high", "as it is") == set()
 
 
+def test_what_a_trial_imports_is_imported_before_its_parts_are_timed() -> None:
+    program = """
+import sys
+from lowbit_vit.model.lora import import_peft
+from lowbit_vit.model.precision import import_bitsandbytes
+from lowbit_vit.schema.plan import NF4, Plan, uniform
+print("bitsandbytes" in sys.modules, "peft" in sys.modules)
+import_bitsandbytes([Plan(compute_dtype="fp32")])
+print("bitsandbytes" in sys.modules)
+import_bitsandbytes([Plan(compute_dtype="fp32"), uniform(NF4(format="nf4", double_quantization=False), "fp32")])
+import_peft()
+print("bitsandbytes" in sys.modules, "peft" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["False False", "False", "True True"], done.stderr
+
+
 @pytest.mark.parametrize("weights", ["int8", "nf4"])
 def test_a_trial_that_quantizes_imports_bitsandbytes_and_no_adapters(weights: str) -> None:
     found = loaded(weights, "as it is")

@@ -41,6 +41,11 @@ class Deferred:
         return getattr(importlib.import_module(self._package), name)
 
 
+def load(package: str) -> None:
+    """Import a package now: before something is timed that would otherwise be the first to use it."""
+    importlib.import_module(package)
+
+
 def is_loaded(package: str) -> bool:
     """Whether the package was imported in this process, by whomever: where it was not, there is no object of its classes."""
     return package in sys.modules

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, LowbitVitError
-from lowbit_vit.model.deferred import Deferred, is_loaded
+from lowbit_vit.model.deferred import Deferred, is_loaded, load
 from lowbit_vit.model.precision import format_of
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import Adaptation
@@ -38,6 +38,11 @@ class TrainedHead(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in nn.Linear)
         """Cast the features to the head's dtype, then classify."""
         return nn.functional.linear(input.to(self.weight.dtype), self.weight, self.bias)
+
+
+def import_peft() -> None:
+    """Import peft now, as `precision.import_bitsandbytes` does its library."""
+    load("peft")
 
 
 def attach(model: VisionTransformer, adaptation: Adaptation, *, seed: int) -> None:

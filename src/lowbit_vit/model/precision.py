@@ -16,7 +16,7 @@ import copy
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, LowbitVitError
-from lowbit_vit.model.deferred import Deferred, is_loaded
+from lowbit_vit.model.deferred import Deferred, is_loaded, load
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
 from lowbit_vit.schema.plan import NF4, ComputeDtype, HighPrecision, Int8, Plan
 from lowbit_vit.schema.record import LayerAudit
@@ -46,6 +46,12 @@ _DTYPES: dict[ComputeDtype, torch.dtype] = {
 
 # Said by bitsandbytes in every layer of every call when activations are fp32 or bf16; the module's docstring says it once.
 logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda entry: "inputs will be cast from" not in entry.getMessage())
+
+
+def import_bitsandbytes(plans: Iterable[Plan]) -> None:
+    """Import bitsandbytes now if a plan quantizes: the seconds are the process's start and belong to no part of a trial."""
+    if any(not isinstance(rule.weights, HighPrecision) for plan in plans for rule in plan.rules):
+        load("bitsandbytes")
 
 
 def compute_dtype(plan: Plan) -> torch.dtype:

@@ -19,8 +19,8 @@ from lowbit_vit.errors import DataError, Unavailable
 from lowbit_vit.model.attention import require
 from lowbit_vit.model.checkpoint import load_state, restore
 from lowbit_vit.model.execution import prepare
-from lowbit_vit.model.lora import attach, settle, trainable_parameters
-from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, matmul_mode, weight_bytes
+from lowbit_vit.model.lora import attach, import_peft, settle, trainable_parameters
+from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, import_bitsandbytes, matmul_mode, weight_bytes
 from lowbit_vit.model.quantized_file import model_bytes
 from lowbit_vit.model.vit import Architecture, VisionTransformer, architecture
 from lowbit_vit.model.work import needed_bytes
@@ -66,6 +66,9 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
         Busy: another process uses the card of a timing trial.
         LowbitVitError: the training loss or the logits are not finite, or the trace contradicts the attention label.
     """
+    import_bitsandbytes([trial.plan])
+    if trial.adaptation == "qlora":
+        import_peft()
     clock = Stopwatch()
     dtype = compute_dtype(trial.plan)
     with clock.part("load"), matmul_mode(trial.plan):
