@@ -1,9 +1,24 @@
 """A plan gives every encoder linear exactly one format, and says so when a pattern matches nothing."""
 
 import pytest
+from pydantic import ValidationError
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.plan import NF4, BlockScore, HighPrecision, Int8, Plan, Rule, SensitivityScores, all_but, only, uniform
+from lowbit_vit.schema.plan import (
+    NF4,
+    BlockScore,
+    HighPrecision,
+    Int8,
+    Plan,
+    Rule,
+    SensitivityScores,
+    all_but,
+    all_but_linear,
+    linear_names,
+    only,
+    only_linear,
+    uniform,
+)
 
 NF4_PLAIN = NF4(format="nf4", double_quantization=False)
 INT8 = Int8(format="int8", threshold=6.0)
@@ -73,3 +88,18 @@ def test_the_most_sensitive_blocks_cost_most_alone_and_save_most_when_spared() -
     assert scores("only", [0.1, 0.1, 0.1]).most_sensitive(2) == (0, 1)  # a tie goes to the smaller number
     with pytest.raises(ConfigError, match=r"outside 1\.\.3"):
         scores("only", [0.1, 0.1, 0.1]).most_sensitive(4)
+
+
+def test_a_score_that_is_not_finite_is_refused() -> None:
+    text = scores("only", [0.1, 0.2]).model_dump_json().replace("0.2,0.2", "NaN,0.2")
+    with pytest.raises(ValidationError, match="finite"):
+        SensitivityScores.model_validate_json(text)
+
+
+def test_one_linear_is_quantized_alone_or_spared_alone() -> None:
+    names = linear_names(2)
+    alone = only_linear("blocks.1.mlp.fc1", INT8, "fp32").resolve(names)
+    spared = all_but_linear("blocks.1.mlp.fc1", INT8, "fp32").resolve(names)
+    assert {name for name in names if alone[name] == INT8} == {"blocks.1.mlp.fc1"}
+    assert {name for name in names if spared[name] != INT8} == {"blocks.1.mlp.fc1"}
+    assert linear_names(1, fused=True) == ["blocks.0.attention.qkv", "blocks.0.attention.out", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]
