@@ -15,7 +15,9 @@ from lowbit_vit.schema.record import Record, load_predictions
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
 from lowbit_vit.trial.backbone import make_backbone
+from lowbit_vit.trial.estimates import estimate
 from lowbit_vit.trial.run import record_trial
+from lowbit_vit.trial.scan import run_scan
 
 pytestmark = pytest.mark.gpu
 
@@ -119,3 +121,25 @@ def test_a_trial_repeated_predicts_the_same_images_the_same_way(workspace: Works
     first = workspace.records("variants") / f"{trial.trial_id}.npz"
     record_trial(trial, workspace, tmp_path)
     assert (load_predictions(first).top5 == load_predictions(tmp_path / first.name).top5).all()
+
+
+def test_a_scan_on_the_card_gives_the_predictions_of_single_trials(workspace: Workspace, tmp_path: Path) -> None:
+    trials = cells(PROFILE, "sensitivity")
+    records = run_scan(trials, workspace, tmp_path / "scan")
+    assert {record.status for record in records} == {"success"}
+    for trial in trials[::3]:
+        single = record_trial(trial, workspace, tmp_path / "single")
+        (scanned,) = [record for record in records if record.trial_id == trial.trial_id]
+        assert single.evaluation is not None
+        assert scanned.evaluation is not None
+        assert scanned.evaluation.predictions_sha256 == single.evaluation.predictions_sha256, trial.label
+        assert scanned.model == single.model
+    spent = sum(record.evaluation.block_evaluations or 0 for record in records if record.evaluation is not None)
+    # With k = 4 blocks: high precision, and for each of two formats k + 2 passes at most.
+    assert spent <= 4 * (1 + 2 * (4 + 2))
+
+
+def test_estimates_are_made_on_the_card(workspace: Workspace) -> None:
+    found = estimate(cells(PROFILE, "sensitivity")[0], PROFILE.sensitivity.formats, workspace)
+    assert len(found.linears) == 2 * 4 * 6
+    assert all(linear.gradient > 0 and linear.fisher > 0 for linear in found.linears)
