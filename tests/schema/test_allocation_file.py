@@ -6,7 +6,7 @@ import pytest
 
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file
-from lowbit_vit.schema.plan import linear_names
+from lowbit_vit.schema.plan import NF4, all_but, linear_names
 
 GOOD = """
 name: by-hand
@@ -30,6 +30,11 @@ def test_a_plan_gives_each_named_unit_its_format_and_leaves_the_rest(tmp_path: P
     low = {name for name, weights in formats.items() if weights == "nf4"}
     assert low == {name for name in linear_names(3) if name.startswith("blocks.1.")} | {"blocks.2.mlp.fc1"}
     assert load(plan.model_dump_json(), tmp_path) == plan
+
+
+def test_a_plan_of_whole_blocks_is_the_heuristics_own(tmp_path: Path) -> None:
+    text = GOOD.replace("blocks.2.mlp.fc1", "blocks.2")
+    assert load(text, tmp_path).plan(3) == all_but([0], NF4(format="nf4", double_quantization=False), "fp16")
 
 
 def test_a_skip_list_names_what_stays_in_high_precision(tmp_path: Path) -> None:

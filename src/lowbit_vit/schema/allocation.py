@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import one_line, read_yaml
-from lowbit_vit.schema.plan import NF4, ComputeDtype, Frozen, HighPrecision, Int8, Plan, Rule, WeightFormat, linear_names
+from lowbit_vit.schema.plan import NF4, ComputeDtype, Frozen, HighPrecision, Int8, Plan, Rule, WeightFormat, all_but, linear_names
 
 _HF_NAMES = {
     "attention.q": "attention.attention.query",
@@ -80,7 +80,9 @@ class PlanFile(Frozen):
         return self
 
     def plan(self, depth: int) -> Plan:
-        """The plan for a model of `depth` blocks.
+        """The plan for a model of `depth` blocks; where whole blocks are spared from one format, the one that `all_but` makes.
+
+        So a plan that a heuristic makes as well is one cell with it.
 
         Raises:
             ConfigError: an entry names a block that the model does not have.
@@ -88,11 +90,11 @@ class PlanFile(Frozen):
         for entry in self.entries:
             if int(entry.unit.split(".")[1]) >= depth:
                 raise ConfigError(f"plan {self.name}: {entry.unit} is not there; the model has blocks.0 to blocks.{depth - 1}")
-        rules = tuple(
-            Rule(pattern=entry.unit if entry.unit.count(".") > 1 else f"{entry.unit}.*", weights=entry.weights)
-            for entry in self.entries
-            if not isinstance(entry.weights, HighPrecision)
-        )
+        low = {entry.unit: entry.weights for entry in self.entries if not isinstance(entry.weights, HighPrecision)}
+        if len({weights.name for weights in low.values()}) == 1 and all(unit.count(".") == 1 for unit in low):
+            spared = [block for block in range(depth) if f"blocks.{block}" not in low]
+            return all_but(spared, next(iter(low.values())), self.compute_dtype)
+        rules = tuple(Rule(pattern=unit if unit.count(".") > 1 else f"{unit}.*", weights=weights) for unit, weights in low.items())
         return Plan(compute_dtype=self.compute_dtype, rules=rules)
 
     def skip_list(self, depth: int) -> dict[str, object]:
