@@ -7,6 +7,7 @@ from torch import nn
 
 from lowbit_vit.data.arrays import load_dataset
 from lowbit_vit.data.batches import eval_batches
+from lowbit_vit.errors import Unavailable
 from lowbit_vit.model.precision import convert_linear
 from lowbit_vit.model.vit import encoder_linears
 from lowbit_vit.schema.config import Trial
@@ -70,3 +71,9 @@ def test_the_weight_error_is_what_the_layer_loses_on_the_identity(weights: NF4 |
     assert weight_error(layer, linear) == pytest.approx(float(lost.square().sum()), rel=2e-2)
     coarser = FORMATS[0]
     assert weight_error(layer, linear) <= weight_error(convert_linear(linear, coarser, torch.float32, name="linear"), linear)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it can run")
+def test_a_device_that_is_not_there_is_said_in_one_line(cell: Trial, workspace: Workspace) -> None:
+    with pytest.raises(Unavailable, match="needs CUDA"):
+        estimate(cell.model_copy(update={"device": "cuda"}), FORMATS, workspace)

@@ -29,7 +29,7 @@ from lowbit_vit.schema.estimate import Estimates, LinearEstimate
 from lowbit_vit.schema.plan import NF4, Int8, Plan, WeightFormat
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.evaluate import selection_mask
-from lowbit_vit.trial.run import load_backbone, load_data
+from lowbit_vit.trial.run import check_available, load_backbone, load_data
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +47,13 @@ def estimate(trial: Trial, formats: Sequence[WeightFormat], workspace: Workspace
         workspace: with data and weights.
 
     Raises:
+        Unavailable: the device is not there.
         DataError: data or weights are missing or damaged.
         LowbitVitError: an estimate is not finite.
     """
     # Fused attention kernels have no fp32 gradient on every card; this one has.
     plain = trial.model_copy(update={"attention": "math", "plan": Plan(compute_dtype="fp32")})
+    check_available(plain)
     dataset = load_data(plain, workspace)
     model, origin = load_backbone(plain, workspace, dataset)
     test = dataset.eval_views["test"]
