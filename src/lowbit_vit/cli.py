@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.errors import LowbitVitError, Unavailable
 from lowbit_vit.schema.config import Device, Execution, Profile, Study, TorchvisionVit, load_profile
 from lowbit_vit.schema.workspace import Workspace
 
@@ -270,7 +270,9 @@ def allocate(
     if asked is None:
         if out is not None or skip_list is not None or formats:
             raise ConfigError("allocate: --out, --skip-list and --format need a budget")
-        estimates = read_estimates(workspace.estimates, profile=profile)
+        if not workspace.estimates.exists():
+            logging.getLogger(__name__).warning("allocate: no plans by gradients: run lowbit-vit estimate %s before", profile)
+        estimates = read_estimates(workspace.estimates, profile=profile) if workspace.estimates.exists() else None
         plans = study_plans(settings, scores, results, estimates)
         write_atomic(workspace.plans, plan_files_json(plans))
         print("\n".join(line for plan in plans for line in plan_lines(plan)))
@@ -314,7 +316,11 @@ def sweep(
     """Run variants, sensitivity, estimate, allocate and mixed: the studies on the Ray cluster that RAY_ADDRESS names, else here."""
     variants(profile, root, isolation, image, runtime, unpinned, card)
     sensitivity(profile, root, isolation, image, runtime, unpinned, card)
-    estimate(profile, root)
+    try:
+        estimate(profile, root)
+    except Unavailable as error:
+        # The driver of a cluster has no card of its own, as a rule. What needs estimates is said to be missing.
+        logging.getLogger(__name__).warning("estimate: left out: %s", error)
     allocate(profile, root=root)
     mixed(profile, root, isolation, image, runtime, unpinned, card)
 
