@@ -37,6 +37,7 @@ class Resident:
         self._source = model
         self._ends = copy.deepcopy(model)
         apply_plan(self._ends, Plan(compute_dtype=plan.compute_dtype))
+        self._ends.blocks = nn.ModuleList()  # every path brings its own
         self._formats: dict[tuple[int, str], Formats] = {}
         self._converted: dict[tuple[int, str], nn.Module] = {}
         self._needed: Counter[tuple[int, str]] = Counter()
