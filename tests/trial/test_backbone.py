@@ -12,7 +12,7 @@ from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.checkpoint import load_state, restore
 from lowbit_vit.model.lora import merge, trainable_parameters, wrap
 from lowbit_vit.model.vit import ARCHITECTURES, Architecture, VisionTransformer, architecture
-from lowbit_vit.schema.card import Card, adapted_seeds, weight_files
+from lowbit_vit.schema.card import Card, weight_files
 from lowbit_vit.schema.config import Backbone, Profile, SmallVit
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.backbone import make_backbone
@@ -63,14 +63,6 @@ def test_backbone_and_adapters_make_the_adapted_backbone(profile: Profile, works
     merge(model)
     adapted, _ = load_state(workspace.adapted(0))
     assert all(torch.equal(adapted[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_each_seed_of_a_ptq_arm_is_adapted_and_seed_0_for_the_other_studies(profile: Profile) -> None:
-    arms = tuple(arm.model_copy(update={"seeds": (1, 2)}) for arm in profile.variants.arms)
-    seeded = profile.model_copy(update={"variants": profile.variants.model_copy(update={"arms": arms})})
-    assert adapted_seeds(seeded) == (0, 1, 2)
-    without = tuple(arm for arm in arms if arm.adaptation != "ptq")
-    assert adapted_seeds(seeded.model_copy(update={"variants": profile.variants.model_copy(update={"arms": without})})) == (0,)
 
 
 def test_making_it_again_gives_the_same_weights_and_removes_unused_seeds(profile: Profile, workspace: Workspace, tmp_path: Path) -> None:

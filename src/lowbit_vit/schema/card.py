@@ -22,21 +22,13 @@ class Card(BaseModel):
     data: str = Field(description="what the images are")
     content_sha256: str = Field(description="of the decoded images and labels")
     splits: dict[str, int] = Field(description="images of each split")
-    accuracy: dict[str, Accuracy] | None = Field(description="of val and test in fp32, adapters in place; null: the head is untrained")
+    accuracy: dict[str, Accuracy] | None = Field(description="of val and test in fp32 (on a card TF32); null: the head is untrained")
     sha256: str = Field(description="of the file of weights")
-
-
-def adapted_seeds(profile: Profile) -> tuple[int, ...]:
-    """The seeds whose adapted backbone some trial needs; none without a lora section, else those of `ptq` arms and 0."""
-    if profile.lora is None:
-        return ()
-    used = {seed for arm in profile.variants.arms if arm.adaptation == "ptq" for seed in arm.seeds}
-    return tuple(sorted(used | {0}))
 
 
 def weight_files(profile: Profile, workspace: Workspace) -> list[Path]:
     """Every file of weights that `lowbit-vit backbone` makes for the profile, the backbone first."""
     files = [workspace.backbone]
-    for seed in adapted_seeds(profile):
+    for seed in () if profile.lora is None else profile.adapted_seeds:
         files += [workspace.adapter(seed), workspace.adapted(seed)]
     return files

@@ -529,6 +529,9 @@ class Profile(Frozen):
     data: DataConfig
     backbone: Backbone
     lora: Adaptation | None
+    adapted_seeds: tuple[int, ...] = Field(
+        default=(0,), min_length=1, description="of the backbones adapted in high precision: those of `ptq` arms, and 0 for the cells"
+    )
     evaluation: Evaluation
     measurement: Measurement
     limits: Limits
@@ -552,6 +555,13 @@ class Profile(Frozen):
             problem = impossible(Plan(compute_dtype=study.compute_dtype), study.attention, self.device)
             if problem is not None:
                 raise ValueError(f"{name}: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_are_adapted(self) -> Self:
+        needed = {0} | {seed for arm in self.variants.arms if arm.adaptation == "ptq" for seed in arm.seeds}
+        if missing := sorted(needed - set(self.adapted_seeds)):
+            raise ValueError(f"adapted_seeds {list(self.adapted_seeds)} must have {missing[0]}, which ptq arms or the cells start from")
         return self
 
     @model_validator(mode="after")

@@ -51,6 +51,8 @@ TRAINING: dict[Device, str] = {
 }
 RUNNING: dict[Device, str] = {
     "cuda": """\
+adapted_seeds: [0]
+
 evaluation: {batch_size: 128}
 
 measurement:
@@ -62,6 +64,8 @@ measurement:
 
 limits: {seconds: 3600, memory_gib: 64}   # of one trial""",
     "cpu": """\
+adapted_seeds: [0]
+
 evaluation: {batch_size: 32}
 
 measurement:

@@ -23,7 +23,6 @@ from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.lora import attach, merge, trainable_parameters
 from lowbit_vit.model.precision import matmul_mode
 from lowbit_vit.model.vit import VisionTransformer, architecture
-from lowbit_vit.schema.card import adapted_seeds
 from lowbit_vit.schema.config import Adaptation, AttentionName, Profile, Teacher, Training
 from lowbit_vit.schema.environment import command_line, provenance
 from lowbit_vit.schema.hold import hold
@@ -62,7 +61,7 @@ def make_backbone(profile: Profile, workspace: Workspace) -> None:
         remove_half_written(workspace.checkpoints)
         _make_base(profile, workspace, dataset)
         if profile.lora is not None:
-            for seed in adapted_seeds(profile):
+            for seed in profile.adapted_seeds:
                 _make_adapted(profile, profile.lora, workspace, dataset, seed=seed)
 
 
