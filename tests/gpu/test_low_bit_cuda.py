@@ -105,6 +105,7 @@ def test_int8_with_a_threshold_cannot_be_captured_and_says_why() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11 warns of what its own compiler does with an autograd function
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("weights", [HIGH, INT8_0, SINGLE], ids=lambda weights: weights.name)
 def test_compiled_blocks_agree_with_eager_for_two_batch_sizes(weights: HighPrecision | Int8 | NF4) -> None:
     model = fp32_model()

@@ -146,10 +146,13 @@ def settle(model: VisionTransformer) -> None:
 
 
 def cast(model: VisionTransformer) -> None:
-    """Give adapters and head the encoder's dtype, in place."""
+    """Give adapters, head and biases the encoder's dtype, in place.
+
+    Biases, because a low-bit layer's forward gives its own the dtype of its input, and under autocast that is fp32.
+    """
     dtype = model.norm.weight.dtype
     for name, parameter in model.named_parameters():
-        if ".lora_" in name:
+        if ".lora_" in name or name.endswith(".bias"):
             parameter.data = parameter.data.to(dtype)
     _plain_head(model)
 
