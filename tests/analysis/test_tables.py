@@ -12,6 +12,10 @@ from lowbit_vit.analysis.tables import Tables, find, read_paper_table, write_tab
 from lowbit_vit.errors import DataError
 
 
+# The synthetic records are of a CPU, where the peak is the process's and has no parts.
+OF_CARDS_ALONE = {"memory_parts.csv"}
+
+
 def test_every_table_is_written_and_equal_records_give_equal_bytes(tmp_path: Path) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root")
     for name in ("first", "second"):
@@ -21,7 +25,7 @@ def test_every_table_is_written_and_equal_records_give_equal_bytes(tmp_path: Pat
     for name in files:
         content = (tmp_path / "first" / name).read_bytes()
         assert content == (tmp_path / "second" / name).read_bytes()
-        assert len(list(csv.reader(content.decode().splitlines()))) > 1, name
+        assert (len(list(csv.reader(content.decode().splitlines()))) > 1) == (name not in OF_CARDS_ALONE), name
 
 
 @pytest.mark.parametrize("studies", [(), ("variants",), ("sensitivity",)])
