@@ -334,6 +334,22 @@ def report(profile: ProfileName, root: Root = HERE, reports: Reports = None) -> 
     print(build_report(settings, workspace))
 
 
+@app.command(epilog="Example: lowbit-vit pack demo --to reports/reference/mine")
+def pack(
+    profile: ProfileName,
+    *,
+    to: Annotated[Path, typer.Option("--to", help="folder of the reference run; the files go to records/ in it")],
+    root: Root = HERE,
+    reports: Reports = None,
+) -> None:
+    """Write each study's records and per-image predictions as one small file, which is read like the records. Needs no torch."""
+    from lowbit_vit.analysis.packing import pack_records
+
+    settings, workspace = _open(profile, root, reports)
+    for path in pack_records(settings, workspace, to):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
 @app.command(epilog="Example: lowbit-vit show demo")
 def show(
     profile: ProfileName,
@@ -345,11 +361,11 @@ def show(
     from lowbit_vit.analysis.results import require_one_origin
     from lowbit_vit.errors import DataError
     from lowbit_vit.report.terminal import result_markdown, result_table
-    from lowbit_vit.schema.record import read_records
+    from lowbit_vit.schema.packed import study_records
 
     settings, workspace = _open(profile, root, reports)
     folder = workspace.records("variants")
-    records = read_records(folder)
+    records = study_records(folder)
     if not records:
         raise DataError(f"{folder}: no records; run dvc repro report@{profile} first")
     require_one_origin(records, folder.parent)

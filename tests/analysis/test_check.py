@@ -121,13 +121,13 @@ def _worse(result: Result, share: float) -> Result:
     """The result with its first right answers made wrong, until `share` of all images is lost."""
     assert result.predictions is not None
     assert result.record.evaluation is not None
-    top5 = result.predictions.top5.copy()
-    right = np.flatnonzero(top5[:, 0] == result.predictions.label)[: round(share * len(top5))]
-    top5[right] = np.roll(top5[right], 1, axis=1)
+    label, best = result.predictions.label, result.predictions.best.copy()
+    right = np.flatnonzero(result.predictions.right)[: round(share * len(best))]
+    best[right] = (label[right] + 1) % (1 + label.max())
     whole = result.record.evaluation.whole
-    top1 = float(np.mean(top5[:, 0] == result.predictions.label))
+    top1 = float(np.mean(best == label))
     evaluation = result.record.evaluation.model_copy(update={"whole": whole.model_copy(update={"top1": top1})})
-    return Result(result.record.model_copy(update={"evaluation": evaluation}), replace(result.predictions, top5=top5))
+    return Result(result.record.model_copy(update={"evaluation": evaluation}), replace(result.predictions, best=best))
 
 
 @pytest.mark.parametrize("folder", REFERENCES, ids=lambda folder: folder.name)

@@ -10,8 +10,8 @@ import synthetic
 from lowbit_vit.analysis.arms import variants
 from lowbit_vit.analysis.classes import classes, most_lost
 from lowbit_vit.analysis.results import Result, load_results
+from lowbit_vit.schema.answers import Answers
 from lowbit_vit.schema.config import Profile
-from lowbit_vit.schema.record import Predictions
 
 NAMES = ("ash, white", "冬青", "<i>elm")
 
@@ -48,9 +48,9 @@ def result(project: tuple[Profile, list[Result]], predicted: list[int], *, seed:
     trial = record.trial.model_copy(update={"label": "base" if baseline else "arm", "paper_row": 0 if baseline else None, "seed": seed})
     evaluation = record.evaluation.model_copy(update={"class_names": NAMES})
     label = np.array([0, 0, 0, 1, 1, 2], dtype=np.uint16)
-    top5 = np.array(predicted, dtype=np.uint16)[:, None]
+    best = np.array(predicted, dtype=np.uint16)
     flat = np.zeros(6, dtype=np.float32)
-    predictions = Predictions(label=label, top5=top5, loss=flat, margin=flat, selection=flat > 0, kl=None)
+    predictions = Answers(label=label, best=best, among5=best == label, margin=flat, selection=flat > 0, kl=None)
     return Result(record.model_copy(update={"trial": trial, "evaluation": evaluation}), predictions)
 
 

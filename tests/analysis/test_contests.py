@@ -52,8 +52,8 @@ def test_the_selection_half_decides_nothing(mixed: list[Result]) -> None:
         assert predictions is not None
         assert predictions.kl is not None
         kl = np.where(predictions.selection, 99.0, predictions.kl).astype(np.float32)
-        top5 = np.where(predictions.selection[:, None], 7, predictions.top5).astype(np.uint16)
-        changed.append(dataclasses.replace(result, predictions=dataclasses.replace(predictions, kl=kl, top5=top5)))
+        best = np.where(predictions.selection, 7, predictions.best).astype(np.uint16)
+        changed.append(dataclasses.replace(result, predictions=dataclasses.replace(predictions, kl=kl, best=best)))
     assert contests(changed).equals(contests(mixed))
 
 

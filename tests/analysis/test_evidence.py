@@ -18,6 +18,7 @@ from lowbit_vit.analysis.claims import carry_out, gather, load_claims
 from lowbit_vit.analysis.evidence import predicted
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
 from lowbit_vit.analysis.results import Result, load_all_results
+from lowbit_vit.schema.answers import Answers
 from lowbit_vit.schema.check import (
     AccuracyCheck,
     AgreeCheck,
@@ -41,7 +42,7 @@ from lowbit_vit.schema.check import (
 from lowbit_vit.schema.claim import Cell, Claim, Verdict
 from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores, all_but, uniform
-from lowbit_vit.schema.record import Predictions, Record
+from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -200,9 +201,8 @@ def _with_right(grounds: Grounds, label: str, right: Sequence[bool]) -> Grounds:
     results = []
     for item in grounds.results["variants"]:
         if item.record.trial.label == label and item.predictions is not None:
-            top5 = item.predictions.top5.copy()
-            top5[:, 0] = np.where(right, item.predictions.label, (item.predictions.label + 1) % 102)
-            results.append(Result(item.record, replace(item.predictions, top5=top5)))
+            best = np.where(right, item.predictions.label, (item.predictions.label + 1) % 102)
+            results.append(Result(item.record, replace(item.predictions, best=best, among5=np.asarray(right))))
         else:
             results.append(item)
     return replace(grounds, results={**grounds.results, "variants": results})
@@ -212,7 +212,7 @@ def _losing(grounds: Grounds, images: int) -> Grounds:
     """NF4 wrong on so many of the images that fp16 gets right, and otherwise alike."""
     high = next(item.predictions for item in grounds.results["variants"] if item.record.trial.label == "fp16, flash")
     assert high is not None
-    right = high.top5[:, 0] == high.label
+    right = high.right.copy()
     right[np.flatnonzero(right)[:images]] = False
     return _with_right(grounds, "NF4", right.tolist())
 
@@ -305,8 +305,8 @@ def _mixed(grounds: Grounds, **cells: tuple[str, Sequence[int], int, float]) -> 
     for name, (label, blocks, wrong, kl) in cells.items():
         labels = template.predictions.label
         right = np.arange(IMAGES) >= wrong
-        top5 = np.stack([np.where(right, labels, (labels + 1) % 102)] * 5, axis=1).astype(np.uint16)
-        predictions: Predictions = replace(template.predictions, top5=top5, kl=np.full(IMAGES, kl, dtype=np.float32))
+        best = np.where(right, labels, (labels + 1) % 102).astype(np.uint16)
+        predictions: Answers = replace(template.predictions, best=best, among5=right, kl=np.full(IMAGES, kl, dtype=np.float32))
         plan = all_but(blocks, NF4_WEIGHTS, "fp16") if blocks else uniform(NF4_WEIGHTS, "fp16")
         trial = template.record.trial.model_copy(update={"label": label, "study": "mixed", "plan": plan})
         results.append(Result(template.record.model_copy(update={"trial": trial, "trial_id": name}), predictions))

@@ -157,7 +157,7 @@ def test_kl_that_is_not_finite_is_named(study: tuple[Profile, Workspace], result
     broken = []
     for result in results:
         assert result.predictions is not None
-        kl = np.full_like(result.predictions.loss, np.nan) if result.record.trial.label == "nf4, only block 2" else result.predictions.kl
+        kl = np.full_like(result.predictions.margin, np.nan) if result.record.trial.label == "nf4, only block 2" else result.predictions.kl
         broken.append(dataclasses.replace(result, predictions=dataclasses.replace(result.predictions, kl=kl)))
     with pytest.raises(DataError, match="nf4, only block 2: its KL is not finite"):
         scores(broken, study[0])

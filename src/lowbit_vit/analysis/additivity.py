@@ -78,7 +78,7 @@ def additivity(
                 "predicted_kl": sum(float(np.mean(unit.kl)) for unit, _, _ in parts),
                 "kl": float(predictions.kl[report].astype(np.float64).mean()),
                 "predicted_flips_per_1000": sum(1000 * float(np.mean(unit.flips)) / images for unit, images, _ in parts),
-                "flips_per_1000": 1000 * float((predictions.top5[:, 0] != reference.predictions.top5[:, 0])[report].mean()),
+                "flips_per_1000": 1000 * float((predictions.best != reference.predictions.best)[report].mean()),
                 "predicted_weight_bytes": None if base is None or len(known) < len(added) else base + sum(size - base for size in known),
                 "weight_bytes": model.weight_bytes,
                 "images": int(report.sum()),

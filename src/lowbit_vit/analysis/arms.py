@@ -165,8 +165,8 @@ def _against(baseline: Result | None, result: Result, *, margin: float | None) -
     if not same_images((baseline, result)):
         return {}
     outcome = compare(
-        baseline.predictions.top5[:, 0] == baseline.predictions.label,
-        result.predictions.top5[:, 0] == result.predictions.label,
+        baseline.predictions.right,
+        result.predictions.right,
     )
     row = {
         "lost": outcome.lost,

@@ -249,14 +249,14 @@ def _outcome(result: Result, reference: Result | None) -> dict[str, Any]:
     if predictions is None:
         return row
     report = ~predictions.selection
-    right = (predictions.top5[:, 0] == predictions.label)[report]
+    right = (predictions.right)[report]
     interval = wilson(int(right.sum()), len(right))
     row |= {"images": len(right), "top1": float(right.mean()), "top1_low": interval.low, "top1_high": interval.high}
     if predictions.kl is not None:
         row["kl"] = float(predictions.kl[report].astype(np.float64).mean())
     if reference is None or reference is result or reference.predictions is None or not same_images((reference, result)):
         return row
-    outcome = compare((reference.predictions.top5[:, 0] == reference.predictions.label)[report], right)
+    outcome = compare((reference.predictions.right)[report], right)
     return row | {
         "lost": outcome.lost,
         "gained": outcome.gained,

@@ -194,7 +194,7 @@ def _accuracy(expected: Result, found: Result, *, margin: float) -> Iterator[Out
     # Within the margin there is nothing to ask of chance, and thousands of resamples are saved.
     nothing = Interval(low=0.0, high=0.0)
     if abs(two - one) > margin:
-        nothing = macro_f1_difference(expected.predictions.label, expected.predictions.top5[:, 0], found.predictions.top5[:, 0]).interval
+        nothing = macro_f1_difference(expected.predictions.label, expected.predictions.best, found.predictions.best).interval
     yield compare_rates("macro-F1", one, two, interval=nothing, margin=margin, images="paired bootstrap")
 
 

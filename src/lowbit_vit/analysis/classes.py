@@ -69,14 +69,14 @@ def _class_rows(members: Sequence[Result], baselines: Sequence[Result | None]) -
         if member.predictions is None:
             continue
         label.append(member.predictions.label.astype(np.int64))
-        best.append(member.predictions.top5[:, 0].astype(np.int64))
+        best.append(member.predictions.best.astype(np.int64))
         comparable = baseline is not None and baseline is not member and same_images((baseline, member))
         against.append(baseline.predictions if comparable and baseline is not None else None)
     labels, predicted = np.concatenate(label), np.concatenate(best)
     right = labels == predicted
     reference = None
     if all(predictions is not None for predictions in against):
-        reference = np.concatenate([predictions.top5[:, 0] == predictions.label for predictions in against if predictions is not None])
+        reference = np.concatenate([predictions.right for predictions in against if predictions is not None])
     names = _names(members)
     return [
         _class_row(number, names, own=labels == number, right=right, predicted=predicted, reference=reference)

@@ -142,7 +142,7 @@ def _accuracy(pair: Pair, *, margin: float) -> dict[str, Any]:
     }
     if pair.trial.study != "variants" or pair.first.predictions is None or pair.second.predictions is None:
         return row
-    f1 = macro_f1_difference(pair.first.predictions.label, pair.first.predictions.top5[:, 0], pair.second.predictions.top5[:, 0])
+    f1 = macro_f1_difference(pair.first.predictions.label, pair.first.predictions.best, pair.second.predictions.best)
     return row | {"f1_difference": f1.difference, "f1_low": f1.interval.low, "f1_high": f1.interval.high}
 
 

@@ -17,7 +17,7 @@ from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.results import Result, same_images
 from lowbit_vit.analysis.scores import simultaneous_intervals
 from lowbit_vit.analysis.statistics import compare, holm
-from lowbit_vit.schema.record import Predictions
+from lowbit_vit.schema.answers import Answers
 from lowbit_vit.schema.roles import MixedRole, read_mixed_roles
 
 HEURISTIC: Final = "first+last"
@@ -68,7 +68,7 @@ def contests(mixed: Sequence[Result]) -> pl.DataFrame:
 
 
 def _contest(
-    role: MixedRole, result: Result, cells: dict[MixedRole, Result], reference: Predictions
+    role: MixedRole, result: Result, cells: dict[MixedRole, Result], reference: Answers
 ) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
     flips, kl = _flips(result, reference), _kl(result, reference)
     peers = [other for peer, other in cells.items() if peer.kind == "random" and peer.k == role.k]
@@ -104,15 +104,15 @@ def _contest(
     return row, kl - _kl(heuristic, reference)
 
 
-def _flips(result: Result, reference: Predictions) -> npt.NDArray[np.bool_]:
+def _flips(result: Result, reference: Answers) -> npt.NDArray[np.bool_]:
     """Of the report half."""
     if result.predictions is None:
         return np.zeros(0, dtype=np.bool_)
-    changed: npt.NDArray[np.bool_] = (result.predictions.top5[:, 0] != reference.top5[:, 0])[~reference.selection]
+    changed: npt.NDArray[np.bool_] = (result.predictions.best != reference.best)[~reference.selection]
     return changed
 
 
-def _kl(result: Result, reference: Predictions) -> npt.NDArray[np.float64]:
+def _kl(result: Result, reference: Answers) -> npt.NDArray[np.float64]:
     """Of the report half, in nats."""
     if result.predictions is None or result.predictions.kl is None:
         return np.full(int((~reference.selection).sum()), np.nan)

@@ -1,5 +1,7 @@
 """What the report stage reads: every record of a profile with its per-image predictions, checked against their hashes.
 
+A study's records lie loose in a folder or packed in one file; who reads them here sees no difference but the packed ones' rounding.
+
 Records of different code, images or weights are never put side by side: whoever reads them together is told which two differ.
 """
 
@@ -8,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.answers import Answers, answers_of
 from lowbit_vit.schema.config import STUDIES, Study
-from lowbit_vit.schema.record import Predictions, Record, load_predictions, read_record, sha256
+from lowbit_vit.schema.packed import is_packed, load_packed, packed_file
+from lowbit_vit.schema.record import Record, load_predictions, read_record, sha256
 from lowbit_vit.schema.workspace import Workspace
 
 CARDS = "cards"  # an origin of timings alone
@@ -17,10 +21,10 @@ CARDS = "cards"  # an origin of timings alone
 
 @dataclass(frozen=True)
 class Result:
-    """One trial: its record, and its predictions if it succeeded."""
+    """One trial: its record, and what its predictions say if it succeeded."""
 
     record: Record
-    predictions: Predictions | None
+    predictions: Answers | None
 
 
 def load_results(workspace: Workspace, study: Study) -> list[Result]:
@@ -28,9 +32,20 @@ def load_results(workspace: Workspace, study: Study) -> list[Result]:
 
     Raises:
         DataError: a record or a predictions file is damaged, a predictions file is not the one its record names, or two records
-            are of different code, images or weights.
+            are of different code, images or weights; or the study is there twice, packed and loose.
     """
     folder = workspace.records(study)
+    results = _packed_results(packed_file(folder)) if is_packed(folder) else _loose_results(folder)
+    require_one_origin([result.record for result in results], folder.parent)
+    return results
+
+
+def _packed_results(path: Path) -> list[Result]:
+    packed = load_packed(path)
+    return [Result(record, packed.answers.get(record.trial_id)) for record in packed.records]
+
+
+def _loose_results(folder: Path) -> list[Result]:
     results = []
     for path in sorted(folder.glob("*.json")):
         if path.name.startswith("."):
@@ -39,11 +54,10 @@ def load_results(workspace: Workspace, study: Study) -> list[Result]:
         predictions = None
         if record.status == "success" and record.evaluation is not None:
             arrays = path.with_suffix(".npz")
-            predictions = load_predictions(arrays)
+            predictions = answers_of(load_predictions(arrays))
             if sha256(arrays.read_bytes()) != record.evaluation.predictions_sha256:
                 raise DataError(f"{arrays}: its sha256 is not predictions_sha256 of {path.name}; delete both, then run again")
         results.append(Result(record=record, predictions=predictions))
-    require_one_origin([result.record for result in results], folder.parent)
     return results
 
 

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from lowbit_vit.analysis.results import Result, load_results, same_images
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.answers import Answers
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
-from lowbit_vit.schema.record import Predictions, write_atomic
+from lowbit_vit.schema.record import write_atomic
 from lowbit_vit.schema.roles import SensitivityRole, read_role
 from lowbit_vit.schema.workspace import Workspace
 
@@ -97,9 +98,9 @@ def _score_units(
             block=role.block or 0,
             module=role.module,
             kl=tuple(float(kl[index, draw].mean()) for draw in draws),
-            flips=tuple(int(np.count_nonzero((predictions.top5[:, 0] != reference.top5[:, 0])[draw])) for draw in draws),
+            flips=tuple(int(np.count_nonzero((predictions.best != reference.best)[draw])) for draw in draws),
             margin=tuple(float((predictions.margin.astype(np.float64) - reference.margin)[draw].mean()) for draw in draws),
-            top1=tuple(float((predictions.top5[:, 0] == predictions.label)[draw].mean()) for draw in draws),
+            top1=tuple(float((predictions.right)[draw].mean()) for draw in draws),
             kl_interval=(max(0.0, kl_intervals[index][0]), kl_intervals[index][1]),
             excess_interval=excess_intervals[index],
         )
@@ -107,7 +108,7 @@ def _score_units(
     )
 
 
-def _predictions(cells: Mapping[SensitivityRole, Result], role: SensitivityRole) -> Predictions:
+def _predictions(cells: Mapping[SensitivityRole, Result], role: SensitivityRole) -> Answers:
     cell = cells.get(role)
     if cell is None or cell.predictions is None:
         unit = f"block {role.block}" + ("" if role.module is None else f" {role.module}")
@@ -115,7 +116,7 @@ def _predictions(cells: Mapping[SensitivityRole, Result], role: SensitivityRole)
     return cell.predictions
 
 
-def _kl(predictions: Predictions, role: SensitivityRole) -> npt.NDArray[np.float64]:
+def _kl(predictions: Answers, role: SensitivityRole) -> npt.NDArray[np.float64]:
     if predictions.kl is None:
         raise DataError(f"sensitivity: {role.label}: its predictions hold no KL; delete its record and run the study again")
     if not np.isfinite(predictions.kl).all():

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
-from lowbit_vit.schema.record import Record, read_records
+from lowbit_vit.schema.packed import study_records
+from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 
 # Settings of a trial that are no part of what its arm is; where two differ in them, that is said.
@@ -86,7 +87,8 @@ def _workspace(name: str, *, root: Path) -> Workspace:
     if not (folder / "records").is_dir():
         known = ", ".join(sorted(path.stem for path in (root / "profiles").glob("*.yaml"))) or "none"
         raise ConfigError(f"{name}: neither a profile (there are: {known}) nor a folder with records/")
-    profiles = sorted({record.trial.profile for record in read_records(folder / "records")})
+    records = [record for study in STUDIES for record in study_records(folder / "records" / study)]
+    profiles = sorted({record.trial.profile for record in records})
     if len(profiles) != 1:
         raise DataError(f"{folder / 'records'}: records of {len(profiles)} profiles ({', '.join(profiles) or 'none'}); one is needed")
     return Workspace(root=root, profile=profiles[0], elsewhere=folder)
@@ -158,7 +160,7 @@ def right(result: Result) -> npt.NDArray[np.bool_]:
     """
     if result.predictions is None:
         raise ValueError(f"{result.record.trial_id} has no predictions")
-    answers: npt.NDArray[np.bool_] = result.predictions.top5[:, 0] == result.predictions.label
+    answers: npt.NDArray[np.bool_] = result.predictions.right
     return answers
 
 

@@ -98,7 +98,7 @@ def _paired(first: str, second: str, results: Sequence[Result]) -> tuple[float, 
         pair = [found.get((label, seed)) for label in (first, second)]
         arrays = [result.predictions for result in pair if result is not None and result.predictions is not None]
         if len(arrays) == 2 and same_images([result for result in pair if result is not None]):
-            right = [predictions.top5[:, 0] == predictions.label for predictions in arrays]
+            right = [predictions.right for predictions in arrays]
             outcome = compare(right[0], right[1])
             return outcome.difference, outcome.interval.low, outcome.interval.high
     return None

@@ -16,9 +16,10 @@ from lowbit_vit.analysis.evidence.measured import QUANTITY_WORDS, pair_words, va
 from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.results import Result, same_images
 from lowbit_vit.analysis.statistics import Comparison, compare_counts, holm, margin_test, wilson
+from lowbit_vit.schema.answers import Answers
 from lowbit_vit.schema.check import AccuracyCheck, Check, FlipsCheck, FrontierCheck, Metric, PairedCheck
 from lowbit_vit.schema.claim import Measured, Verdict
-from lowbit_vit.schema.record import Interval, Predictions
+from lowbit_vit.schema.record import Interval
 
 ALPHA = 0.05
 METRIC_WORDS: dict[Metric, str] = {"top1": "Top-1", "top5": "Top-5", "macro_f1": "Macro-F1"}
@@ -120,7 +121,7 @@ def _paired_f1(check: PairedCheck, grounds: Grounds) -> Outcome:
         predictions = _both(one, other)
         if predictions is not None:
             mine, its = predictions
-            difference = macro_f1_difference(mine.label, its.top5[:, 0], mine.top5[:, 0])
+            difference = macro_f1_difference(mine.label, its.best, mine.best)
             pairs.append((one, other))
             found.append((difference.difference, difference.interval))
     ours = _difference_ours(found)
@@ -168,7 +169,7 @@ def flips(check: FlipsCheck, grounds: Grounds) -> Outcome:
     """The share of images on which twins name different classes, with Wilson's interval, against the most that is allowed."""
     found = [(pair, both) for pair in grounds.twins(check.of, check.to) if (both := _both(*pair)) is not None]
     pairs = [pair for pair, _ in found]
-    counts = [(int(np.count_nonzero(one.top5[:, 0] != other.top5[:, 0])), len(one.label)) for _, (one, other) in found]
+    counts = [(int(np.count_nonzero(one.best != other.best)), len(one.label)) for _, (one, other) in found]
     ours = _flips_ours(counts) if counts else None
     obstacle = grounds.obstacle("vit_l_16", "flowers102", ours=ours, records=record_ids(pairs))
     if obstacle is not None:
@@ -272,7 +273,7 @@ def accuracy(check: AccuracyCheck, grounds: Grounds) -> Outcome:
     return Outcome(verdict, words, ours=ours, records=tuple(result.record.trial_id for result in same))
 
 
-def _both(one: Result, other: Result) -> tuple[Predictions, Predictions] | None:
+def _both(one: Result, other: Result) -> tuple[Answers, Answers] | None:
     """The predictions of both on the same images, or None."""
     if one.predictions is None or other.predictions is None or not same_images((one, other)):
         return None
@@ -283,6 +284,5 @@ def _both_right(one: Result, other: Result, metric: Metric) -> tuple[npt.NDArray
     both = _both(one, other)
     if both is None:
         return None
-    depth = 1 if metric == "top1" else None
-    mine, its = ((predictions.top5[:, :depth] == predictions.label[:, None]).any(axis=1) for predictions in both)
+    mine, its = (answers.right if metric == "top1" else answers.among5 for answers in both)
     return mine, its

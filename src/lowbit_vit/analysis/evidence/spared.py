@@ -168,5 +168,5 @@ def _report_right(result: Result) -> npt.NDArray[np.bool_]:
     predictions = result.predictions
     if predictions is None:
         return np.zeros(0, dtype=np.bool_)
-    right: npt.NDArray[np.bool_] = (predictions.top5[:, 0] == predictions.label)[~predictions.selection]
+    right: npt.NDArray[np.bool_] = (predictions.right)[~predictions.selection]
     return right
