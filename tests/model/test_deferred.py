@@ -1,4 +1,4 @@
-"""A process imports what its trial needs, and a package that is missing is named before anything runs."""
+"""A process imports what its trial needs, and a package that is missing is named."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model.deferred import Deferred, is_loaded
+from lowbit_vit.model.deferred import Deferred, is_loaded, load
 
 COSTLY = ("bitsandbytes", "peft", "torchvision", "torch._dynamo", "sklearn")
 
@@ -83,9 +83,11 @@ def test_a_trial_that_trains_adapters_imports_peft() -> None:
     assert "peft" in loaded("high", "adapted")
 
 
-def test_a_package_that_is_not_installed_is_named_at_once() -> None:
-    with pytest.raises(Unavailable, match=r"^no_such_package is not installed; run: pip install 'lowbit-vit\[run\]'$"):
-        Deferred("no_such_package")
+def test_a_package_that_is_not_installed_is_named_when_it_is_needed() -> None:
+    missing = Deferred("no_such_package")
+    for need in (lambda: missing.VALUE, lambda: load("no_such_package")):
+        with pytest.raises(Unavailable, match=r"^no_such_package is not installed; run: pip install 'lowbit-vit\[run\]'$"):
+            need()
 
 
 def test_the_first_attribute_imports_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,11 +103,20 @@ def decode_file(content: bytes) -> Image.Image:
         OSError, ValueError, SyntaxError: truncated, too large, of a mode without a fixed range, or not an image.
     """
     with _open(content) as image:
-        image.load()
-        # Read after loading: Pillow turns a TIFF upright by itself then, and takes the tag away.
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        rgb = _to_rgb(image)
-        return rgb if turn is None else rgb.transpose(turn)
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB, turned as its orientation tag says.
+
+    Raises:
+        OSError, ValueError, SyntaxError: truncated, or of a mode without a fixed range.
+    """
+    image.load()
+    # Read after loading: Pillow turns a TIFF upright by itself then, and takes the tag away.
+    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    rgb = _to_rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _open(content: bytes) -> Image.Image:
@@ -163,7 +172,7 @@ def decode_chunk(images: Sequence[Path | Pixels], first_row: int, destinations: 
                 digest, image = _read(pixels)
                 views = [make_view(image, destination.view) for destination in destinations]
             except FAULTS as fault:
-                faults.append(f"{pixels}: {_reason(fault)}")
+                faults.append(f"{pixels}: {reason_of(fault)}")
                 continue
             digests.append(digest)
             for file, destination, view in zip(files, destinations, views, strict=True):
@@ -198,7 +207,8 @@ def _read(pixels: Path | Pixels) -> tuple[str, Image.Image]:
     return digest_of(pixels), Image.fromarray(pixels)
 
 
-def _reason(fault: BaseException) -> str:
+def reason_of(fault: BaseException) -> str:
+    """What is wrong with an image, in a few words."""
     if isinstance(fault, UnidentifiedImageError):
         return "not an image"
     return (fault.strerror if isinstance(fault, OSError) else None) or str(fault) or type(fault).__name__

@@ -14,36 +14,48 @@ would import it, and its code runs at the first attribute:
 """
 
 import importlib
-import importlib.util
 import sys
+from types import ModuleType
 from typing import Any
 
 from lowbit_vit.errors import Unavailable
 
 
 class Deferred:
-    """Stands for an installed package until an attribute of it is asked for.
+    """Stands for a package until an attribute of it is asked for; where nothing asks, it need not be installed.
 
     Args:
-        package: a package; of one inside another, the outer one is imported.
-
-    Raises:
-        Unavailable: it is not installed; said at once, not at the first use.
+        package: its name.
     """
 
     def __init__(self, package: str) -> None:
-        if importlib.util.find_spec(package) is None:
-            raise Unavailable(f"{package} is not installed; run: pip install 'lowbit-vit[run]'")
         self._package = package
 
     def __getattr__(self, name: str) -> Any:
-        """The package's attribute; the first one imports it."""
-        return getattr(importlib.import_module(self._package), name)
+        """The package's attribute; the first one imports it.
+
+        Raises:
+            Unavailable: the package is not installed.
+        """
+        return getattr(_imported(self._package), name)
 
 
 def load(package: str) -> None:
-    """Import a package now: before something is timed that would otherwise be the first to use it."""
-    importlib.import_module(package)
+    """Import a package now: before something is timed that would otherwise be the first to use it.
+
+    Raises:
+        Unavailable: it is not installed.
+    """
+    _imported(package)
+
+
+def _imported(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise Unavailable(f"{package} is not installed; run: pip install 'lowbit-vit[run]'") from None
 
 
 def is_loaded(package: str) -> bool:

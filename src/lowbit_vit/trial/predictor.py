@@ -1,0 +1,172 @@
+"""An exported model on images of one's own: the very forward and the very pixels of an evaluation, without a study around it.
+
+Needs neither Ray nor DVC, and bitsandbytes only where the plan quantizes. Images take the way of `data.decode` and `data.batches`
+as in every trial, in batches of the evaluation's size that are filled up in the same way, so on the same device the same images
+in the same order give the logits of the measured cell, bit for bit.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from scipy.special import softmax
+from torch import Tensor
+
+from lowbit_vit.data.arrays import ImageSet
+from lowbit_vit.data.decode import FAULTS, Pixels, View, decode_file, make_view, reason_of, upright_rgb
+from lowbit_vit.data.progress import progress_bar
+from lowbit_vit.errors import ConfigError, DataError
+from lowbit_vit.model.attention import require
+from lowbit_vit.model.execution import prepare
+from lowbit_vit.model.precision import compute_dtype, import_bitsandbytes, matmul_mode
+from lowbit_vit.model.quantized_file import load_model
+from lowbit_vit.model.vit import VisionTransformer
+from lowbit_vit.schema.config import Device
+from lowbit_vit.schema.export import WEIGHTS_FILE, Converted, ExportCard, read_export
+from lowbit_vit.trial.evaluate import Forward, Logits, finite_logits, full_batches
+
+ImageLike = str | Path | Image.Image
+DEVICES: tuple[Device, ...] = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image: every class with its probability, the most likely one first."""
+
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """The most likely class."""
+        return self.classes[0]
+
+    @property
+    def probability(self) -> float:
+        """Of the most likely class."""
+        return self.probabilities[0]
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The k most likely classes, or all where there are fewer."""
+        return list(zip(self.classes[:k], self.probabilities[:k], strict=True))
+
+
+class Predictor:
+    """A loaded export; `load` makes it.
+
+    Attributes:
+        card: all that the export says of itself.
+    """
+
+    def __init__(self, model: VisionTransformer, card: ExportCard, converted: Converted, *, device: Device) -> None:
+        self.card = card
+        self._model = model
+        self._plan = converted.plan
+        self._device: Device = device
+        self._view = View(card.views.eval_resize, card.views.image_size)
+
+    def predict(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> list[Prediction]:
+        """Classes and probabilities of each image, in the order given.
+
+        Args:
+            images: files, Pillow images, or one of them; or a tensor, as for `logits`.
+
+        Raises:
+            DataError: as `logits`.
+        """
+        logits = self.logits(images)
+        # Of equal logits the smaller class number comes first, as in the records.
+        ranks = np.argsort(-logits, axis=1, kind="stable")
+        probabilities = softmax(logits.astype(np.float64), axis=1)
+        names = self.card.class_names
+        return [
+            Prediction(tuple(names[index] for index in order), tuple(row[order].tolist()))
+            for order, row in zip(ranks, probabilities, strict=True)
+        ]
+
+    def logits(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Logits:
+        """The model's outputs, float32 [N, K].
+
+        Args:
+            images: files, Pillow images, or one of them. Or a tensor [N, 3, S, S], S being `card.views.image_size`: uint8 pixels of
+                such a view, or floating point that is normalized by `card.views` already.
+
+        Raises:
+            DataError: no image; a file is missing or no image; or the tensor has another shape or dtype.
+            LowbitVitError: an output is infinite or NaN.
+        """
+        given = images if isinstance(images, Tensor) else [images] if isinstance(images, ImageLike) else list(images)
+        count = len(given)
+        if not count:
+            raise DataError("predict: no image was given")
+        if isinstance(given, Tensor):
+            self._check(given)
+        size = min(self.card.batch_size, count)
+        rows: list[Tensor] = []
+        forward: Forward | None = None
+        with matmul_mode(self._plan), progress_bar("predict", count, "images") if count > size else nullcontext() as bar:
+            for full in self._batches(given, size):
+                forward = forward or prepare(self._model, "eager", full)
+                rows.append(forward(full).to(torch.float32, copy=True))
+                if bar is not None:
+                    bar.advance(min(size, count - (len(rows) - 1) * size))
+        return finite_logits(rows, count=count, title="predict")
+
+    def _batches(self, given: list[ImageLike] | Tensor, size: int) -> Iterator[Tensor]:
+        """Batches [size, 3, S, S] in the compute dtype on the device; the last is filled up as in an evaluation."""
+        dtype = compute_dtype(self._plan)
+        for first in range(0, len(given), size):
+            part = given[first : first + size]
+            if isinstance(part, Tensor) and part.is_floating_point():
+                full = torch.cat([part, part[:1].expand(size - len(part), -1, -1, -1)])
+                yield full.to(self._device, dtype).contiguous(memory_format=torch.channels_last)
+                continue
+            pixels = part.permute(0, 2, 3, 1).cpu().numpy() if isinstance(part, Tensor) else self._views(part, first)
+            images = ImageSet(np.ascontiguousarray(pixels), np.zeros(len(pixels), dtype=np.int64), ("",) * len(pixels))
+            yield from full_batches(images, self.card.views, batch_size=size, device=self._device, dtype=dtype)
+
+    def _views(self, images: list[ImageLike], first: int) -> npt.NDArray[np.uint8]:
+        """The squares that the model sees, uint8 [N, S, S, 3]; `first` is the number of the first image, for messages."""
+        return np.stack([self._decode(image, f"image {number}") for number, image in enumerate(images, start=first + 1)])
+
+    def _decode(self, image: ImageLike, name: str) -> Pixels:
+        if not isinstance(image, Image.Image):
+            name = str(image)
+        try:
+            rgb = upright_rgb(image) if isinstance(image, Image.Image) else decode_file(Path(image).read_bytes())
+            return make_view(rgb, self._view)
+        except FAULTS as fault:
+            raise DataError(f"{name}: {reason_of(fault)}") from fault
+
+    def _check(self, images: Tensor) -> None:
+        side = self._view.side
+        if images.ndim != 4 or images.shape[1:] != (3, side, side) or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            found = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+            raise DataError(f"predict: a tensor {found}; give [N, 3, {side}, {side}], uint8 pixels or normalized floating point")
+
+
+def load(folder: str | Path, device: Device = "cpu") -> Predictor:
+    """Read what `lowbit-vit export` wrote.
+
+    Args:
+        folder: the export.
+        device: where to run it: cpu or cuda.
+
+    Raises:
+        DataError: nothing is exported there, or it is damaged or of another version.
+        Unavailable: the device or a package is missing, or the export's attention kernel does not run there.
+        ConfigError: a device of another name.
+    """
+    if device not in DEVICES:
+        raise ConfigError(f"device {device!r} is not known; allowed: {', '.join(DEVICES)}")
+    place = Path(folder)
+    card, converted = read_export(place)
+    import_bitsandbytes([converted.plan])
+    require(card.attention, device=torch.device(device), dtype=compute_dtype(converted.plan))
+    model = load_model(place / WEIGHTS_FILE, attention=card.attention, device=device)
+    return Predictor(model, card, converted, device=device)
