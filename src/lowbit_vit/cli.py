@@ -289,6 +289,42 @@ def allocate(
         print(skip_list)
 
 
+@app.command(epilog="Example: lowbit-vit export demo plans/demo-mib-1.json exported")
+def export(
+    profile: ProfileName,
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="a plan's file, or the label or trial_id of a cell with a record")],
+    to: Annotated[Path, typer.Argument(metavar="DIR", help="new or empty folder; an earlier export in it is replaced")],
+    root: Root = HERE,
+) -> None:
+    """Write one cell's model for use elsewhere: weights and card, which lowbit_vit.load and `predict` read."""
+    from lowbit_vit.study.export import export_model
+
+    card = export_model(*_open(profile, root), plan, to)
+    measured = (
+        "not measured" if card.measured is None else f"Top-1 {100 * card.measured.test.top1:.2f} % on {card.measured.test.images} images"
+    )
+    print(f"{to}: {card.label}, {measured}; {sum(file.stat().st_size for file in to.iterdir()):,} bytes")
+
+
+@app.command(epilog="Example: lowbit-vit predict exported rose.jpg tulip.jpg")
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="what lowbit-vit export wrote")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="files")],
+    top: Annotated[int, typer.Option("--top", min=1, help="classes to print of each image")] = 5,
+    device: Annotated[Device, typer.Option("--device", help="to run on")] = "cpu",
+) -> None:
+    """Print the most likely classes of images with their probabilities: a table, or where stdout is no terminal, lines with tabs."""
+    from lowbit_vit.report.predictions import prediction_lines, prediction_table
+    from lowbit_vit.trial.predictor import load
+
+    found = load(model, device).predict(images)
+    predictions = [(str(image), prediction.top(top)) for image, prediction in zip(images, found, strict=True)]
+    if sys.stdout.isatty():
+        Console().print(prediction_table(predictions))
+    else:
+        print(prediction_lines(predictions), end="")
+
+
 @app.command(epilog="Example: lowbit-vit mixed demo")
 def mixed(
     profile: ProfileName,

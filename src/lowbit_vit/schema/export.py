@@ -12,7 +12,7 @@ from lowbit_vit.schema.config import AttentionName, Device, Study, Views, one_li
 from lowbit_vit.schema.plan import Frozen, Plan
 from lowbit_vit.schema.record import Accuracy, Provenance, Record
 
-EXPORT_VERSION = 1
+EXPORT_VERSION: Literal[1] = 1
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 

@@ -8,9 +8,11 @@ paper's "each trial", which makes hundreds of cells affordable. Their labels fol
 import random
 from collections.abc import Iterable, Sequence
 
+from pydantic import ValidationError
+
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import PlanFile
-from lowbit_vit.schema.config import Arm, MixedStudy, Profile, SensitivityStudy, Study, Trial
+from lowbit_vit.schema.config import Arm, MixedStudy, Profile, SensitivityStudy, Study, Trial, one_line
 from lowbit_vit.schema.plan import Plan, SensitivityScores, all_but, all_but_linear, linear_names, only, only_linear, uniform
 from lowbit_vit.schema.roles import JOINT, MixedRole, SensitivityRole
 
@@ -158,6 +160,18 @@ def _given_plans(profile: Profile, files: Sequence[PlanFile], scores: Sensitivit
             raise ConfigError(f"plan {file.name}: another plan has this name already")
         found[role] = file.plan(profile.backbone.depth)
     return list(found.items())
+
+
+def plan_cell(profile: Profile, file: PlanFile) -> Trial:
+    """The cell that `mixed` runs for a plan file, in the plan's own compute dtype.
+
+    Raises:
+        ConfigError: the plan does not fit the model, or cannot run in that dtype.
+    """
+    try:
+        return _cell(profile, "mixed", MixedRole("plan", name=file.name).label, file.plan(profile.backbone.depth))
+    except ValidationError as error:
+        raise ConfigError(f"plan {file.name}: {one_line(error)}") from None
 
 
 def draw_blocks(depth: int, k: int, *, count: int, seed: int) -> list[tuple[int, ...]]:

@@ -1,0 +1,273 @@
+"""An exported cell predicts as it was measured, bit for bit, in three lines of Python where there is no Ray and no DVC."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lowbit_vit
+from lowbit_vit.data.arrays import ImageSet, load_dataset
+from lowbit_vit.data.batches import eval_batches
+from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
+from lowbit_vit.report.predictions import prediction_lines, prediction_table
+from lowbit_vit.schema.config import Evaluation, Profile, Trial
+from lowbit_vit.schema.export import ExportCard, read_export
+from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, uniform
+from lowbit_vit.schema.record import Predictions, load_predictions
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.export import export_model
+from lowbit_vit.trial.evaluate import summarize
+from lowbit_vit.trial.predictor import Predictor
+from lowbit_vit.trial.run import run_trial
+
+SINGLE = NF4(format="nf4", double_quantization=False)
+PLANS = {
+    "fp32": Plan(compute_dtype="fp32"),
+    "bf16": Plan(compute_dtype="bf16"),
+    "nf4": uniform(SINGLE, "fp32"),
+    "int8": uniform(Int8(format="int8", threshold=6.0), "fp32"),
+    "mixed": Plan(compute_dtype="fp32", rules=(Rule(pattern="blocks.*", weights=SINGLE), Rule(pattern="*.fc1", weights=HighPrecision()))),
+}
+
+Exported = tuple[Path, Predictions]
+
+
+@pytest.fixture(scope="module")
+def export_of(
+    cell: Trial, profile: Profile, workspace: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Exported]:
+    """Run a cell in batches of 128, which do not divide the 599 images, and export it: the folder, and what the record predicts."""
+    made: dict[tuple[str, str], Exported] = {}
+
+    def make(name: str, adaptation: str) -> Exported:
+        if (name, adaptation) not in made:
+            folder = tmp_path_factory.mktemp("export")
+            place = Workspace(root=workspace.root, profile=workspace.profile, elsewhere=folder / "reports")
+            changes = {"plan": PLANS[name], "adaptation": adaptation, "label": name, "evaluation": Evaluation(batch_size=128)}
+            trial = Trial.model_validate(cell.model_copy(update=changes).model_dump())
+            run_trial(trial, workspace, place.records("variants"))
+            export_model(profile, place, name, folder / "model")
+            made[name, adaptation] = folder / "model", load_predictions(place.records("variants") / f"{trial.trial_id}.npz")
+        return made[name, adaptation]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def exported(export_of: Callable[[str, str], Exported]) -> Path:
+    return export_of("fp32", "none")[0]
+
+
+@pytest.fixture(scope="module")
+def test_images(profile: Profile, workspace: Workspace) -> ImageSet:
+    return load_dataset(workspace.data, profile.data.views).eval_views["test"]
+
+
+def opened(images: ImageSet) -> list[Image.Image]:
+    return [Image.fromarray(pixels) for pixels in np.asarray(images.images)]
+
+
+@pytest.mark.parametrize(("name", "adaptation"), [*((name, "ptq") for name in PLANS), ("nf4", "none")])
+def test_an_exported_cell_predicts_what_its_record_says_bit_for_bit(
+    name: str, adaptation: str, export_of: Callable[[str, str], Exported], test_images: ImageSet
+) -> None:
+    folder, recorded = export_of(name, adaptation)
+    logits = lowbit_vit.load(folder).logits(opened(test_images))
+    _, found = summarize(logits, test_images.labels, selection=recorded.selection)
+    for field in ("label", "top5", "loss", "margin"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(recorded, field))
+
+
+def test_files_images_and_tensors_are_one_and_the_same(exported: Path, test_images: ImageSet, profile: Profile, tmp_path: Path) -> None:
+    model: Predictor = lowbit_vit.load(exported)
+    images = opened(test_images)[:3]
+    expected = model.logits(images)
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
+    np.testing.assert_array_equal(model.logits(paths), expected)
+    np.testing.assert_array_equal(model.logits([str(path) for path in paths]), expected)
+    np.testing.assert_array_equal(model.logits([image.convert("L") for image in images]), expected)  # grey scans
+    pixels = torch.from_numpy(np.array(test_images.images[:3])).permute(0, 3, 1, 2)
+    np.testing.assert_array_equal(model.logits(pixels), expected)
+    part = ImageSet(np.array(test_images.images[:3]), test_images.labels[:3], test_images.ids[:3])
+    normalized, _ = next(eval_batches(part, profile.data.views, batch_size=3, device="cpu"))
+    np.testing.assert_array_equal(model.logits(normalized.contiguous()), expected)
+
+
+def test_an_image_is_turned_upright_as_when_data_is_prepared(exported: Path, test_images: ImageSet, tmp_path: Path) -> None:
+    model: Predictor = lowbit_vit.load(exported)
+    image = opened(test_images)[0]
+    tag = Image.Exif()
+    tag[274] = 3  # stored upside down
+    image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "turned.png", exif=tag)
+    for given in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        np.testing.assert_array_equal(model.logits(given), model.logits(image))
+
+
+def test_probabilities_are_of_named_classes_best_first(exported: Path, test_images: ImageSet) -> None:
+    model: Predictor = lowbit_vit.load(exported)
+    logits = model.logits(opened(test_images)[0])
+    (prediction,) = model.predict(opened(test_images)[0])
+    assert sorted(prediction.classes) == [str(digit) for digit in range(10)]
+    assert sum(prediction.probabilities) == pytest.approx(1)
+    assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
+    assert (prediction.label, prediction.probability) == prediction.top(1)[0]
+    assert prediction.label == model.card.class_names[int(logits[0].argmax())]
+    assert len(prediction.top(99)) == 10
+
+
+# Three lines, on a machine without the packages that are named.
+PREDICT = """
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None
+import lowbit_vit
+model = lowbit_vit.load({folder!r})
+print(model.predict([{image!r}])[0].label)
+print([name for name in ("ray", "dvc", "bitsandbytes") if sys.modules.get(name)])
+"""
+NEVER_NEEDED = ["ray", "dvc", "peft", "torchvision", "sklearn", "polars", "altair", "pynvml"]
+
+
+def run_three_lines(folder: Path, image: Path, blocked: list[str]) -> subprocess.CompletedProcess[str]:
+    program = PREDICT.format(blocked=blocked, folder=str(folder), image=str(image))
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=folder.parent)
+
+
+@pytest.mark.parametrize(("name", "needed"), [("fp32", []), ("nf4", ["bitsandbytes"])])
+def test_three_lines_of_python_predict_without_ray_or_dvc(
+    name: str, needed: list[str], export_of: Callable[[str, str], Exported], test_images: ImageSet, tmp_path: Path
+) -> None:
+    folder, recorded = export_of(name, "none")
+    opened(test_images)[0].save(tmp_path / "one.png")
+    blocked = [*NEVER_NEEDED, *({"bitsandbytes"} - set(needed))]
+    done = run_three_lines(folder, tmp_path / "one.png", blocked)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(recorded.top5[0, 0]), str(needed)]
+    assert done.stderr == ""
+
+
+def test_a_plan_that_quantizes_says_that_it_needs_bitsandbytes(
+    export_of: Callable[[str, str], Exported], test_images: ImageSet, tmp_path: Path
+) -> None:
+    done = run_three_lines(export_of("nf4", "none")[0], tmp_path / "one.png", ["bitsandbytes"])
+    assert "Unavailable: bitsandbytes is not installed; run: pip install" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------------ bad input
+
+
+def changed_card(folder: Path, **changes: object) -> None:
+    card = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(card | changes))
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "message"),
+    [
+        (shutil.rmtree, DataError, "model.json: no exported model there; lowbit-vit export PROFILE PLAN DIR makes one"),
+        (flip_a_byte, DataError, "model.safetensors: sha256 is "),
+        (lambda folder: (folder / "model.safetensors").unlink(), DataError, "model.safetensors: cannot be read (No such file"),
+        (lambda folder: (folder / "model.json").write_text("{"), DataError, "model.json: not JSON ("),
+        (lambda folder: (folder / "model.json").write_text("[]"), DataError, "model.json: not the card of an exported model"),
+        (lambda folder: changed_card(folder, export_version=2), DataError, "model.json: export_version 2; this program reads 1"),
+        (lambda folder: changed_card(folder, class_names=["0", "1"]), DataError, "class_names: 2 names, the model has 10 classes"),
+        (lambda folder: changed_card(folder, views=None), DataError, "model.json: key views: "),
+        (lambda folder: changed_card(folder, model=None), DataError, "model.json: key model is missing"),
+        (lambda folder: changed_card(folder, attention="fa2"), Unavailable, "attention fa2 needs CUDA"),
+    ],
+)
+def test_a_bad_export_is_one_line(
+    harm: Callable[[Path], object], error: type[LowbitVitError], message: str, exported: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exported, tmp_path / "copy")
+    harm(tmp_path / "copy")
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        lowbit_vit.load(tmp_path / "copy")
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_images_are_one_line(exported: Path, tmp_path: Path) -> None:
+    model: Predictor = lowbit_vit.load(exported)
+    (tmp_path / "words.txt").write_text("no image")
+    Image.new("RGB", (30, 30)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    bad = {
+        tmp_path / "none.png": r"none\.png: No such file",
+        tmp_path / "words.txt": r"words\.txt: not an image$",
+        tmp_path / "half.png": r"half\.png: .*trunc",
+        tmp_path: "Is a directory",
+    }
+    for path, message in bad.items():
+        with pytest.raises(DataError, match=message) as caught:
+            model.predict([tmp_path / "whole.png", path])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="image 2: floating-point pixels have no fixed range"):
+        model.predict([Image.new("RGB", (9, 9)), Image.new("F", (9, 9))])
+    with pytest.raises(DataError, match="no image was given"):
+        model.predict([])
+    for tensor in (torch.zeros(1, 3, 9, 8), torch.zeros(1, 3, 8, 8, dtype=torch.int64), torch.zeros(3, 8, 8)):
+        with pytest.raises(DataError, match=r"give \[N, 3, 8, 8\], uint8 pixels or normalized floating point"):
+            model.predict(tensor)
+    with pytest.raises(ConfigError, match="device 'tpu' is not known; allowed: cpu, cuda"):
+        lowbit_vit.load(exported, device="tpu")
+
+
+# -------------------------------------------------------------------------------------------------------------------- the verb
+
+
+def predict_verb(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lowbit_vit", "predict", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_verb_prints_a_line_an_image(export_of: Callable[[str, str], Exported], test_images: ImageSet, tmp_path: Path) -> None:
+    folder, recorded = export_of("fp32", "none")
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path, image in zip(paths, opened(test_images), strict=False):
+        image.save(path)
+    done = predict_verb(str(folder), *paths, paths[0])
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == [*paths, paths[0]]
+    assert [line[1::2] for line in lines[:3]] == recorded.top5[:3].astype(str).tolist()
+    assert all(0 <= float(share) <= 1 for line in lines for share in line[2::2])
+    bad = predict_verb(str(folder), str(tmp_path / "none.png"))
+    assert (bad.returncode, bad.stdout) == (3, "")
+    assert bad.stderr == f"lowbit-vit: {tmp_path}/none.png: No such file or directory\n"
+
+
+def test_a_terminal_shows_a_row_an_image_and_names_as_they_are() -> None:
+    predictions = [("[b]rose[/b].jpg", [("rose", 0.75), ("tulip", 0.25)]), ("two.jpg", [("tulip", 1.0)])]
+    table = prediction_table(predictions)
+    assert table.row_count == 2
+    assert [str(cell) for cell in table.columns[0].cells] == ["[b]rose[/b].jpg", "two.jpg"]
+    assert [str(cell) for cell in table.columns[1].cells] == ["rose 75.0", "tulip 100.0"]
+    assert prediction_lines(predictions[1:]) == "two.jpg\ttulip\t1.000000\n"
+
+
+def test_the_card_says_where_the_model_comes_from(exported: Path, workspace: Workspace, profile: Profile) -> None:
+    card, converted = read_export(exported)
+    weights = json.loads(workspace.backbone.with_suffix(".json").read_text())
+    assert (card.backbone_sha256, card.base_sha256) == (weights["sha256"], weights["sha256"])
+    assert (card.licence, card.made, card.views) == (weights["licence"], weights["made"], profile.data.views)
+    assert card.data_sha256 == weights["content_sha256"]
+    assert converted.plan == PLANS["fp32"]
+    assert card.measured is not None
+    assert card.measured.test.images == 599
+    assert set(ExportCard.model_fields) | {"sha256"} == set(json.loads((exported / "model.json").read_text()))
