@@ -19,6 +19,7 @@ VERBS = [
     "mixed",
     "sweep",
     "report",
+    "pack",
     "show",
     "audit",
     "compare",

@@ -11,8 +11,8 @@ import synthetic
 import synthetic_claims
 from lowbit_vit.analysis.tables import find, read_paper_table
 from lowbit_vit.report.page import Content, build_report, write_report
-from lowbit_vit.schema.config import load_profile
-from lowbit_vit.schema.record import read_records
+from lowbit_vit.schema.config import STUDIES, load_profile
+from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.workspace import Workspace
 
 REFERENCES = sorted(path.parent for path in (synthetic.PROJECT / "reports" / "reference").glob("*/records"))
@@ -45,6 +45,6 @@ def reference_page(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     """A committed run, by its own profile."""
     folder = tmp_path_factory.mktemp("reference") / request.param.name
     shutil.copytree(request.param, folder)
-    (name,) = {record.trial.profile for record in read_records(folder / "records")}
+    (name,) = {record.trial.profile for study in STUDIES for record in study_records(folder / "records" / study)}
     workspace = Workspace(root=synthetic.PROJECT, profile=name, elsewhere=folder)
     return build_report(load_profile(workspace.profile_file), workspace)

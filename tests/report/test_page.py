@@ -1,7 +1,9 @@
 """The page: whole with any part missing, safe for any text, free of the network, the same for the same records."""
 
+import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 import synthetic
 import synthetic_claims
+from lowbit_vit.analysis.packing import pack_records
 from lowbit_vit.analysis.tables import find, read_paper_table
 from lowbit_vit.errors import DataError
 from lowbit_vit.report.cells import DASH
@@ -16,6 +19,7 @@ from lowbit_vit.report.grids import result_grid
 from lowbit_vit.report.metrics import metrics
 from lowbit_vit.report.page import Content, build_report, write_report
 from lowbit_vit.schema.config import Profile, Study
+from lowbit_vit.schema.packed import packed_file
 from lowbit_vit.schema.workspace import Workspace
 
 HOSTILE = synthetic_claims.HOSTILE
@@ -157,6 +161,19 @@ def test_metrics_are_nested_numbers_by_arm_and_strategy(built: Workspace) -> Non
     assert content["variants"]["Baseline ViT"]["p50_ms_batch32"] > content["variants"]["Baseline ViT"]["p50_ms_batch1"]
     assert set(content["mixed"]["report_half"]) >= {"fully quantized", "high precision", "first+last k=2", "most sensitive k=4"}
     assert set(content["sensitivity"]["kendall_tau"]) == {"nf4 only", "nf4 all_but", "int8-0 only", "int8-0 all_but"}
+
+
+def test_the_page_of_a_packed_study_leads_to_its_file(tmp_path: Path) -> None:
+    profile, workspace = synthetic.fill(tmp_path / "root", studies=("variants", "sensitivity"))
+    there = dataclasses.replace(workspace, elsewhere=tmp_path / "to")
+    pack_records(profile, workspace, there.reports)
+    shutil.copytree(workspace.records("sensitivity"), there.records("sensitivity"))
+    packed_file(there.records("sensitivity")).unlink()
+    page = write(profile, there).read_text()
+    known = re.search(r'<script type="application/json" id="records">(.*?)</script>', page)
+    assert known is not None
+    assert json.loads(known[1])["packed"] == ["variants"]
+    assert "; of variants all records and per-image predictions in one packed file" in page
 
 
 def test_text_of_a_record_cannot_become_markup(tmp_path: Path) -> None:

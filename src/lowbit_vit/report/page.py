@@ -33,7 +33,8 @@ from lowbit_vit.report.provenance import places, provenance_document, with_place
 from lowbit_vit.report.terminal import result_markdown
 from lowbit_vit.report.verdict import headline, sentences
 from lowbit_vit.schema.claim import VERDICT_MEANS, Judged
-from lowbit_vit.schema.config import STUDIES, Profile
+from lowbit_vit.schema.config import STUDIES, Profile, Study
+from lowbit_vit.schema.packed import is_packed
 from lowbit_vit.schema.record import write_atomic
 from lowbit_vit.schema.workspace import Workspace
 
@@ -100,7 +101,8 @@ def write_report(content: Content, folder: Path) -> Path:
         log.info("drawing %s: %s", figure.name, figure.title)
         drawn.append((figure, draw(figure, folder / "figures")))
     page = folder / "report.html"
-    write_atomic(page, _render(content, beside, printed, drawn).encode())
+    packed = [study for study in STUDIES if is_packed(folder / "records" / study)]
+    write_atomic(page, _render(content, beside, printed, drawn, packed=packed).encode())
     return page
 
 
@@ -129,7 +131,14 @@ def _markdown(content: Content) -> str:
     )
 
 
-def _render(content: Content, beside: Sequence[Beside], printed: dict[str, grids.Grid], drawn: Sequence[tuple[Figure, str | None]]) -> str:
+def _render(
+    content: Content,
+    beside: Sequence[Beside],
+    printed: dict[str, grids.Grid],
+    drawn: Sequence[tuple[Figure, str | None]],
+    *,
+    packed: Sequence[Study],
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lowbit_vit.report", "templates"),
         autoescape=True,
@@ -154,7 +163,8 @@ def _render(content: Content, beside: Sequence[Beside], printed: dict[str, grids
         # The SVG is Vega's own output, which escapes every text that comes from a record.
         figures={figure.name: (figure, Markup(svg) if svg else None) for figure, svg in drawn},  # noqa: S704
         specifications={figure.name: with_places(figure.specification, to_places) for figure, _ in drawn if figure.specification},
-        provenance=provenance_document(content.findings.all_records),
+        packed=packed,
+        provenance=provenance_document(content.findings.all_records, packed=packed),
         vega=Markup(javascript()),  # noqa: S704  (a constant of the vl-convert package)
     )
 

@@ -1,9 +1,10 @@
 """What stands behind each number, for the page: a record's command, host, image and hashes, each distinct text once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from lowbit_vit.report import facts
+from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.record import Record
 
 
@@ -24,8 +25,10 @@ class Shared:
         return self._places[value]
 
 
-def provenance_document(records: Sequence[Record]) -> dict[str, Any]:
+def provenance_document(records: Sequence[Record], *, packed: Collection[Study] = ()) -> dict[str, Any]:
     """`entries`: trial id, and its study, seed, status, start and a place in the list of `shared` of each kind in `kinds`.
+
+    `packed`: the studies whose records lie in one file.
 
     The page refers to a record by its place in `entries`. A place is null where the record does not know: the process died
     before it could say, or the record is of an old version.
@@ -48,7 +51,7 @@ def provenance_document(records: Sequence[Record]) -> dict[str, Any]:
         places = [shared[name].place(value) for name, value in values.items()]
         about = [record.trial.study, record.trial.seed, record.status, made.started_utc if made else None, *places]
         entries.append([record.trial_id, about])
-    return {"entries": entries, "kinds": kinds, "shared": {name: values.values for name, values in shared.items()}}
+    return {"entries": entries, "kinds": kinds, "shared": {name: values.values for name, values in shared.items()}, "packed": list(packed)}
 
 
 def places(records: Sequence[Record]) -> Callable[[str], str]:

@@ -32,7 +32,7 @@ _NOTES = {
         "the records; of each image its label, half, best class, and whether the label is among the five best; the first cell's margin"
     ),
     "rounded": (
-        "KL: by at most kl/16 + sqrt(kl * greatest)/480 + greatest/900000, greatest being the cell's greatest; margin: what it differs "
+        "KL: by at most kl/16 + sqrt(kl * greatest)/960 + greatest/7000, greatest being the cell's greatest; margin: what it differs "
         "from the first cell's by, by at most half of that difference's root mean square; the means of both over each group of images "
         "are those of the originals"
     ),

@@ -27,7 +27,8 @@ function recordEntry(place) {
   const made = element("section", null);
   made.append(element("h3", label));
   const where = element("p", null);
-  where.append(element("a", id, { href: `records/${study}/${id}.json` }), ` ${study}, seed ${seed}, ${status}`);
+  const file = known.packed.includes(study) ? `records/${study}.packed` : `records/${study}/${id}.json`;
+  where.append(element("a", id, { href: file }), ` ${study}, seed ${seed}, ${status}`);
   made.append(where, list([["made", started], ["command", command], ["code sha256", code], ["images sha256", data], ["labels sha256", labels], ["weights sha256", weights], ...(host ?? [["host", null]])]));
   return made;
 }
