@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from lowbit_vit.schema.code import imported_files
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lowbit_vit"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -71,6 +73,17 @@ def test_every_import_is_declared(package: str, extra: str | None) -> None:
 
 def test_report_needs_no_torch() -> None:
     assert not _declared("report") & {"torch", "torchvision", "ray", "peft", "bitsandbytes", "dvc"}
+
+
+def test_who_only_predicts_installs_the_same_versions_without_ray_and_dvc() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras["predict"]) <= {*extras["run"], *extras["report"]}
+    reached = imported_files(SOURCE, ["trial/predictor.py"])
+    names = {name for file in reached for found, name in _external(Path(file).parts[0] if "/" in file else "") if found == file}
+    declared, distributions = _declared("predict"), packages_distributions()
+    missing = {name for name in names if not declared & {canonicalize_name(known) for known in distributions.get(name, [name])}}
+    # Adapters and checkpoints of others are no part of an export; flash-attn is used where it happens to be installed.
+    assert missing == {"peft", "torchvision", "flash_attn"}
 
 
 def test_environments_with_torch_are_one_installation() -> None:

@@ -86,6 +86,8 @@ def test_of_equal_plans_the_earlier_units_stay_in_high_precision_whatever_the_or
         (Budget("ms", float("nan")), "is none"),
         (Budget("ms", 9.9), r"within 9\.9000 ms; the nearest budget that one does is 9\.9700 ms"),
         (Budget("flips", -1), "a budget of -1 flips in 1,000 images is none"),
+        (Budget("flips", float("nan")), "a budget of nan flips in 1,000 images is none"),
+        (Budget("weight_bytes", float("nan")), "a budget of nan MiB is none"),
     ],
 )
 def test_a_budget_out_of_reach_is_told_the_nearest_one_that_is_not(budget: Budget, message: str) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from lowbit_vit.data.arrays import MANIFEST
+from lowbit_vit.errors import DataError
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, Trial
+from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.finished import missing_trials
+from lowbit_vit.study.finished import load_scores, missing_trials, weights_sha256
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import launch
 
@@ -113,3 +115,53 @@ def test_a_skipped_record_names_the_code_that_skipped_it(trials: list[Trial], wo
     change(path.parent, on_a_card, code_sha256=None)
     assert missing_trials([on_a_card], workspace) == []
     assert read_record(path).code_sha256 == code_sha256()
+
+
+def sensitivity_file(workspace: Workspace, *, backbone_sha256: str) -> str:
+    """The file's text with scores of one block, on these weights."""
+    scores = SensitivityScores(
+        profile="demo",
+        backbone_sha256=backbone_sha256,
+        weights=NF4(format="nf4", double_quantization=False),
+        direction="only",
+        images=10,
+        blocks=(BlockScore(block=0, kl=(0.25,), flips=(1,)),),
+    )
+    text = f"[{scores.model_dump_json()}]"
+    workspace.sensitivity.parent.mkdir(parents=True)
+    workspace.sensitivity.write_text(text)
+    return text
+
+
+def test_scores_of_the_weights_that_are_there_are_read(workspace: Workspace) -> None:
+    sensitivity_file(workspace, backbone_sha256=str(weights_sha256(workspace.adapted(0))))
+    assert load_scores(workspace)[0].blocks[0].kl == (0.25,)
+
+
+def test_scores_of_another_model_are_refused_in_one_line(workspace: Workspace) -> None:
+    sensitivity_file(workspace, backbone_sha256="f" * 64)
+    with pytest.raises(
+        DataError, match=r"sensitivity\.json: was made from other weights than .*; run lowbit-vit sensitivity demo"
+    ) as caught:
+        load_scores(workspace)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("0.25", "NaN", r"key 0\.blocks\.0\.kl\.0: .*finite"),
+        ("0.25", "Infinity", r"key 0\.blocks\.0\.kl\.0: .*finite"),
+        ('"nf4"', '"fp4"', r"key 0\.weights: .*'fp4'"),
+        ('"blocks"', '"rows"', r"key 0\.blocks: "),
+        ("[{", "[", r"sensitivity\.json: key \(top level\): "),
+    ],
+)
+def test_a_damaged_file_of_scores_is_refused_in_one_line(old: str, new: str, message: str, workspace: Workspace) -> None:
+    text = sensitivity_file(workspace, backbone_sha256=str(weights_sha256(workspace.adapted(0))))
+    assert old in text
+    workspace.sensitivity.write_text(text.replace(old, new))
+    with pytest.raises(DataError, match=message) as caught:
+        load_scores(workspace)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("run lowbit-vit sensitivity demo again")

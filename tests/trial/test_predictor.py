@@ -125,6 +125,18 @@ def test_probabilities_are_of_named_classes_best_first(exported: Path, test_imag
     assert len(prediction.top(99)) == 10
 
 
+def test_the_three_lines_of_the_documentation_run(exported: Path, test_images: ImageSet, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "predict.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(program.splitlines()) == 3
+    opened(test_images)[0].save(tmp_path / "IMAGE", "PNG")
+    shutil.copytree(exported, tmp_path / "DIR")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (prediction,) = lowbit_vit.load(exported).predict(opened(test_images)[0])
+    assert done.stdout == f"{prediction.top(5)}\n"
+
+
 # Three lines, on a machine without the packages that are named.
 PREDICT = """
 import sys

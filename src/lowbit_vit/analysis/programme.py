@@ -92,7 +92,7 @@ def solve(problem: Problem, budget: Budget, *, minimize: Quantity) -> tuple[list
         LowbitVitError: the solver gave no proven optimum.
     """
     least = problem.least(budget.quantity)
-    if not budget.limit > 0 and (budget.quantity != "flips" or budget.limit < 0):
+    if not (budget.limit > 0 or (budget.quantity == "flips" and budget.limit == 0)):
         raise ConfigError(f"allocate: a budget of {budget.words} is none; give a positive number")
     if budget.limit < least:
         nearest = _round_up(budget.quantity, least)
