@@ -269,7 +269,7 @@ def test_a_terminal_shows_a_row_an_image_and_names_as_they_are() -> None:
     table = prediction_table(predictions)
     assert table.row_count == 2
     assert [str(cell) for cell in table.columns[0].cells] == ["[b]rose[/b].jpg", "two.jpg"]
-    assert [str(cell) for cell in table.columns[1].cells] == ["rose 75.0", "tulip 100.0"]
+    assert [str(cell) for cell in table.columns[1].cells] == ["rose 75.0 %", "tulip 100.0 %"]
     assert prediction_lines(predictions[1:]) == "two.jpg\ttulip\t1.000000\n"
 
 

@@ -15,7 +15,7 @@ def prediction_table(predictions: Sequence[Prediction]) -> Table:
     for rank in range(1, 1 + max(len(classes) for _, classes in predictions)):
         table.add_column(f"{rank}", overflow="fold")
     for image, classes in predictions:
-        table.add_row(Text(image), *(Text(f"{name} {100 * probability:.1f}") for name, probability in classes))
+        table.add_row(Text(image), *(Text(f"{name} {100 * probability:.1f} %") for name, probability in classes))
     return table
 
 
