@@ -40,7 +40,10 @@ def _panel(frame: pl.DataFrame, colour: alt.Color) -> alt.LayerChart | alt.Facet
     line = alt.Chart().mark_line(interpolate="step-after", color=GREY, strokeDash=[4, 3]).encode(x=x, y=y).transform_filter(on_front)
     dominated = alt.Chart().mark_point(size=70, strokeWidth=1.6, opacity=0.7).encode(x=x, y=y, color=colour, tooltip=tooltip)
     kept = alt.Chart().mark_point(filled=True, size=85, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip)
-    layers = (line, dominated.transform_filter(~on_front), kept.transform_filter(on_front))
+    layers = [line, kept.transform_filter(on_front)]
+    # A layer without a point would make Vega complain of axes without an end.
+    if not (frame["state"] == "on the front").all():
+        layers.insert(1, dominated.transform_filter(~on_front))
     data = frame.select("name", "x", "y", "state", "weights_family", "records")
     return alt.layer(*layers, data=data).properties(
         width=WIDTH - 60, height=200, title=alt.Title(str(words["panel"]), anchor="start", fontSize=12)
