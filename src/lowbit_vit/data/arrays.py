@@ -39,6 +39,10 @@ class ImageSet:
     labels: npt.NDArray[np.int64]
     ids: tuple[str, ...]
 
+    def take(self, rows: npt.NDArray[np.int64]) -> "ImageSet":
+        """The images of these rows, in this order, in memory."""
+        return ImageSet(self.images[rows], self.labels[rows], tuple(self.ids[row] for row in rows))
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -249,10 +249,10 @@ def restored_weight(layer: nn.Module) -> Tensor:
     Raises:
         LowbitVitError: it is no low-bit layer.
     """
-    if isinstance(layer, bnb.nn.Linear4bit):
+    if is_nf4(layer):
         weight: Tensor = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         return weight.float()
-    if isinstance(layer, bnb.nn.Linear8bitLt):
+    if is_int8(layer):
         codes: Tensor = layer.state.CB
         restored: Tensor = codes.float() * layer.state.SCB[:, None] / 127
         return restored

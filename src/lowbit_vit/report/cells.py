@@ -18,6 +18,11 @@ def milliseconds(value: float | None) -> str:
     return f"{value:,.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
+def nats(value: float | None) -> str:
+    """A KL divergence: three significant digits, for they span orders of magnitude."""
+    return DASH if value is None else f"{value:.3g}"
+
+
 def percent(rate: float | None, digits: int = 2) -> str:
     """A rate in 0..1 as a percentage without the sign."""
     return DASH if rate is None else f"{100 * rate:.{digits}f}"

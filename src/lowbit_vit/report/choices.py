@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from lowbit_vit.report.cells import DASH, number, probability
+from lowbit_vit.report.cells import DASH, nats, number, probability
 from lowbit_vit.report.grids import Cell, Grid, Row
 from lowbit_vit.schema.record import Record
 
@@ -42,7 +42,7 @@ def contest_grid(frame: pl.DataFrame) -> Grid:
             Cell(row["strategy"]),
             Cell(str(row["flips"]), f"random plans: median {number(row['random_median_flips'], 1)}"),
             Cell(probability(row["rank_p_flips"])),
-            Cell(f"{row['kl']:.3g}", f"random plans: median {_nats(row['random_median_kl'])}"),
+            Cell(f"{row['kl']:.3g}", f"random plans: median {nats(row['random_median_kl'])}"),
             Cell(probability(row["rank_p_kl"])),
             Cell(against, note),
             Cell(DASH if difference is None else f"{difference:.3g}", interval),
@@ -59,10 +59,6 @@ def contest_grid(frame: pl.DataFrame) -> Grid:
         "KL against first+last",
     )
     return Grid(headings=headings, rows=tuple(rows), words=frozenset({1}), name=1)
-
-
-def _nats(value: float | None) -> str:
-    return DASH if value is None else f"{value:.3g}"
 
 
 def additivity_words(fits: pl.DataFrame) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from lowbit_vit.analysis.tables import Tables
-from lowbit_vit.report.cells import DASH, MINUS, milliseconds, number, percent, points, probability, spread, status_words
+from lowbit_vit.report.cells import DASH, MINUS, milliseconds, nats, number, percent, points, probability, spread, status_words
 from lowbit_vit.schema.record import Record
 
 
@@ -123,9 +123,9 @@ def block_grid(frame: pl.DataFrame) -> Grid:
             blank = (*name, *(Cell(DASH),) * 3, Cell(f"{row['status']}: {row['reason']}"))
             rows.append(Row(blank, kind="missing", records=row["trial_id"]))
             continue
-        kl = Cell(_nats(row["kl"]))
+        kl = Cell(nats(row["kl"]))
         if row["kl_mean"] is not None:
-            kl = Cell(_nats(row["kl_mean"]), f"{_nats(row['kl_low'])} to {_nats(row['kl_high'])}")
+            kl = Cell(nats(row["kl_mean"]), f"{nats(row['kl_low'])} to {nats(row['kl_high'])}")
         cells = (*name, kl, Cell(number(row["flips_mean"], 1)), Cell(percent(row["top1"])), _paired(row))
         rows.append(Row(cells, records=row["trial_id"]))
     headings = (
@@ -188,7 +188,7 @@ def _plan_row(row: dict[str, Any], wins: str) -> Row:
         blank = (*name, *(Cell(DASH),) * 4, Cell(f"{row['status']}: {row['reason']}"))
         return Row(blank, kind="missing", records=row["trial_id"])
     top1 = Cell(percent(row["top1"]), f"{percent(row['top1_low'], 1)} to {percent(row['top1_high'], 1)}")
-    cells = (*name, Cell(number(row["weight_mib"], 3)), top1, _paired(row), Cell(_nats(row["kl"])), Cell(wins))
+    cells = (*name, Cell(number(row["weight_mib"], 3)), top1, _paired(row), Cell(nats(row["kl"])), Cell(wins))
     return Row(cells, records=row["trial_id"])
 
 
@@ -212,7 +212,7 @@ def _random_row(k: int, random: pl.DataFrame, bands: pl.DataFrame) -> list[Row]:
                 Cell(size),
                 Cell(number(top1["median"]), f"median; {number(top1['least'])} to {number(top1['greatest'])}"),
                 Cell(DASH),
-                Cell(_nats(kl["median"]), f"{_nats(kl['least'])} to {_nats(kl['greatest'])}") if kl else Cell(DASH),
+                Cell(nats(kl["median"]), f"{nats(kl['least'])} to {nats(kl['greatest'])}") if kl else Cell(DASH),
                 Cell(DASH),
             ),
             records=" ".join(random.get_column("trial_id")),
@@ -225,10 +225,6 @@ def _paired(row: dict[str, Any]) -> Cell:
         return Cell(DASH)
     interval = f"{points(row['difference_low'])} to {points(row['difference_high'])}"
     return Cell(points(row["difference"]), f"{interval}; {MINUS}{row['lost']} +{row['gained']} images, p {probability(row['p_value'])}")
-
-
-def _nats(value: float | None) -> str:
-    return DASH if value is None else f"{value:.3g}"
 
 
 def missing_grid(frame: pl.DataFrame) -> Grid:

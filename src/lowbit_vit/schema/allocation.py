@@ -11,8 +11,9 @@ from typing import Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from lowbit_vit.errors import ConfigError, DataError
+from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import one_line, read_yaml
+from lowbit_vit.schema.made import read_made
 from lowbit_vit.schema.plan import NF4, ComputeDtype, Frozen, HighPrecision, Int8, Plan, Rule, WeightFormat, all_but, linear_names
 
 _HF_NAMES = {
@@ -108,7 +109,7 @@ class PlanFile(Frozen):
         if len(low) != 1:
             raise ConfigError(
                 f"plan {self.name}: uses {', '.join(sorted(low)) or 'no low-bit format'}; BitsAndBytesConfig takes exactly one: "
-                "allocate with --formats and one of them"
+                "allocate with --format and one of them"
             )
         skipped = []
         for name, weights in formats.items():
@@ -148,13 +149,7 @@ def load_plan_files(path: Path, *, profile: str) -> tuple[PlanFile, ...]:
     Raises:
         DataError: the file is missing or damaged.
     """
-    advice = f"run lowbit-vit allocate {profile}"
-    try:
-        return _FILES.validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {advice}") from None
-    except ValidationError as error:
-        raise DataError(f"{path}: {one_line(error)}; {advice} again") from None
+    return read_made(path, _FILES, advice=f"run lowbit-vit allocate {profile}")
 
 
 def plan_files_json(files: Sequence[PlanFile]) -> bytes:

@@ -6,10 +6,9 @@ Written by the `estimate` stage, read by the analysis, which says how well each 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter
 
-from lowbit_vit.errors import DataError
-from lowbit_vit.schema.config import one_line
+from lowbit_vit.schema.made import read_made
 from lowbit_vit.schema.plan import Frozen
 
 Estimator = Literal["weight_error", "activation_error", "gradient", "fisher"]
@@ -51,16 +50,13 @@ class Estimates(Frozen):
         return {linear.name: float(getattr(linear, estimator)) for linear in self.linears if linear.weights == weights}
 
 
+_ESTIMATES: TypeAdapter[Estimates] = TypeAdapter(Estimates)
+
+
 def read_estimates(path: Path, *, profile: str) -> Estimates:
     """Read the document.
 
     Raises:
         DataError: it is missing or damaged; the message says what to run.
     """
-    advice = f"run lowbit-vit estimate {profile}"
-    try:
-        return Estimates.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {advice}") from None
-    except ValidationError as error:
-        raise DataError(f"{path}: {one_line(error)}; {advice} again") from None
+    return read_made(path, _ESTIMATES, advice=f"run lowbit-vit estimate {profile}")

@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file, load_plan_files
 from lowbit_vit.schema.code import code_sha256
-from lowbit_vit.schema.config import Profile, Study, Trial, one_line
+from lowbit_vit.schema.config import Profile, Study, Trial
 from lowbit_vit.schema.environment import provenance, why_unavailable
+from lowbit_vit.schema.made import read_made
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, remove_half_written, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
@@ -170,12 +171,7 @@ def load_scores(workspace: Workspace) -> tuple[SensitivityScores, ...]:
     """
     path = workspace.sensitivity
     advice = f"run lowbit-vit sensitivity {workspace.profile}"
-    try:
-        scores = _SCORES.validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {advice}") from None
-    except ValidationError as error:
-        raise DataError(f"{path}: {one_line(error)}; {advice} again") from None
+    scores = read_made(path, _SCORES, advice=advice)
     known = {weights_sha256(workspace.adapted(CELL_SEED)), weights_sha256(workspace.backbone)} - {None}
     if known and any(score.backbone_sha256 not in known for score in scores):
         raise DataError(f"{path}: was made from other weights than those in checkpoints/{workspace.profile}; {advice} again")

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import LowbitVitError
@@ -58,8 +57,8 @@ def estimate(trial: Trial, formats: Sequence[WeightFormat], workspace: Workspace
     model, origin = load_backbone(plain, workspace, dataset)
     test = dataset.eval_views["test"]
     chosen = np.flatnonzero(selection_mask(len(test.labels), trial.selection_seed))
-    chosen = chosen[np.linspace(0, len(chosen) - 1, min(IMAGES, len(chosen))).astype(np.int64)]
-    images = ImageSet(test.images[chosen], test.labels[chosen], tuple(test.ids[row] for row in chosen))
+    rows = chosen[np.linspace(0, len(chosen) - 1, min(IMAGES, len(chosen))).astype(np.int64)]
+    images = test.take(rows)
     started = time.perf_counter()
     converted = _convert(model, formats)
     sums = _Sums(model, converted)

@@ -49,7 +49,7 @@ def spread_images(images: ImageSet, count: int) -> ImageSet:
     """`count` images at equal distances over the whole set, in its order; all of them if there are fewer."""
     total = len(images.labels)
     rows = np.linspace(0, total - 1, min(count, total)).astype(np.int64)
-    return ImageSet(images.images[rows], images.labels[rows], tuple(images.ids[row] for row in rows))
+    return images.take(rows)
 
 
 def compare_logits(first: Logits, second: Logits, *, batch_sizes: tuple[int, int]) -> Invariance:
