@@ -23,10 +23,10 @@ import yaml
 from lowbit_vit.data.arrays import Dataset, load_dataset
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import VisionTransformer, architecture
-from lowbit_vit.schema.config import AttentionName, Profile, Teacher, Training, load_profile
+from lowbit_vit.schema.config import Profile, Teacher, Training, load_profile
 from lowbit_vit.schema.record import TrainingResult
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.evaluate import predict
+from lowbit_vit.trial.backbone import fresh_model, teacher_forward, view_logits
 from lowbit_vit.trial.teacher import Distillation, EfficientNetTeacher, distillation, load_teacher
 from lowbit_vit.trial.train import AUTOCAST, seed_everything, train
 
@@ -119,26 +119,16 @@ def _changed_teacher(profile: Profile, network: EfficientNetTeacher | None, chan
 
 def _run(profile: Profile, dataset: Dataset, config: Training, teacher: Distillation | None) -> tuple[VisionTransformer, TrainingResult]:
     seed_everything(0)
-    arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
-    kernel: AttentionName = "flash" if profile.device == "cpu" else "efficient"
-    model = VisionTransformer(arch, num_classes=dataset.num_classes, attention=kernel, qkv="separate").to(profile.device)
+    model = fresh_model(profile, dataset.num_classes)
     sets = [dataset.train_views["train"]]
     views, device = profile.data.views, profile.device
     return model, train(model, sets, config, views=views, seed=0, device=device, title="variant", distillation=teacher)
 
 
 def _top1(model: torch.nn.Module, profile: Profile, dataset: Dataset) -> float:
-    forward = partial(prepare, model, "eager") if isinstance(model, VisionTransformer) else lambda _: torch.inference_mode()(model)
+    forward = partial(prepare, model, "eager") if isinstance(model, VisionTransformer) else teacher_forward(model)
     images = dataset.eval_views["val"]
-    logits = predict(
-        forward,
-        images,
-        profile.data.views,
-        batch_size=profile.evaluation.batch_size,
-        device=profile.device,
-        dtype=torch.float32,
-        title="val",
-    )
+    logits = view_logits(forward, profile, images, title="val")
     return float((logits.argmax(axis=1) == images.labels).mean())
 
 

@@ -21,3 +21,12 @@ def test_a_short_run_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.progress_bar("decode", 2, "images") as bar:
         bar.advance(2)
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_bar_says_what_changes_beside_its_title(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress_bar("train", 2, "images") as bar:
+        bar.advance()
+        bar.say("loss 1.5")
+        bar.advance()
+        bar.say("loss 0.7")
+    assert "train, loss 0.7" in capsys.readouterr().err

@@ -144,3 +144,25 @@ def test_seeding_covers_python_numpy_and_torch() -> None:
         seed_everything(3)
         draws.append((random.random(), float(np.random.random()), float(torch.rand(()))))  # noqa: NPY002
     assert draws[0] == draws[1]
+
+
+def test_muon_steps_are_orthogonal_in_the_blocks_and_adamw_has_the_rest() -> None:
+    once = {"epochs": 1, "batch_size": 40, "warmup_epochs": 0.0, "weight_decay": 0.0}
+    start, muon, adamw = a_model().state_dict(), a_model(), a_model()
+    run(muon, a_training(**once, optimizer="muon"))
+    run(adamw, a_training(**once))
+    others = adamw.state_dict()
+    for name, after in muon.state_dict().items():
+        if name.startswith("blocks.") and after.ndim == 2:
+            # 0.2 sqrt(longer side) times a matrix whose singular values are near one; those of a gradient as small as noise stay small.
+            update = (after - start[name]) / (1e-3 * 0.2 * math.sqrt(max(after.shape)))
+            values = torch.linalg.svdvals(update.double())
+            assert values.max() < 1.4, name
+            assert values[4] > 0.6, name
+        else:
+            assert torch.equal(after, others[name]), name
+
+
+def test_muon_needs_the_blocks_of_a_vit() -> None:
+    with pytest.raises(ConfigError, match="is for the blocks of a ViT, and this is a Linear; set adamw"):
+        train(torch.nn.Linear(2, 2), [striped_images()], a_training(optimizer="muon"), views=VIEWS, seed=0, device="cpu", title="")

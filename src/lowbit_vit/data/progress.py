@@ -40,7 +40,12 @@ class Bar:
         self._progress = progress
         self._task = task
         self._columns = columns
+        self._title = progress.tasks[task].description
         self._said = time.monotonic()
+
+    def say(self, words: str) -> None:
+        """Show something that changes beside the title."""
+        self._progress.update(self._task, description=f"{self._title}, {words}")
 
     def advance(self, units: int = 1) -> None:
         """Move on by so many units."""

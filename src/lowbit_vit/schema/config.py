@@ -181,11 +181,11 @@ class SmallImages(Frozen):
 
 
 class Training(Frozen):
-    """One fine-tuning or from-scratch run: AdamW, linear warm-up, cosine decay to zero, gradient norm clipped at 1."""
+    """One fine-tuning or from-scratch run: linear warm-up, cosine decay to zero, gradient norm clipped at 1."""
 
     epochs: int = Field(ge=1, le=1000, description="ours: the loss is flat at the end")
     batch_size: int = Field(ge=1, le=4096, description="ours: the paper's 32 is of the measurement")
-    learning_rate: float = Field(gt=0, le=1, description="peak, AdamW (ours: the paper names no optimizer)")
+    learning_rate: float = Field(gt=0, le=1, description="peak (ours: the paper names no optimizer)")
     weight_decay: float = Field(ge=0, le=1, description="ours: on matrices only, as is usual for ViTs")
     warmup_epochs: float = Field(ge=0, description="linear warm-up (ours: AdamW on a ViT diverges without one)")
     label_smoothing: float = Field(ge=0, lt=1, description="ours: helps from scratch, off for adapters")
@@ -197,6 +197,11 @@ class Training(Frozen):
     )
     patch_dropout: PatchDropout | None = Field(default=None, description="ours: from scratch only; null: every patch is seen")
     small_images: SmallImages | None = Field(default=None, description="ours: from scratch only; null: whole images throughout")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="ours: muon takes the matrices of the blocks, from scratch only (Jordan et al., 2024, "
+        "https://kellerjordan.github.io/posts/muon/; torch.optim.Muon); AdamW has the rest",
+    )
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="ours: the moving average of the weights is what is kept; null: the last weights"
     )

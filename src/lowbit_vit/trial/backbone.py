@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lowbit_vit.data.arrays import Dataset, load_dataset
+from lowbit_vit.data.arrays import Dataset, ImageSet, load_dataset
 from lowbit_vit.errors import ConfigError, DataError, Unavailable
 from lowbit_vit.model.checkpoint import fit_positions, load_state, load_torchvision, restore, save_state
 from lowbit_vit.model.execution import prepare
@@ -71,14 +73,14 @@ def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None
     if config.weights == "scratch" and config.training is not None:
         teacher, teacher_facts = _make_teacher(profile, config.teacher, config.training, dataset)
         seed_everything(config.seed)
-        model = _model(profile, dataset)
+        model = fresh_model(profile, dataset.num_classes)
         title = f"train {profile.name} backbone"
         result = _train(model, config.training, profile, dataset, seed=config.seed, title=title, distillation=teacher)
         card = {"origin": "scratch", "teacher": teacher_facts, "training": result.model_dump(mode="json"), "licence": licences(profile)}
         trained = True
     else:
         seed_everything(config.seed)
-        model = _model(profile, dataset)
+        model = fresh_model(profile, dataset.num_classes)
         card, trained = _restore_given(model, profile, workspace, dataset)
     # A new head is random, so there is nothing to evaluate yet.
     accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="backbone") if trained else None
@@ -128,7 +130,7 @@ def _make_teacher(
     seed_everything(seed)
     network = load_teacher(profile.data.views, num_classes=dataset.num_classes, device=profile.device)
     result = _train(network, config.training, profile, dataset, seed=seed, title=f"train {profile.name} teacher")
-    accuracy = _accuracy(lambda _: torch.inference_mode()(network), profile, dataset, title="teacher")
+    accuracy = _accuracy(teacher_forward(network), profile, dataset, title="teacher")
     width = architecture(profile.backbone.architecture, profile.data.views.image_size).width
     frozen = distillation(network, config, width=width, device=profile.device, autocast=AUTOCAST[student.autocast])
     return frozen, teacher_card(config, training=result.model_dump(mode="json"), accuracy=accuracy)
@@ -136,7 +138,7 @@ def _make_teacher(
 
 def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, dataset: Dataset, *, seed: int) -> None:
     """Adapters and head trained on the fp32 backbone, merged."""
-    model = _model(profile, dataset)
+    model = fresh_model(profile, dataset.num_classes)
     state, card = load_state(workspace.backbone)
     restore(model, state, source=str(workspace.backbone))
     attach(model, lora, seed=seed)
@@ -158,11 +160,14 @@ def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, data
         _save(state, path, profile, dataset, {**content, "accuracy": accuracy, "kind": kind, "made": made})
 
 
-def _model(profile: Profile, dataset: Dataset) -> VisionTransformer:
-    """A fresh fp32 model on the profile's device. Its kernel is the fused one that has gradients and takes fp32 there."""
+def fresh_model(profile: Profile, num_classes: int) -> VisionTransformer:
+    """The profile's architecture in fp32 on its device, drawn from torch's global generator.
+
+    Its kernel is the fused one that has gradients and takes fp32 there.
+    """
     arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
     kernel: AttentionName = "flash" if profile.device == "cpu" else "efficient"
-    model = VisionTransformer(arch, num_classes=dataset.num_classes, attention=kernel, qkv="separate")
+    model = VisionTransformer(arch, num_classes=num_classes, attention=kernel, qkv="separate")
     return model.to(profile.device)
 
 
@@ -180,24 +185,34 @@ def _train(
     return train(model, sets, config, views=profile.data.views, seed=seed, device=profile.device, title=title, distillation=distillation)
 
 
-def _accuracy(forward: Callable[[Tensor], Forward], profile: Profile, dataset: Dataset, *, title: str) -> dict[str, Any]:
-    """Metrics of the val and the test split, in fp32, on a card with TF32 (val is no held-out split where it was trained on).
+def view_logits(forward: Callable[[Tensor], Forward], profile: Profile, images: ImageSet, *, title: str) -> npt.NDArray[np.float32]:
+    """Logits [N, K] of an evaluation view in fp32, on a card with TF32.
 
     Without TF32 an H100 takes 17 s for the test images of ViT-L/16 rather than 4; the arms of `variants` compare the two.
     """
+    with matmul_mode(Plan(compute_dtype="tf32")):
+        return predict(
+            forward,
+            images,
+            profile.data.views,
+            batch_size=profile.evaluation.batch_size,
+            device=profile.device,
+            dtype=torch.float32,
+            title=title,
+        )
+
+
+def teacher_forward(network: nn.Module) -> Callable[[Tensor], Forward]:
+    """The forward of a model that is no ViT, as `prepare` gives that of one."""
+    return lambda _: torch.inference_mode()(network)
+
+
+def _accuracy(forward: Callable[[Tensor], Forward], profile: Profile, dataset: Dataset, *, title: str) -> dict[str, Any]:
+    """Metrics of the val and the test split (val is no held-out split where it was trained on)."""
     result: dict[str, Any] = {}
     for split in ("val", "test"):
         images = dataset.eval_views[split]
-        with matmul_mode(Plan(compute_dtype="tf32")):
-            logits = predict(
-                forward,
-                images,
-                profile.data.views,
-                batch_size=profile.evaluation.batch_size,
-                device=profile.device,
-                dtype=torch.float32,
-                title=f"evaluate {title} on {split}",
-            )
+        logits = view_logits(forward, profile, images, title=f"evaluate {title} on {split}")
         selection = selection_mask(len(images.labels), profile.selection_seed)
         accuracy, _ = summarize(logits, images.labels, selection=selection)
         result[split] = accuracy["whole"].model_dump(mode="json")

@@ -1,6 +1,6 @@
 """Training: the backbone from scratch and its teacher, and the adapters and head on frozen weights. One plain loop for all.
 
-AdamW, linear warm-up, cosine decay to zero, gradient norm clipped at 1, label smoothing, autocast as the profile says. What
+AdamW or Muon, linear warm-up, cosine decay to zero, gradient norm clipped at 1, label smoothing, autocast as the profile says. What
 is trained is whatever requires a gradient; `model.lora` freezes the rest. What only the from-scratch recipe uses (mixed images,
 stochastic depth, averaged weights, a teacher) is in the modules beside this one, and off unless the profile asks for it.
 """
@@ -33,6 +33,7 @@ from lowbit_vit.trial.teacher import Distillation, distillation_loss
 log = logging.getLogger(__name__)
 
 MAX_GRADIENT_NORM = 1.0
+MATRIX = 2  # dimensions
 AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -70,7 +71,7 @@ def train(
         distillation: what the loss takes from a teacher, if there is one.
 
     Raises:
-        ConfigError: nothing requires a gradient.
+        ConfigError: nothing requires a gradient, or Muon is asked for and the model is no ViT.
         Unavailable: the section asks for a kernel or a compiler that is not here.
         LowbitVitError: the loss became infinite or NaN; names the epoch and what to lower.
     """
@@ -105,6 +106,7 @@ def train(
                 seen += len(labels)
                 bar.advance(len(labels))
             losses.append(loss_sum.item() / seen)
+            bar.say(f"loss {losses[-1]:.3g}")
             if not math.isfinite(losses[-1]):
                 raise LowbitVitError(
                     f"{title}: training loss is {losses[-1]} after epoch {epoch + 1} of {config.epochs}; "
@@ -144,7 +146,7 @@ class _Step:
     config: Training
     device: Device
     dtype: torch.dtype  # of the attention's inputs
-    optimizer: torch.optim.Optimizer
+    optimizers: Sequence[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     average: WeightAverage | None
     distillation: Distillation | None
@@ -164,7 +166,7 @@ class _Step:
             config=config,
             device=device,
             dtype=AUTOCAST[config.autocast] or torch.float32,
-            optimizer=_optimizer(learning, config),
+            optimizers=_optimizers(model, learning, config),
             scaler=torch.amp.GradScaler(device, enabled=config.autocast == "fp16"),
             average=None if config.ema_decay is None else WeightAverage(trained, config.ema_decay),
             distillation=distillation,
@@ -172,14 +174,17 @@ class _Step:
 
     def take(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, rate: float, epoch: int) -> Tensor:
         """Update the weights and return the loss, detached. `shares` are those of mixed images' own labels."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         loss = self._loss(pixels, labels, shares, epoch=epoch)
-        self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(self.trained, MAX_GRADIENT_NORM)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update()
@@ -204,11 +209,25 @@ class _Step:
         return logits.float(), patches
 
 
-def _optimizer(trained: Sequence[nn.Parameter], config: Training) -> torch.optim.Optimizer:
-    """AdamW that decays matrices only: decaying norms and biases pulls scales to zero and helps nobody."""
+def _optimizers(model: nn.Module, trained: Sequence[nn.Parameter], config: Training) -> tuple[torch.optim.Optimizer, ...]:
+    """AdamW for all that is trained; or Muon for the matrices of a ViT's blocks, and AdamW for the rest.
+
+    Only matrices are decayed: decaying norms and biases pulls scales to zero and helps nobody.
+    """
+    muon = list[nn.Parameter]()
+    if config.optimizer == "muon":
+        if not isinstance(model, VisionTransformer):
+            raise ConfigError(f"training.optimizer muon is for the blocks of a ViT, and this is a {type(model).__name__}; set adamw")
+        muon = [parameter for parameter in model.blocks.parameters() if parameter.requires_grad and parameter.ndim == MATRIX]
+    taken = {id(parameter) for parameter in muon}
+    rest = [parameter for parameter in trained if id(parameter) not in taken]
     groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"params": [parameter for parameter in rest if parameter.ndim >= MATRIX], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in rest if parameter.ndim < MATRIX], "weight_decay": 0.0},
     ]
     # Fused, it rounds otherwise; so only where the profile asks for speed.
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True if config.compile else None)
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True if config.compile else None)
+    if not muon:
+        return (adamw,)
+    # Its steps are as large as AdamW's usually are, so that one rate serves both.
+    return torch.optim.Muon(muon, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"), adamw
