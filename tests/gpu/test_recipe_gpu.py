@@ -1,5 +1,7 @@
 """The from-scratch recipe on the card: it trains compiled, with the kernel it names, and no step makes the host wait."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def a_teacher() -> Distillation:
     return Distillation(teach, 2.0, 0.5, guide)
 
 
-def a_training(*, compiled: bool) -> Training:
+def a_training(optimizer: Literal["adamw", "muon"], *, compiled: bool) -> Training:
     return Training(
         epochs=12,
         batch_size=32,
@@ -62,7 +64,15 @@ def a_training(*, compiled: bool) -> Training:
         ema_decay=0.9,
         attention="flash",
         compile=compiled,
+        optimizer=optimizer,
     )
+
+
+RECIPES = [
+    pytest.param(a_training("adamw", compiled=False), id="eager"),
+    pytest.param(a_training("adamw", compiled=True), id="compiled"),
+    pytest.param(a_training("muon", compiled=True), id="muon"),
+]
 
 
 def images() -> ImageSet:
@@ -77,19 +87,19 @@ def a_model() -> VisionTransformer:
     return VisionTransformer(ARCH, num_classes=2, attention="efficient", qkv="separate").to("cuda")
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_it_learns_what_it_should(compiled: bool) -> None:
+@pytest.mark.parametrize("config", RECIPES)
+def test_it_learns_what_it_should(config: Training) -> None:
     model = a_model()
-    train(model, [images()], a_training(compiled=compiled), views=VIEWS, seed=0, device="cuda", title="train", distillation=a_teacher())
+    train(model, [images()], config, views=VIEWS, seed=0, device="cuda", title="train", distillation=a_teacher())
     pixels = torch.from_numpy(images().images[:, 4:-4, 4:-4]).permute(0, 3, 1, 2).to("cuda") / 255
     with torch.inference_mode():
         right = model((pixels - 0.4) / 0.25).argmax(dim=1).cpu().numpy() == images().labels
     assert right.mean() > 0.9
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_no_step_waits_for_the_device(compiled: bool) -> None:
-    model, config = a_model().train(), a_training(compiled=compiled)
+@pytest.mark.parametrize("config", RECIPES)
+def test_no_step_waits_for_the_device(config: Training) -> None:
+    model = a_model().train()
     step = _Step.of(model, list(model.parameters()), config, device="cuda", distillation=a_teacher())
     placed = place([images()], "cuda")
     choices = draw_choices(128, config.augmentation, VIEWS, batch_size=32, seed=0, epoch=0, device="cuda")
@@ -101,15 +111,16 @@ def test_no_step_waits_for_the_device(compiled: bool) -> None:
                 step.take(pixels, labels, shares, rate=1e-4, epoch=0)
                 # From the second step on: the first compiles and allocates.
                 torch.cuda.set_sync_debug_mode("error")
+        assert batch == 3
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_the_same_recipe_gives_the_same_weights_to_the_bit(compiled: bool) -> None:
+@pytest.mark.parametrize("config", RECIPES)
+def test_the_same_recipe_gives_the_same_weights_to_the_bit(config: Training) -> None:
     states = []
     for _ in range(2):
         model = a_model()
-        train(model, [images()], a_training(compiled=compiled), views=VIEWS, seed=0, device="cuda", title="train", distillation=a_teacher())
+        train(model, [images()], config, views=VIEWS, seed=0, device="cuda", title="train", distillation=a_teacher())
         states.append(model.state_dict())
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
