@@ -33,11 +33,12 @@ def test_more_is_predicted_for_plans_that_spare_less(frame: pl.DataFrame) -> Non
 def test_the_fit_is_perfect_where_losses_add_up_and_says_by_how_much_where_they_do_not() -> None:
     predicted = np.linspace(1, 2, 20)
     made = {"predicted_kl": predicted, "kl": 2 * predicted, "predicted_flips_per_1000": predicted, "flips_per_1000": predicted}
-    made |= {"predicted_weight_bytes": np.full(20, 7), "weight_bytes": np.full(20, 7)}
+    made |= {"predicted_weight_bytes": np.full(20, 7), "weight_bytes": np.full(20, 7), "expected_flips_per_1000": predicted + 3}
     fits = {row["quantity"]: row for row in additivity_fits(pl.DataFrame(made)).to_dicts()}
     assert fits["flips_per_1000"] == pytest.approx(
-        {"quantity": "flips_per_1000", "plans": 20, "r2_line": 1, "r2_identity": 1, "slope": 1, "median_ratio": 1}
+        {"quantity": "flips_per_1000", "plans": 20, "r2_line": 1, "r2_identity": 1, "slope": 1, "median_ratio": 1, "mean_error": 0}
     )
+    assert (fits["flips_per_1000 from KL"]["r2_line"], fits["flips_per_1000 from KL"]["mean_error"]) == pytest.approx((1, 3))
     assert fits["kl"]["r2_line"] == pytest.approx(1)
     assert fits["kl"]["slope"] == pytest.approx(2)
     assert fits["kl"]["r2_identity"] < 0

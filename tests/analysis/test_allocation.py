@@ -4,6 +4,7 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.allocation import allocate_within, asked_budget, build_problem, measured_latencies, study_plans
+from lowbit_vit.analysis.flips import flip_curve
 from lowbit_vit.analysis.programme import MIB
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.scores import scores
@@ -90,6 +91,22 @@ def test_latency_is_that_of_the_arms_in_one_format_shared_out_over_the_blocks(st
     assert plan.predicted is not None
     assert plan.predicted.ms is not None
     assert plan.predicted.ms <= max(latencies.values()) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("flips", [0.0, 20.0, 60.0, 1000.0])
+def test_a_budget_of_flips_is_spent_as_kl_and_the_plan_says_what_to_expect(study: Study, flips: float) -> None:
+    profile, _, results, found = study
+    budget = asked_budget(mib=None, ms=None, flips=flips)
+    assert budget is not None
+    plan = allocate_within(budget, profile, found, results, timed=[], units="blocks", formats=None, batch=None, execution="eager")
+    predicted, curve = plan.predicted, flip_curve(results, found)
+    assert predicted is not None
+    assert predicted.flips_interval is not None
+    assert curve is not None
+    assert predicted.flips_per_1000 == curve.expected(predicted.kl) <= flips + 1e-9
+    assert predicted.flips_interval[0] <= predicted.flips_per_1000 <= predicted.flips_interval[1]
+    assert (predicted.flips_per_1000 == 0) == (flips == 0)
+    assert (predicted.weight_bytes == 8 * 28_000) == (flips == 1000)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def test_each_contest_is_a_line_with_its_record(tables: Tables) -> None:
 
 
 def test_additivity_is_said_in_one_sentence_or_not_at_all(tables: Tables) -> None:
-    assert "KL: R2 " in additivity_words(tables.additivity_fits)
+    words = additivity_words(tables.additivity_fits)
+    assert "KL: R2 " in words
+    assert "; flips read off the summed KL: R2 " in words
     assert additivity_words(tables.additivity_fits.clear()) == ""
 
 

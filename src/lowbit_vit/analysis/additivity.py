@@ -1,7 +1,7 @@
 """Whether losses measured block by block add up: what their sum predicts of each mixed plan, beside what was measured of it.
 
 Predictions come from the selection half, measurements from the report half, so a good fit is no fit to the same images. Bytes are
-added up as well; they must be exact.
+added up as well; they must be exact. Flips are predicted twice: as the sum over blocks, and from the summed KL (`flips`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from lowbit_vit.analysis.flips import flip_curve
 from lowbit_vit.analysis.results import Result, same_images
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, Plan, SensitivityScores, linear_names
@@ -23,6 +24,9 @@ ADDITIVITY_SCHEMA: dict[str, Any] = {
     "predicted_kl": pl.Float64,
     "kl": pl.Float64,
     "predicted_flips_per_1000": pl.Float64,
+    "expected_flips_per_1000": pl.Float64,
+    "expected_flips_low": pl.Float64,
+    "expected_flips_high": pl.Float64,
     "flips_per_1000": pl.Float64,
     "predicted_weight_bytes": pl.Int64,
     "weight_bytes": pl.Int64,
@@ -36,6 +40,14 @@ FITS_SCHEMA: dict[str, Any] = {
     "r2_identity": pl.Float64,
     "slope": pl.Float64,
     "median_ratio": pl.Float64,
+    "mean_error": pl.Float64,
+}
+# What is predicted: the column of the prediction and that of the measurement.
+PREDICTIONS = {
+    "kl": ("predicted_kl", "kl"),
+    "flips_per_1000": ("predicted_flips_per_1000", "flips_per_1000"),
+    "flips_per_1000 from KL": ("expected_flips_per_1000", "flips_per_1000"),
+    "weight_bytes": ("predicted_weight_bytes", "weight_bytes"),
 }
 Floats = npt.NDArray[np.float64]
 
@@ -59,6 +71,7 @@ def additivity(
         if result.record.model is not None
         for role in [read_role(result.record.trial.label)]
     }
+    curve = flip_curve(sensitivity, scores)
     rows = []
     for result in mixed:
         parts = _parts(result.record.trial.plan, units, depth=profile.backbone.depth)
@@ -70,14 +83,19 @@ def additivity(
         added = [sizes.get(SensitivityRole("only", weights, unit.block, unit.module)) for unit, _, weights in parts]
         known = [size for size in added if size is not None]
         role = _roles(result)[0]
+        summed_kl = sum(float(np.mean(unit.kl)) for unit, _, _ in parts)
+        within = None if curve is None else curve.interval(summed_kl)
         rows.append(
             {
                 "plan": result.record.trial.label,
                 "strategy": "plan" if role.kind == "plan" else role.kind,
                 "k": role.k or None,
-                "predicted_kl": sum(float(np.mean(unit.kl)) for unit, _, _ in parts),
+                "predicted_kl": summed_kl,
                 "kl": float(predictions.kl[report].astype(np.float64).mean()),
                 "predicted_flips_per_1000": sum(1000 * float(np.mean(unit.flips)) / images for unit, images, _ in parts),
+                "expected_flips_per_1000": None if curve is None else curve.expected(summed_kl),
+                "expected_flips_low": None if within is None else within.low,
+                "expected_flips_high": None if within is None else within.high,
                 "flips_per_1000": 1000 * float((predictions.best != reference.predictions.best)[report].mean()),
                 "predicted_weight_bytes": None if base is None or len(known) < len(added) else base + sum(size - base for size in known),
                 "weight_bytes": model.weight_bytes,
@@ -112,11 +130,11 @@ def _parts(plan: Plan, units: Mapping[tuple[str, str], tuple[BlockScore, int]], 
 def additivity_fits(frame: pl.DataFrame) -> pl.DataFrame:
     """How well the predictions fit: R2 of the best line, R2 of the prediction itself, the line's slope, the median of measured / predicted.
 
-    Null where all predictions or all measurements are equal.
+    Null where all predictions or all measurements are equal. `mean_error` is the mean of |measured - predicted|.
     """
     rows = []
-    for quantity in ("kl", "flips_per_1000", "weight_bytes"):
-        both = frame.select(f"predicted_{quantity}", quantity).drop_nulls()
+    for quantity, columns in PREDICTIONS.items():
+        both = frame.select(columns).drop_nulls()
         if both.height < 3:
             continue
         predicted, measured = (both.get_column(name).cast(pl.Float64).to_numpy() for name in both.columns)
@@ -128,13 +146,16 @@ def _fit(predicted: Floats, measured: Floats) -> dict[str, float | None]:
     spread_predicted = float(((predicted - predicted.mean()) ** 2).sum())
     spread = float(((measured - measured.mean()) ** 2).sum())
     ratios = measured[predicted > 0] / predicted[predicted > 0]
-    ratio = float(np.median(ratios)) if len(ratios) else None
+    rest = {
+        "median_ratio": float(np.median(ratios)) if len(ratios) else None,
+        "mean_error": float(np.abs(measured - predicted).mean()),
+    }
     if spread_predicted <= 0 or spread <= 0:
-        return {"r2_line": None, "r2_identity": None, "slope": None, "median_ratio": ratio}
+        return {"r2_line": None, "r2_identity": None, "slope": None, **rest}
     together = float(((predicted - predicted.mean()) * (measured - measured.mean())).sum())
     return {
         "r2_line": together**2 / (spread_predicted * spread),
         "r2_identity": 1 - float(((measured - predicted) ** 2).sum()) / spread,
         "slope": together / spread_predicted,
-        "median_ratio": ratio,
+        **rest,
     }

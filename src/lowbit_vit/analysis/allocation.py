@@ -1,8 +1,9 @@
 """The best plan under a budget: which format each block or linear takes, from measured costs and measured losses.
 
 What a unit costs and loses in a format was measured with that unit alone in it, and is added up: bytes from the sensitivity study's
-records (exact), KL and flips from its scores (an assumption, which `additivity` checks), latency from the timed arms in that format
-throughout, shared out evenly over the blocks, which are all of one shape. `programme` chooses.
+records (exact), KL from its scores (an assumption, which `additivity` checks), latency from the timed arms in that format
+throughout, shared out evenly over the blocks, which are all of one shape. A plan's flips are read off its KL (`flips`): a budget of
+flips is one of KL. `programme` chooses.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from lowbit_vit.analysis.flips import FlipCurve, flip_curve
 from lowbit_vit.analysis.programme import MIB, Budget, Choice, Problem, Quantity, solve
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.errors import ConfigError, DataError
@@ -142,19 +144,31 @@ def measured_latencies(
 
 
 def allocate(
-    profile: Profile, problem: Problem, budget: Budget, *, name: str, backbone_sha256: str, minimize: Quantity | None = None
+    profile: Profile,
+    problem: Problem,
+    budget: Budget,
+    *,
+    curve: FlipCurve,
+    name: str,
+    backbone_sha256: str,
+    minimize: Quantity | None = None,
 ) -> PlanFile:
-    """Solve and write down: least KL within bytes or milliseconds; least bytes within flips.
+    """Solve and write down: least KL within bytes or milliseconds; least bytes within the KL that the flips asked for stand for.
 
     Raises:
         ConfigError: as `solve`.
     """
+    budget.require_some()
     objective: Quantity = minimize or ("weight_bytes" if budget.quantity == "flips" else "kl")
-    chosen, optimum = solve(problem, budget, minimize=objective)
+    chosen, optimum = solve(problem, _limit_kl(problem, budget, curve) if budget.quantity == "flips" else budget, minimize=objective)
+    kl = problem.total(chosen, "kl")
+    expected = curve.interval(kl)
     predicted = Predicted(
         weight_bytes=round(problem.total(chosen, "weight_bytes")),
-        kl=problem.total(chosen, "kl"),
-        flips_per_1000=problem.total(chosen, "flips"),
+        kl=kl,
+        flips_per_1000=curve.expected(kl),
+        flips_interval=(expected.low, expected.high),
+        flips_summed_per_1000=problem.total(chosen, "flips"),
         ms=None if problem.base_ms is None else problem.total(chosen, "ms"),
     )
     return PlanFile(
@@ -170,6 +184,11 @@ def allocate(
     )
 
 
+def _limit_kl(problem: Problem, flips: Budget, curve: FlipCurve) -> Budget:
+    # Above all that any plan has, a limit is none; and a root and its square do not undo each other to the last bit.
+    return Budget("kl", min(curve.most_kl(flips.limit), sum(choice.kl for choice in problem.choices)) * (1 + 1e-12))
+
+
 def study_plans(
     profile: Profile, scores: Sequence[SensitivityScores], results: Sequence[Result], estimates: Estimates | None
 ) -> list[PlanFile]:
@@ -180,6 +199,7 @@ def study_plans(
         DataError: as `build_problem`.
     """
     problem = build_problem(profile, scores, results, units="blocks", estimates=estimates)
+    curve = _curve(profile, scores, results, "blocks")
     low = {choice.unit: choice.weight_bytes for choice in problem.choices if choice.weights == profile.mixed.weights}
     if not low:
         raise ConfigError(f"allocate: mixed.weights {profile.mixed.weights.name} is not among sensitivity.formats; add it there")
@@ -191,7 +211,7 @@ def study_plans(
         objectives: list[Quantity] = ["kl"] if estimates is None else ["kl", "gradient"]
         for objective in objectives:
             name = f"{'milp' if objective == 'kl' else objective}-k{k}"
-            plan = allocate(profile, problem, budget, name=name, backbone_sha256=scores[0].backbone_sha256, minimize=objective)
+            plan = allocate(profile, problem, budget, curve=curve, name=name, backbone_sha256=scores[0].backbone_sha256, minimize=objective)
             found.append(plan.model_copy(update={"k": k}))
     return found
 
@@ -238,4 +258,12 @@ def allocate_within(
     problem = build_problem(profile, scores, results, units=units, formats=formats, latencies=latencies)
     amount = budget.limit / MIB if budget.quantity == "weight_bytes" else budget.limit
     name = f"{'mib' if budget.quantity == 'weight_bytes' else budget.quantity}-{amount:g}"
-    return allocate(profile, problem, budget, name=name, backbone_sha256=scores[0].backbone_sha256)
+    curve = _curve(profile, scores, results, units)
+    return allocate(profile, problem, budget, curve=curve, name=name, backbone_sha256=scores[0].backbone_sha256)
+
+
+def _curve(profile: Profile, scores: Sequence[SensitivityScores], results: Sequence[Result], units: Units) -> FlipCurve:
+    curve = flip_curve(results, scores, units=units)
+    if curve is None:
+        raise DataError(f"sensitivity: no high-precision reference to count flips from; run lowbit-vit sensitivity {profile.name} again")
+    return curve

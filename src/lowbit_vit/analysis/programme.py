@@ -65,11 +65,14 @@ class Problem:
         return list(best.values())
 
 
+Limited = Literal["weight_bytes", "ms", "flips", "kl"]
+
+
 @dataclass(frozen=True)
 class Budget:
     """An upper limit of one total."""
 
-    quantity: Literal["weight_bytes", "ms", "flips"]
+    quantity: Limited
     limit: float
 
     @property
@@ -77,11 +80,26 @@ class Budget:
         """With its unit."""
         return _words(self.quantity, self.limit)
 
+    def require_some(self) -> None:
+        """No flips and no KL may be asked for: high precision has none.
 
-def _words(quantity: Literal["weight_bytes", "ms", "flips"], value: float) -> str:
-    if quantity == "weight_bytes":
-        return f"{value / MIB:.4f} MiB"
-    return f"{value:.4f} ms" if quantity == "ms" else f"{value:g} flips in 1,000 images"
+        Raises:
+            ConfigError: the limit is not positive.
+        """
+        if not (self.limit > 0 or (self.quantity in ("flips", "kl") and self.limit == 0)):
+            raise ConfigError(f"allocate: a budget of {self.words} is none; give a positive number")
+
+
+def _words(quantity: Limited, value: float) -> str:
+    match quantity:
+        case "weight_bytes":
+            return f"{value / MIB:.4f} MiB"
+        case "ms":
+            return f"{value:.4f} ms"
+        case "flips":
+            return f"{value:g} flips in 1,000 images"
+        case "kl":
+            return f"{value:.4g} nats of KL"
 
 
 def solve(problem: Problem, budget: Budget, *, minimize: Quantity) -> tuple[list[Choice], Optimum]:
@@ -92,8 +110,7 @@ def solve(problem: Problem, budget: Budget, *, minimize: Quantity) -> tuple[list
         LowbitVitError: the solver gave no proven optimum.
     """
     least = problem.least(budget.quantity)
-    if not (budget.limit > 0 or (budget.quantity == "flips" and budget.limit == 0)):
-        raise ConfigError(f"allocate: a budget of {budget.words} is none; give a positive number")
+    budget.require_some()
     if budget.limit < least:
         nearest = _round_up(budget.quantity, least)
         raise ConfigError(f"allocate: no plan keeps within {budget.words}; the nearest budget that one does is {nearest}")
@@ -115,7 +132,7 @@ def solve(problem: Problem, budget: Budget, *, minimize: Quantity) -> tuple[list
     return chosen, Optimum(minimized=named, value=value + base, bound=bound + base, gap=0.0 if gap < 1e-9 else gap)
 
 
-def _round_up(quantity: Literal["weight_bytes", "ms", "flips"], least: float) -> str:
+def _round_up(quantity: Limited, least: float) -> str:
     """A budget in words that is surely enough: four digits, rounded up."""
     unit = MIB if quantity == "weight_bytes" else 1
     return _words(quantity, np.ceil(least / unit * 1e4) / 1e4 * unit)

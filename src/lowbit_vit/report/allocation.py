@@ -16,7 +16,10 @@ def plan_lines(plan: PlanFile) -> list[str]:
         predicted = plan.predicted
         ms = "" if predicted.ms is None else f", {predicted.ms:.3f} ms"
         size = predicted.weight_bytes / _MIB
-        lines.append(f"  predicted: {size:.4f} MiB, KL {predicted.kl:.4g} nats, {predicted.flips_per_1000:.3g} flips in 1,000 images{ms}")
+        low_high = predicted.flips_interval
+        within = "" if low_high is None else f" ({low_high[0]:.3g} to {low_high[1]:.3g})"
+        flips = f"{predicted.flips_per_1000:.3g}{within} flips in 1,000 images"
+        lines.append(f"  predicted: {size:.4f} MiB, KL {predicted.kl:.4g} nats, {flips}{ms}")
     if plan.optimum is not None:
         lines.append(
             f"  least {plan.optimum.minimized} {plan.optimum.value:.6g}, bound {plan.optimum.bound:.6g}, gap {plan.optimum.gap:.2g}"

@@ -65,10 +65,15 @@ def additivity_words(fits: pl.DataFrame) -> str:
     """Whether what was measured block by block predicts whole plans; empty where no plan was run."""
     found = {row["quantity"]: row for row in fits.to_dicts()}
     parts = []
-    for quantity, name in (("kl", "KL"), ("flips_per_1000", "flips")):
-        row = found.get(quantity)
-        if row is not None and row["r2_line"] is not None:
-            parts.append(f"{name}: R2 {row['r2_line']:.2f}, measured {row['median_ratio']:.2f} times the sum over blocks (median)")
+    kl, by_kl, summed = (found.get(quantity) for quantity in ("kl", "flips_per_1000 from KL", "flips_per_1000"))
+    if kl is not None and kl["r2_line"] is not None:
+        parts.append(f"KL: R2 {number(kl['r2_line'])}, measured {number(kl['median_ratio'])} times the sum over blocks (median)")
+    if by_kl is not None and summed is not None:
+        r2 = "" if by_kl["r2_identity"] is None else f"R2 {number(by_kl['r2_identity'])}, "
+        parts.append(
+            f"flips read off the summed KL: {r2}off by {number(by_kl['mean_error'], 1)} in 1,000 images (mean); "
+            f"flips summed over blocks: off by {number(summed['mean_error'], 1)}"
+        )
     return f"Predicted against measured, {fits.item(0, 'plans')} plans: {'; '.join(parts)}." if parts else ""
 
 
