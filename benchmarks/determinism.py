@@ -11,7 +11,6 @@ changes none of the rest.
 import argparse
 import json
 import platform
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from aside import empty_reports
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.environment import cpu_cores, provenance
 from lowbit_vit.schema.record import Predictions, Record, load_predictions
-from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import launch
 
@@ -82,10 +81,7 @@ def chosen(root: Path, name: str, labels: list[str]) -> list[Trial]:
 
 def run_once(trial: Trial, root: Path) -> tuple[Record, Predictions | None]:
     """One run in a fresh process and an empty reports folder, on the project's own data and weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("data", "checkpoints"):
-            (Path(folder) / name).symlink_to(root / name)
-        workspace = Workspace(root=Path(folder), profile=trial.profile)
+    with empty_reports(root, trial.profile) as workspace:
         record = launch(trial, workspace, threads=cpu_cores())
         arrays = workspace.records(trial.study) / f"{trial.trial_id}.npz"
         return record, load_predictions(arrays) if record.status == "success" else None

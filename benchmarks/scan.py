@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from rich.progress import track
 
+from aside import empty_reports, predictions_of
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.environment import provenance
@@ -76,23 +76,10 @@ def run_apart(trials: list[Trial], workspace: Workspace) -> list[Record]:
 
 def timed(root: Path, run: Callable[[Workspace], list[Record]]) -> tuple[float, list[Record]]:
     """Run in an empty reports folder on the project's own data and weights; wall seconds and the records."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("data", "checkpoints"):
-            (Path(folder) / name).symlink_to(root / name)
+    with empty_reports(root, "demo") as workspace:
         started = time.perf_counter()
-        records = run(Workspace(root=Path(folder), profile="demo"))
+        records = run(workspace)
         return time.perf_counter() - started, records
-
-
-def predictions_of(record: Record) -> str:
-    """Their hash.
-
-    Raises:
-        LowbitVitError: the cell did not succeed.
-    """
-    if record.evaluation is None:
-        raise LowbitVitError(f"{record.trial.label}: {record.status}: {record.reason}")
-    return record.evaluation.predictions_sha256
 
 
 if __name__ == "__main__":

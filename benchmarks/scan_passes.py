@@ -21,6 +21,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from aside import empty_reports, predictions_of
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.precision import apply_plan, compute_dtype, matmul_mode
@@ -111,23 +112,10 @@ def plain_seconds(trial: Trial, workspace: Workspace) -> list[float]:
 
 def fresh(trials: list[Trial], workspace: Workspace) -> tuple[float, list[Record]]:
     """The scan in a process of its own, in an empty reports folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("data", "checkpoints"):
-            (Path(folder) / name).symlink_to(workspace.root / name)
+    with empty_reports(workspace.root, workspace.profile) as aside:
         started = time.perf_counter()
-        records = launch_scan(trials, Workspace(root=Path(folder), profile=workspace.profile), threads=1)
+        records = launch_scan(trials, aside, threads=1)
         return time.perf_counter() - started, records
-
-
-def predictions_of(record: Record) -> str:
-    """Their hash.
-
-    Raises:
-        LowbitVitError: the cell did not succeed.
-    """
-    if record.evaluation is None:
-        raise LowbitVitError(f"{record.trial.label}: {record.status}: {record.reason}")
-    return record.evaluation.predictions_sha256
 
 
 if __name__ == "__main__":
