@@ -57,7 +57,7 @@ def test_accuracy_is_of_the_report_half(studies: Studies) -> None:
 
 def test_a_cell_that_plays_several_parts_is_a_row_of_each(studies: Studies) -> None:
     frame = blocks.mixed(studies.mixed, depth=8)
-    assert frame.height == 2 + 2 * (5 + 20)
+    assert frame.height == 2 + 2 * 5 + 28 + 39
     assert len(studies.mixed) < frame.height
     assert frame.get_column("trial_id").n_unique() == len(studies.mixed)
     chosen = {(row["k"], row["strategy"]): row["blocks"] for row in frame.filter(pl.col("strategy") != "random").to_dicts()}
@@ -90,7 +90,7 @@ def test_differences_are_paired_with_the_fully_quantized_model(studies: Studies)
 def test_the_band_spans_all_random_plans_of_each_k(studies: Studies) -> None:
     frame = blocks.mixed(studies.mixed, depth=8)
     bands = blocks.random_bands(frame)
-    assert bands.select("k", "metric", "plans").rows() == [(2, "top1", 20), (2, "kl", 20), (4, "top1", 20), (4, "kl", 20)]
+    assert bands.select("k", "metric", "plans").rows() == [(2, "top1", 28), (2, "kl", 28), (4, "top1", 39), (4, "kl", 39)]
     tops = frame.filter((pl.col("strategy") == "random") & (pl.col("k") == 2)).get_column("top1").to_numpy() * 100
     least, quarter, median, three_quarters, greatest = bands.row(0)[3:]
     assert (least, median, greatest) == pytest.approx((tops.min(), float(np.median(tops)), tops.max()))
@@ -110,7 +110,7 @@ def test_a_failed_cell_keeps_its_row(studies: Studies) -> None:
     frame = blocks.mixed(broken, depth=8)
     row = frame.filter(pl.col("status") == "oom").row(0, named=True)
     assert (row["reason"], row["top1"]) == ("synthetic reason", None)
-    assert frame.height == 2 + 2 * (5 + 20)
+    assert frame.height == 2 + 2 * 5 + 28 + 39
 
 
 def test_agreement_of_draws_is_1_for_equal_draws(studies: Studies) -> None:
@@ -135,4 +135,4 @@ def test_images_of_another_test_set_are_not_compared(studies: Studies) -> None:
     assert evaluation is not None
     other = full.record.model_copy(update={"evaluation": evaluation.model_copy(update={"labels_sha256": "00" * 32})})
     changed = [dataclasses.replace(full, record=other), *(result for result in studies.mixed if result is not full)]
-    assert blocks.mixed(changed, depth=8).get_column("difference").null_count() == 2 + 2 * (5 + 20)
+    assert blocks.mixed(changed, depth=8).get_column("difference").null_count() == 2 + 2 * 5 + 28 + 39

@@ -129,8 +129,8 @@ def test_weights_of_ours_bring_their_architecture_views_and_hash(project: Path, 
     assert profile.backbone.checkpoint_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert profile.backbone.model_dump()["architecture"] == SMALL
     assert profile.data.views.model_dump(mode="json") == VIEWS
-    # Of three blocks two can be spared, in three ways.
-    assert (profile.mixed.spared, profile.mixed.random_plans) == ((2,), 3)
+    # Of three blocks no more than two can be spared.
+    assert profile.mixed.spared == (2,)
 
 
 def test_an_image_size_scales_all_views(project: Path, photos: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,11 +1,14 @@
 """Who wins at equal bytes: each choice of a mixed plan against the random plans, and against sparing the first and last blocks.
 
 A flip is an image of the report half whose Top-1 class is not the high-precision model's. Against random plans the rank decides: its
-p value is (1 + random plans that are at least as good) / (1 + random plans), so 39 of them are needed for 1/40. Against the heuristic
+p value is (1 + random plans that are at least as good) / (1 + random plans), so 39 of them are needed for 1/40. Where the random plans
+are all that there are (a small model), the choice is one of them if it spares k blocks, and the p value is the share that is at least
+as good, with nothing added. Against the heuristic
 the test is paired, image by image: McNemar's of the flips, adjusted by Holm over all contests, and an interval of the mean difference
 of KL that holds for all contests together.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -45,8 +48,11 @@ CONTESTS_SCHEMA: dict[str, Any] = {
 }
 
 
-def contests(mixed: Sequence[Result]) -> pl.DataFrame:
-    """One row for each k and each choice but the random ones; the columns against the heuristic are null in its own row."""
+def contests(mixed: Sequence[Result], *, depth: int) -> pl.DataFrame:
+    """One row for each k and each choice but the random ones; the columns against the heuristic are null in its own row.
+
+    `depth` is the model's number of blocks: it says whether the random plans are all that there are.
+    """
     cells = {role: result for result in mixed for role in read_mixed_roles(result.record.trial.label) if result.predictions is not None}
     reference = cells.get(MixedRole("reference"))
     if reference is None or reference.predictions is None or not same_images(cells.values()):
@@ -55,7 +61,7 @@ def contests(mixed: Sequence[Result]) -> pl.DataFrame:
     for role, result in sorted(cells.items(), key=lambda item: (item[0].k, item[0].kind)):
         if role.kind in ("reference", "none", "random", "plan") or result.predictions is None:
             continue
-        row, difference = _contest(role, result, cells, reference.predictions)
+        row, difference = _contest(role, result, cells, reference.predictions, depth=depth)
         rows.append(row)
         differences.append(difference)
     challengers = [index for index, row in enumerate(rows) if row["strategy"] != HEURISTIC and row["p_flips"] is not None]
@@ -68,12 +74,14 @@ def contests(mixed: Sequence[Result]) -> pl.DataFrame:
 
 
 def _contest(
-    role: MixedRole, result: Result, cells: dict[MixedRole, Result], reference: Answers
+    role: MixedRole, result: Result, cells: dict[MixedRole, Result], reference: Answers, *, depth: int
 ) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
     flips, kl = _flips(result, reference), _kl(result, reference)
     peers = [other for peer, other in cells.items() if peer.kind == "random" and peer.k == role.k]
     peer_flips = [int(_flips(peer, reference).sum()) for peer in peers]
     peer_kl = [float(_kl(peer, reference).mean()) for peer in peers]
+    is_one = any(peer.kind == "random" and peer.k == role.k for peer in read_mixed_roles(result.record.trial.label))
+    own = 0 if is_one and len(peers) == math.comb(depth, role.k) else 1
     row: dict[str, Any] = {
         "k": role.k,
         "strategy": role.kind,
@@ -83,8 +91,8 @@ def _contest(
         "random_plans": len(peers),
         "random_median_flips": float(np.median(peer_flips)) if peers else None,
         "random_median_kl": float(np.median(peer_kl)) if peers else None,
-        "rank_p_flips": (1 + sum(other <= int(flips.sum()) for other in peer_flips)) / (1 + len(peers)),
-        "rank_p_kl": (1 + sum(other <= float(kl.mean()) for other in peer_kl)) / (1 + len(peers)),
+        "rank_p_flips": (own + sum(other <= int(flips.sum()) for other in peer_flips)) / (own + len(peers)),
+        "rank_p_kl": (own + sum(other <= float(kl.mean()) for other in peer_kl)) / (own + len(peers)),
         "p_flips": None,
         "trial_id": result.record.trial_id,
     }

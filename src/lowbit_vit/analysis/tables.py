@@ -121,7 +121,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         mixed=mixed,
         additivity=added,
         additivity_fits=additivity_fits(added),
-        contests=contests(results["mixed"]),
+        contests=contests(results["mixed"], depth=profile.backbone.depth),
         random_bands=blocks.random_bands(mixed),
         beats_random=blocks.beats_random(mixed),
         fronts=fronts(table, mixed),

@@ -5,6 +5,7 @@ straight from the adapted high-precision model, without the fine-tuning and prof
 paper's "each trial", which makes hundreds of cells affordable. Their labels follow the grammar of `schema.roles`.
 """
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 
@@ -142,7 +143,7 @@ def _mixed_plans(study: MixedStudy, depth: int, scores: SensitivityScores) -> li
             (MixedRole("last", k), tuple(range(depth - k, depth))),
             (MixedRole("most sensitive", k), scores.most_sensitive(k)),
         ]
-        draws = draw_blocks(depth, k, count=study.random_plans, seed=study.random_seed)
+        draws = draw_blocks(depth, k, count=min(study.random_plans, math.comb(depth, k)), seed=study.random_seed)
         chosen += [(MixedRole("random", k, index), blocks) for index, blocks in enumerate(draws)]
         plans += [(role, all_but(blocks, study.weights, dtype)) for role, blocks in chosen]
     return plans

@@ -6,7 +6,6 @@ It gets one line in `stages.yaml`, from which DVC makes its stages.
 
 import json
 import logging
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +261,6 @@ def _render(name: str, config: FolderData, source: Source, given: Given, device:
         "dtype": "fp16" if device == "cuda" else "fp32",
         "latency_factor": 1.25 if device == "cuda" else 2.0,  # a CPU that others use as well has no steady times
         "spared": spared,
-        "random_plans": min(20, *(math.comb(given.depth, k) for k in spared)),
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
 
