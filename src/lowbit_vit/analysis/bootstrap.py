@@ -61,6 +61,9 @@ def macro_f1_difference(
         mirrored = macro_f1_difference(labels, second, first, confidence=confidence, resamples=resamples, seed=seed)
         low, high = mirrored.interval.low, mirrored.interval.high
         return BootstrapDifference(one, two, -mirrored.difference, Interval(low=-high, high=-low), resamples)
+    if np.array_equal(first, second):
+        # Every resample would say the same.
+        return BootstrapDifference(one, two, 0.0, Interval(low=0.0, high=0.0), resamples)
     images, random = int(counts.sum()), np.random.default_rng(seed)
     draws = []
     for start in range(0, resamples, _CHUNK):

@@ -63,7 +63,7 @@ def load_claims(root: Path) -> Ledger:
     if not path.is_file():
         raise ConfigError(f"{path}: missing; it is part of the project: git checkout paper/claims.yaml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
         # Keys that start with a dot only hold anchors.
         given = {key: value for key, value in content.items() if not key.startswith(".")} if isinstance(content, dict) else content
         document = Ledger.model_validate_json(json.dumps(given, default=str), strict=True)

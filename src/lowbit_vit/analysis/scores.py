@@ -7,6 +7,7 @@ the whole selection half, for all units together; a unit is called sensitive onl
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -138,14 +139,24 @@ def simultaneous_intervals(
     images = values.shape[1]
     means = values.mean(axis=1)
     errors = values.std(axis=1) / np.sqrt(images)
-    random = np.random.default_rng(seed)
     greatest = []
-    for _ in range(0, resamples, 100):
-        counts = random.multinomial(images, np.full(images, 1 / images), size=100).astype(np.float64)
-        deviations = np.abs(counts @ values.T / images - means)
+    for counts in _resamples(images, resamples, seed):
+        deviations = np.abs(counts.astype(np.float64) @ values.T / images - means)
         greatest.append(np.divide(deviations, errors, out=np.zeros_like(deviations), where=errors > 0).max(axis=1))
     width = float(np.quantile(np.concatenate(greatest), confidence)) * errors
     return [(float(mean - half), float(mean + half)) for mean, half in zip(means, width, strict=True)]
+
+
+@lru_cache(maxsize=1)
+def _resamples(images: int, resamples: int, seed: int) -> tuple[npt.NDArray[np.uint16], ...]:
+    """How often each image is drawn, uint16 [100, N] for every hundred resamples.
+
+    Kept for the next quantities on as many images: drawing takes far longer than what is done with the draws. No image is drawn
+    65,536 times: a count is a sum of rare events of mean 1.
+    """
+    random = np.random.default_rng(seed)
+    share = np.full(images, 1 / images)
+    return tuple(random.multinomial(images, share, size=100).astype(np.uint16) for _ in range(0, resamples, 100))
 
 
 def write_scores(profile: Profile, workspace: Workspace) -> Path:

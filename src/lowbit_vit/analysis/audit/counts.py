@@ -5,7 +5,7 @@ The test of granularity is Brown and Heathers', "The GRIM test", Social Psycholo
 
 from collections import Counter
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,9 @@ def rates(table: ResultsTable) -> list[Cell]:
 
 def fits(cell: Cell, images: int) -> bool:
     """Whether some whole number over `images` rounds to what is printed."""
-    return ceil(cell.low * images) <= floor(cell.high * images)
+    low, high = cell.low, cell.high
+    # In whole numbers: thousands of n are tried.
+    return -(-low.numerator * images // low.denominator) <= high.numerator * images // high.denominator
 
 
 def granularity(cells: list[Cell], images: int) -> Granularity:

@@ -9,6 +9,7 @@ import difflib
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -76,7 +77,7 @@ class Cell:
     text: str
     scale: Fraction
 
-    @property
+    @cached_property
     def exact(self) -> Fraction:
         """The printed value in the dimension's unit."""
         return Fraction(self.text) * self.scale
@@ -97,17 +98,17 @@ class Cell:
         """Digits behind the point, as printed."""
         return len(self.text.partition(".")[2])
 
-    @property
+    @cached_property
     def half(self) -> Fraction:
         """Half of the last printed digit: the true value lies within this of `exact`."""
         return self.scale / Fraction(2 * 10**self.decimals)
 
-    @property
+    @cached_property
     def low(self) -> Fraction:
         """Least value that rounds to what is printed."""
         return self.exact - self.half
 
-    @property
+    @cached_property
     def high(self) -> Fraction:
         """Greatest value that rounds to what is printed."""
         return self.exact + self.half
