@@ -305,8 +305,11 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
         for piece in ray.get(exchange.pieces.remote(file.sha256)):
             yield ray.get(piece)
 
-    # The processes that we start are to run this code too, whatever is installed here.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    # The processes that we start are to run this code too, whatever is installed here. Said once: a process that is kept for
+    # the next unit must find the environment as it was, or `forked` would import everything again.
+    ours, said = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
+    if said.split(os.pathsep)[0] != ours:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ours, said)))
     send("started")
     try:
         if code_sha256() != order.code:  # of a node that joined late

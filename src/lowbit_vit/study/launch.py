@@ -1,5 +1,7 @@
 """Run one trial, or one scan of many accuracy-only cells, in a fresh process or container: JSON in, JSON out.
 
+The process is a fork of one that has imported everything (`forked`): a session, a log, limits and a CUDA context of its own,
+without the seconds of the imports.
 Whatever happens to that process, every trial ends as a record: the one that the process wrote, or one that says how it died.
 The process works in a scratch folder beside the records; what it finishes is moved into place atomically, so that a record
 is there whole or not at all. It watches its stdin, a pipe that we hold: when we die, it dies (`lifeline`).
@@ -27,11 +29,13 @@ from lowbit_vit.schema.config import Limits, Trial
 from lowbit_vit.schema.record import Provenance, Record, Status, read_record, sha256, write_record
 from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.study.container import Container, Starter
+from lowbit_vit.study.forked import ForkedProcess, start_forked
 from lowbit_vit.study.lifeline import LIFELINE
 
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "lowbit_vit")
+Process = subprocess.Popen[bytes] | ForkedProcess
 # Seconds between two looks at the process. A look costs some 50 us, so a timing trial does not feel it.
 _PERIOD = 0.1
 # What docker and podman exit with when the process inside died of SIGKILL: the memory limit of a container does that.
@@ -55,8 +59,8 @@ def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter
         trial: any trial.
         workspace: where it runs and where its record goes.
         threads: CPU threads of the process (OMP_NUM_THREADS).
-        command: what to start; `trial FILE --out FOLDER` is added, and it starts in the workspace's root. A container
-            starts with the command of its image.
+        command: what to start; `trial FILE --out FOLDER` is added, and it starts in the workspace's root. `COMMAND` is
+            forked, any other is started. A container starts with the command of its image.
 
     Returns:
         The record, whatever its status. A process that died leaves `failed`, one that outlived `limits.seconds` `timeout`,
@@ -64,6 +68,7 @@ def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter
 
     Raises:
         DataError: the record cannot be written.
+        LowbitVitError: the process could not be forked.
     """
     records, ending = _run_process("trial", [trial], workspace, threads=threads, command=command)
     return records[0] if records else _conclude(trial, ending, workspace)
@@ -87,6 +92,7 @@ def launch_scan(trials: Sequence[Trial], workspace: Workspace, *, threads: int, 
 
     Raises:
         DataError: a record cannot be written.
+        LowbitVitError: a process could not be forked.
     """
     waiting, records = list(trials), list[Record]()
     while waiting:
@@ -124,25 +130,19 @@ def _run_process(
     request.write_text(documents[0] if verb == "trial" else f"[{','.join(documents)}]")
     output = log_file(workspace, trials, verb)
     output.parent.mkdir(parents=True, exist_ok=True)
+    # Relative, because the command stands in the record, and a folder of this machine says nothing elsewhere.
+    arguments = [verb, str(request.relative_to(workspace.root)), "--out", str(out.relative_to(workspace.root))]
     variables = {"OMP_NUM_THREADS": str(threads), "COLUMNS": "200", LIFELINE: "stdin"}
     if isinstance(command, Container):
         command.admit(scratch, out)
-        beginning = command.command(scratch.name, workspace, scratch, limits=trials[0].limits, environment=variables)
+        limits = trials[0].limits
+        beginning: Sequence[str] = command.command(scratch.name, workspace, scratch, limits=limits, environment=variables)
     else:
-        beginning = list(command)
+        beginning = command
     try:
         with output.open("ab") as stream:
             start = stream.tell()
-            process = subprocess.Popen(
-                # Relative, because the command stands in the record, and a folder of this machine says nothing elsewhere.
-                [*beginning, verb, str(request.relative_to(workspace.root)), "--out", str(out.relative_to(workspace.root))],
-                cwd=workspace.root,
-                env={**os.environ, **variables},
-                stdin=subprocess.PIPE,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,
-            )
+            process = _start(beginning, arguments, folder=workspace.root, output=stream.fileno(), environment={**os.environ, **variables})
             try:
                 records, ending = _watch(process, trials, out, workspace, limits=trials[0].limits)
             finally:
@@ -150,11 +150,25 @@ def _run_process(
                 if isinstance(command, Container):
                     command.remove(scratch.name)
         if ending is None:
-            ending = _ending(process.returncode, output, start)
+            ending = _ending(process, output, start)
         at = (out / NOW).read_text().split() if (out / NOW).exists() else ()
         return records, replace(ending, at=tuple(at))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _start(beginning: Sequence[str], arguments: Sequence[str], *, folder: Path, output: int, environment: dict[str, str]) -> Process:
+    if tuple(beginning) == COMMAND:
+        return start_forked(arguments, folder=folder, output=output, environment=environment)
+    return subprocess.Popen(
+        [*beginning, *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
 
 
 def scratch_folder(workspace: Workspace) -> Path:
@@ -163,7 +177,7 @@ def scratch_folder(workspace: Workspace) -> Path:
 
 
 def _watch(
-    process: subprocess.Popen[bytes], trials: Sequence[Trial], out: Path, workspace: Workspace, *, limits: Limits
+    process: Process, trials: Sequence[Trial], out: Path, workspace: Workspace, *, limits: Limits
 ) -> tuple[list[Record], _Ending | None]:
     """Move records into place as they appear, until the process ends or breaks a limit (then the ending says which)."""
     wanted = {trial.trial_id: trial for trial in trials}
@@ -196,7 +210,7 @@ def _own_memory_gib(pid: int) -> float:
     return float(usage.rss - getattr(usage, "shared", 0)) / 2**30
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def _kill_group(process: Process) -> None:
     """Leave nothing of the process behind, whatever it started and however we got here."""
     with suppress(ProcessLookupError, PermissionError):  # the usual case: the group is empty
         os.killpg(process.pid, signal.SIGKILL)
@@ -205,8 +219,11 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def _ending(code: int, output: Path, start: int) -> _Ending:
+def _ending(process: Process, output: Path, start: int) -> _Ending:
     """Say how a process that ended without our doing left its missing trials."""
+    code = process.wait()  # it has ended
+    if isinstance(process, ForkedProcess) and process.orphaned:
+        return _Ending("failed", "stopped: the process that it was forked from was killed, or the kernel was out of memory")
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; kill -9, or the kernel was out of memory" if -code == signal.SIGKILL else ""
