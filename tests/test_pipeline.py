@@ -188,12 +188,13 @@ READ: set[str] = set()
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Projects with the profile `tiny`: one in which nothing was run, one with a record for every cell, one with sensitivity alone."""
     empty, full, scored = (tmp_path_factory.mktemp(name) / "root" for name in ("empty", "full", "scored"))
-    (empty / "profiles").mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "tiny.yaml", empty / "profiles")
-    synthetic.fill(full, profile=load_profile(empty / "profiles" / "tiny.yaml"))
-    shutil.copy(ROOT / "tests" / "tiny.yaml", full / "profiles")
-    synthetic.fill(scored, profile=load_profile(empty / "profiles" / "tiny.yaml"), studies=("sensitivity",))
-    shutil.copy(ROOT / "tests" / "tiny.yaml", scored / "profiles")
+    tiny = empty / "profiles" / "tiny.yaml"
+    tiny.parent.mkdir(parents=True)
+    # Its last section is that of the mixed study, which times nothing: a run of it is to be short.
+    tiny.write_text((ROOT / "tests" / "tiny.yaml").read_text() + "  timed: [milp]\n")
+    for root, studies in ((full, STUDIES), (scored, ("sensitivity",))):
+        synthetic.fill(root, profile=load_profile(tiny), studies=studies)
+        shutil.copy(tiny, root / "profiles")
     return dict.fromkeys(("data", "backbone", "estimate"), empty) | dict.fromkeys(STUDIES, full) | {"allocate": scored}
 
 

@@ -278,7 +278,7 @@ def allocate(
         print("\n".join(line for plan in plans for line in plan_lines(plan)))
         print(workspace.plans.relative_to(workspace.root))
         return
-    timed = load_results(workspace, "variants") if budget_ms is not None else []
+    timed = [*load_results(workspace, "variants"), *load_results(workspace, "mixed")] if budget_ms is not None else []
     plan = allocate_within(asked, settings, scores, results, timed=timed, units=units, formats=formats, batch=batch, execution=execution)
     path = out or workspace.root / "plans" / f"{profile}-{plan.name}.json"
     write_atomic(path, (plan.model_dump_json(indent=1) + "\n").encode())

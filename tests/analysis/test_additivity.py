@@ -34,6 +34,7 @@ def test_the_fit_is_perfect_where_losses_add_up_and_says_by_how_much_where_they_
     predicted = np.linspace(1, 2, 20)
     made = {"predicted_kl": predicted, "kl": 2 * predicted, "predicted_flips_per_1000": predicted, "flips_per_1000": predicted}
     made |= {"predicted_weight_bytes": np.full(20, 7), "weight_bytes": np.full(20, 7), "expected_flips_per_1000": predicted + 3}
+    made |= {"predicted_ms": predicted, "p50_ms": predicted}
     fits = {row["quantity"]: row for row in additivity_fits(pl.DataFrame(made)).to_dicts()}
     assert fits["flips_per_1000"] == pytest.approx(
         {"quantity": "flips_per_1000", "plans": 20, "r2_line": 1, "r2_identity": 1, "slope": 1, "median_ratio": 1, "mean_error": 0}

@@ -7,7 +7,7 @@ import pytest
 
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.vit import ARCHITECTURES
-from lowbit_vit.schema.config import TORCHVISION_DEPTH, Profile, Study, load_profile
+from lowbit_vit.schema.config import TORCHVISION_DEPTH, MixedStudy, Profile, Study, load_profile
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
 from lowbit_vit.schema.roles import read_mixed_roles, read_role, spared_blocks
 from lowbit_vit.study.grid import cells, draw_blocks
@@ -95,6 +95,25 @@ def test_mixed_spares_equally_many_blocks_by_heuristic_data_and_chance() -> None
         assert len(set(chance)) == plans
         assert ("random", k, plans) not in spared
         assert {len(blocks) for blocks in chance} == {k}
+
+
+def test_a_timed_plan_is_one_cell_with_the_others_that_it_is() -> None:
+    scores = scores_of(DEMO)
+
+    def timed(*kinds: str) -> dict[str, str]:
+        changed = DEMO.model_copy(update={"mixed": MixedStudy.model_validate({**DEMO.mixed.model_dump(), "timed": kinds})})
+        trials = cells(changed, "mixed", scores=[scores])
+        assert {trial.measurement for trial in trials} <= {None, DEMO.measurement}
+        assert len(trials) == len(cells(DEMO, "mixed", scores=[scores]))
+        return {trial.label: trial.trial_id for trial in trials if trial.measurement is not None}
+
+    assert timed() == {}
+    both = timed("first+last", "reference")
+    kinds = [{role.kind for role in read_mixed_roles(label)} for label in both]
+    assert len(kinds) == 1 + len(DEMO.mixed.spared)
+    assert sum("first+last" in kind for kind in kinds) == len(DEMO.mixed.spared)
+    # All 28 pairs are drawn: the heuristic's is one of them, and is timed under all its names.
+    assert any("random" in kind and "first+last" in kind for kind in kinds)
 
 
 def test_mixed_without_its_scores_says_what_to_run() -> None:

@@ -68,6 +68,15 @@ def test_a_plan_that_was_run_takes_its_metrics_along(profile: Profile, place: Wo
         assert export_model(profile, place, name, tmp_path / "model").measured == card.measured
 
 
+def test_a_cell_that_was_timed_as_well_is_the_same_model(profile: Profile, place: Workspace, plan: Path, tmp_path: Path) -> None:
+    record = run_trial(plan_cell(profile, load_plan_file(plan)), place, tmp_path / "run")
+    timed = record.trial.model_copy(update={"measurement": profile.measurement})
+    write_record(record.model_copy(update={"trial": timed, "trial_id": timed.trial_id}), place.records("mixed"))
+    card = export_model(profile, place, str(plan), tmp_path / "model")
+    assert card.measured is not None
+    assert card.measured.trial_id == timed.trial_id
+
+
 def test_an_earlier_export_is_replaced_as_a_whole(profile: Profile, place: Workspace, plan: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     export_model(profile, place, str(plan), folder)

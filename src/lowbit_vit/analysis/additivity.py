@@ -13,6 +13,7 @@ import polars as pl
 
 from lowbit_vit.analysis.flips import flip_curve
 from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.timed_plans import predicted_ms
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, Plan, SensitivityScores, linear_names
 from lowbit_vit.schema.roles import SensitivityRole, read_mixed_roles, read_role
@@ -28,6 +29,9 @@ ADDITIVITY_SCHEMA: dict[str, Any] = {
     "expected_flips_low": pl.Float64,
     "expected_flips_high": pl.Float64,
     "flips_per_1000": pl.Float64,
+    "batch_size": pl.Int64,
+    "predicted_ms": pl.Float64,
+    "p50_ms": pl.Float64,
     "predicted_weight_bytes": pl.Int64,
     "weight_bytes": pl.Int64,
     "images": pl.Int64,
@@ -47,15 +51,24 @@ PREDICTIONS = {
     "kl": ("predicted_kl", "kl"),
     "flips_per_1000": ("predicted_flips_per_1000", "flips_per_1000"),
     "flips_per_1000 from KL": ("expected_flips_per_1000", "flips_per_1000"),
+    "p50_ms": ("predicted_ms", "p50_ms"),
     "weight_bytes": ("predicted_weight_bytes", "weight_bytes"),
 }
 Floats = npt.NDArray[np.float64]
 
 
 def additivity(
-    mixed: Sequence[Result], sensitivity: Sequence[Result], scores: Sequence[SensitivityScores], profile: Profile
+    mixed: Sequence[Result],
+    sensitivity: Sequence[Result],
+    scores: Sequence[SensitivityScores],
+    profile: Profile,
+    *,
+    variants: Sequence[Result] = (),
 ) -> pl.DataFrame:
-    """One row a plan of the mixed study that quantizes anything and whose every unit was measured alone; losses of the report half."""
+    """One row a plan of the mixed study that quantizes anything and whose every unit was measured alone; losses of the report half.
+
+    `variants` are the arms whose latencies predict those of the plans that were timed, at the largest batch size.
+    """
     reference = next((result for result in mixed if any(role.kind == "reference" for role in _roles(result))), None)
     if reference is None or reference.predictions is None or not same_images(mixed):
         return pl.DataFrame(schema=ADDITIVITY_SCHEMA)
@@ -97,6 +110,7 @@ def additivity(
                 "expected_flips_low": None if within is None else within.low,
                 "expected_flips_high": None if within is None else within.high,
                 "flips_per_1000": 1000 * float((predictions.best != reference.predictions.best)[report].mean()),
+                **_latency(result, (*variants, *mixed), profile),
                 "predicted_weight_bytes": None if base is None or len(known) < len(added) else base + sum(size - base for size in known),
                 "weight_bytes": model.weight_bytes,
                 "images": int(report.sum()),
@@ -104,6 +118,14 @@ def additivity(
             }
         )
     return pl.DataFrame(rows, schema=ADDITIVITY_SCHEMA).sort("k", "strategy", "plan", nulls_last=True)
+
+
+def _latency(result: Result, timed: Sequence[Result], profile: Profile) -> dict[str, Any]:
+    if result.record.measurement is None:
+        return {}
+    latency = max(result.record.measurement.latency, key=lambda latency: latency.batch_size)
+    expected = predicted_ms(result.record.trial.plan, profile, timed, batch_size=latency.batch_size)
+    return {"batch_size": latency.batch_size, "predicted_ms": expected, "p50_ms": latency.p50_ms}
 
 
 def _roles(result: Result) -> list[Any]:

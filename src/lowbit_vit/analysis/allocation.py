@@ -117,6 +117,19 @@ def measured_latencies(
         DataError: an arm was not timed; the message says which one the profile needs.
     """
     study = profile.sensitivity
+    found = uniform_latencies(profile, results, batch_size=batch_size, execution=execution)
+    missing = [name for name in ("high", *formats) if name not in found]
+    if missing:
+        raise DataError(
+            f"variants of {profile.name}: no timing of {', '.join(missing)} with {study.compute_dtype}, {study.attention}, {execution}, "
+            f"batch {batch_size}, quantized after training; add such an arm, or give another --batch or --execution"
+        )
+    return found
+
+
+def uniform_latencies(profile: Profile, results: Sequence[Result], *, batch_size: int, execution: Execution) -> dict[str, float]:
+    """As `measured_latencies`, of those that were timed."""
+    study = profile.sensitivity
     found: dict[str, float] = {}
     for result in results:
         trial, measurement = result.record.trial, result.record.measurement
@@ -131,12 +144,6 @@ def measured_latencies(
         )
         if measurement is not None and all(alike):
             found |= {name: latency.p50_ms for name in names for latency in measurement.latency if latency.batch_size == batch_size}
-    missing = [name for name in ("high", *formats) if name not in found]
-    if missing:
-        raise DataError(
-            f"variants of {profile.name}: no timing of {', '.join(missing)} with {study.compute_dtype}, {study.attention}, {execution}, "
-            f"batch {batch_size}, quantized after training; add such an arm, or give another --batch or --execution"
-        )
     return found
 
 

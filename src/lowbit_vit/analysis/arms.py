@@ -197,12 +197,12 @@ def _measured(measured: MeasurementResult, latency: Latency, *, device: str) -> 
         "samples": len(latency.samples_ms),
         "images_per_s": latency.images_per_s,
         "cpu_mean_ms": latency.mean_ms if device == "cpu" else None,
-        **_memory(memory),
+        **peak_memory(memory),
         **_kernels(kernels),
     }
 
 
-def _memory(memory: Memory | None) -> dict[str, Any]:
+def peak_memory(memory: Memory | None) -> dict[str, Any]:
     """The peak, and which of the two very different things it is."""
     if memory is None:
         return {}

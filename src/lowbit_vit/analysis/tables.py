@@ -16,6 +16,7 @@ from lowbit_vit.analysis.fronts import fronts
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.rooflines import rooflines
 from lowbit_vit.analysis.scores import scores
+from lowbit_vit.analysis.timed_plans import timed_plans
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import STUDIES, Profile, Study
 from lowbit_vit.schema.estimate import read_estimates
@@ -46,6 +47,7 @@ class Tables:
         mixed: one row for each part that a cell of the mixed study plays.
         additivity: what the sum over blocks predicts of each mixed plan, beside what was measured.
         additivity_fits: how well it predicts.
+        timed_plans: plans that were timed, beside the arms of one format throughout.
         contests: each choice at equal bytes against the random plans and the heuristic.
         random_bands: range and quartiles of the random plans.
         beats_random: how many random plans each chosen plan beats.
@@ -67,6 +69,7 @@ class Tables:
     mixed: pl.DataFrame
     additivity: pl.DataFrame
     additivity_fits: pl.DataFrame
+    timed_plans: pl.DataFrame
     contests: pl.DataFrame
     random_bands: pl.DataFrame
     beats_random: pl.DataFrame
@@ -104,7 +107,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
     scored = _scores_if_complete(results["sensitivity"], profile)
     estimates = read_estimates(workspace.estimates, profile=profile.name) if workspace.estimates.exists() else None
     mixed = blocks.mixed(results["mixed"], depth=profile.backbone.depth)
-    added = additivity(results["mixed"], results["sensitivity"], scored, profile)
+    added = additivity(results["mixed"], results["sensitivity"], scored, profile, variants=results["variants"])
     table = _with_rows(arms.paper_table(variants))
     tables = Tables(
         paper_table=table,
@@ -121,6 +124,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         mixed=mixed,
         additivity=added,
         additivity_fits=additivity_fits(added),
+        timed_plans=timed_plans(results["mixed"], results["variants"], profile),
         contests=contests(results["mixed"], depth=profile.backbone.depth),
         random_bands=blocks.random_bands(mixed),
         beats_random=blocks.beats_random(mixed),

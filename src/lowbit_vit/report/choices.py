@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from lowbit_vit.report.cells import DASH, nats, number, probability
+from lowbit_vit.report.cells import DASH, milliseconds, nats, number, percent, probability
 from lowbit_vit.report.grids import Cell, Grid, Row
 from lowbit_vit.schema.record import Record
 
@@ -59,6 +59,37 @@ def contest_grid(frame: pl.DataFrame) -> Grid:
         "KL against first+last",
     )
     return Grid(headings=headings, rows=tuple(rows), words=frozenset({1}), name=1)
+
+
+def timed_grid(frame: pl.DataFrame) -> Grid:
+    """Plans that were timed, and the uniform arms that their latency is predicted from."""
+    rows = []
+    for row in frame.to_dicts():
+        median = "" if row["p50_low_ms"] is None else f"{milliseconds(row['p50_low_ms'])} to {milliseconds(row['p50_high_ms'])}"
+        cells = (
+            Cell(row["plan"], "arm" if row["study"] == "variants" else ""),
+            Cell(str(row["batch_size"])),
+            Cell(number(row["weight_mib"], 3)),
+            Cell(number(row["file_mib"], 3)),
+            Cell(milliseconds(row["p50_ms"]), median),
+            Cell(milliseconds(row["predicted_ms"])),
+            Cell(number(row["ratio"])),
+            Cell(number(row["peak_memory_mib"], 1), row["memory_is"] or ""),
+            Cell(percent(row["top1"])),
+        )
+        rows.append(Row(cells, records=row["trial_id"]))
+    headings = (
+        "plan",
+        "batch",
+        "weights MiB",
+        "file MiB",
+        "P50 ms",
+        "predicted, ms",
+        "measured / predicted",
+        "peak MiB",
+        "Top-1 %, report half",
+    )
+    return Grid(headings=headings, rows=tuple(rows), words=frozenset({0}))
 
 
 def additivity_words(fits: pl.DataFrame) -> str:

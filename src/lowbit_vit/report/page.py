@@ -18,7 +18,7 @@ from lowbit_vit.analysis.claims import gather, judge, load_claims
 from lowbit_vit.analysis.tables import Findings, find, read_paper_table, write_tables
 from lowbit_vit.report import facts, grids
 from lowbit_vit.report.beside import Beside, beside_paper
-from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, scan_words
+from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, scan_words, timed_grid
 from lowbit_vit.report.classes import MOST, class_words, lost_grid
 from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.gallery import all_figures
@@ -71,6 +71,7 @@ class Content:
             "estimators": estimator_grid(tables.estimators),
             "mixed": grids.mixed_grid(tables),
             "contests": contest_grid(tables.contests),
+            "timed": timed_grid(tables.timed_plans),
             "times": grids.time_grid(self.findings.all_records),
         }
 

@@ -499,6 +499,9 @@ class SensitivityStudy(Frozen):
         return self
 
 
+TimedPlan = Literal["reference", "none", "first+last", "last", "most sensitive", "gradient", "milp", "plan"]
+
+
 class MixedStudy(Frozen):
     """k blocks spared at exactly equal bytes: the paper's heuristic, the data's choice, and random controls."""
 
@@ -509,6 +512,9 @@ class MixedStudy(Frozen):
     random_plans: int = Field(ge=1, description="random plans for each k, all where there are fewer (ours: the paper ran none)")
     random_seed: int = Field(ge=0)
     plans: tuple[str, ...] = Field(default=(), description="files of more plans, relative to the project; see docs/allocate.md")
+    timed: tuple[TimedPlan, ...] = Field(
+        default=(), description="kinds of plans whose latency and memory are measured as an arm's are, in processes of their own"
+    )
 
     @model_validator(mode="after")
     def _even(self) -> Self:

@@ -117,7 +117,9 @@ def _recorded(profile: Profile, workspace: Workspace, name: str) -> Record:
 def _record_of_plan(trial: Trial, workspace: Workspace, origin: Origin) -> Record | None:
     """The record of the plan's cell, if `mixed` has run it with this code from these images and weights."""
     for record in study_records(workspace.records(trial.study)):
-        if record.trial_id == trial.trial_id and record.status == "success":
+        # A cell that was timed as well is another trial, but the same model.
+        untimed = record.trial.model_copy(update={"measurement": None}).trial_id
+        if untimed == trial.trial_id and record.status == "success":
             why = _why_other(record, origin)
             if why is None:
                 return record

@@ -2,7 +2,8 @@
 
 `variants` are the declared arms, timed. `sensitivity` and `mixed` are post-training and accuracy-only, each cell quantized
 straight from the adapted high-precision model, without the fine-tuning and profiling that an arm gets: a departure from the
-paper's "each trial", which makes hundreds of cells affordable. Their labels follow the grammar of `schema.roles`.
+paper's "each trial", which makes hundreds of cells affordable. Those that `mixed.timed` names are timed as well. Their labels
+follow the grammar of `schema.roles`.
 """
 
 import math
@@ -15,7 +16,7 @@ from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import PlanFile
 from lowbit_vit.schema.config import Arm, MixedStudy, Profile, SensitivityStudy, Study, Trial, one_line
 from lowbit_vit.schema.plan import Plan, SensitivityScores, all_but, all_but_linear, linear_names, only, only_linear, uniform
-from lowbit_vit.schema.roles import JOINT, MixedRole, SensitivityRole
+from lowbit_vit.schema.roles import JOINT, MixedRole, SensitivityRole, read_mixed_roles
 
 # Cells of sensitivity and mixed start from one model; seeds are an axis of the variants only.
 CELL_SEED = 0
@@ -45,7 +46,8 @@ def cells(profile: Profile, study: Study, *, scores: Sequence[SensitivityScores]
         case "mixed":
             chosen = _choose_scores(profile, scores)
             mixed_plans = _mixed_plans(profile.mixed, profile.backbone.depth, chosen) + _given_plans(profile, plans, chosen)
-            return _merge_cells(_cell(profile, study, role.label, plan) for role, plan in mixed_plans)
+            merged = _merge_cells(_cell(profile, study, role.label, plan) for role, plan in mixed_plans)
+            return [_time_if_asked(profile, trial) for trial in merged]
 
 
 # ------------------------------------------------------------------------------------------------------------ variants
@@ -164,7 +166,7 @@ def _given_plans(profile: Profile, files: Sequence[PlanFile], scores: Sensitivit
 
 
 def plan_cell(profile: Profile, file: PlanFile) -> Trial:
-    """The cell that `mixed` runs for a plan file, in the plan's own compute dtype.
+    """The cell that `mixed` runs for a plan file, in the plan's own compute dtype, without a timing.
 
     Raises:
         ConfigError: the plan does not fit the model, or cannot run in that dtype.
@@ -173,6 +175,12 @@ def plan_cell(profile: Profile, file: PlanFile) -> Trial:
         return _cell(profile, "mixed", MixedRole("plan", name=file.name).label, file.plan(profile.backbone.depth))
     except ValidationError as error:
         raise ConfigError(f"plan {file.name}: {one_line(error)}") from None
+
+
+def _time_if_asked(profile: Profile, trial: Trial) -> Trial:
+    """Measure a cell if one of the parts that it plays is to be timed; it stays one cell, which a scan then leaves out."""
+    timed = any(role.kind in profile.mixed.timed for role in read_mixed_roles(trial.label))
+    return trial.model_copy(update={"measurement": profile.measurement}) if timed else trial
 
 
 def draw_blocks(depth: int, k: int, *, count: int, seed: int) -> list[tuple[int, ...]]:
