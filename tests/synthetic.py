@@ -4,8 +4,11 @@ Logits of a fixed "high-precision model" plus noise that grows with how many blo
 all else (latency, sizes, kernels) follows simple formulas.
 """
 
+import atexit
 import shutil
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import numpy.typing as npt
 from lowbit_vit.analysis.allocation import study_plans
 from lowbit_vit.analysis.results import load_results
 from lowbit_vit.analysis.scores import scores, write_scores
+from lowbit_vit.analysis.tables import Findings, find
 from lowbit_vit.schema.allocation import plan_files_json
 from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
 from lowbit_vit.schema.estimate import Estimates, LinearEstimate
@@ -241,12 +245,24 @@ def write_trials(trials: list[Trial], workspace: Workspace) -> None:
 
 
 def fill(root: Path, *, profile: Profile | None = None, studies: Sequence[Study] = STUDIES) -> tuple[Profile, Workspace]:
-    """A workspace below `root` with the demo profile (or another), the paper's table and a record for every cell."""
+    """A workspace below `root` with the demo profile (or another), the paper's table and a record for every cell.
+
+    Equal workspaces are made once in a process, and copied.
+    """
+    profile = profile or load_profile(PROJECT / "profiles" / "demo.yaml")
+    shutil.copytree(_filled(profile, tuple(studies)), root, dirs_exist_ok=True)
+    return profile, Workspace(root=root, profile=profile.name)
+
+
+@cache
+def _filled(profile: Profile, studies: tuple[Study, ...]) -> Path:
+    """A folder filled for `fill`; removed when the process ends."""
+    root = Path(tempfile.mkdtemp(prefix="lowbit-vit-synthetic-")) / "root"
+    atexit.register(shutil.rmtree, root.parent)
     (root / "profiles").mkdir(parents=True)
     (root / "paper").mkdir()
     for name in ("table1.csv", "claims.yaml", "context.yaml"):
         shutil.copy(PROJECT / "paper" / name, root / "paper")
-    profile = profile or load_profile(PROJECT / "profiles" / "demo.yaml")
     workspace = Workspace(root=root, profile=profile.name)
     if "variants" in studies:
         write_trials(cells(profile, "variants"), workspace)
@@ -261,7 +277,14 @@ def fill(root: Path, *, profile: Profile | None = None, studies: Sequence[Study]
         write_atomic(workspace.estimates, estimates.model_dump_json().encode())
         write_atomic(workspace.plans, plan_files_json(plans))
         write_trials(cells(profile, "mixed", scores=found, plans=plans), workspace)
-    return profile, workspace
+    return root
+
+
+@cache
+def findings(*studies: Study) -> Findings:
+    """What is found in the demo's synthetic records of these studies; read, not changed, so that many tests share it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return find(*fill(Path(folder), studies=studies))
 
 
 def estimates_of(profile: Profile, found: Sequence[SensitivityScores]) -> Estimates:
@@ -307,6 +330,7 @@ __all__ = [
     "estimates_of",
     "fill",
     "fill_many",
+    "findings",
     "load_profile",
     "predictions",
     "read_record",

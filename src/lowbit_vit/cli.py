@@ -578,10 +578,12 @@ def trial(
     """Run one trial in this process and write its record."""
     from lowbit_vit.schema.config import load_trial
     from lowbit_vit.study.lifeline import stop_with_parent
-    from lowbit_vit.trial.run import record_trial
 
     stop_with_parent()
     settings = load_trial(file)
+    # After the file is read: this imports torch, and a file that is not there is said at once.
+    from lowbit_vit.trial.run import record_trial
+
     record = record_trial(settings, Workspace(root=root.resolve(), profile=settings.profile), out)
     print(f"{record.trial_id}: {record.status}" + (f" ({record.reason})" if record.reason else ""))
     if record.status in ("failed", "oom", "timeout"):
@@ -597,10 +599,12 @@ def scan(
     """Run many accuracy-only trials in this process on one resident model."""
     from lowbit_vit.schema.config import load_trials
     from lowbit_vit.study.lifeline import stop_with_parent
-    from lowbit_vit.trial.scan import run_scan
 
     stop_with_parent()
     trials = load_trials(file)
+    # After the file is read: this imports torch, and a file that is not there is said at once.
+    from lowbit_vit.trial.scan import run_scan
+
     records = run_scan(trials, Workspace(root=root.resolve(), profile=trials[0].profile), out)
     print(f"{len(records)} trials done")
 

@@ -1,18 +1,19 @@
 """What is printed of choosing formats from data is what the frames say; what there is not leaves no empty table behind."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.tables import Findings, Tables, find
+from lowbit_vit.analysis.tables import Findings, Tables
 from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, scan_words
-from lowbit_vit.report.page import build_report
+from lowbit_vit.schema.config import STUDIES
+from lowbit_vit.schema.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    return find(*synthetic.fill(tmp_path_factory.mktemp("choices") / "root"))
+def findings() -> Findings:
+    return synthetic.findings(*STUDIES)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,9 @@ def test_a_scans_cost_is_counted_over_its_cells(findings: Findings) -> None:
     assert scan_words([*counted, *records[4:]], 8) == "4 cells cost 24 block evaluations = 3.0 passes of the plain model."
 
 
-def test_the_page_has_them_where_there_is_something_to_show(tmp_path: Path) -> None:
-    page = build_report(*synthetic.fill(tmp_path / "root")).read_text()
+def test_the_page_has_them_where_there_is_something_to_show(whole: Workspace, page_of: Callable[..., Workspace]) -> None:
+    page = (whole.reports / "report.html").read_text()
     assert "Who wins at equal bytes" in page
     assert "Kendall&#39;s tau of cheap estimates" in page
-    bare = build_report(*synthetic.fill(tmp_path / "bare", studies=("sensitivity",))).read_text()
+    bare = (page_of("sensitivity").reports / "report.html").read_text()
     assert "Who wins at equal bytes" not in bare

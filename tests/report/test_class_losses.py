@@ -1,5 +1,6 @@
 """The classes that lose most: a line for each arm that loses an image, worst first, and never a name that the records lack."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,17 +8,18 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.tables import Findings, find
+from lowbit_vit.analysis.tables import Findings
 from lowbit_vit.report.cells import MINUS
 from lowbit_vit.report.classes import MOST, class_words, lost_grid
 from lowbit_vit.report.page import build_report
+from lowbit_vit.schema.workspace import Workspace
 
 HOSTILE = "</td><script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    return find(*synthetic.fill(tmp_path_factory.mktemp("classes") / "root", studies=("variants",)))
+def findings() -> Findings:
+    return synthetic.findings("variants")
 
 
 def test_each_arm_that_loses_images_has_a_line_with_its_worst_classes_first(findings: Findings) -> None:
@@ -55,9 +57,9 @@ def test_classes_without_names_are_said_to_be_numbers(findings: Findings) -> Non
     assert class_words(with_names) == class_words([]) == ""
 
 
-def test_the_page_has_the_section_and_escapes_class_names(tmp_path: Path) -> None:
+def test_the_page_has_the_section_and_escapes_class_names(tmp_path: Path, page_of: Callable[..., Workspace]) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root", studies=("variants",))
-    assert "The records do not name their classes" in build_report(profile, workspace).read_text()
+    assert "The records do not name their classes" in (page_of("variants").reports / "report.html").read_text()
     for path in workspace.records("variants").glob("*.json"):
         record = synthetic.read_record(path)
         if record.evaluation is not None:

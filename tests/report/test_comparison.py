@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 import synthetic
+from command_line import call
 from lowbit_vit.analysis.check import check_run
 from lowbit_vit.analysis.compare import compare_sides
 from lowbit_vit.analysis.sides import load_side
@@ -81,7 +82,7 @@ def test_text_of_records_stays_text_in_markdown(tmp_path: Path) -> None:
 
 
 def test_compare_prints_a_table_and_writes_every_study_as_csv(tmp_path: Path) -> None:
-    run = lowbit_vit("compare", CPU, CPU, "--markdown", "--csv", str(tmp_path / "compared.csv"))
+    run = call("compare", CPU, CPU, "--markdown", "--csv", str(tmp_path / "compared.csv"))
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("| arm | seed |")
     assert run.stderr == ""
@@ -89,7 +90,7 @@ def test_compare_prints_a_table_and_writes_every_study_as_csv(tmp_path: Path) ->
 
 
 def test_check_exits_with_0_where_a_run_repeats_its_reference() -> None:
-    run = lowbit_vit("check", H100, H100)
+    run = call("check", H100, H100)
     assert run.returncode == 0, run.stderr
     assert "36 within tolerance, 0 out of it" in run.stdout
 
@@ -112,6 +113,6 @@ def test_check_exits_with_1_and_names_the_planted_fault(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["compare", "check"])
 def test_what_is_no_run_is_one_line_and_exit_code_2(verb: str) -> None:
-    run = lowbit_vit(verb, "nothing", CPU)
+    run = call(verb, "nothing", CPU)
     assert run.returncode == 2
     assert run.stderr.startswith("lowbit-vit: nothing: neither a profile (there are: demo, ")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from command_line import call
 from lowbit_vit.analysis.audit import Finding
 from lowbit_vit.report.findings import findings_markdown, findings_table
 
@@ -35,8 +36,8 @@ def test_the_papers_audit_is_printed_with_its_counts_and_exits_0() -> None:
 
 
 def test_json_and_markdown_hold_the_same_findings() -> None:
-    listed = json.loads(run("paper/table1.csv", "--context", "paper/context.yaml", "--json").stdout)
-    written = run("paper/table1.csv", "--context", "paper/context.yaml", "--markdown").stdout
+    listed = json.loads(call("audit", "paper/table1.csv", "--context", "paper/context.yaml", "--json").stdout)
+    written = call("audit", "paper/table1.csv", "--context", "paper/context.yaml", "--markdown").stdout
     assert [Finding.model_validate_json(json.dumps(finding)).check for finding in listed] == [
         line.split(" | ")[0].removeprefix("| ") for line in written.splitlines()[2:] if line.startswith("|")
     ]
@@ -51,7 +52,7 @@ def test_json_and_markdown_hold_the_same_findings() -> None:
     ],
 )
 def test_a_mistake_is_one_line_with_its_exit_code(arguments: list[str], code: int, said: str) -> None:
-    shown = run(*arguments)
+    shown = call("audit", *arguments)
     assert (shown.returncode, shown.stdout) == (code, "")
     assert len(shown.stderr.strip().splitlines()) == 1
     assert said in shown.stderr

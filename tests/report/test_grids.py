@@ -4,14 +4,15 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.tables import Findings, find
+from lowbit_vit.analysis.tables import Findings
 from lowbit_vit.report import grids
 from lowbit_vit.report.cells import probability
+from lowbit_vit.schema.config import STUDIES
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    return find(*synthetic.fill(tmp_path_factory.mktemp("grids") / "root"))
+def findings() -> Findings:
+    return synthetic.findings(*STUDIES)
 
 
 def all_grids(findings: Findings) -> dict[str, grids.Grid]:

@@ -5,15 +5,15 @@ import re
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.tables import find, read_paper_table
+from lowbit_vit.analysis.tables import read_paper_table
 from lowbit_vit.report.beside import beside_paper
 from lowbit_vit.report.grids import result_grid
 from lowbit_vit.report.latex import beside_latex, escaped, grid_latex
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    tables = find(*synthetic.fill(tmp_path_factory.mktemp("latex") / "root", studies=("variants",))).tables
+def documents() -> list[str]:
+    tables = synthetic.findings("variants").tables
     tables_beside = beside_paper(tables.paper_table, read_paper_table(synthetic.PROJECT), [])
     return [grid_latex(result_grid(tables.paper_table)), *map(beside_latex, tables_beside)]
 

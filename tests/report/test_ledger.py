@@ -15,8 +15,8 @@ from lowbit_vit.schema.claim import VERDICTS, Judged
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    return find(*synthetic.fill(tmp_path_factory.mktemp("ledger") / "root", studies=("variants",)))
+def findings() -> Findings:
+    return synthetic.findings("variants")
 
 
 @pytest.fixture(scope="module")

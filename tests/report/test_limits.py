@@ -1,10 +1,8 @@
-from pathlib import Path
-
 import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.tables import Tables, find
+from lowbit_vit.analysis.tables import Tables
 from lowbit_vit.report.cells import DASH
 from lowbit_vit.report.limits import invariance_grid, memory_grid, roofline_grid
 
@@ -27,9 +25,8 @@ PARTS = pl.DataFrame(
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
-    root: Path = tmp_path_factory.mktemp("limits") / "root"
-    return find(*synthetic.fill(root, studies=("variants",))).tables
+def tables() -> Tables:
+    return synthetic.findings("variants").tables
 
 
 def test_every_line_has_a_cell_for_every_heading_and_names_its_records(tables: Tables) -> None:

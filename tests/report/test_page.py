@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,13 +13,13 @@ import pytest
 import synthetic
 import synthetic_claims
 from lowbit_vit.analysis.packing import pack_records
-from lowbit_vit.analysis.tables import find, read_paper_table
+from lowbit_vit.analysis.tables import find
 from lowbit_vit.errors import DataError
 from lowbit_vit.report.cells import DASH
 from lowbit_vit.report.grids import result_grid
 from lowbit_vit.report.metrics import metrics
-from lowbit_vit.report.page import Content, build_report, write_report
-from lowbit_vit.schema.config import Profile, Study
+from lowbit_vit.report.page import build_report
+from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.packed import packed_file
 from lowbit_vit.schema.workspace import Workspace
 
@@ -61,23 +62,9 @@ class Outline(HTMLParser):
             self.text.append(data)
 
 
-def write(profile: Profile, workspace: Workspace, *, quote: str = "a synthetic sentence") -> Path:
-    """The page with synthetic claims."""
-    paper, findings = read_paper_table(workspace.root), find(profile, workspace)
-    claims = synthetic_claims.judged(paper, findings.all_records, profile=profile.name, quote=quote)
-    return write_report(Content(profile=profile, findings=findings, paper=paper, judged=tuple(claims)), workspace.reports)
-
-
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    profile, workspace = synthetic.fill(tmp_path_factory.mktemp("page") / "root")
-    write(profile, workspace)
-    return workspace
-
-
-@pytest.fixture(scope="module")
-def page(built: Workspace) -> str:
-    return (built.reports / "report.html").read_text()
+def page(whole: Workspace) -> str:
+    return (whole.reports / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +72,8 @@ def outline(page: str) -> Outline:
     return Outline(page)
 
 
-def test_it_writes_page_metrics_tables_and_figures(built: Workspace) -> None:
-    written = {str(path.relative_to(built.reports)) for path in built.reports.rglob("*") if path.is_file()}
+def test_it_writes_page_metrics_tables_and_figures(whole: Workspace) -> None:
+    written = {str(path.relative_to(whole.reports)) for path in whole.reports.rglob("*") if path.is_file()}
     assert {"report.html", "report.md", "metrics.json", *(f"figures/{name}" for name in FIGURES)} <= written
     tables = {name.removeprefix("tables/") for name in written if name.startswith("tables/")}
     assert {"claims.csv", "fronts.csv", "paper_table.csv"} <= tables
@@ -146,16 +133,18 @@ def test_the_papers_numbers_stand_as_printed(outline: Outline) -> None:
         assert printed in outline.text
 
 
-def test_building_again_gives_the_same_bytes(built: Workspace) -> None:
+def test_building_again_gives_the_same_bytes(whole: Workspace, write_page: Callable[..., Path], tmp_path: Path) -> None:
     profile = synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
+    shutil.copytree(whole.root, tmp_path / "root")
+    again = dataclasses.replace(whole, root=tmp_path / "root")
     names = ["report.html", "report.md", "metrics.json", "figures/figure1.svg", "figures/figure4.png", "tables/arms.tex"]
-    before = [(built.reports / name).read_bytes() for name in names]
-    write(profile, built)
-    assert [(built.reports / name).read_bytes() for name in names] == before
+    before = [(whole.reports / name).read_bytes() for name in names]
+    write_page(profile, again)
+    assert [(again.reports / name).read_bytes() for name in names] == before
 
 
-def test_metrics_are_nested_numbers_by_arm_and_strategy(built: Workspace) -> None:
-    content = json.loads((built.reports / "metrics.json").read_text())
+def test_metrics_are_nested_numbers_by_arm_and_strategy(whole: Workspace) -> None:
+    content = json.loads((whole.reports / "metrics.json").read_text())
     assert content["trials"]["variants"] == {"success": 10, "skipped": 3}
     assert content["variants"]["4-bit + FlashAttn2"] == {"status": "skipped"}
     assert content["variants"]["Baseline ViT"]["p50_ms_batch32"] > content["variants"]["Baseline ViT"]["p50_ms_batch1"]
@@ -163,24 +152,24 @@ def test_metrics_are_nested_numbers_by_arm_and_strategy(built: Workspace) -> Non
     assert set(content["sensitivity"]["kendall_tau"]) == {"nf4 only", "nf4 all_but", "int8-0 only", "int8-0 all_but"}
 
 
-def test_the_page_of_a_packed_study_leads_to_its_file(tmp_path: Path) -> None:
+def test_the_page_of_a_packed_study_leads_to_its_file(write_page: Callable[..., Path], tmp_path: Path) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root", studies=("variants", "sensitivity"))
     there = dataclasses.replace(workspace, elsewhere=tmp_path / "to")
     pack_records(profile, workspace, there.reports)
     shutil.copytree(workspace.records("sensitivity"), there.records("sensitivity"))
     packed_file(there.records("sensitivity")).unlink()
-    page = write(profile, there).read_text()
+    page = write_page(profile, there).read_text()
     known = re.search(r'<script type="application/json" id="records">(.*?)</script>', page)
     assert known is not None
     assert json.loads(known[1])["packed"] == ["variants"]
     assert "; of variants all records and per-image predictions in one packed file" in page
 
 
-def test_text_of_a_record_cannot_become_markup(tmp_path: Path) -> None:
+def test_text_of_a_record_cannot_become_markup(write_page: Callable[..., Path], tmp_path: Path) -> None:
     demo = synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
     profile = synthetic.relabel(synthetic.relabel(demo, "Baseline ViT", HOSTILE), "NF4, CUDA graph", f"{HOSTILE} skipped")
     profile, workspace = synthetic.fill(tmp_path / "root", profile=profile, studies=("variants",))
-    page = write(profile, workspace, quote=HOSTILE).read_text()
+    page = write_page(profile, workspace, quote=HOSTILE).read_text()
     outline = Outline(page)
     assert "<script>alert" not in page
     assert "\u2028" not in page[page.index('<script type="application/json"') :]
@@ -194,9 +183,9 @@ def test_text_of_a_record_cannot_become_markup(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("studies", [(), ("variants",), ("sensitivity",)])
-def test_missing_studies_are_shown_as_missing(tmp_path: Path, studies: tuple[Study, ...]) -> None:
-    profile, workspace = synthetic.fill(tmp_path / "root", studies=studies)
-    text = " ".join(Outline(build_report(profile, workspace).read_text()).text)
+def test_missing_studies_are_shown_as_missing(page_of: Callable[..., Workspace], studies: tuple[Study, ...]) -> None:
+    workspace = page_of(*studies)
+    text = " ".join(Outline((workspace.reports / "report.html").read_text()).text)
     for study in ("variants", "sensitivity", "mixed"):
         assert (f"the {study} study" in text) == (study not in studies)
     drawn = {path.stem for path in (workspace.reports / "figures").glob("*.svg")}

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import lowbit_vit
+from command_line import call
 from lowbit_vit.data.arrays import ImageSet, load_dataset
 from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
@@ -259,7 +260,7 @@ def test_the_verb_prints_a_line_an_image(export_of: Callable[[str, str], Exporte
     assert [line[0] for line in lines] == [*paths, paths[0]]
     assert [line[1::2] for line in lines[:3]] == recorded.top5[:3].astype(str).tolist()
     assert all(0 <= float(share) <= 1 for line in lines for share in line[2::2])
-    bad = predict_verb(str(folder), str(tmp_path / "none.png"))
+    bad = call("predict", str(folder), str(tmp_path / "none.png"))
     assert (bad.returncode, bad.stdout) == (3, "")
     assert bad.stderr == f"lowbit-vit: {tmp_path}/none.png: No such file or directory\n"
 

@@ -1,0 +1,41 @@
+"""The command line called where the tests run: starting an interpreter that imports everything again takes seconds a call.
+
+The output, the exit code and the folder are those of a process; a file of tests that uses this starts a real one, too.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from subprocess import CompletedProcess
+from unittest.mock import patch
+
+from lowbit_vit.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(*arguments: str, cwd: Path = ROOT) -> CompletedProcess[str]:
+    """Run `lowbit-vit ARGUMENTS` in this process; what is no error for people is raised here as it is."""
+    out, err, code = StringIO(), StringIO(), 0
+    with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["lowbit-vit", *arguments]), _fresh_logging():
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _fresh_logging() -> Iterator[None]:
+    """As in a new process: no handlers but those that `main` adds, so that a log line would show on stderr."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = []
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
