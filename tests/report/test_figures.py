@@ -11,6 +11,7 @@ import synthetic
 from lowbit_vit.analysis.tables import Tables
 from lowbit_vit.report.figures.accuracy import accuracy_against_latency
 from lowbit_vit.report.figures.blocks import heat_map, sensitivity
+from lowbit_vit.report.figures.calibration import calibration
 from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.figures.fronts import pareto_fronts
 from lowbit_vit.report.figures.kernels import CLASS_NAMES, time_by_class
@@ -57,12 +58,15 @@ def test_figure_3_has_every_block_of_every_format_and_direction(tables: Tables) 
     points = rows(sensitivity(tables.sensitivity))
     assert len(points) == 2 * 2 * 8
     assert all(row["kl_low"] <= row["kl_mean"] <= row["kl_high"] for row in points)
+    assert all(row["interval_low"] < row["interval_high"] for row in points)
+    # Quantized alone, the synthetic models' last block costs most.
+    assert {row["block"] for row in points if row["sensitive"] and "only" in row["panel"]} >= {7}
 
 
 def test_figure_4_has_every_plan_both_ends_and_the_band(tables: Tables) -> None:
     points = rows(mixed(tables.mixed, tables.random_bands))
     for k in (2, 4):
-        for metric in ("Top-1 %, more is better", "KL in nats, less is better"):
+        for metric in ("Top-1 %, more is better", "KL in nats, less is better", "flips in 1,000 images, less is better"):
             panel = [row["strategy"] for row in points if row["panel"] == f"k = {k}: {metric}"]
             assert panel.count("random") == {2: 28, 4: 39}[k]  # all pairs of 8 blocks, and as many fours as the profile asks for
             assert set(panel) == set(STRATEGIES)
@@ -84,6 +88,28 @@ def test_figure_6_has_every_arm_and_plan_and_no_point_of_the_front_is_dominated(
         for x, loss, state in placed:
             beaten = any(a <= x and b <= loss and (a, b) != (x, loss) for a, b, _ in placed)
             assert (state == "dominated") == beaten
+
+
+def test_plans_have_fronts_of_kl_and_of_flips_against_bytes_and_against_latency(tables: Tables) -> None:
+    plans = {panel: count for panel, count in tables.fronts.group_by("panel").len().rows() if panel.startswith("mixed plans")}
+    assert set(plans) == {
+        f"mixed plans: {loss} against {cost}" for loss in ("KL", "flips in 1,000 images") for cost in ("bytes of weights", "latency")
+    }
+    # Each plan has a weight; only those that were timed have a latency, here high precision and the optimum of both k.
+    assert {count for panel, count in plans.items() if "bytes" in panel} == {tables.mixed.height}
+    timed = tables.mixed.filter(pl.col("trial_id").is_in(tables.timed_plans.get_column("trial_id").implode()))
+    assert {count for panel, count in plans.items() if "latency" in panel} == {timed.height}
+    assert set(timed.get_column("strategy")) >= {"high precision", "milp"}
+
+
+def test_figure_8_sets_every_prediction_beside_its_measurement(tables: Tables) -> None:
+    points = rows(calibration(tables.additivity))
+    timed = tables.additivity.get_column("p50_ms").drop_nulls()
+    assert len(points) == 3 * tables.additivity.height + len(timed)
+    intervals = [row for row in points if "expected_flips_low" in row]
+    assert len(intervals) == tables.additivity.height
+    assert all(row["expected_flips_low"] <= row["x"] <= row["expected_flips_high"] for row in intervals)
+    assert calibration(tables.additivity.clear()) is None
 
 
 def test_figure_7_has_a_cell_for_every_block_and_each_line_reaches_its_greatest(tables: Tables) -> None:

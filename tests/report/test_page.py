@@ -24,7 +24,7 @@ from lowbit_vit.schema.packed import packed_file
 from lowbit_vit.schema.workspace import Workspace
 
 HOSTILE = synthetic_claims.HOSTILE
-FIGURES = [f"figure{number}.{suffix}" for number in range(1, 8) for suffix in ("png", "svg")]
+FIGURES = [f"figure{number}.{suffix}" for number in range(1, 9) for suffix in ("png", "svg")]
 
 
 class Outline(HTMLParser):

@@ -41,6 +41,9 @@ SENSITIVITY_SCHEMA: dict[str, Any] = {
     "kl_mean": pl.Float64,
     "kl_low": pl.Float64,
     "kl_high": pl.Float64,
+    "interval_low": pl.Float64,
+    "interval_high": pl.Float64,
+    "sensitive": pl.Boolean,
     "flips_mean": pl.Float64,
     "draws": pl.Int64,
     "draw_images": pl.Int64,
@@ -64,7 +67,15 @@ UNITS_SCHEMA: dict[str, Any] = {
     "draws": pl.Int64,
     "draw_images": pl.Int64,
 }
-MIXED_SCHEMA: dict[str, Any] = {"k": pl.Int64, "strategy": pl.String, "index": pl.Int64, "blocks": pl.String, **_OUTCOME}
+MIXED_SCHEMA: dict[str, Any] = {
+    "k": pl.Int64,
+    "strategy": pl.String,
+    "index": pl.Int64,
+    "blocks": pl.String,
+    **_OUTCOME,
+    "flips_per_1000": pl.Float64,
+}
+METRICS = ("top1", "kl", "flips_per_1000")
 AGREEMENT_SCHEMA: dict[str, Any] = {"weights": pl.String, "direction": pl.String, "draws": pl.Int64, "kendall_tau": pl.Float64}
 BANDS_SCHEMA: dict[str, Any] = {
     "k": pl.Int64,
@@ -83,7 +94,8 @@ STRATEGY_ORDER = ("fully quantized", "first+last", "last", "most sensitive", "gr
 def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) -> pl.DataFrame:
     """One row a cell of whole blocks: direction `reference`, `all`, `only` or `all_but`; KL over the draws where it was scored.
 
-    `kl_low`..`kl_high` is the range over the draws. Top-1 and its paired difference from the high-precision reference are
+    `kl_low`..`kl_high` is the range over the draws, `interval_low`..`interval_high` the 95 % interval and `sensitive` the verdict of
+    `units`. Top-1 and its paired difference from the high-precision reference are
     of the report half. Draws whose scores are missing leave nulls.
     """
     every = [(read_role(result.record.trial.label), result) for result in results]
@@ -103,6 +115,8 @@ def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) 
                 "kl_mean": float(np.mean(block.kl)),
                 "kl_low": min(block.kl),
                 "kl_high": max(block.kl),
+                **dict(zip(("interval_low", "interval_high"), block.kl_interval or (None, None), strict=True)),
+                "sensitive": block.sensitive,
                 "flips_mean": float(np.mean(block.flips)),
                 "draws": len(block.kl),
                 "draw_images": images,
@@ -170,9 +184,13 @@ def draw_agreement(scores: Sequence[SensitivityScores]) -> pl.DataFrame:
 
 
 def mixed(results: Sequence[Result], *, depth: int) -> pl.DataFrame:
-    """One row for each part that a cell plays; the difference is from the fully quantized model, paired, on the report half."""
+    """One row for each part that a cell plays; the difference is from the fully quantized model, paired, on the report half.
+
+    Flips, in 1,000 images of the report half, are from the high-precision model; null without it.
+    """
     parts = [(role, result) for result in results for role in read_mixed_roles(result.record.trial.label)]
     reference = next((result for role, result in parts if role.kind == "none" and result.predictions is not None), None)
+    high = next((result for role, result in parts if role.kind == "reference" and result.predictions is not None), None)
     rows = [
         {
             "k": None if role.kind in STRATEGIES or role.kind == "plan" else role.k,
@@ -180,10 +198,18 @@ def mixed(results: Sequence[Result], *, depth: int) -> pl.DataFrame:
             "index": role.index,
             "blocks": _blocks(role, result, depth),
             **_outcome(result, reference),
+            "flips_per_1000": _flips(result, high),
         }
         for role, result in sorted(parts, key=_mixed_place)
     ]
     return pl.DataFrame(rows, schema=MIXED_SCHEMA)
+
+
+def _flips(result: Result, high: Result | None) -> float | None:
+    if result.predictions is None or high is None or high.predictions is None or not same_images((high, result)):
+        return None
+    changed = result.predictions.best != high.predictions.best
+    return 1000 * float(changed[~high.predictions.selection].mean())
 
 
 def _mixed_place(item: tuple[MixedRole, Result]) -> tuple[int, int, int]:
@@ -201,18 +227,18 @@ def _blocks(role: MixedRole, result: Result, depth: int) -> str:
 
 
 def random_bands(frame: pl.DataFrame) -> pl.DataFrame:
-    """Least, quartiles and greatest of the random plans for each k: Top-1 in percent, KL in nats."""
+    """Least, quartiles and greatest of the random plans for each k: Top-1 in percent, KL in nats, flips in 1,000 images."""
     random = frame.filter(pl.col("strategy") == "random").with_columns(pl.col("top1") * 100)
     if random.is_empty():
         return pl.DataFrame(schema=BANDS_SCHEMA)
-    long = random.unpivot(index="k", on=["top1", "kl"], variable_name="metric", value_name="value").drop_nulls("value")
+    long = random.unpivot(index="k", on=list(METRICS), variable_name="metric", value_name="value").drop_nulls("value")
     value = pl.col("value")
     quantiles = {"least": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "greatest": 1.0}
     bands = long.group_by("k", "metric").agg(
         pl.len().cast(pl.Int64).alias("plans"),
         *(value.quantile(level, interpolation="linear").alias(name) for name, level in quantiles.items()),
     )
-    return bands.sort("k", pl.col("metric") == "kl").select(*BANDS_SCHEMA)
+    return bands.sort("k", pl.col("metric").cast(pl.Enum(METRICS))).select(*BANDS_SCHEMA)
 
 
 def beats_random(frame: pl.DataFrame) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Pareto fronts: among the arms, and among the plans of the mixed study, what nothing else beats in both bytes or time and accuracy.
+"""Pareto fronts: among the arms, and among the plans of the mixed study, what nothing else beats in both bytes or time and loss.
 
 A point is dominated if another is at least as good in both and better in one; of equal points none dominates the other.
 """
@@ -36,10 +36,11 @@ def on_front(x: Sequence[float], loss: Sequence[float]) -> list[bool]:
     return front
 
 
-def fronts(paper_table: pl.DataFrame, mixed: pl.DataFrame) -> pl.DataFrame:
-    """Every panel's points: arms by file size and by median latency at each batch size, mixed plans by the bytes of their weights.
+def fronts(paper_table: pl.DataFrame, mixed: pl.DataFrame, timed_plans: pl.DataFrame) -> pl.DataFrame:
+    """Every panel's points: arms by file size and by median latency at each batch size; plans by bytes of weights, and by latency.
 
-    `paper_table` needs its columns `row`, `weights_family` and `records`; `mixed` is of the report half.
+    `paper_table` needs its columns `row`, `weights_family` and `records`; `mixed` is of the report half. Plans lose KL and flips;
+    their latency is that of the largest batch, of those that were timed.
     """
     arms = paper_table.filter(pl.col("status") == "success")
     percent = (100 * pl.col("top1")).alias("y")
@@ -51,8 +52,17 @@ def fronts(paper_table: pl.DataFrame, mixed: pl.DataFrame) -> pl.DataFrame:
         panels.append(_panel(timed, f"arms: Top-1 against latency, batch {batch}", "median latency, ms"))
     name = pl.when(pl.col("k").is_null()).then("strategy").otherwise(pl.format("{}, k = {}, blocks {}", "strategy", "k", "blocks"))
     family = pl.when(pl.col("strategy") == "high precision").then(pl.lit("floating point")).otherwise(pl.lit("mixed"))
-    plans = mixed.select(name.alias("row"), family.alias("weights_family"), pl.col("trial_id").alias("records"), y="kl", x="weight_mib")
-    panels.append(_panel(plans, "mixed plans: KL against bytes of weights", "weights, MiB", y_name="KL, nats", less_is_better=True))
+    largest = timed_plans.filter(pl.col("batch_size") == pl.col("batch_size").max()).select("trial_id", "p50_ms", "batch_size")
+    latency = f"median latency, ms, batch {largest.item(0, 'batch_size')}" if largest.height else ""
+    plans = mixed.join(largest, on="trial_id", how="left", maintain_order="left").select(
+        "kl", "flips_per_1000", "weight_mib", "p50_ms", row=name, weights_family=family, records="trial_id"
+    )
+    for x, what, x_name in (("weight_mib", "bytes of weights", "weights, MiB"), ("p50_ms", "latency", latency)):
+        for y, y_name in (("kl", "KL, nats"), ("flips_per_1000", "flips in 1,000 images")):
+            points = plans.select(*arm, x=x, y=y)
+            panels.append(
+                _panel(points, f"mixed plans: {y_name.removesuffix(', nats')} against {what}", x_name, y_name=y_name, less_is_better=True)
+            )
     return pl.concat(panels)
 
 

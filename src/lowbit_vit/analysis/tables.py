@@ -108,6 +108,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
     estimates = read_estimates(workspace.estimates, profile=profile.name) if workspace.estimates.exists() else None
     mixed = blocks.mixed(results["mixed"], depth=profile.backbone.depth)
     added = additivity(results["mixed"], results["sensitivity"], scored, profile, variants=results["variants"])
+    timed = timed_plans(results["mixed"], results["variants"], profile)
     table = _with_rows(arms.paper_table(variants))
     tables = Tables(
         paper_table=table,
@@ -124,11 +125,11 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         mixed=mixed,
         additivity=added,
         additivity_fits=additivity_fits(added),
-        timed_plans=timed_plans(results["mixed"], results["variants"], profile),
+        timed_plans=timed,
         contests=contests(results["mixed"], depth=profile.backbone.depth),
         random_bands=blocks.random_bands(mixed),
         beats_random=blocks.beats_random(mixed),
-        fronts=fronts(table, mixed),
+        fronts=fronts(table, mixed, timed),
         not_successful=_not_successful({study: [result.record for result in results[study]] for study in STUDIES}),
     )
     return Findings(results=results, tables=tables)

@@ -37,7 +37,7 @@ def _time(tables: Tables) -> str:
 
 
 def _fronts(frame: pl.DataFrame) -> str:
-    panels = frame.filter(pl.col("panel").str.contains("latency"))
+    panels = frame.filter(pl.col("panel").str.starts_with("arms:") & pl.col("panel").str.contains("latency"))
     if panels.is_empty():
         return "Pareto fronts"
     first = panels.filter(pl.col("panel") == panels.item(0, "panel"))

@@ -14,10 +14,25 @@ _TOOLTIP = [
     alt.Tooltip("kl_mean:Q", title="KL, mean of draws", format=".3~e"),
     alt.Tooltip("kl_low:Q", title="least draw", format=".3~e"),
     alt.Tooltip("kl_high:Q", title="greatest draw", format=".3~e"),
+    alt.Tooltip("interval_low:Q", title="95 % interval, low", format=".3~e"),
+    alt.Tooltip("interval_high:Q", title="95 % interval, high", format=".3~e"),
     alt.Tooltip("flips_mean:Q", title="flipped predictions, mean of draws", format=".1f"),
     alt.Tooltip("draw_images:Q", title="images in a draw"),
 ]
-_COLUMNS = ("panel", "block", "kl_mean", "kl_low", "kl_high", "flips_mean", "draw_images", "weights_family", "records")
+_COLUMNS = (
+    "panel",
+    "block",
+    "kl_mean",
+    "kl_low",
+    "kl_high",
+    "interval_low",
+    "interval_high",
+    "sensitive",
+    "flips_mean",
+    "draw_images",
+    "weights_family",
+    "records",
+)
 
 
 def _scored(frame: pl.DataFrame) -> pl.DataFrame:
@@ -29,15 +44,18 @@ def _scored(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def sensitivity(frame: pl.DataFrame) -> dict[str, Any] | None:
-    """Figure 3: KL of each block, one panel a format and direction; bars span the draws of images."""
+    """Figure 3: KL of each block, one panel a format and direction; bars are 95 % intervals, diamonds the sensitive blocks."""
     scored = _scored(frame)
     if scored.is_empty():
         return None
     x = alt.X("block:O", title="encoder block", axis=alt.Axis(labelAngle=0, labelOverlap=True))
     y = alt.Y("kl_mean:Q", title="KL, nats", scale=alt.Scale(zero=True), axis=alt.Axis(format="~g", tickCount=4, minExtent=44))
     colour = weights_colour(scored)
-    spread = alt.Chart().mark_rule(strokeWidth=2, opacity=0.55).encode(x=x, y=alt.Y("kl_low:Q"), y2="kl_high:Q", color=colour)
-    points = alt.Chart().mark_point(filled=True, size=60, opacity=1).encode(x=x, y=y, color=colour, tooltip=_TOOLTIP)
+    spread = alt.Chart().mark_rule(strokeWidth=2, opacity=0.55).encode(x=x, y=alt.Y("interval_low:Q"), y2="interval_high:Q", color=colour)
+    shape = alt.condition(alt.datum.sensitive, alt.value("diamond"), alt.value("circle"))
+    size = alt.condition(alt.datum.sensitive, alt.value(110), alt.value(60))
+    mark = alt.Chart().mark_point(filled=True, opacity=1)
+    points = mark.encode(x=x, y=y, color=colour, shape=shape, size=size, tooltip=_TOOLTIP)
     chart = alt.layer(spread, points, data=scored).properties(width=WIDTH - 60, height=120)
     return rows(chart, column="panel", order=unique(scored, "panel"), independent=("y",))
 

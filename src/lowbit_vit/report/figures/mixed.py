@@ -33,14 +33,20 @@ def mixed(frame: pl.DataFrame, bands: pl.DataFrame) -> dict[str, Any] | None:
         .join(plans.select("k").unique(maintain_order=True), how="cross")
         .select(plans.columns)
     )
-    names = {"top1": "Top-1 %, more is better", "kl": "KL in nats, less is better"}
+    names = {
+        "top1": "Top-1 %, more is better",
+        "kl": "KL in nats, less is better",
+        "flips_per_1000": "flips in 1,000 images, less is better",
+    }
     values = pl.concat([plans, ends]).with_columns(pl.col("top1") * 100)
     index = ["k", "strategy", "blocks", "records"]
     long = values.unpivot(index=index, on=list(names), variable_name="metric", value_name="value").drop_nulls("value")
     panel = pl.format("k = {}: {}", "k", pl.col("metric").replace_strict(names)).alias("panel")
     long = long.join(bands, on=["k", "metric"], how="left", maintain_order="left").with_columns(panel)
     chart = alt.layer(*_band(), *_plans(), data=long.drop("metric", "plans", "median")).properties(width=WIDTH - 120, height=alt.Step(19))
-    return rows(chart, column="panel", order=unique(long.sort("k", pl.col("metric") == "kl"), "panel"), independent=("x",))
+    return rows(
+        chart, column="panel", order=unique(long.sort("k", pl.col("metric").cast(pl.Enum(list(names)))), "panel"), independent=("x",)
+    )
 
 
 def _band() -> list[alt.Chart]:
