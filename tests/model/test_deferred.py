@@ -12,9 +12,11 @@ from lowbit_vit.model.deferred import Deferred, is_loaded, load
 
 COSTLY = ("bitsandbytes", "peft", "torchvision", "torch._dynamo", "sklearn")
 
-# What a trial without training and timing does to its model, in the given formats.
-TRIAL = """
+# What a trial without training and timing does to its model, and what is imported ahead of one: each in a process of its own, forked
+# where torch and our modules are imported and nothing was computed.
+TRIALS = """
 import json
+import os
 import sys
 
 import torch
@@ -23,64 +25,84 @@ import lowbit_vit.trial.backbone
 import lowbit_vit.trial.run
 import lowbit_vit.trial.scan
 from lowbit_vit.model import execution, lora, precision, quantized_file, vit
-from lowbit_vit.schema.plan import HighPrecision, Int8, NF4, uniform
+from lowbit_vit.schema.plan import HighPrecision, Int8, NF4, Plan, uniform
 
 formats = {
     "high": HighPrecision(),
     "int8": Int8(format="int8", threshold=6.0),
     "nf4": NF4(format="nf4", double_quantization=False),
 }
-plan = uniform(formats[sys.argv[1]], "fp32")
-architecture = vit.Architecture(name="small", image_size=8, patch_size=4, depth=1, heads=1, width=64, mlp_width=64)
-model = vit.VisionTransformer(architecture, num_classes=3, attention="math", qkv="separate")
-precision.apply_plan(model, plan)
-precision.weight_bytes(model)
-quantized_file.model_bytes(model.eval(), plan, {})
-images = torch.zeros(1, 3, 8, 8)
-execution.prepare(model, "eager", images)(images)
-if sys.argv[2] == "adapted":
-    lora.wrap(model, rank=2, alpha=2, dropout=0.0)
-print(json.dumps([name for name in sys.argv[3:] if name in sys.modules]))
+
+
+def trial(weights, adaptation):
+    plan = uniform(formats[weights], "fp32")
+    architecture = vit.Architecture(name="small", image_size=8, patch_size=4, depth=1, heads=1, width=64, mlp_width=64)
+    model = vit.VisionTransformer(architecture, num_classes=3, attention="math", qkv="separate")
+    precision.apply_plan(model, plan)
+    precision.weight_bytes(model)
+    quantized_file.model_bytes(model.eval(), plan, {})
+    images = torch.zeros(1, 3, 8, 8)
+    execution.prepare(model, "eager", images)(images)
+    if adaptation == "adapted":
+        lora.wrap(model, rank=2, alpha=2, dropout=0.0)
+
+
+def ask(_, packages):
+    precision.import_bitsandbytes([Plan(compute_dtype="fp32")])
+    if packages == "for nf4 and adapters":
+        precision.import_bitsandbytes([Plan(compute_dtype="fp32"), uniform(formats["nf4"], "fp32")])
+        lora.import_peft()
+
+
+def loaded():
+    return [name for name in sys.argv[1:] if name in sys.modules]
+
+
+print(json.dumps(["nothing", "", loaded()]), flush=True)
+for do, *case in (
+    (trial, "high", "as it is"),
+    (trial, "int8", "as it is"),
+    (trial, "nf4", "as it is"),
+    (trial, "high", "adapted"),
+    (ask, "asked", "for high precision"),
+    (ask, "asked", "for nf4 and adapters"),
+):
+    child = os.fork()
+    if not child:
+        do(*case)
+        print(json.dumps([*case, loaded()]), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, case
 """
 
 
-def loaded(weights: str, adaptation: str) -> set[str]:
-    command = [sys.executable, "-c", TRIAL, weights, adaptation, *COSTLY]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def loaded() -> dict[tuple[str, str], set[str]]:
+    """Of the costly packages, those that each trial has imported."""
+    done = subprocess.run([sys.executable, "-c", TRIALS, *COSTLY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout))
+    return {(weights, adaptation): set(names) for weights, adaptation, names in map(json.loads, done.stdout.splitlines())}
 
 
-def test_a_trial_in_high_precision_imports_no_library_of_another_trial() -> None:
-    assert loaded("high", "as it is") == set()
+def test_a_trial_in_high_precision_imports_no_library_of_another_trial(loaded: dict[tuple[str, str], set[str]]) -> None:
+    assert loaded["nothing", ""] == loaded["high", "as it is"] == set()
 
 
-def test_what_a_trial_imports_is_imported_before_its_parts_are_timed() -> None:
-    program = """
-import sys
-from lowbit_vit.model.lora import import_peft
-from lowbit_vit.model.precision import import_bitsandbytes
-from lowbit_vit.schema.plan import NF4, Plan, uniform
-print("bitsandbytes" in sys.modules, "peft" in sys.modules)
-import_bitsandbytes([Plan(compute_dtype="fp32")])
-print("bitsandbytes" in sys.modules)
-import_bitsandbytes([Plan(compute_dtype="fp32"), uniform(NF4(format="nf4", double_quantization=False), "fp32")])
-import_peft()
-print("bitsandbytes" in sys.modules, "peft" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["False False", "False", "True True"], done.stderr
+def test_what_a_trial_imports_is_imported_before_its_parts_are_timed(loaded: dict[tuple[str, str], set[str]]) -> None:
+    asked = {"bitsandbytes", "peft"}
+    assert loaded["asked", "for high precision"] & asked == set()
+    assert loaded["asked", "for nf4 and adapters"] & asked == asked
 
 
 @pytest.mark.parametrize("weights", ["int8", "nf4"])
-def test_a_trial_that_quantizes_imports_bitsandbytes_and_no_adapters(weights: str) -> None:
-    found = loaded(weights, "as it is")
+def test_a_trial_that_quantizes_imports_bitsandbytes_and_no_adapters(weights: str, loaded: dict[tuple[str, str], set[str]]) -> None:
+    found = loaded[weights, "as it is"]
     assert "bitsandbytes" in found
     assert not found & {"peft", "torchvision"}
 
 
-def test_a_trial_that_trains_adapters_imports_peft() -> None:
-    assert "peft" in loaded("high", "adapted")
+def test_a_trial_that_trains_adapters_imports_peft(loaded: dict[tuple[str, str], set[str]]) -> None:
+    assert "peft" in loaded["high", "adapted"]
 
 
 def test_a_package_that_is_not_installed_is_named_when_it_is_needed() -> None:
