@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,11 +36,20 @@ def trials(profile_of: Callable[..., Profile]) -> list[Trial]:
     return cells(profile_of("finish", "finish", "finish"), "variants")
 
 
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that asks keeps what three processes made."""
+    return tmp_path_factory.mktemp("launched") / "root"
+
+
 @pytest.fixture
-def records(trials: list[Trial], workspace: Workspace, obedient: tuple[str, ...]) -> Path:
-    """The folder of the trials' records, all finished."""
-    for trial in trials:
-        launch(trial, workspace, threads=1, command=obedient)
+def records(trials: list[Trial], workspace: Workspace, obedient: tuple[str, ...], launched: Path) -> Path:
+    """The folder of the trials' records, all finished, a copy of its own."""
+    if not launched.exists():
+        for trial in trials:
+            launch(trial, workspace, threads=1, command=obedient)
+        shutil.copytree(workspace.root, launched)
+    shutil.copytree(launched, workspace.root, dirs_exist_ok=True)
     workspace.data.mkdir(parents=True)
     (workspace.data / MANIFEST).write_text(json.dumps(MANIFEST_OF_ONE_IMAGE))
     for trial in trials:
