@@ -245,6 +245,7 @@ def allocate(
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="of --budget-ms", show_default="the largest measured")] = None,
     execution: Annotated[Execution, typer.Option("--execution", help="of --budget-ms")] = "eager",
+    pairs: Annotated[bool, typer.Option("--pairs", help="with how blocks interact two by two (profile key mixed.pairs)")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="the plan's file", show_default="plans/PROFILE-BUDGET.json")] = None,
     skip_list: Annotated[Path | None, typer.Option("--skip-list", help="also write BitsAndBytesConfig's arguments here, as JSON")] = None,
     root: Root = HERE,
@@ -256,6 +257,8 @@ def allocate(
     import json
 
     from lowbit_vit.analysis.allocation import allocate_within, asked_budget, study_plans
+    from lowbit_vit.analysis.pairs import pair_terms
+    from lowbit_vit.analysis.pairs import pairs as measured_pairs
     from lowbit_vit.analysis.results import load_results
     from lowbit_vit.errors import ConfigError
     from lowbit_vit.report.allocation import plan_lines
@@ -268,8 +271,8 @@ def allocate(
     scores, results = load_scores(workspace), load_results(workspace, "sensitivity")
     asked = asked_budget(mib=budget_mib, ms=budget_ms, flips=max_flips)
     if asked is None:
-        if out is not None or skip_list is not None or formats:
-            raise ConfigError("allocate: --out, --skip-list and --format need a budget")
+        if out is not None or skip_list is not None or formats or pairs:
+            raise ConfigError("allocate: --out, --skip-list, --format and --pairs need a budget")
         if not workspace.estimates.exists():
             logging.getLogger(__name__).warning("allocate: no plans by gradients: run lowbit-vit estimate %s before", profile)
         estimates = read_estimates(workspace.estimates, profile=profile) if workspace.estimates.exists() else None
@@ -279,7 +282,13 @@ def allocate(
         print(workspace.plans.relative_to(workspace.root))
         return
     timed = [*load_results(workspace, "variants"), *load_results(workspace, "mixed")] if budget_ms is not None else []
-    plan = allocate_within(asked, settings, scores, results, timed=timed, units=units, formats=formats, batch=batch, execution=execution)
+    terms = pair_terms(measured_pairs(load_results(workspace, "mixed"), results)) if pairs else ()
+    if pairs and not terms:
+        where = f"profiles/{profile}.yaml and run lowbit-vit mixed {profile}"
+        raise ConfigError(f"allocate: no pairs were measured; put mixed.pairs: 4 into {where}")
+    plan = allocate_within(
+        asked, settings, scores, results, timed=timed, units=units, formats=formats, batch=batch, execution=execution, pairs=terms
+    )
     path = out or workspace.root / "plans" / f"{profile}-{plan.name}.json"
     write_atomic(path, (plan.model_dump_json(indent=1) + "\n").encode())
     print("\n".join(plan_lines(plan)))

@@ -1,5 +1,6 @@
 """The programme's plan is the best of all plans, found by trying every one; ties and budgets out of reach are settled in words."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit_vit.analysis.programme import MIB, Budget, Choice, Problem, solve
+from lowbit_vit.analysis.programme import MIB, Budget, Choice, PairTerm, Problem, solve
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8
 
@@ -65,6 +66,42 @@ def test_no_plan_within_the_flips_is_smaller(units: int, seed: int, flips: int) 
     possible = [plan for plan in every_plan(given_problem) if given_problem.total(plan, "flips") <= flips]
     assert given_problem.total(chosen, "weight_bytes") == min(given_problem.total(plan, "weight_bytes") for plan in possible)
     assert optimum.value == given_problem.total(chosen, "weight_bytes")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 5), st.integers(0, 1000), st.floats(0, 1))
+def test_with_pair_terms_too_no_plan_within_the_bytes_has_less_kl(units: int, seed: int, share: float) -> None:
+    """Terms of either sign, large enough to change the choice, of every two units in both formats."""
+    random = np.random.default_rng(seed)
+    places = [(first, second) for first in range(units) for second in range(first + 1, units)]
+    terms = tuple(
+        PairTerm(units=(f"blocks.{first}", f"blocks.{second}"), weights=weights.name, kl=float(random.normal(0, 3e-4)))
+        for first, second in places
+        for weights in FORMATS[1:]
+    )
+    given_problem = replace(problem(units, seed), pairs=terms)
+    low = given_problem.least("weight_bytes")
+    budget = Budget("weight_bytes", low + share * (BASE - low))
+    chosen, optimum = solve(given_problem, budget, minimize="kl")
+    possible = [plan for plan in every_plan(given_problem) if given_problem.total(plan, "weight_bytes") <= budget.limit]
+    best = min(given_problem.total(plan, "kl") for plan in possible)
+    assert given_problem.total(chosen, "kl") == pytest.approx(best, rel=1e-6, abs=1e-11)
+    assert optimum.value == pytest.approx(best, rel=1e-6, abs=1e-11)
+
+
+def test_a_pair_that_costs_more_together_is_parted() -> None:
+    alike = [
+        Choice(unit=f"blocks.{unit}", weights=weights, weight_bytes=-size, kl=kl, flips=0.0)
+        for unit in range(3)
+        for weights, size, kl in ((FORMATS[0], 0, 0.0), (FORMATS[2], MIB, 0.001 * (3 - unit)))
+    ]
+    budget = Budget("weight_bytes", BASE - 2 * MIB)
+    apart, _ = solve(Problem(tuple(alike), BASE, None), budget, minimize="kl")
+    term = PairTerm(units=("blocks.1", "blocks.2"), weights="nf4", kl=0.005)
+    parted, optimum = solve(Problem(tuple(alike), BASE, None, (term,)), budget, minimize="kl")
+    assert [choice.weights.name for choice in apart] == ["high", "nf4", "nf4"]
+    assert [choice.weights.name for choice in parted] == ["nf4", "high", "nf4"]
+    assert optimum.value == pytest.approx(0.004)
 
 
 def test_of_equal_plans_the_earlier_units_stay_in_high_precision_whatever_the_order_of_solving() -> None:

@@ -24,6 +24,7 @@ MIXED = [
     MixedRole("milp", 2),
     MixedRole("gradient", 4),
     MixedRole("plan", name="by-hand"),
+    MixedRole("pair", weights="nf4-dq", blocks=(0, 11)),
 ]
 FORMAT = NF4(format="nf4", double_quantization=False)
 

@@ -89,7 +89,7 @@ def additivity(
     for result in mixed:
         parts = _parts(result.record.trial.plan, units, depth=profile.backbone.depth)
         predictions, model = result.predictions, result.record.model
-        if not parts or predictions is None or predictions.kl is None or model is None:
+        if _roles(result)[0].kind == "pair" or not parts or predictions is None or predictions.kl is None or model is None:
             continue
         report = ~predictions.selection
         base = sizes.get(SensitivityRole("reference"))

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from lowbit_vit.analysis.flips import FlipCurve, flip_curve
-from lowbit_vit.analysis.programme import MIB, Budget, Choice, Problem, Quantity, solve
+from lowbit_vit.analysis.programme import MIB, Budget, Choice, PairTerm, Problem, Quantity, solve
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import Entry, PlanFile, Predicted
@@ -34,6 +34,7 @@ def build_problem(
     formats: Sequence[str] | None = None,
     estimates: Estimates | None = None,
     latencies: dict[str, float] | None = None,
+    pairs: Sequence[PairTerm] = (),
 ) -> Problem:
     """Every unit in high precision and in each format that the sensitivity study measured alone.
 
@@ -45,6 +46,7 @@ def build_problem(
         formats: names of those that may be used; None: all that were measured.
         estimates: for the gradient scores; None: they are 0.
         latencies: ms of the whole model, by format's name, `high` among them; None: latency plays no part.
+        pairs: how pairs of blocks interact; those of formats that may not be used are left out.
 
     Raises:
         ConfigError: a format was not measured, or latency is asked of linears, for which nothing is measured.
@@ -88,7 +90,9 @@ def build_problem(
                     gradient=_gradient(estimates, score.weights.name, name) if estimates is not None else 0.0,
                 )
             )
-    return Problem(choices=tuple(choices), base_bytes=base, base_ms=None if latencies is None else latencies["high"])
+    names_used = {score.weights.name for score in usable}
+    terms = tuple(pair for pair in pairs if pair.weights in names_used)
+    return Problem(choices=tuple(choices), base_bytes=base, base_ms=None if latencies is None else latencies["high"], pairs=terms)
 
 
 def _bytes_of(facts: dict[SensitivityRole, ModelFacts | None], role: SensitivityRole, profile: Profile) -> int:
@@ -193,7 +197,8 @@ def allocate(
 
 def _limit_kl(problem: Problem, flips: Budget, curve: FlipCurve) -> Budget:
     # Above all that any plan has, a limit is none; and a root and its square do not undo each other to the last bit.
-    return Budget("kl", min(curve.most_kl(flips.limit), sum(choice.kl for choice in problem.choices)) * (1 + 1e-12))
+    every = sum(choice.kl for choice in problem.choices) + sum(abs(pair.kl) for pair in problem.pairs)
+    return Budget("kl", min(curve.most_kl(flips.limit), every) * (1 + 1e-12))
 
 
 def study_plans(
@@ -250,11 +255,12 @@ def allocate_within(
     formats: Sequence[str] | None,
     batch: int | None,
     execution: Execution,
+    pairs: Sequence[PairTerm] = (),
 ) -> PlanFile:
     """The best plan within one budget; `timed` are the records of the variants, for a budget of milliseconds.
 
     Raises:
-        ConfigError: the budget, a format or the units do not fit what was measured.
+        ConfigError: the budget, a format or the units do not fit what was measured; or pairs, which are of blocks, with linears.
         DataError: a record is missing.
     """
     measured = [score.weights.name for score in scores if score.direction == "only"]
@@ -262,7 +268,9 @@ def allocate_within(
     if budget.quantity == "ms":
         size = batch or max(profile.measurement.batch_sizes)
         latencies = measured_latencies(profile, timed, formats or measured, batch_size=size, execution=execution)
-    problem = build_problem(profile, scores, results, units=units, formats=formats, latencies=latencies)
+    if pairs and units == "modules":
+        raise ConfigError("allocate: pairs were measured of whole blocks; give --units blocks, or leave --pairs out")
+    problem = build_problem(profile, scores, results, units=units, formats=formats, latencies=latencies, pairs=pairs)
     amount = budget.limit / MIB if budget.quantity == "weight_bytes" else budget.limit
     name = f"{'mib' if budget.quantity == 'weight_bytes' else budget.quantity}-{amount:g}"
     curve = _curve(profile, scores, results, units)

@@ -188,7 +188,8 @@ def mixed(results: Sequence[Result], *, depth: int) -> pl.DataFrame:
 
     Flips, in 1,000 images of the report half, are from the high-precision model; null without it.
     """
-    parts = [(role, result) for result in results for role in read_mixed_roles(result.record.trial.label)]
+    every = [(role, result) for result in results for role in read_mixed_roles(result.record.trial.label)]
+    parts = [(role, result) for role, result in every if role.kind != "pair"]
     reference = next((result for role, result in parts if role.kind == "none" and result.predictions is not None), None)
     high = next((result for role, result in parts if role.kind == "reference" and result.predictions is not None), None)
     rows = [

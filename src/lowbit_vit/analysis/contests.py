@@ -59,7 +59,7 @@ def contests(mixed: Sequence[Result], *, depth: int) -> pl.DataFrame:
         return pl.DataFrame(schema=CONTESTS_SCHEMA)
     rows, differences = [], []
     for role, result in sorted(cells.items(), key=lambda item: (item[0].k, item[0].kind)):
-        if role.kind in ("reference", "none", "random", "plan") or result.predictions is None:
+        if role.kind in ("reference", "none", "random", "plan", "pair") or result.predictions is None:
             continue
         row, difference = _contest(role, result, cells, reference.predictions, depth=depth)
         rows.append(row)

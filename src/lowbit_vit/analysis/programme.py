@@ -36,25 +36,38 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class PairTerm:
+    """What two units in one format (its name) add to the KL beyond their sum; negative where they cost less together."""
+
+    units: tuple[str, str]
+    weights: str
+    kl: float
+
+
+@dataclass(frozen=True)
 class Problem:
     """Every choice, units in order of the forward pass, each unit's high precision first.
 
     Attributes:
         base_bytes: of the model in high precision.
         base_ms: its latency; None: not asked for.
+        pairs: terms of the KL, each once.
     """
 
     choices: tuple[Choice, ...]
     base_bytes: int
     base_ms: float | None
+    pairs: tuple[PairTerm, ...] = ()
 
     def total(self, chosen: Sequence[Choice], quantity: Quantity) -> float:
         """Of the whole model."""
         base = {"weight_bytes": float(self.base_bytes), "ms": self.base_ms or 0.0}.get(quantity, 0.0)
-        return base + sum(float(getattr(choice, quantity)) for choice in chosen)
+        taken = {(choice.unit, choice.weights.name) for choice in chosen}
+        terms = [pair.kl for pair in self.pairs if {(unit, pair.weights) for unit in pair.units} <= taken] if quantity == "kl" else []
+        return base + sum(float(getattr(choice, quantity)) for choice in chosen) + sum(terms)
 
     def least(self, quantity: Quantity) -> float:
-        """The least total that any plan has."""
+        """The least total that any plan has; of KL, that of high precision: a measured KL is never less than 0."""
         return self.total(self._best_each(lambda choice: float(getattr(choice, quantity))), quantity)
 
     def _best_each(self, cost: Callable[[Choice], float]) -> list[Choice]:
@@ -139,15 +152,32 @@ def _round_up(quantity: Limited, least: float) -> str:
 
 
 class _Programme:
-    """The binary programme: one variable a choice, one of each unit's is 1."""
+    """The binary programme: one variable a choice, one of each unit's is 1; then one a pair, the product of two of those.
+
+    A product p of binary a and b is linear: p <= a, p <= b, p >= a + b - 1 (Fortet, Revue francaise de recherche operationnelle 4, 1960).
+    """
 
     def __init__(self, problem: Problem) -> None:
         self._choices = problem.choices
         units = list(dict.fromkeys(choice.unit for choice in self._choices))
         rows = [units.index(choice.unit) for choice in self._choices]
         columns = list(range(len(rows)))
-        membership = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(units), len(rows)))
-        self._constraints = [LinearConstraint(membership, lb=1, ub=1)]
+        width = len(rows) + len(problem.pairs)
+        membership = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(units), width))
+        self._constraints = [LinearConstraint(membership, lb=1, ub=1), *self._products(problem, width)]
+        self._pair_kl = np.array([pair.kl for pair in problem.pairs], dtype=np.float64)
+
+    def _products(self, problem: Problem, width: int) -> list[LinearConstraint]:
+        place = {(choice.unit, choice.weights.name): index for index, choice in enumerate(self._choices)}
+        found = []
+        for index, pair in enumerate(problem.pairs):
+            row = np.zeros((3, width))
+            both = [place[unit, pair.weights] for unit in pair.units]
+            row[0, both[0]] = row[1, both[1]] = -1
+            row[2, both] = 1
+            row[:, len(self._choices) + index] = (1, 1, -1)
+            found.append(LinearConstraint(row, ub=(0, 0, 1)))
+        return found
 
     def scale(self, quantity: Quantity) -> float:
         """The greatest that one choice has of a quantity; 1 if none has any."""
@@ -166,17 +196,18 @@ class _Programme:
 
     def settle(self) -> list[Choice]:
         """What is chosen where all else is equal: high precision for earlier units, formats in the order that they were given in."""
-        order = np.zeros(len(self._choices))
+        order = np.zeros(len(self._choices) + len(self._pair_kl))
         units = list(dict.fromkeys(choice.unit for choice in self._choices))
         place = 0
         for index, choice in enumerate(self._choices):
             place = 0 if index == 0 or self._choices[index - 1].unit != choice.unit else place + 1
             order[index] = place * (len(units) - units.index(choice.unit))
         solution, _ = self._solve(order)
-        return [choice for choice, taken in zip(self._choices, solution, strict=True) if taken > 0.5]
+        return [choice for choice, taken in zip(self._choices, solution, strict=False) if taken > 0.5]
 
     def _values(self, quantity: Quantity) -> Floats:
-        return np.array([getattr(choice, quantity) for choice in self._choices], dtype=np.float64)
+        own = np.array([getattr(choice, quantity) for choice in self._choices], dtype=np.float64)
+        return np.concatenate([own, self._pair_kl if quantity == "kl" else np.zeros_like(self._pair_kl)])
 
     def _solve(self, costs: Floats) -> tuple[Floats, float]:
         result = milp(

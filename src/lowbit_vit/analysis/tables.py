@@ -13,6 +13,7 @@ from lowbit_vit.analysis.contests import contests
 from lowbit_vit.analysis.estimates import estimator_agreement
 from lowbit_vit.analysis.footprints import invariances, memory_parts
 from lowbit_vit.analysis.fronts import fronts
+from lowbit_vit.analysis.pairs import pairs
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.rooflines import rooflines
 from lowbit_vit.analysis.scores import scores
@@ -47,6 +48,7 @@ class Tables:
         mixed: one row for each part that a cell of the mixed study plays.
         additivity: what the sum over blocks predicts of each mixed plan, beside what was measured.
         additivity_fits: how well it predicts.
+        pairs: how the most sensitive blocks interact, two by two.
         timed_plans: plans that were timed, beside the arms of one format throughout.
         contests: each choice at equal bytes against the random plans and the heuristic.
         random_bands: range and quartiles of the random plans.
@@ -69,6 +71,7 @@ class Tables:
     mixed: pl.DataFrame
     additivity: pl.DataFrame
     additivity_fits: pl.DataFrame
+    pairs: pl.DataFrame
     timed_plans: pl.DataFrame
     contests: pl.DataFrame
     random_bands: pl.DataFrame
@@ -125,6 +128,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         mixed=mixed,
         additivity=added,
         additivity_fits=additivity_fits(added),
+        pairs=pairs(results["mixed"], results["sensitivity"]),
         timed_plans=timed,
         contests=contests(results["mixed"], depth=profile.backbone.depth),
         random_bands=blocks.random_bands(mixed),

@@ -108,6 +108,18 @@ def additivity_words(fits: pl.DataFrame) -> str:
     return f"Predicted against measured, {fits.item(0, 'plans')} plans: {'; '.join(parts)}." if parts else ""
 
 
+def pair_words(frame: pl.DataFrame) -> str:
+    """Whether blocks interact, two by two; empty where no pair was run."""
+    if frame.is_empty():
+        return ""
+    sure = frame.filter((pl.col("interaction_low") > 0) | (pl.col("interaction_high") < 0)).height
+    share = frame.select((pl.col("interaction") / pl.col("summed_kl")).abs().max()).item()
+    return (
+        f"{frame.height} pairs of the most sensitive blocks: together they cost up to {100 * share:.0f} % more or less KL than their sum; "
+        f"{sure} surely differ from it (95 % for all pairs together)."
+    )
+
+
 def scan_words(records: Sequence[Record], depth: int) -> str:
     """What a study's cells cost in passes of the plain model; empty where none says."""
     costs = [

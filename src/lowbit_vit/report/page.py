@@ -18,7 +18,7 @@ from lowbit_vit.analysis.claims import gather, judge, load_claims
 from lowbit_vit.analysis.tables import Findings, find, read_paper_table, write_tables
 from lowbit_vit.report import facts, grids
 from lowbit_vit.report.beside import Beside, beside_paper
-from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, scan_words, timed_grid
+from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, pair_words, scan_words, timed_grid
 from lowbit_vit.report.classes import MOST, class_words, lost_grid
 from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.gallery import all_figures
@@ -157,6 +157,7 @@ def _render(
         **_ledger(content),
         **printed,
         additivity=additivity_words(content.findings.tables.additivity_fits),
+        pairs=pair_words(content.findings.tables.pairs),
         scan_cost={study: scan_words(content.findings.records[study], content.profile.backbone.depth) for study in STUDIES},
         beside=beside,
         headings=headings(content.findings.tables, arms=len(content.profile.variants.arms)),

@@ -512,6 +512,11 @@ class MixedStudy(Frozen):
     random_plans: int = Field(ge=1, description="random plans for each k, all where there are fewer (ours: the paper ran none)")
     random_seed: int = Field(ge=0)
     plans: tuple[str, ...] = Field(default=(), description="files of more plans, relative to the project; see docs/allocate.md")
+    pairs: int = Field(
+        default=0,
+        ge=0,
+        description="how many of the most sensitive blocks are quantized two by two, for `allocate --pairs` (0: none; 4 make 6 cells)",
+    )
     timed: tuple[TimedPlan, ...] = Field(
         default=(), description="kinds of plans whose latency and memory are measured as an arm's are, in processes of their own"
     )
@@ -580,6 +585,8 @@ class Profile(Frozen):
         for k in self.mixed.spared:
             if k >= depth:
                 raise ValueError(f"mixed.spared: k = {k} must be less than the backbone's {depth} blocks")
+        if self.mixed.pairs == 1 or self.mixed.pairs > depth:
+            raise ValueError(f"mixed.pairs: {self.mixed.pairs} blocks make no pairs of the backbone's {depth}; allowed: 0, 2..{depth}")
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ The labels, word for word (`nf4` stands for any format's name, 2 and 3 for any n
                    milp, k=2
                    random 3, k=2
                    plan NAME
+                   nf4, only blocks 0 3
 
 A mixed cell that plays several parts (a random plan that is also the heuristic's) is run once; its label joins them with
 " = ". Which blocks are spared stands in the plan alone: `spared_blocks` reads it.
@@ -68,23 +69,28 @@ class MixedRole:
     """A part that a cell plays in the mixed study.
 
     Attributes:
-        kind: reference: nothing quantized; none: nothing spared; the others: how the spared blocks were chosen.
-        k: number of spared blocks; 0 for reference and none.
+        kind: reference: nothing quantized; none: nothing spared; pair: two blocks quantized alone together, which chooses nothing; the
+            others: how the spared blocks were chosen.
+        k: number of spared blocks; 0 for reference, none and pair.
         index: of a random plan, from 0.
-        weights: the format's name, only of none.
+        weights: the format's name, only of none and pair.
         name: of a plan's file, only of plan.
+        blocks: the two of a pair, ascending.
     """
 
-    kind: Literal["reference", "none", "first+last", "last", "most sensitive", "gradient", "milp", "random", "plan"]
+    kind: Literal["reference", "none", "first+last", "last", "most sensitive", "gradient", "milp", "random", "plan", "pair"]
     k: int = 0
     index: int | None = None
     weights: str | None = None
     name: str | None = None
+    blocks: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
         """As `read_mixed_roles` reads it, one part."""
         match self.kind:
+            case "pair":
+                return f"{self.weights}, only blocks {' '.join(map(str, self.blocks))}"
             case "plan":
                 return f"plan {self.name}"
             case "reference":
@@ -109,6 +115,7 @@ _CHOSEN: tuple[Literal["first+last", "last", "most sensitive", "gradient", "milp
     "milp",
 )
 _NONE = re.compile(r"(?P<weights>\S+), none spared")
+_PAIR = re.compile(r"(?P<weights>\S+), only blocks (?P<first>\d+) (?P<second>\d+)")
 _PLAN = re.compile(r"plan (?P<name>[a-z0-9][a-z0-9.-]*)")
 
 
@@ -143,6 +150,8 @@ def _read_mixed_role(part: str) -> MixedRole:
         return MixedRole("reference")
     if none := _NONE.fullmatch(part):
         return MixedRole("none", weights=none["weights"])
+    if pair := _PAIR.fullmatch(part):
+        return MixedRole("pair", weights=pair["weights"], blocks=(int(pair["first"]), int(pair["second"])))
     if plan := _PLAN.fullmatch(part):
         return MixedRole("plan", name=plan["name"])
     match = _MIXED.fullmatch(part)

@@ -6,6 +6,7 @@ paper's "each trial", which makes hundreds of cells affordable. Those that `mixe
 follow the grammar of `schema.roles`.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -148,6 +149,8 @@ def _mixed_plans(study: MixedStudy, depth: int, scores: SensitivityScores) -> li
         draws = draw_blocks(depth, k, count=min(study.random_plans, math.comb(depth, k)), seed=study.random_seed)
         chosen += [(MixedRole("random", k, index), blocks) for index, blocks in enumerate(draws)]
         plans += [(role, all_but(blocks, study.weights, dtype)) for role, blocks in chosen]
+    for pair in itertools.combinations(scores.most_sensitive(study.pairs) if study.pairs else (), 2):
+        plans.append((MixedRole("pair", weights=study.weights.name, blocks=pair), only(pair, study.weights, dtype)))
     return plans
 
 
