@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowbit_vit.data.arrays import ImageSet
-from lowbit_vit.errors import ConfigError, LowbitVitError
+from lowbit_vit.errors import ConfigError, LowbitVitError, Unavailable
 from lowbit_vit.model.lora import attach, trainable_parameters
 from lowbit_vit.model.precision import apply_plan
 from lowbit_vit.model.vit import Architecture, VisionTransformer
@@ -166,3 +166,8 @@ def test_muon_steps_are_orthogonal_in_the_blocks_and_adamw_has_the_rest() -> Non
 def test_muon_needs_the_blocks_of_a_vit() -> None:
     with pytest.raises(ConfigError, match="is for the blocks of a ViT, and this is a Linear; set adamw"):
         train(torch.nn.Linear(2, 2), [striped_images()], a_training(optimizer="muon"), views=VIEWS, seed=0, device="cpu", title="")
+
+
+def test_replaying_needs_a_card() -> None:
+    with pytest.raises(Unavailable, match=r"training\.cuda_graph needs CUDA, the model is on cpu; set training\.cuda_graph: false"):
+        run(a_model(), a_training(cuda_graph=True))

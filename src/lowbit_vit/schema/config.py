@@ -208,6 +208,15 @@ class Training(Frozen):
         default=None, description="ours: kernel of the training forward; null: the model's own, which takes fp32 too"
     )
     compile: bool = Field(default=False, description="ours: blocks compiled and AdamW fused, CUDA only: faster, rounded otherwise")
+    cuda_graph: bool = Field(
+        default=False, description="ours: forward and backward are captured once and replayed, CUDA only: no step waits for launches"
+    )
+
+    @model_validator(mode="after")
+    def _graph_repeats(self) -> Self:
+        if self.cuda_graph and self.patch_dropout is not None:
+            raise ValueError("cuda_graph replays one step, and patch_dropout changes it on the way; set one of them to null or false")
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:

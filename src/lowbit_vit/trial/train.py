@@ -28,6 +28,8 @@ from lowbit_vit.trial.augment import augment, draw_choices, mixed_targets
 from lowbit_vit.trial.average import WeightAverage
 from lowbit_vit.trial.deterministic import deterministic
 from lowbit_vit.trial.forward import TrainingForward, attention_kernel
+from lowbit_vit.trial.muon import BatchedMuon
+from lowbit_vit.trial.replay import ReplayedGradients
 from lowbit_vit.trial.teacher import Distillation, distillation_loss
 
 log = logging.getLogger(__name__)
@@ -150,6 +152,7 @@ class _Step:
     scaler: torch.amp.GradScaler
     average: WeightAverage | None
     distillation: Distillation | None
+    replay: ReplayedGradients | None  # None: every step's kernels are launched anew
 
     @classmethod
     def of(
@@ -170,16 +173,15 @@ class _Step:
             scaler=torch.amp.GradScaler(device, enabled=config.autocast == "fp16"),
             average=None if config.ema_decay is None else WeightAverage(trained, config.ema_decay),
             distillation=distillation,
+            replay=ReplayedGradients(device) if config.cuda_graph else None,
         )
 
     def take(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, rate: float, epoch: int) -> Tensor:
         """Update the weights and return the loss, detached. `shares` are those of mixed images' own labels."""
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        loss = self._loss(pixels, labels, shares, epoch=epoch)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        loss = self._gradients(pixels, labels, shares, epoch=epoch)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(self.trained, MAX_GRADIENT_NORM)
@@ -188,6 +190,23 @@ class _Step:
         self.scaler.update()
         if self.average is not None:
             self.average.update()
+        return loss
+
+    def _gradients(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, epoch: int) -> Tensor:
+        """Leave the gradients in the parameters, and return the loss, detached."""
+        if self.replay is None:
+            return self._backward(pixels, labels, shares, epoch=epoch)
+        # A graph has no branches: an image that is not mixed is its own share.
+        shares = torch.ones(len(labels), device=pixels.device) if shares is None else shares
+        small = self.config.small_images
+        phase = small is not None and epoch < small.epochs
+        return self.replay(lambda *batch: self._backward(*batch, epoch=epoch), (pixels, labels, shares), phase=phase)
+
+    def _backward(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, epoch: int) -> Tensor:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(pixels, labels, shares, epoch=epoch)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _loss(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, epoch: int) -> Tensor:
@@ -230,4 +249,4 @@ def _optimizers(model: nn.Module, trained: Sequence[nn.Parameter], config: Train
     if not muon:
         return (adamw,)
     # Its steps are as large as AdamW's usually are, so that one rate serves both.
-    return torch.optim.Muon(muon, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"), adamw
+    return BatchedMuon(muon, lr=config.learning_rate, weight_decay=config.weight_decay), adamw
