@@ -1,0 +1,111 @@
+"""NF4 in Triton's interpreter: decoded weights are bitsandbytes' to the bit, and products are those of the decoded weights."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from torch import Tensor
+
+NESTED = pytest.mark.parametrize("nested", [False, True], ids=["plain", "double quantization"])
+KINDS = pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25], ids=["random", "tiny", "huge"])
+
+
+def quantized(kernels: SimpleNamespace, columns: int, depth: int, *, nested: bool, scale: float = 1.0) -> tuple[Any, Tensor, Any]:
+    """Our view of a layer, its codes and bitsandbytes' state."""
+    weight = torch.randn(columns, depth, generator=torch.Generator().manual_seed(columns)) * scale
+    weight[::3, 7] *= 50
+    weight[1] = 0
+    codes, state = bnb.functional.quantize_4bit(weight, blocksize=64, compress_statistics=nested, quant_type="nf4")
+    constants = (state.state2.code, state.state2.absmax, state.offset.reshape(1)) if nested else ()
+    ours = kernels.nf4.NF4Weights(codes.view(columns, depth // 2), state.code, state.absmax.view(columns, depth // 64), *constants)
+    return ours, codes, state
+
+
+@NESTED
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("columns", "depth"), [(37, 192)])
+def test_decoded_weights_are_those_of_bitsandbytes(
+    kernels: SimpleNamespace, nested: bool, scale: float, dtype: torch.dtype, columns: int, depth: int
+) -> None:
+    if scale != 1.0 and dtype == torch.float16:
+        scale = {1e-25: 1e-6, 1e25: 100.0}[scale]
+    ours, codes, state = quantized(kernels, columns, depth, nested=nested, scale=scale)
+    state.dtype = dtype
+    assert torch.equal(kernels.nf4.decode(ours, dtype), bnb.functional.dequantize_4bit(codes, state))
+
+
+@NESTED
+@pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
+def test_eight_bit_codes_are_the_decoded_weights_rounded(kernels: SimpleNamespace, nested: bool, codes: torch.dtype) -> None:
+    ours, _, _ = quantized(kernels, 40, 192, nested=nested)
+    weight = kernels.nf4.decode(ours, torch.float32)
+    largest = {torch.int8: 127, torch.float8_e4m3fn: 448}[codes]
+    scales = weight.abs().amax(dim=1).clamp(min=1e-30) / largest
+    made = kernels.nf4.decode_to_codes(ours, scales, codes=codes)
+    scaled = (weight / scales[:, None]).clamp(-largest, largest)
+    expected = scaled.round().to(torch.int8) if codes == torch.int8 else scaled.to(codes)
+    assert torch.equal(made.codes.float(), expected.float())
+    assert not made.codes.float()[1].any()  # a row of zeros
+
+
+@NESTED
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("few_rows", [0, 100], ids=["decoded first", "in the main loop"])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 64), (17, 70, 192)])
+def test_products_are_those_of_the_decoded_weights(
+    kernels: SimpleNamespace, nested: bool, dtype: torch.dtype, few_rows: int, rows: int, columns: int, depth: int
+) -> None:
+    ours, _, _ = quantized(kernels, columns, depth, nested=nested)
+    generator = torch.Generator().manual_seed(0)
+    x, bias = torch.randn(rows, depth, generator=generator).to(dtype), torch.randn(columns, generator=generator).to(dtype)
+    exact = x.double() @ kernels.nf4.decode(ours, dtype).double().T + bias.double()
+    out = kernels.nf4.multiply_nf4(x, ours, bias, few_rows=few_rows)
+    assert out.dtype == dtype
+    assert torch.allclose(out.double(), exact, rtol=0.51 * torch.finfo(dtype).eps, atol=2e-5 * float(exact.abs().max()))
+
+
+def test_every_candidate_tile_gives_the_product(kernels: SimpleNamespace) -> None:
+    ours, _, _ = quantized(kernels, 72, 128, nested=False)
+    x = torch.randn(37, 128, generator=torch.Generator().manual_seed(0)).half()
+    exact = x.double() @ kernels.nf4.decode(ours, torch.float16).double().T
+    for tile in kernels.tiles.NF4:
+        out = kernels.nf4.multiply_nf4(x, ours, torch.zeros(72).half(), tile=tile)
+        assert torch.allclose(out.double(), exact, rtol=2e-3, atol=1e-3 * float(exact.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says in the interpreter that it meets what this test is about
+@pytest.mark.parametrize("few_rows", [0, 100])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_own_row(kernels: SimpleNamespace, few_rows: int, bad: float) -> None:
+    ours, _, _ = quantized(kernels, 16, 64, nested=False)
+    x = torch.ones(3, 64).half()
+    x[1, 5] = bad
+    out = kernels.nf4.multiply_nf4(x, ours, torch.zeros(16).half(), few_rows=few_rows)
+    assert not out[1].isfinite().any()
+    assert out[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: {"x": c["x"].float()}, "x: float32 given, allowed: float16, bfloat16"),
+        (lambda c: {"x": c["x"][:, :64]}, r"x: shape \[4, 64\] given, needed \[4, 128\]"),
+        (lambda c: {"x": torch.ones(128, 4).half().T}, r"x: strides \[1, 4\] given"),
+        (lambda c: {"bias": c["bias"].bfloat16()}, "bias: bfloat16 given, allowed: float16"),
+        (lambda c: {"bias": torch.ones(8, device="meta").half()}, "bias: lies on meta"),
+        (lambda c: {"w": c["w"]._replace(codes=c["w"].codes[:, :48].contiguous())}, r"w\.codes: shape \[8, 48\] given"),
+        (lambda c: {"w": c["w"]._replace(codes=c["w"].codes.to(torch.int8))}, r"w\.codes: int8 given, allowed: uint8"),
+        (lambda c: {"w": c["w"]._replace(absmax=c["w"].absmax.half())}, r"w\.absmax: float16 given, allowed: float32"),
+        (lambda c: {"w": c["w"]._replace(nested_mean=torch.zeros(1))}, "double quantization needs"),
+    ],
+)
+def test_a_wrong_argument_is_named_in_one_line(kernels: SimpleNamespace, change: Any, message: str) -> None:
+    ours, _, _ = quantized(kernels, 8, 128, nested=False)
+    right = {"x": torch.ones(4, 128).half(), "w": ours, "bias": torch.ones(8).half()}
+    kernels.nf4.multiply_nf4(**right)
+    with pytest.raises(ValueError, match=message) as caught:
+        kernels.nf4.multiply_nf4(**{**right, **change(right)})
+    assert "\n" not in str(caught.value)

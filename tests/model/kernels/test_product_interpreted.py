@@ -1,0 +1,188 @@
+"""Products of 8-bit codes in Triton's interpreter: the numbers are those of the same arithmetic in float64."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+ROWS = pytest.mark.parametrize("rows", [1, 5, 33])
+TYPES = pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
+# Half a step of int8 is 1/254 of the largest value; of e4m3, which has 3 bits behind the point, 1/16 of the value itself.
+STEP = {torch.int8: 0.5 / 127 * 1.001, torch.float8_e4m3fn: 1 / 16 * 1.001}
+KINDS = pytest.mark.parametrize("kind", ["random", "outliers", "zero", "tiny", "huge"])
+
+
+def values(kind: str, rows: int, columns: int, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * columns))
+    if kind == "outliers":
+        x[:, 3::16] *= 60
+    if kind == "zero":
+        x[::2] = 0
+    return (x * {"tiny": 1e-25, "huge": 1e30}.get(kind, 1.0)).to(dtype)
+
+
+def coded(kernels: SimpleNamespace, x: Tensor, codes: torch.dtype) -> Any:
+    return kernels.quantize.quantize_rows(x, codes=codes)
+
+
+def restored(made: Any) -> Tensor:
+    codes: Tensor = made.codes.double()
+    scales: Tensor = made.scales.double()
+    if scales.ndim == 2:
+        return codes * scales.repeat_interleave(128, dim=1)[:, : codes.shape[1]]
+    return codes * scales[:, None]
+
+
+@KINDS
+@TYPES
+@ROWS
+def test_codes_are_within_half_a_step_of_the_values(kernels: SimpleNamespace, kind: str, codes: torch.dtype, rows: int) -> None:
+    x = values(kind, rows, 80)
+    made = coded(kernels, x, codes)
+    largest = x.double().abs().amax(dim=1, keepdim=True)
+    away = (restored(made) - x.double()).abs()
+    # e4m3 has denormal numbers below 2^-6 of its codes, so the least step is 2^-10 of a code.
+    bound = STEP[codes] * (largest if codes == torch.int8 else x.double().abs()) + largest / 448 * 2**-10 * 1.001
+    assert (away <= bound).all()
+    assert torch.equal(made.codes.float()[largest[:, 0] == 0], torch.zeros_like(x.float())[largest[:, 0] == 0])
+    assert ((made.codes.float().abs().amax(dim=1) == {torch.int8: 127, torch.float8_e4m3fn: 448}[codes]) | (largest[:, 0] == 0)).all()
+
+
+@KINDS
+@TYPES
+def test_the_norm_before_the_codes_is_the_layer_norm(kernels: SimpleNamespace, kind: str, codes: torch.dtype) -> None:
+    x = values(kind, 7, 80)
+    norm = nn.LayerNorm(80, eps=1e-6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = x / 1e15 if kind == "huge" else x  # the squares of 1e30 have no place in fp32, in PyTorch's norm either
+    with torch.no_grad():
+        expected = nn.functional.layer_norm(x.double(), (80,), norm.weight.double(), norm.bias.double(), 1e-6)
+        made = kernels.quantize.normalize_rows(x, norm, codes=codes)
+    largest = expected.abs().amax(dim=1, keepdim=True)
+    assert ((restored(made) - expected).abs() <= 1.01 * STEP[codes] * largest).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says in the interpreter that it meets what this test is about
+@TYPES
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_makes_its_own_row_nan_through_every_step(kernels: SimpleNamespace, codes: torch.dtype, bad: float) -> None:
+    x = values("random", 4, 64)
+    x[1, 5] = bad
+    w = coded(kernels, values("random", 256, 64), codes)
+    w2 = coded(kernels, values("random", 16, 256), codes)
+    hidden = kernels.product.multiply_to_codes(coded(kernels, x, codes), w, torch.zeros(256), gelu=True)
+    for out in (
+        kernels.product.multiply(coded(kernels, x, codes), w, torch.zeros(256), dtype=torch.bfloat16),
+        kernels.product.multiply(hidden, w2, torch.zeros(16), dtype=torch.bfloat16),
+    ):
+        assert out[1].isnan().all()
+        assert out[[0, 2, 3]].isfinite().all()
+
+
+@KINDS
+@TYPES
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (5, 48, 80), (33, 130, 256)])
+def test_products_are_those_of_the_codes_in_float64(
+    kernels: SimpleNamespace, kind: str, codes: torch.dtype, rows: int, gelu: bool, columns: int, depth: int
+) -> None:
+    a, w = coded(kernels, values(kind, rows, depth), codes), coded(kernels, values("random", columns, depth), codes)
+    scale = {"tiny": 1e-25, "huge": 1e30}.get(kind, 1.0)
+    bias, residual = (values("random", rows, columns).float() * scale)[0], values("random", rows, columns) * scale
+    exact = restored(a) @ restored(w).T + bias.double()
+    if gelu:
+        exact = nn.functional.gelu(exact)
+    exact = exact + residual.double()
+    out = kernels.product.multiply(a, w, bias, dtype=torch.bfloat16, gelu=gelu, residual=residual)
+    # One rounding to bf16; fp32's own errors are next to the largest terms.
+    assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=2e-5 * float(exact.abs().max()))
+
+
+@TYPES
+@pytest.mark.parametrize("tile", [None, (16, 128, 128, 4, 2), (16, 256, 128, 4, 2)], ids=["rule", "one group", "two groups"])
+@pytest.mark.parametrize("columns", [128, 192, 320])
+def test_the_epilogues_codes_are_the_groups_of_the_result(kernels: SimpleNamespace, codes: torch.dtype, tile: Any, columns: int) -> None:
+    a, w = coded(kernels, values("outliers", 19, 64), codes), coded(kernels, values("random", columns, 64), codes)
+    bias = values("random", 1, columns)[0]
+    tile = None if tile is None else kernels.tiles.Tile(*tile)
+    made = kernels.product.multiply_to_codes(a, w, bias, gelu=True, tile=tile)
+    exact = nn.functional.gelu(restored(a) @ restored(w).T + bias.double())
+    assert made.scales.shape == (19, -(-columns // 128))
+    for group, part in enumerate(torch.split(exact, 128, dim=1)):
+        largest = part.abs().amax(dim=1)
+        assert torch.allclose(made.scales[:, group].double() * {torch.int8: 127, torch.float8_e4m3fn: 448}[codes], largest, rtol=1e-5)
+        away = (torch.split(restored(made), 128, dim=1)[group] - part).abs()
+        assert (away <= STEP[codes] * largest[:, None] * 1.01 + 1e-30).all()
+
+
+@TYPES
+@pytest.mark.parametrize("depth", [128, 192, 384])
+def test_scales_for_each_group_of_columns_are_used_group_by_group(kernels: SimpleNamespace, codes: torch.dtype, depth: int) -> None:
+    whole, w = coded(kernels, values("outliers", 5, depth), codes), coded(kernels, values("random", 24, depth), codes)
+    scales = torch.rand(5, -(-depth // 128), generator=torch.Generator().manual_seed(0)) + 0.1
+    a = kernels.arguments.Coded(whole.codes, scales)
+    out = kernels.product.multiply(a, w, torch.zeros(24), dtype=torch.float16)
+    exact = restored(a) @ restored(w).T
+    assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-11, atol=2e-5 * float(exact.abs().max()))
+
+
+def test_every_candidate_tile_gives_the_same_int8_product(kernels: SimpleNamespace) -> None:
+    a, w = coded(kernels, values("random", 37, 144), torch.int8), coded(kernels, values("random", 72, 144), torch.int8)
+    made = [kernels.product.multiply(a, w, torch.ones(72), dtype=torch.bfloat16, tile=tile) for tile in kernels.tiles.EIGHT_BIT]
+    assert all(torch.equal(out, made[0]) for out in made)
+
+
+def test_no_rows_give_no_rows(kernels: SimpleNamespace) -> None:
+    a, w = coded(kernels, values("random", 1, 64)[:0], torch.int8), coded(kernels, values("random", 8, 64), torch.int8)
+    assert kernels.product.multiply(a, w, torch.ones(8), dtype=torch.bfloat16).shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: {"a": c["a"]._replace(codes=c["a"].codes.float())}, r"a\.codes: float32 given, allowed: int8, float8_e4m3fn"),
+        (lambda c: {"a": c["a"]._replace(codes=c["a"].codes.T.contiguous().T)}, r"a\.codes: strides \[1, 4\] given"),
+        (lambda c: {"a": c["a"]._replace(scales=torch.ones(3))}, r"a\.scales: shape \[3\] given, needed \[4\]"),
+        (lambda c: {"a": c["a"]._replace(scales=torch.ones(4, 2))}, r"a\.scales: shape \[4, 2\] given, needed \[4, 1\]"),
+        (lambda c: {"w": c["w"]._replace(codes=c["w"].codes[:, :32].contiguous())}, r"w\.codes: shape \[8, 32\] given, needed \[8, 64\]"),
+        (lambda c: {"w": c["w"]._replace(codes=c["w"].codes.to(torch.float8_e4m3fn))}, r"w\.codes: .*e4m3fn given, a\.codes are .*int8"),
+        (lambda c: {"bias": torch.ones(7)}, r"bias: shape \[7\] given, needed \[8\]"),
+        (lambda c: {"bias": torch.ones(8, device="meta")}, "bias: lies on meta, the other arguments on cpu"),
+        (lambda c: {"bias": torch.ones(8).double()}, "bias: float64 given"),
+        (lambda c: {"residual": torch.ones(4, 7).half()}, r"residual: shape \[4, 7\] given, needed \[4, 8\]"),
+        (lambda c: {"dtype": torch.float32}, "dtype: torch.float32 asked for"),
+    ],
+)
+def test_a_wrong_argument_is_named_in_one_line(kernels: SimpleNamespace, change: Any, message: str) -> None:
+    right = {
+        "a": coded(kernels, values("random", 4, 64), torch.int8),
+        "w": coded(kernels, values("random", 8, 64), torch.int8),
+        "bias": torch.ones(8),
+        "dtype": torch.float16,
+    }
+    kernels.product.multiply(**right)
+    with pytest.raises(ValueError, match=message) as caught:
+        kernels.product.multiply(**{**right, **change(right)})
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_that_start_between_vectors_are_refused(kernels: SimpleNamespace) -> None:
+    a = coded(kernels, values("random", 4, 72), torch.int8)
+    with pytest.raises(ValueError, match="a: 72 columns given; a multiple of 16 is needed"):
+        kernels.product.multiply(a, a, torch.ones(4), dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(4, 64), "x: float32 given"),
+        (torch.ones(64).half(), r"x: shape \[64\] given"),
+        (torch.ones(64, 4).half().T, r"x: strides \[1, 4\] given"),
+    ],
+)
+def test_rows_of_another_dtype_shape_or_stride_are_refused(kernels: SimpleNamespace, x: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernels.quantize.quantize_rows(x, codes=torch.int8)
