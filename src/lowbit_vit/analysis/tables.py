@@ -26,7 +26,7 @@ from lowbit_vit.schema.record import Record, write_atomic
 from lowbit_vit.schema.workspace import Workspace
 
 # The quantized format's name without its settings, as figures colour it.
-_FAMILIES = {"none": "floating point", "mixed": "mixed"}
+_FAMILIES = {"none": "floating point", "mixed": "mixed", "w8a8": "int8", "fp8": "fp8"}
 
 
 @dataclass(frozen=True)

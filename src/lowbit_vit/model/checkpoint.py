@@ -37,10 +37,11 @@ _SUFFIX = ".safetensors"
 _DTYPES = {
     torch.uint8: (0, "U8"),
     torch.int8: (1, "I8"),
-    torch.float16: (2, "F16"),
-    torch.bfloat16: (3, "BF16"),
-    torch.float32: (4, "F32"),
-    torch.int64: (5, "I64"),
+    torch.float8_e4m3fn: (2, "F8_E4M3"),
+    torch.float16: (3, "F16"),
+    torch.bfloat16: (4, "BF16"),
+    torch.float32: (5, "F32"),
+    torch.int64: (6, "I64"),
 }
 
 # What torch's restricted unpickler raises on damaged bytes: seen by flipping bytes of small checkpoints.

@@ -1,7 +1,7 @@
-"""How a forward is launched: op by op, as one CUDA graph, or through the compiler.
+"""How a forward is launched: op by op, as one CUDA graph, through the compiler, or both.
 
 Low-bit layers launch several kernels where a 16-bit linear launches one, so the host can be what limits them. Comparing these
-three executions of the same model separates the time of kernels from the time of launching them.
+executions of the same model separates the time of kernels from the time of launching them.
 """
 
 import shutil
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lowbit_vit.errors import Unavailable
 from lowbit_vit.model.deferred import Deferred
+from lowbit_vit.model.fast import FusedBlock
 from lowbit_vit.model.precision import is_int8
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import Execution
@@ -30,7 +31,8 @@ def prepare(model: VisionTransformer, execution: Execution, example: Tensor) -> 
 
     Args:
         model: in evaluation mode, on its device; not to be changed afterwards.
-        execution: eager, cuda_graph, or compile (each block alone, so that one block's code serves all of one format).
+        execution: eager, cuda_graph, compile (each block alone, so that one block's code serves all of one format), or compile_graph
+            (a CUDA graph of the compiled blocks).
         example: images [B, 3, image_size, image_size] in the dtype and memory format that will be given.
 
     Returns:
@@ -45,6 +47,8 @@ def prepare(model: VisionTransformer, execution: Execution, example: Tensor) -> 
         return _captured(model, example)
     if execution == "compile":
         return _compiled(model)
+    if execution == "compile_graph":
+        return _captured(_compiled(model), example)
     return torch.inference_mode()(model)
 
 
@@ -55,17 +59,19 @@ def _require(model: VisionTransformer, execution: Execution, device: torch.devic
         # torch.compile runs on a CPU where a C++ compiler is installed. It is not offered: launching costs nothing there,
         # so the arm would compare compilers, and its result would depend on which one happens to be present.
         raise Unavailable(f"execution {execution} needs CUDA, the model is on {device.type}; use execution: eager")
-    if execution == "compile" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        raise Unavailable("execution compile needs a C compiler (Triton builds its launchers with it); install gcc")
+    if execution in ("compile", "compile_graph") and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        raise Unavailable(f"execution {execution} needs a C compiler (Triton builds its launchers with it); install gcc")
+    if execution in ("compile", "compile_graph") and all(isinstance(block, FusedBlock) for block in model.blocks):
+        raise Unavailable(f"execution {execution} has nothing to compile: every block runs by kernels of its own; use cuda_graph")
     thresholds = {layer.state.threshold for layer in model.modules() if is_int8(layer)}
-    if execution == "cuda_graph" and max(thresholds, default=0.0) > 0:
+    if execution in ("cuda_graph", "compile_graph") and max(thresholds, default=0.0) > 0:
         raise Unavailable(
-            f"execution cuda_graph cannot capture int8 with threshold {max(thresholds):g}: every layer asks the host whether there "
+            f"execution {execution} cannot capture int8 with threshold {max(thresholds):g}: every layer asks the host whether there "
             "are outlier columns; use threshold 0 or execution: eager"
         )
 
 
-def _captured(model: VisionTransformer, example: Tensor) -> Callable[[Tensor], Tensor]:
+def _captured(forward: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
     """Replay of one captured forward; weights, input and output stay at fixed addresses."""
     static_in = example.clone(memory_format=torch.preserve_format)
     graph = torch.cuda.CUDAGraph()
@@ -74,10 +80,10 @@ def _captured(model: VisionTransformer, example: Tensor) -> Callable[[Tensor], T
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARMUP_CALLS):
-                model(static_in)
+                forward(static_in)
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
-            static_out: Tensor = model(static_in)
+            static_out = forward(static_in)
 
     @torch.no_grad()
     def replay(images: Tensor) -> Tensor:
@@ -93,8 +99,11 @@ def _captured(model: VisionTransformer, example: Tensor) -> Callable[[Tensor], T
 
 
 def _compiled(model: VisionTransformer) -> Callable[[Tensor], Tensor]:
-    """The model's forward with every block compiled for static shapes; the model itself stays as it is."""
-    blocks = [torch.compile(block, dynamic=False) for block in model.blocks]
+    """The model's forward with every block compiled for static shapes; the model itself stays as it is.
+
+    A block with kernels of its own is run as it is: there is nothing in it to compile.
+    """
+    blocks = [block if isinstance(block, FusedBlock) else torch.compile(block, dynamic=False) for block in model.blocks]
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, LowbitVitError
+from lowbit_vit.model import fast
 from lowbit_vit.model.deferred import Deferred, is_loaded, load
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
-from lowbit_vit.schema.plan import NF4, ComputeDtype, HighPrecision, Int8, Plan
+from lowbit_vit.schema.plan import NF4, ComputeDtype, Fused, FusedNF4, HighPrecision, Int8, Plan, Weights
 from lowbit_vit.schema.record import LayerAudit
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda entry: "i
 
 
 def import_bitsandbytes(plans: Iterable[Plan]) -> None:
-    """Import bitsandbytes now if a plan quantizes: the seconds are the process's start and belong to no part of a trial."""
-    if any(not isinstance(rule.weights, HighPrecision) for plan in plans for rule in plan.rules):
+    """Import bitsandbytes now if a plan needs it: the seconds are the process's start and belong to no part of a trial."""
+    if any(isinstance(rule.weights, Int8 | NF4 | FusedNF4) for plan in plans for rule in plan.rules):
         load("bitsandbytes")
 
 
@@ -90,10 +91,12 @@ def apply_plan(model: VisionTransformer, plan: Plan) -> LayerAudit:
         The audit, counted on the converted model.
 
     Raises:
-        ConfigError: a pattern of the plan matches nothing, the model is not plain fp32, or a layer's width is no multiple of 64.
+        ConfigError: a pattern of the plan matches nothing, the model is not plain fp32, a layer's width is no multiple of 64, or
+            one of our formats is given to a part of a block or beside separate q, k and v.
         LowbitVitError: the model does not hold what the plan says after conversion (a defect of ours or of bitsandbytes).
     """
     formats = plan.resolve(encoder_linears(model))
+    fast.require_whole(formats, fused=model.qkv == "fused")
     dtype = compute_dtype(plan)
     converted = {id(linear): convert_linear(linear, formats[name], dtype, name=name) for name, linear in encoder_linears(model).items()}
     for parent in list(model.modules()):
@@ -101,6 +104,7 @@ def apply_plan(model: VisionTransformer, plan: Plan) -> LayerAudit:
             if id(child) in converted:
                 setattr(parent, name, converted[id(child)])
     _cast(model, dtype)
+    fast.fuse_blocks(model.blocks)
     found = audit(model)
     expected = dict(Counter(weights.name for weights in formats.values()))
     if found.by_format != expected:
@@ -108,7 +112,7 @@ def apply_plan(model: VisionTransformer, plan: Plan) -> LayerAudit:
     return found
 
 
-def convert_block(block: nn.Module, formats: Mapping[str, HighPrecision | Int8 | NF4], dtype: torch.dtype) -> nn.Module:
+def convert_block(block: nn.Module, formats: Mapping[str, Weights], dtype: torch.dtype) -> nn.Module:
     """A new block in the given formats; the source block is not touched and shares no memory with the result.
 
     Equal, bit for bit, to the same block after `apply_plan`. For scans: keep one fp32 model resident, convert each block once
@@ -125,6 +129,8 @@ def convert_block(block: nn.Module, formats: Mapping[str, HighPrecision | Int8 |
     linears = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
     if set(formats) != set(linears):
         raise ConfigError(f"block: formats for {sorted(formats)} but its linears are {sorted(linears)}")
+    if any(isinstance(weights, Fused) for weights in formats.values()):
+        raise ConfigError("block: formats of our own kernels are for whole models; scans take int8 and nf4")
     # deepcopy takes what the memo holds instead of copying it, so no fp32 weight is copied only to be thrown away.
     memo: dict[int, object] = {id(linear): convert_linear(linear, formats[name], dtype, name=name) for name, linear in linears.items()}
     new = copy.deepcopy(block, memo)
@@ -132,7 +138,7 @@ def convert_block(block: nn.Module, formats: Mapping[str, HighPrecision | Int8 |
     return new
 
 
-def convert_linear(linear: nn.Module, weights: HighPrecision | Int8 | NF4, dtype: torch.dtype, *, name: str) -> nn.Module:
+def convert_linear(linear: nn.Module, weights: Weights, dtype: torch.dtype, *, name: str) -> nn.Module:
     """A new layer with this linear's weights in the given format, device and training mode; the source is not touched.
 
     Args:
@@ -160,6 +166,8 @@ def convert_linear(linear: nn.Module, weights: HighPrecision | Int8 | NF4, dtype
         )
         state.dtype = dtype  # what the backward pass dequantizes to
         return nf4_linear(codes, state, bias, dtype).train(linear.training)
+    if isinstance(weights, Fused):
+        return fast.convert(source, bias, weights, name=name).train(linear.training)
     plain = nn.Linear(linear.in_features, linear.out_features, device="meta")
     plain.weight = nn.Parameter(source.to(dtype, copy=True), requires_grad=linear.weight.requires_grad)
     plain.bias = nn.Parameter(bias, requires_grad=linear.bias.requires_grad)
@@ -228,7 +236,7 @@ def is_nf4(layer: nn.Module) -> "TypeGuard[bnb.nn.Linear4bit]":
     return is_loaded("bitsandbytes") and isinstance(layer, bnb.nn.Linear4bit)
 
 
-def format_of(layer: nn.Module, *, name: str) -> HighPrecision | Int8 | NF4:
+def format_of(layer: nn.Module, *, name: str) -> Weights:
     """The format that a layer really has, read from its class, its parameters and its state.
 
     Raises:
@@ -236,6 +244,9 @@ def format_of(layer: nn.Module, *, name: str) -> HighPrecision | Int8 | NF4:
     """
     if type(layer) is nn.Linear and layer.weight.dtype.is_floating_point:
         return HighPrecision()
+    ours = fast.format_of(layer)
+    if ours is not None:
+        return ours
     if is_int8(layer) and layer.weight.dtype == torch.int8 and not layer.state.has_fp16_weights:
         return Int8(format="int8", threshold=layer.state.threshold)
     if is_nf4(layer) and layer.weight.dtype == torch.uint8 and layer.weight.quant_type == "nf4":
@@ -298,8 +309,11 @@ def expected_bytes(model: VisionTransformer, plan: Plan) -> int:
     return total
 
 
-def _coded_bytes(weight: Tensor, weights: Int8 | NF4) -> int:
-    if isinstance(weights, Int8):
+def _coded_bytes(weight: Tensor, weights: Int8 | NF4 | Fused) -> int:
+    if isinstance(weights, FusedNF4):
+        rows = 0 if weights.products == "16-bit" else 4 * weight.shape[0]
+        return rows + _coded_bytes(weight, NF4(format="nf4", double_quantization=weights.double_quantization))
+    if not isinstance(weights, NF4):
         return weight.numel() + 4 * weight.shape[0]
     blocks = weight.numel() // NF4_BLOCK
     if not weights.double_quantization:
@@ -310,7 +324,7 @@ def _coded_bytes(weight: Tensor, weights: Int8 | NF4) -> int:
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast every floating-point parameter and buffer outside bitsandbytes' layers, in place."""
     for module in model.modules():
-        if is_int8(module) or is_nf4(module):
+        if is_int8(module) or is_nf4(module) or fast.format_of(module) is not None:
             continue  # codes and scales keep their dtypes, biases were cast before
         for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             if tensor.is_floating_point():

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError
-from lowbit_vit.model import lora, precision
+from lowbit_vit.model import fast, lora, precision
 from lowbit_vit.model.checkpoint import load_state, save_state, saved_bytes
 from lowbit_vit.model.deferred import Deferred
 from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
 from lowbit_vit.schema.config import AttentionName, one_line
-from lowbit_vit.schema.plan import HighPrecision, Int8, Plan
+from lowbit_vit.schema.plan import Fused, HighPrecision, Int8, Plan
 
 if TYPE_CHECKING:
     import bitsandbytes as bnb
@@ -114,6 +114,9 @@ def _fill(model: VisionTransformer, plan: Plan, state: dict[str, Tensor]) -> Non
     quantized = {name: weights for name, weights in formats.items() if not isinstance(weights, HighPrecision)}
     for name, weights in quantized.items():
         own = {key.removeprefix(f"{name}."): state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
+        if isinstance(weights, Fused):
+            _put(model, name, fast.restore(weights, own))
+            continue
         codes, bias = own.pop("weight"), own.pop("bias")
         if isinstance(weights, Int8):
             layer = precision.int8_linear(codes, own["SCB"], bias, threshold=weights.threshold)
@@ -121,8 +124,7 @@ def _fill(model: VisionTransformer, plan: Plan, state: dict[str, Tensor]) -> Non
             parts = {key.removeprefix("weight."): tensor for key, tensor in own.items()}
             quant_state = bnb.functional.QuantState.from_dict(parts, device=codes.device)
             layer = precision.nf4_linear(codes, quant_state, bias, precision.compute_dtype(plan))
-        parent, _, place = name.rpartition(".")
-        setattr(model.get_submodule(parent), place, layer)
+        _put(model, name, layer)
     missing, unknown = model.load_state_dict(state, strict=False, assign=True)
     absent = [name for name in missing if name.rpartition(".")[0] not in quantized]
     if absent or unknown:
@@ -130,6 +132,12 @@ def _fill(model: VisionTransformer, plan: Plan, state: dict[str, Tensor]) -> Non
     found = precision.audit(model).by_format
     if sum(found.values()) != len(formats) or found != _counted(formats):
         raise ValueError(f"layers are {found}, the plan says {_counted(formats)}")
+    fast.fuse_blocks(model.blocks)
+
+
+def _put(model: VisionTransformer, name: str, layer: nn.Module) -> None:
+    parent, _, place = name.rpartition(".")
+    setattr(model.get_submodule(parent), place, layer)
 
 
 def _counted(formats: Mapping[str, Any]) -> dict[str, int]:

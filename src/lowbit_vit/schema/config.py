@@ -18,10 +18,10 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Plan, WeightFormat
+from lowbit_vit.schema.plan import ComputeDtype, Frozen, Fused, HighPrecision, Plan, WeightFormat, uniform
 
 AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2"]
-Execution = Literal["eager", "cuda_graph", "compile"]
+Execution = Literal["eager", "cuda_graph", "compile", "compile_graph"]
 Exclusive = Literal["required", "assumed", "waived"]
 QkvLayout = Literal["separate", "fused"]
 AdaptationMethod = Literal["none", "qlora", "ptq"]
@@ -431,7 +431,7 @@ class Trial(Frozen):
 
     @model_validator(mode="after")
     def _combination_exists(self) -> Self:
-        problem = impossible(self.plan, self.attention, self.device)
+        problem = impossible(self.plan, self.attention, self.device) or unfit(self.plan, self.qkv, self.adaptation)
         if problem is not None:
             raise ValueError(problem)
         if self.adaptation != "none" and self.lora is None:
@@ -460,6 +460,20 @@ def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | No
         return f"attention {attention} has no {plan.compute_dtype} kernel on {device}; allowed compute_dtype: fp16, bf16"
     if plan.compute_dtype == "tf32" and device == "cpu":
         return "compute_dtype tf32 is a CUDA matmul mode; on cpu use fp32"
+    return None
+
+
+def unfit(plan: Plan, qkv: QkvLayout, adaptation: AdaptationMethod) -> str | None:
+    """Say why the formats of our own kernels cannot be had so, or None: they take q, k and v as one layer, and 16-bit activations."""
+    ours = [rule.weights.name for rule in plan.rules if isinstance(rule.weights, Fused)]
+    if not ours:
+        return None
+    if plan.compute_dtype not in ("fp16", "bf16"):
+        return f"weights {ours[0]} have no {plan.compute_dtype} kernel; allowed compute_dtype: fp16, bf16"
+    if qkv != "fused":
+        return f"weights {ours[0]} take q, k and v as one layer; set qkv: fused"
+    if adaptation == "qlora":
+        return f"weights {ours[0]} cannot carry adapters, and merging one would make other codes; use adaptation: ptq, which merges before"
     return None
 
 
@@ -569,8 +583,8 @@ class Profile(Frozen):
     @model_validator(mode="after")
     def _arms_exist(self) -> Self:
         for index, arm in enumerate(self.variants.arms):
-            plan = Plan(compute_dtype=arm.compute_dtype)
-            problem = impossible(plan, arm.attention, arm.device or self.device)
+            plan = uniform(arm.weights, arm.compute_dtype)
+            problem = impossible(plan, arm.attention, arm.device or self.device) or unfit(plan, arm.qkv, arm.adaptation)
             if problem is None and arm.adaptation != "none" and self.lora is None:
                 problem = f"adaptation {arm.adaptation} needs the lora section"
             if problem is not None:
@@ -603,6 +617,8 @@ class Profile(Frozen):
         for name, formats in (("sensitivity.formats", self.sensitivity.formats), ("mixed.weights", (self.mixed.weights,))):
             if any(isinstance(weights, HighPrecision) for weights in formats):
                 raise ValueError(f"{name}: high is the reference, which is always run; allowed: int8, nf4")
+            if any(isinstance(weights, Fused) for weights in formats):
+                raise ValueError(f"{name}: formats of our own kernels are for whole models, in variants; allowed: int8, nf4")
         return self
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Device, Execution, Profile, Study
-from lowbit_vit.schema.plan import Int8, Plan, uniform
+from lowbit_vit.schema.plan import FP8, Fused, FusedNF4, Int8, Plan, uniform
 from lowbit_vit.schema.record import Provenance
 
 try:
@@ -177,11 +177,12 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def why_unavailable(*, device: Device, attention: AttentionName, execution: Execution, plan: Plan) -> str | None:
     """Say in one line why this machine cannot run such a trial, or None if nothing is known against it."""
     if device == "cpu":
-        return _why_not_on_the_cpu(attention, execution)
+        return _why_not_on_the_cpu(attention, execution, plan)
     gpu = visible_gpu()
     if gpu is None:
         return _why_no_gpu()
-    return _why_not_on_the_gpu(gpu, attention) or (_why_not_capturable(plan) if execution == "cuda_graph" else None)
+    capturable = None if execution not in ("cuda_graph", "compile_graph") else _why_not_capturable(plan)
+    return _why_not_on_the_gpu(gpu, attention) or _why_no_kernel(gpu, plan) or capturable
 
 
 def _why_not_on_the_gpu(gpu: Gpu, attention: AttentionName) -> str | None:
@@ -233,11 +234,27 @@ def _cuda_of_torch() -> str | None:
     return match.group(1) if match else None
 
 
-def _why_not_on_the_cpu(attention: AttentionName, execution: Execution) -> str | None:
+def _why_no_kernel(gpu: Gpu, plan: Plan) -> str | None:
+    """Our kernels are Triton's, and need the tensor cores that know their codes."""
+    for weights in (rule.weights for rule in plan.rules if isinstance(rule.weights, Fused)):
+        if importlib.util.find_spec("triton") is None:
+            return f"weights {weights.name} need the triton package, which is not installed"
+        fp8 = isinstance(weights, FP8) or (isinstance(weights, FusedNF4) and weights.products == "fp8")
+        least = (8, 9) if fp8 else (8, 0)
+        if gpu.capability < least:
+            have = f"{gpu.capability[0]}.{gpu.capability[1]}"
+            return f"weights {weights.name} need compute capability {least[0]}.{least[1]}; {gpu.name} has {have}"
+    return None
+
+
+def _why_not_on_the_cpu(attention: AttentionName, execution: Execution, plan: Plan) -> str | None:
     if attention in ("efficient", "cudnn", "fa2"):
         return f"needs CUDA (attention {attention})"
     if execution != "eager":
         return f"needs CUDA (execution {execution})"
+    ours = [rule.weights.name for rule in plan.rules if isinstance(rule.weights, Fused)]
+    if ours:
+        return f"needs CUDA (weights {ours[0]})"
     return None
 
 

@@ -61,7 +61,50 @@ class NF4(Frozen):
         return "nf4-dq" if self.double_quantization else "nf4"
 
 
-WeightFormat = Annotated[HighPrecision | Int8 | NF4, Field(discriminator="format")]
+class W8A8(Frozen):
+    """Our int8 kernels: one scale a row of weights and, found anew in each forward, a row of activations; a block's parts fused.
+
+    A block is in this format as a whole, with q, k and v in one layer. Runs on CUDA from compute capability 8.0 on.
+    """
+
+    format: Literal["w8a8"]
+
+    @property
+    def name(self) -> str:
+        """Short name used in labels and tables."""
+        return "w8a8"
+
+
+class FP8(Frozen):
+    """As `W8A8` with e4m3 codes, 3 bits behind the point, instead of int8. From compute capability 8.9 on."""
+
+    format: Literal["fp8"]
+
+    @property
+    def name(self) -> str:
+        """Short name used in labels and tables."""
+        return "fp8"
+
+
+class FusedNF4(Frozen):
+    """NF4 with bitsandbytes' codes and our kernels; q, k and v in one layer. Runs on CUDA from compute capability 8.0 on."""
+
+    format: Literal["nf4_fused"]
+    double_quantization: bool = Field(description="as of nf4")
+    products: Literal["16-bit", "int8", "fp8"] = Field(
+        description="16-bit: in the compute dtype; else the weights become 8-bit codes on the way, and all is as in w8a8 or fp8"
+    )
+
+    @property
+    def name(self) -> str:
+        """Short name used in labels and tables."""
+        form = "nf4-dq-fused" if self.double_quantization else "nf4-fused"
+        return form if self.products == "16-bit" else f"{form}-{self.products}"
+
+
+Fused = W8A8 | FP8 | FusedNF4  # the formats of our own kernels
+Weights = HighPrecision | Int8 | NF4 | Fused
+WeightFormat = Annotated[Weights, Field(discriminator="format")]
 ComputeDtype = Literal["fp32", "tf32", "fp16", "bf16"]
 
 
@@ -89,14 +132,14 @@ class Plan(Frozen):
     compute_dtype: ComputeDtype = Field(description="dtype of activations and of unquantized weights; tf32 is fp32 storage")
     rules: tuple[Rule, ...] = ()
 
-    def resolve(self, modules: Iterable[str]) -> dict[str, HighPrecision | Int8 | NF4]:
+    def resolve(self, modules: Iterable[str]) -> dict[str, Weights]:
         """Map each module name to its format.
 
         Raises:
             ConfigError: a rule's pattern matches no module at all.
         """
         names = list(modules)
-        formats: dict[str, HighPrecision | Int8 | NF4] = dict.fromkeys(names, HighPrecision())
+        formats: dict[str, Weights] = dict.fromkeys(names, HighPrecision())
         for rule in self.rules:
             matched = fnmatch.filter(names, rule.pattern)
             if not matched:
@@ -116,30 +159,30 @@ class Plan(Frozen):
         return f"{used[0] if len(used) == 1 else 'mixed'}/{self.compute_dtype}"
 
 
-def uniform(weights: HighPrecision | Int8 | NF4, compute_dtype: ComputeDtype) -> Plan:
+def uniform(weights: Weights, compute_dtype: ComputeDtype) -> Plan:
     """The plan that gives every encoder linear the same format."""
     rules = () if isinstance(weights, HighPrecision) else (Rule(pattern="blocks.*", weights=weights),)
     return Plan(compute_dtype=compute_dtype, rules=rules)
 
 
-def only(blocks: Iterable[int], weights: HighPrecision | Int8 | NF4, compute_dtype: ComputeDtype) -> Plan:
+def only(blocks: Iterable[int], weights: Weights, compute_dtype: ComputeDtype) -> Plan:
     """The plan that gives `weights` to the linears of `blocks` and leaves every other block in high precision."""
     rules = tuple(Rule(pattern=f"blocks.{block}.*", weights=weights) for block in sorted(blocks))
     return Plan(compute_dtype=compute_dtype, rules=rules)
 
 
-def all_but(blocks: Iterable[int], weights: HighPrecision | Int8 | NF4, compute_dtype: ComputeDtype) -> Plan:
+def all_but(blocks: Iterable[int], weights: Weights, compute_dtype: ComputeDtype) -> Plan:
     """The plan that gives `weights` to every block except `blocks`, which stay in high precision."""
     kept = tuple(Rule(pattern=f"blocks.{block}.*", weights=HighPrecision()) for block in sorted(blocks))
     return Plan(compute_dtype=compute_dtype, rules=(Rule(pattern="blocks.*", weights=weights), *kept))
 
 
-def only_linear(name: str, weights: HighPrecision | Int8 | NF4, compute_dtype: ComputeDtype) -> Plan:
+def only_linear(name: str, weights: Weights, compute_dtype: ComputeDtype) -> Plan:
     """The plan that gives `weights` to one linear, such as blocks.3.attention.q, and leaves the others in high precision."""
     return Plan(compute_dtype=compute_dtype, rules=(Rule(pattern=name, weights=weights),))
 
 
-def all_but_linear(name: str, weights: HighPrecision | Int8 | NF4, compute_dtype: ComputeDtype) -> Plan:
+def all_but_linear(name: str, weights: Weights, compute_dtype: ComputeDtype) -> Plan:
     """The plan that gives `weights` to every linear except one, which stays in high precision."""
     rules = (Rule(pattern="blocks.*", weights=weights), Rule(pattern=name, weights=HighPrecision()))
     return Plan(compute_dtype=compute_dtype, rules=rules)

@@ -15,10 +15,10 @@ from torch import nn
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, convert_block
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
-from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan
+from lowbit_vit.schema.plan import Plan, Weights
 from lowbit_vit.trial.prefixes import Path
 
-Formats = dict[str, HighPrecision | Int8 | NF4]
+Formats = dict[str, Weights]
 
 
 class Resident:

@@ -8,7 +8,7 @@ import polars as pl
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), its blue and grey lightened to read on near-black too.
 BLUE, ORANGE, GREEN, PURPLE, YELLOW, RED, GREY = "#4f93d1", "#e69f00", "#009e73", "#cc79a7", "#d6c52e", "#d55e00", "#8a909a"
-WEIGHTS = {"floating point": BLUE, "int8": ORANGE, "NF4": GREEN, "mixed": PURPLE}
+WEIGHTS = {"floating point": BLUE, "int8": ORANGE, "NF4": GREEN, "fp8": YELLOW, "mixed": PURPLE}
 FORMAT_NAMES = {"nf4": "NF4", "nf4-dq": "NF4, double quantization", "int8-0": "int8, threshold 0", "int8-6": "int8, threshold 6"}
 WIDTH = 620
 # Bars of more arms than this would make a figure nobody reads; the caption says so, and the table has them all.

@@ -1,0 +1,244 @@
+"""The fast path: encoder blocks whose 8-bit products, norms, GELU and sums run in few kernels, and NF4 layers with kernels of ours.
+
+What a block in 8 bits launches, for rows = images x tokens (docs/fast-path.md says why):
+
+    norm1 + codes of its rows   ->  qkv product + bias
+    attention (the pinned kernel)
+    codes of its rows           ->  out product + bias + residual
+    norm2 + codes of its rows   ->  fc1 product + bias + GELU + codes of each 128 columns
+                                ->  fc2 product + bias + residual
+
+Seven launches, and no integer sum, GELU input or GELU result in 16 bits reaches memory. Weights are codes of the fp32 weights.
+The kernels need Triton and CUDA; building, counting and saving a model needs neither.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_vit.errors import ConfigError
+from lowbit_vit.model.attention import attend
+from lowbit_vit.model.deferred import Deferred
+from lowbit_vit.model.vit import Attention, Block, Mlp
+from lowbit_vit.schema.plan import FP8, W8A8, Fused, FusedNF4, Weights
+
+if TYPE_CHECKING:
+    import bitsandbytes as bnb
+
+    from lowbit_vit.model.kernels import arguments, nf4, product, quantize
+    from lowbit_vit.model.kernels.arguments import Coded
+else:
+    bnb = Deferred("bitsandbytes")
+    arguments = Deferred("lowbit_vit.model.kernels.arguments")
+    nf4 = Deferred("lowbit_vit.model.kernels.nf4")
+    product = Deferred("lowbit_vit.model.kernels.product")
+    quantize = Deferred("lowbit_vit.model.kernels.quantize")
+
+_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # the code of a row's largest magnitude
+_CODES = {"w8a8": torch.int8, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
+_SMALLEST = 1e-30  # a row whose largest magnitude is below becomes zeros, as in the kernels
+_NF4_BLOCK = 64
+
+
+class EightBitLinear(nn.Module):
+    """Weights in 8 bits: codes [N, K] int8 or e4m3, fp32 scales [N], bias [N]. It is run by the block that holds it."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.out_features, self.in_features = codes.shape
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scales = nn.Parameter(scales, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def coded(self) -> "Coded":
+        """The weights as a product takes them."""
+        return arguments.Coded(self.weight, self.scales)
+
+
+class FusedNF4Linear(nn.Module):
+    """NF4 weights with bitsandbytes' codes and constants, multiplied by kernels of ours.
+
+    Args:
+        codes: uint8, [N, K / 2].
+        absmax: [N, K / 64]; fp32, or uint8 with double quantization.
+        nested: with double quantization its scales, fp32 [ceil(N K / 64 / 256)], and mean, fp32 [1].
+        bias: [N], in the compute dtype.
+        products: in 16 bits, or with the weights as int8 or fp8 codes.
+    """
+
+    weight: Tensor
+    absmax: Tensor
+    bias: Tensor
+    scales: Tensor
+    nested_scales: Tensor
+    nested_mean: Tensor
+
+    def __init__(self, codes: Tensor, absmax: Tensor, nested: tuple[Tensor, Tensor] | None, bias: Tensor, *, products: str) -> None:
+        super().__init__()
+        self.out_features, self.in_features = codes.shape[0], 2 * codes.shape[1]
+        self.products = products
+        self.double_quantization = nested is not None
+        tensors = {"weight": codes, "absmax": absmax, "bias": bias}
+        self._constants: list[Tensor] = [bnb.functional.get_4bit_type("nf4", device=codes.device)]  # of the format, in every model
+        decoded = absmax
+        if nested is not None:
+            tensors |= {"nested_scales": nested[0], "nested_mean": nested[1]}
+            self._constants.append(bnb.functional.create_dynamic_map().to(codes.device))
+            decoded = self._constants[1][absmax.int()] * nested[0].repeat_interleave(256)[: absmax.numel()].view_as(absmax) + nested[1]
+        if products != "16-bit":
+            # The largest magnitude of every block has the code of -1 or 1, so the largest absmax is the row's largest weight.
+            tensors["scales"] = decoded.abs().amax(dim=1).clamp(min=_SMALLEST) / _LARGEST[_CODES[products]]
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
+    def nested(self) -> list[Tensor]:
+        """What double quantization adds: its levels, scales and mean."""
+        return [self._constants[1], self.nested_scales, self.nested_mean] if self.double_quantization else []
+
+    def coded(self) -> "Coded":
+        """The weights as 8-bit codes, made anew: in memory there are 4 bits."""
+        weights = nf4.NF4Weights(self.weight, self._constants[0], self.absmax, *self.nested())
+        return nf4.decode_to_codes(weights, self.scales, codes=_CODES[self.products])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply in 16 bits, [..., K] -> [..., N]."""
+        out: Tensor = nf4_linear(x, self.weight, self._constants[0], self.absmax, self.nested(), self.bias)
+        return out
+
+
+@torch.library.custom_op("lowbit_vit::nf4_linear", mutates_args=())
+def nf4_linear(x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], bias: Tensor) -> Tensor:  # noqa: PLR0917
+    """The NF4 product as one operator, which the compiler takes as it is: [..., K] -> [..., N]."""
+    rows = nf4.multiply_nf4(x.reshape(-1, x.shape[-1]).contiguous(), nf4.NF4Weights(codes, levels, absmax, *nested), bias)
+    return rows.view(*x.shape[:-1], len(codes))
+
+
+@nf4_linear.register_fake
+def _(x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], bias: Tensor) -> Tensor:  # noqa: PLR0917
+    return x.new_empty(*x.shape[:-1], len(codes))
+
+
+class FusedBlock(nn.Module):
+    """An encoder block whose four linears are coded in 8 bits, run as the module's docstring lists. Its parts keep their names.
+
+    Args:
+        block: with all linears of one 8-bit format; its parts are taken over.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.norm1: nn.LayerNorm = block.norm1
+        self.attention: Attention = block.attention
+        self.norm2: nn.LayerNorm = block.norm2
+        self.mlp: Mlp = block.mlp
+
+    def forward(self, x_BNW: Tensor) -> Tensor:
+        """Map tokens to tokens, [B, N, W] -> [B, N, W], fp16 or bf16. T below: tokens of all images."""
+        dtype, x_TW = x_BNW.dtype, x_BNW.reshape(-1, x_BNW.shape[-1]).contiguous()
+        qkv, out, fc1, fc2 = self.attention.qkv, self.attention.out, self.mlp.fc1, self.mlp.fc2
+        w_qkv: Coded = qkv.coded()  # type: ignore[operator]
+        kind = w_qkv.codes.dtype
+
+        codes = quantize.normalize_rows(x_TW, self.norm1, codes=kind)
+        qkv_TX = product.multiply(codes, w_qkv, qkv.bias, dtype=dtype)  # type: ignore[arg-type]
+        q_BNHD, k_BNHD, v_BNHD = qkv_TX.view(*x_BNW.shape[:2], 3, self.attention.heads, -1).unbind(2)
+        heads_TW = attend(q_BNHD, k_BNHD, v_BNHD, self.attention.kernel).reshape(x_TW.shape).contiguous()
+
+        codes = quantize.quantize_rows(heads_TW, codes=kind)
+        x_TW = product.multiply(codes, out.coded(), out.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
+
+        codes = quantize.normalize_rows(x_TW, self.norm2, codes=kind)
+        codes = product.multiply_to_codes(codes, fc1.coded(), fc1.bias, gelu=True)  # type: ignore[operator,arg-type]
+        x_TW = product.multiply(codes, fc2.coded(), fc2.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
+        return x_TW.view(x_BNW.shape)
+
+
+def eight_bit(weights: Weights) -> bool:
+    """Whether the arithmetic is that of a fused block."""
+    return isinstance(weights, W8A8 | FP8) or (isinstance(weights, FusedNF4) and weights.products != "16-bit")
+
+
+def convert(weight: Tensor, bias: Tensor, weights: Fused, *, name: str) -> nn.Module:
+    """A layer in one of our formats.
+
+    Args:
+        weight: fp32, [N, K].
+        bias: in the compute dtype, [N].
+        weights: the format.
+        name: for the error message.
+
+    Raises:
+        ConfigError: the width fits neither whole vectors nor whole NF4 blocks, or a weight is not finite.
+    """
+    multiple = _NF4_BLOCK if isinstance(weights, FusedNF4) else 16
+    if weight.shape[1] % multiple:
+        raise ConfigError(f"{name}: in_features {weight.shape[1]} is no multiple of {multiple}, which {weights.name} needs")
+    if not weight.isfinite().all():
+        raise ConfigError(f"{name}: a weight is NaN or infinite; no code says that")
+    if isinstance(weights, FusedNF4):
+        codes, state = bnb.functional.quantize_4bit(
+            weight.contiguous(), blocksize=_NF4_BLOCK, compress_statistics=weights.double_quantization, quant_type="nf4"
+        )
+        return from_bitsandbytes(codes, state, bias, products=weights.products)
+    kind = _CODES[weights.format]
+    scales = weight.abs().amax(dim=1).clamp(min=_SMALLEST) / _LARGEST[kind]
+    scaled = (weight / scales[:, None]).clamp(-_LARGEST[kind], _LARGEST[kind])
+    return EightBitLinear((scaled.round() if kind == torch.int8 else scaled).to(kind), scales, bias)
+
+
+def from_bitsandbytes(codes: Tensor, state: "bnb.functional.QuantState", bias: Tensor, *, products: str) -> FusedNF4Linear:
+    """A layer around bitsandbytes' codes (uint8 [N K / 2, 1]) and constants, which are not copied."""
+    columns, depth = state.shape
+    nested = (state.state2.absmax, state.offset.reshape(1).to(codes.device)) if state.nested else None
+    absmax = state.absmax.view(columns, depth // _NF4_BLOCK)
+    return FusedNF4Linear(codes.view(columns, depth // 2), absmax, nested, bias, products=products)
+
+
+def restore(weights: Fused, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The layer that a saved state describes; the inverse of its state_dict."""
+    if isinstance(weights, FusedNF4):
+        nested = (tensors["nested_scales"], tensors["nested_mean"]) if weights.double_quantization else None
+        return FusedNF4Linear(tensors["weight"], tensors["absmax"], nested, tensors["bias"], products=weights.products)
+    return EightBitLinear(tensors["weight"], tensors["scales"], tensors["bias"])
+
+
+def format_of(layer: nn.Module) -> Fused | None:
+    """The format of a layer of ours, read from its tensors; None: another class."""
+    if isinstance(layer, EightBitLinear):
+        return W8A8(format="w8a8") if layer.weight.dtype == torch.int8 else FP8(format="fp8")
+    if isinstance(layer, FusedNF4Linear):
+        products: Any = layer.products
+        return FusedNF4(format="nf4_fused", double_quantization=layer.absmax.dtype == torch.uint8, products=products)
+    return None
+
+
+def require_whole(formats: Mapping[str, Weights], *, fused: bool) -> None:
+    """Refuse plans that no kernel of ours can run.
+
+    Args:
+        formats: of every encoder linear, by name.
+        fused: whether q, k and v are one layer.
+
+    Raises:
+        ConfigError: a layer of ours beside separate q, k and v, or a block that is in an 8-bit format in part.
+    """
+    of_block: dict[str, set[Weights]] = {}
+    for name, weights in formats.items():
+        if isinstance(weights, Fused) and not fused:
+            raise ConfigError(f"{name}: {weights.name} needs q, k and v in one layer; set qkv: fused")
+        of_block.setdefault(name.split(".attention.")[0].split(".mlp.")[0], set()).add(weights)
+    for block, found in of_block.items():
+        if len(found) > 1 and any(map(eight_bit, found)):
+            names = ", ".join(sorted(weights.name for weights in found))
+            raise ConfigError(f"{block}: {names} in one block; an 8-bit format of ours takes whole blocks, as by the pattern {block}.*")
+
+
+def fuse_blocks(blocks: nn.ModuleList) -> None:
+    """Replace every block whose linears are coded in 8 bits by one that runs fused, in place."""
+    for place, block in enumerate(blocks):
+        if isinstance(block, Block):
+            found = format_of(block.mlp.fc1)
+            if found is not None and eight_bit(found):
+                blocks[place] = FusedBlock(block).train(block.training)

@@ -1,0 +1,167 @@
+"""Fused blocks in Triton's interpreter: their numbers are those of the quantization spelled out in PyTorch, in fp32."""
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowbit_vit.errors import ConfigError
+from lowbit_vit.model import fast, precision, quantized_file
+from lowbit_vit.model.execution import prepare
+from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
+from lowbit_vit.schema.plan import FP8, NF4, W8A8, Fused, FusedNF4, HighPrecision, Plan, Rule, uniform
+
+TINY = Architecture(name="tiny", image_size=8, patch_size=4, depth=2, heads=2, width=64, mlp_width=192)
+INT8, E4M3 = W8A8(format="w8a8"), FP8(format="fp8")
+OURS: list[Fused] = [
+    INT8,
+    E4M3,
+    *(FusedNF4(format="nf4_fused", double_quantization=dq, products=p) for dq in (False, True) for p in ("16-bit", "int8", "fp8")),  # type: ignore[arg-type]
+]
+FORMATS = pytest.mark.parametrize("weights", OURS, ids=lambda weights: weights.name)
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+
+
+def tiny_model(*, qkv: str = "fused") -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(TINY, num_classes=10, attention="flash", qkv=qkv)  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+
+def rounded(x: Tensor, codes: torch.dtype, *, group: int | None = None) -> Tensor:
+    """What is left of fp32 numbers after quantization by rows, or by groups of a row's columns."""
+    parts = torch.split(x, group or x.shape[-1], dim=-1)
+    made = []
+    for part in parts:
+        scale = part.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / LARGEST[codes]
+        scaled = (part / scale).clamp(-LARGEST[codes], LARGEST[codes])
+        made.append((scaled.round() if codes == torch.int8 else scaled.to(codes).float()) * scale)
+    return torch.cat(made, dim=-1)
+
+
+def emulated(block: fast.FusedBlock, x: Tensor, weights: dict[str, Tensor], codes: torch.dtype, *, dtype: torch.dtype) -> Tensor:
+    """The block in fp32 with what becomes codes rounded to them, and what passes through memory in 16 bits rounded to `dtype`."""
+    attention, mlp, f = block.attention, block.mlp, nn.functional
+
+    def kept(given: Tensor) -> Tensor:
+        return given.to(dtype).float()
+
+    def linear(name: str, given: Tensor, layer: Any) -> Tensor:
+        return f.linear(given, weights[name], layer.bias.float())
+
+    def norm(given: Tensor, layer: nn.LayerNorm) -> Tensor:
+        return f.layer_norm(given, layer.normalized_shape, layer.weight.float(), layer.bias.float(), layer.eps)
+
+    qkv = kept(linear("attention.qkv", rounded(norm(x, block.norm1), codes), attention.qkv))
+    q, k, v = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, attention.heads, -1)).unbind(2))
+    heads = kept(f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    x = kept(x + linear("attention.out", rounded(heads, codes), attention.out))
+    hidden = f.gelu(linear("mlp.fc1", rounded(norm(x, block.norm2), codes), mlp.fc1))
+    return kept(x + linear("mlp.fc2", rounded(hidden, codes, group=128), mlp.fc2))
+
+
+@pytest.mark.parametrize("weights", [w for w in OURS if fast.eight_bit(w)], ids=lambda weights: weights.name)
+def test_a_fused_block_computes_what_its_quantization_says(kernels: SimpleNamespace, weights: Fused) -> None:
+    model = tiny_model()
+    precision.apply_plan(model, uniform(weights, "bf16"))
+    block = model.blocks[0]
+    assert isinstance(block, fast.FusedBlock)
+    names = ("attention.qkv", "attention.out", "mlp.fc1", "mlp.fc2")
+    coded = {name: block.get_submodule(name).coded() for name in names}  # type: ignore[operator]
+    restored = {name: made.codes.float() * made.scales[:, None] for name, made in coded.items()}
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    with torch.inference_mode():
+        found = block(x).float()
+        kind = coded["mlp.fc1"].codes.dtype
+        expected, exact = (emulated(block, x.float(), restored, kind, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    # The control: what bf16 alone moves in the same arithmetic. (A hair's difference may make a code one larger or smaller.)
+    assert (found - expected).norm() <= (expected - exact).norm()
+    high = tiny_model()
+    precision.apply_plan(high, Plan(compute_dtype="bf16"))
+    with torch.inference_mode():
+        away = ((found - high.blocks[0](x).float()).norm() / (exact - x.float()).norm()).item()
+    assert 0 < away < 0.25
+
+
+@FORMATS
+def test_a_whole_model_runs_near_the_one_in_high_precision(kernels: SimpleNamespace, weights: Fused) -> None:
+    high, model = tiny_model(), tiny_model()
+    precision.apply_plan(high, Plan(compute_dtype="bf16"))
+    found = precision.apply_plan(model, uniform(weights, "bf16"))
+    assert found.by_format == {weights.name: 8}
+    before = copy.deepcopy(model.state_dict())
+    logits, expected = prepare(model, "eager", images())(images()).float(), prepare(high, "eager", images())(images()).float()
+    assert ((logits - expected).norm() / expected.norm()).item() < 0.3
+    assert torch.equal(logits, prepare(model, "eager", images())(images()).float())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_nf4_in_16_bits_is_bitsandbytes_nf4(kernels: SimpleNamespace, nested: bool) -> None:
+    theirs, ours = tiny_model(), tiny_model()
+    precision.apply_plan(theirs, uniform(NF4(format="nf4", double_quantization=nested), "bf16"))
+    precision.apply_plan(ours, uniform(FusedNF4(format="nf4_fused", double_quantization=nested, products="16-bit"), "bf16"))
+    expected, logits = prepare(theirs, "eager", images())(images()), prepare(ours, "eager", images())(images())
+    # Other orders of summing: what bf16 alone moves.
+    assert ((logits.float() - expected.float()).norm() / expected.float().norm()).item() < 0.02
+
+
+def test_layers_can_be_made_of_bitsandbytes_codes(kernels: SimpleNamespace) -> None:
+    linear = nn.Linear(128, 40)
+    theirs: Any = precision.convert_linear(linear, NF4(format="nf4", double_quantization=True), torch.bfloat16, name="x")
+    ours = fast.from_bitsandbytes(theirs.weight.data, theirs.weight.quant_state, theirs.bias.data, products="16-bit")
+    x = torch.randn(3, 5, 128).bfloat16()
+    expected = nn.functional.linear(x.float(), precision.restored_weight(theirs).bfloat16().float(), theirs.bias.float())
+    with torch.inference_mode():
+        assert torch.allclose(ours(x).float(), expected, rtol=2**-7, atol=1e-3)
+
+
+@FORMATS
+def test_bytes_held_are_the_expected_ones_and_a_saved_model_is_the_same(weights: Fused, tmp_path: Any) -> None:
+    model, plan = tiny_model(), uniform(weights, "bf16")
+    expected = precision.expected_bytes(model, plan)
+    precision.apply_plan(model, plan)
+    assert precision.weight_bytes(model) == expected
+    written = quantized_file.save_model(model, plan, tmp_path / "m.safetensors", {})
+    assert written == quantized_file.model_bytes(model, plan, {})
+    read = quantized_file.load_model(tmp_path / "m.safetensors", attention="flash")
+    assert [type(block) for block in read.blocks] == [type(block) for block in model.blocks]
+    state = model.state_dict()
+    assert list(read.state_dict()) == list(state)
+    for name, tensor in read.state_dict().items():
+        assert tensor.dtype == state[name].dtype
+        assert torch.equal(tensor.float(), state[name].float())
+    assert precision.audit(read).by_format == {weights.name: 8}
+
+
+@pytest.mark.parametrize("weights", [INT8, OURS[2]], ids=lambda weights: weights.name)
+def test_separate_projections_are_refused(weights: Fused) -> None:
+    with pytest.raises(ConfigError, match="set qkv: fused"):
+        precision.apply_plan(tiny_model(qkv="separate"), uniform(weights, "bf16"))
+
+
+def test_a_block_in_eight_bits_is_whole_and_others_may_be_high() -> None:
+    part = Plan(compute_dtype="bf16", rules=(Rule(pattern="blocks.0.mlp.*", weights=INT8),))
+    with pytest.raises(ConfigError, match=r"blocks\.0: high, w8a8 in one block"):
+        precision.apply_plan(tiny_model(), part)
+    whole = Plan(compute_dtype="bf16", rules=(Rule(pattern="*", weights=INT8), Rule(pattern="blocks.1.*", weights=HighPrecision())))
+    model = tiny_model()
+    assert precision.apply_plan(model, whole).by_format == {"w8a8": 4, "high": 4}
+    assert [isinstance(block, fast.FusedBlock) for block in model.blocks] == [True, False]
+
+
+def test_a_weight_that_is_not_finite_is_refused() -> None:
+    model = tiny_model()
+    layer: Any = encoder_linears(model)["blocks.1.mlp.fc1"]
+    layer.weight.data[0, 0] = float("nan")
+    with pytest.raises(ConfigError, match=r"blocks\.1\.mlp\.fc1: a weight is NaN or infinite"):
+        precision.apply_plan(model, uniform(INT8, "bf16"))
