@@ -83,7 +83,7 @@ def test_halves_and_draws_keep_their_mean_kl_to_five_digits(forms: Forms) -> Non
 
 
 # Ends of intervals rest on the images' spread, which the rounding touches.
-ENDS = {"units": ("kl", "excess"), "contests": ("kl_difference",)}
+ENDS = {"units": ("kl", "excess"), "sensitivity": ("interval",), "contests": ("kl_difference",)}
 
 
 def test_every_table_is_that_of_the_loose_records(forms: Forms) -> None:
