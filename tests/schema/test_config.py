@@ -180,3 +180,31 @@ def test_every_seed_that_is_started_from_is_adapted(tmp_path: Path, adapted: lis
 
 def test_more_seeds_may_be_adapted_than_are_started_from(tmp_path: Path) -> None:
     assert load_profile(write_changed(tmp_path, {"adapted_seeds": [0, 5]})).adapted_seeds == (0, 5)
+
+
+FAST = {"label": "fast", "compute_dtype": "bf16", "attention": "cudnn", "adaptation": "ptq", "qkv": "fused", "device": "cuda"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"qkv": "separate"}, "take q, k and v as one layer; set qkv: fused"),
+        ({"compute_dtype": "fp32", "attention": "efficient"}, "have no fp32 kernel; allowed compute_dtype: fp16, bf16"),
+        ({"adaptation": "qlora"}, "cannot carry adapters"),
+    ],
+)
+@pytest.mark.parametrize(
+    "weights", [{"format": "w8a8"}, {"format": "fp8"}, {"format": "nf4_fused", "double_quantization": True, "products": "int8"}]
+)
+def test_a_format_of_our_own_kernels_says_what_it_needs(
+    tmp_path: Path, weights: dict[str, object], change: dict[str, object], message: str
+) -> None:
+    arms = yaml.safe_load(DEMO.read_text())["variants"]["arms"]
+    load_profile(write_changed(tmp_path, {"variants.arms": [*arms, {**FAST, "weights": weights}]}))
+    with pytest.raises(ConfigError, match=message):
+        load_profile(write_changed(tmp_path, {"variants.arms": [*arms, {**FAST, "weights": weights, **change}]}))
+
+
+def test_scans_of_blocks_take_no_format_of_our_own_kernels(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sensitivity\.formats: formats of our own kernels are for whole models"):
+        load_profile(write_changed(tmp_path, {"sensitivity.formats": [{"format": "w8a8"}]}))

@@ -111,3 +111,12 @@ def test_a_forward_on_the_cpu_splits_into_classes_and_confirms_its_label(
 def test_a_label_that_the_trace_contradicts_fails_the_trial() -> None:
     with pytest.raises(LowbitVitError, match="says attention flash, but its trace shows math"):
         trace(torch.inference_mode()(a_model("math")), torch.zeros(1, 3, 8, 8), attention="flash", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("product_kernel", "gemm"), ("nf4_product_kernel", "gemm"), ("quantize_kernel", "quantize"), ("decode_kernel", "quantize")],
+)
+def test_the_kernels_of_the_fast_path_are_known(name: str, kind: str) -> None:
+    assert kernel_class(name) == kind
+    assert low_bit_names([name]) == (name,)

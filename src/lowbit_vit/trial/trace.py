@@ -2,7 +2,7 @@
 
 On a card the classes are of CUDA kernels, found by name; the time in which none of them runs is `idle` (launch overhead and
 host syncs). On the CPU they are of PyTorch operators, by self time. The patterns are from traces of torch 2.11 to 2.15 on an
-H100 and from bitsandbytes 0.50's operators.
+H100, from bitsandbytes 0.50's operators, and our own kernels'.
 """
 
 import functools
@@ -42,14 +42,18 @@ _PATTERNS = {
     kind: re.compile("|".join(patterns), re.IGNORECASE)
     for kind, patterns in {
         "attention": [*(pattern for _, pattern in _FUSED_ATTENTION), _MATH_ATTENTION],
-        "gemm": ["gemm|gemv|nvjet|cutlass|cublas|xmma|splitk", r"_mm\b|addmm|aten::b?mm\b|aten::linear|matmul(_|\b)", "convolution|conv2d"],
-        "quantize": ["quant|Int8Vector|mm_int32|MatMul8bit|MatMul4bit|bitsandbytes"],
+        "gemm": [
+            "gemm|gemv|nvjet|cutlass|cublas|xmma|splitk|product_kernel",
+            r"_mm\b|addmm|aten::b?mm\b|aten::linear|matmul(_|\b)",
+            "convolution|conv2d",
+        ],
+        "quantize": ["quant|decode_kernel|Int8Vector|mm_int32|MatMul8bit|MatMul4bit|bitsandbytes"],
         "copy": ["memcpy|memset|copy|CatArray|aten::cat|clone|contiguous"],
         "norm_elementwise": ["norm|elementwise|vectorized|reduce|triton|gelu", "aten::(add|mul|sub|div|where|all|mean|sum)"],
     }.items()
 }
 # What reads or makes low-bit values: bitsandbytes' own kernels and operators, and cuBLAS's int8 products.
-_LOW_BIT = re.compile(r"quant|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE)
+_LOW_BIT = re.compile(r"quant|product_kernel|decode_kernel|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE)
 _NAME_LENGTH = 160  # templates' names run to a thousand characters
 _SYNCS = re.compile(r"^cuda(Stream|Device|Event)Synchronize$|^cudaMemcpy$")
 

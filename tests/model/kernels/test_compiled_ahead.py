@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from lowbit_vit.errors import Unavailable
 from lowbit_vit.model.kernels import nf4, product, quantize, tiles
 
 TARGETS = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
@@ -111,3 +113,8 @@ def test_the_nf4_decoding_compiles(capability: int, out: str, nested: bool) -> N
     constants = {"NESTED": nested, "NESTED_BLOCK": 256, "TO_CODES": out != "*bf16", "LARGEST": 127.0, "BYTES": 1024}
     types = NF4_TYPES | {"absmax_ptr": "*u8" if nested else "*fp32", "out_ptr": out}
     assert compiled(nf4.decode_kernel, capability=capability, constants=constants, types=types).asm["cubin"]
+
+
+def test_without_a_card_the_kernels_say_what_they_need() -> None:
+    with pytest.raises(Unavailable, match="these kernels need CUDA, the tensors are on cpu"):
+        quantize.quantize_rows(torch.ones(2, 64).half(), codes=torch.int8)

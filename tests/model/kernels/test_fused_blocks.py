@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from emulated_block import emulated, restored_weights
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model import fast, precision, quantized_file
 from lowbit_vit.model.execution import prepare
@@ -19,10 +20,9 @@ INT8, E4M3 = W8A8(format="w8a8"), FP8(format="fp8")
 OURS: list[Fused] = [
     INT8,
     E4M3,
-    *(FusedNF4(format="nf4_fused", double_quantization=dq, products=p) for dq in (False, True) for p in ("16-bit", "int8", "fp8")),  # type: ignore[arg-type]
+    *(FusedNF4(format="nf4_fused", double_quantization=dq, products=p) for dq in (False, True) for p in ("16-bit", "int8", "fp8")),
 ]
 FORMATS = pytest.mark.parametrize("weights", OURS, ids=lambda weights: weights.name)
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 def tiny_model(*, qkv: str = "fused") -> VisionTransformer:
@@ -37,52 +37,17 @@ def images() -> Tensor:
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
 
 
-def rounded(x: Tensor, codes: torch.dtype, *, group: int | None = None) -> Tensor:
-    """What is left of fp32 numbers after quantization by rows, or by groups of a row's columns."""
-    parts = torch.split(x, group or x.shape[-1], dim=-1)
-    made = []
-    for part in parts:
-        scale = part.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / LARGEST[codes]
-        scaled = (part / scale).clamp(-LARGEST[codes], LARGEST[codes])
-        made.append((scaled.round() if codes == torch.int8 else scaled.to(codes).float()) * scale)
-    return torch.cat(made, dim=-1)
-
-
-def emulated(block: fast.FusedBlock, x: Tensor, weights: dict[str, Tensor], codes: torch.dtype, *, dtype: torch.dtype) -> Tensor:
-    """The block in fp32 with what becomes codes rounded to them, and what passes through memory in 16 bits rounded to `dtype`."""
-    attention, mlp, f = block.attention, block.mlp, nn.functional
-
-    def kept(given: Tensor) -> Tensor:
-        return given.to(dtype).float()
-
-    def linear(name: str, given: Tensor, layer: Any) -> Tensor:
-        return f.linear(given, weights[name], layer.bias.float())
-
-    def norm(given: Tensor, layer: nn.LayerNorm) -> Tensor:
-        return f.layer_norm(given, layer.normalized_shape, layer.weight.float(), layer.bias.float(), layer.eps)
-
-    qkv = kept(linear("attention.qkv", rounded(norm(x, block.norm1), codes), attention.qkv))
-    q, k, v = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, attention.heads, -1)).unbind(2))
-    heads = kept(f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-    x = kept(x + linear("attention.out", rounded(heads, codes), attention.out))
-    hidden = f.gelu(linear("mlp.fc1", rounded(norm(x, block.norm2), codes), mlp.fc1))
-    return kept(x + linear("mlp.fc2", rounded(hidden, codes, group=128), mlp.fc2))
-
-
 @pytest.mark.parametrize("weights", [w for w in OURS if fast.eight_bit(w)], ids=lambda weights: weights.name)
 def test_a_fused_block_computes_what_its_quantization_says(kernels: SimpleNamespace, weights: Fused) -> None:
     model = tiny_model()
     precision.apply_plan(model, uniform(weights, "bf16"))
     block = model.blocks[0]
     assert isinstance(block, fast.FusedBlock)
-    names = ("attention.qkv", "attention.out", "mlp.fc1", "mlp.fc2")
-    coded = {name: block.get_submodule(name).coded() for name in names}  # type: ignore[operator]
-    restored = {name: made.codes.float() * made.scales[:, None] for name, made in coded.items()}
+    weights_of, kind = restored_weights(block)
     x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
     with torch.inference_mode():
         found = block(x).float()
-        kind = coded["mlp.fc1"].codes.dtype
-        expected, exact = (emulated(block, x.float(), restored, kind, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+        expected, exact = (emulated(block, x.float(), weights_of, kind, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
     # The control: what bf16 alone moves in the same arithmetic. (A hair's difference may make a code one larger or smaller.)
     assert (found - expected).norm() <= (expected - exact).norm()
     high = tiny_model()

@@ -1,0 +1,49 @@
+"""What a fused block must compute, spelled out in PyTorch: fp32 arithmetic, with what becomes codes rounded to them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_vit.model.fast import FusedBlock
+
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+LINEARS = ("attention.qkv", "attention.out", "mlp.fc1", "mlp.fc2")
+
+
+def restored_weights(block: FusedBlock) -> tuple[dict[str, Tensor], torch.dtype]:
+    """The weights that the codes stand for, in fp32, and the dtype of the codes."""
+    coded: dict[str, Any] = {name: block.get_submodule(name).coded() for name in LINEARS}  # type: ignore[operator]
+    return {name: made.codes.float() * made.scales[:, None] for name, made in coded.items()}, coded["mlp.fc1"].codes.dtype
+
+
+def rounded(x: Tensor, codes: torch.dtype, *, group: int | None = None) -> Tensor:
+    """What is left of fp32 numbers after quantization by rows, or by groups of a row's columns."""
+    parts = torch.split(x, group or x.shape[-1], dim=-1)
+    made = []
+    for part in parts:
+        scale = part.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / LARGEST[codes]
+        scaled = (part / scale).clamp(-LARGEST[codes], LARGEST[codes])
+        made.append((scaled.round() if codes == torch.int8 else scaled.to(codes).float()) * scale)
+    return torch.cat(made, dim=-1)
+
+
+def emulated(block: FusedBlock, x: Tensor, weights: dict[str, Tensor], codes: torch.dtype, *, dtype: torch.dtype) -> Tensor:
+    """The block in fp32 with what becomes codes rounded to them, and what passes through memory in 16 bits rounded to `dtype`."""
+    attention, mlp, f = block.attention, block.mlp, nn.functional
+
+    def kept(given: Tensor) -> Tensor:
+        return given.to(dtype).float()
+
+    def linear(name: str, given: Tensor, layer: Any) -> Tensor:
+        return f.linear(given, weights[name], layer.bias.float())
+
+    def norm(given: Tensor, layer: nn.LayerNorm) -> Tensor:
+        return f.layer_norm(given, layer.normalized_shape, layer.weight.float(), layer.bias.float(), layer.eps)
+
+    qkv = kept(linear("attention.qkv", rounded(norm(x, block.norm1), codes), attention.qkv))
+    q, k, v = (part.transpose(1, 2) for part in qkv.view(*x.shape[:2], 3, attention.heads, -1).unbind(2))
+    heads = kept(f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    x = kept(x + linear("attention.out", rounded(heads, codes), attention.out))
+    hidden = f.gelu(linear("mlp.fc1", rounded(norm(x, block.norm2), codes), mlp.fc1))
+    return kept(x + linear("mlp.fc2", rounded(hidden, codes, group=128), mlp.fc2))

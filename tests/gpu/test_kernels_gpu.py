@@ -1,0 +1,144 @@
+"""The fused kernels on a card, at the shapes of a ViT-L/16: what the interpreter cannot show of compiled code."""
+
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+
+if torch.cuda.is_available():
+    from lowbit_vit.model.kernels import nf4, product, quantize, tiles
+    from lowbit_vit.model.kernels.arguments import GROUP, Coded
+
+DEVICE = "cuda"
+FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+TYPES = pytest.mark.parametrize(
+    "codes",
+    [torch.int8, pytest.param(torch.float8_e4m3fn, marks=pytest.mark.skipif(not FP8, reason="needs compute capability 8.9"))],
+    ids=["int8", "fp8"],
+)
+SHAPES = pytest.mark.parametrize(("columns", "depth"), [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)])
+ROWS = pytest.mark.parametrize("rows", [1, 197, 6304, 12608])
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+
+
+def values(rows: int, columns: int) -> Tensor:
+    generator = torch.Generator(DEVICE).manual_seed(rows + columns)
+    x = torch.randn(rows, columns, generator=generator, device=DEVICE)
+    x[:, 3::64] *= 30
+    return x.bfloat16()
+
+
+def restored(made: "Coded") -> Tensor:
+    scales = made.scales.double()
+    return made.codes.double() * (scales[:, None] if scales.ndim == 1 else scales.repeat_interleave(GROUP, dim=1))
+
+
+@TYPES
+@ROWS
+@pytest.mark.parametrize("norm", [False, True])
+def test_codes_are_those_that_pytorch_computes(codes: torch.dtype, rows: int, norm: bool) -> None:
+    x, layer = values(rows, 1024), nn.LayerNorm(1024, eps=1e-6, device=DEVICE, dtype=torch.bfloat16)
+    nn.init.normal_(layer.weight)
+    with torch.no_grad():
+        made = quantize.normalize_rows(x, layer, codes=codes) if norm else quantize.quantize_rows(x, codes=codes)
+        exact = x.double()
+        if norm:
+            exact = nn.functional.layer_norm(exact, (1024,), layer.weight.double(), layer.bias.double(), 1e-6)
+    largest = exact.abs().amax(dim=1, keepdim=True)
+    assert torch.allclose(made.scales.double() * LARGEST[codes], largest[:, 0], rtol=1e-5)
+    step = 0.5 / 127 * largest if codes == torch.int8 else exact.abs() / 16 + largest / 448 * 2**-10
+    assert ((restored(made) - exact).abs() <= step * 1.01).all()
+
+
+@TYPES
+@SHAPES
+@ROWS
+def test_products_are_those_of_the_codes_in_float64(codes: torch.dtype, rows: int, columns: int, depth: int) -> None:
+    a, w = (quantize.quantize_rows(values(count, depth), codes=codes) for count in (rows, columns))
+    bias, residual = values(1, columns)[0], values(rows, columns)
+    for gelu in (False, True):
+        exact = restored(a) @ restored(w).T + bias.double()
+        exact = (nn.functional.gelu(exact) if gelu else exact) + residual.double()
+        out = product.multiply(a, w, bias, dtype=torch.bfloat16, gelu=gelu, residual=residual)
+        # int8's sums are exact; e4m3's are kept in fewer bits than fp32's inside the tensor cores.
+        atol = {torch.int8: 2e-5, torch.float8_e4m3fn: 2e-3}[codes] * float(exact.abs().max())
+        assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=atol)
+
+
+@TYPES
+@ROWS
+def test_the_mlp_in_codes_of_groups_is_the_mlp(codes: torch.dtype, rows: int) -> None:
+    a = quantize.quantize_rows(values(rows, 1024), codes=codes)
+    up, down = (quantize.quantize_rows(values(*shape), codes=codes) for shape in ((4096, 1024), (1024, 4096)))
+    hidden = product.multiply_to_codes(a, up, torch.zeros(4096, device=DEVICE), gelu=True)
+    exact = nn.functional.gelu(restored(a) @ restored(up).T)
+    largest = exact.view(rows, -1, GROUP).abs().amax(dim=2)
+    assert torch.allclose(hidden.scales.double() * LARGEST[codes], largest, rtol=2e-2, atol=1e-6)
+    step = (0.5 / 127 if codes == torch.int8 else 1 / 16) * largest.repeat_interleave(GROUP, dim=1)
+    assert ((restored(hidden) - exact).abs() <= 1.2 * step + 1e-6).all()
+    out = product.multiply(hidden, down, torch.zeros(1024, device=DEVICE), dtype=torch.bfloat16)
+    expected = restored(hidden) @ restored(down).T
+    assert torch.allclose(out.double(), expected, rtol=1.01 * 2**-8, atol=2e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("rows", [197, 6304])
+def test_every_candidate_tile_runs_and_gives_the_same_int8_product(rows: int) -> None:
+    a, w = (quantize.quantize_rows(values(count, 1024), codes=torch.int8) for count in (rows, 3072))
+    bias = values(1, 3072)[0]
+    made = [product.multiply(a, w, bias, dtype=torch.bfloat16, tile=tile) for tile in tiles.EIGHT_BIT]
+    assert all(torch.equal(out, made[0]) for out in made)
+
+
+@TYPES
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_makes_its_own_row_nan(codes: torch.dtype, bad: float) -> None:
+    x, w = values(300, 1024), quantize.quantize_rows(values(4096, 1024), codes=codes)
+    x[7, 5] = bad
+    hidden = product.multiply_to_codes(quantize.quantize_rows(x, codes=codes), w, torch.zeros(4096, device=DEVICE), gelu=True)
+    assert hidden.scales[7].isnan().all()
+    out = product.multiply(quantize.quantize_rows(x, codes=codes), w, torch.zeros(4096, device=DEVICE), dtype=torch.bfloat16)
+    assert out[7].isnan().all()
+    assert out[:7].isfinite().all()
+    assert out[8:].isfinite().all()
+
+
+def layer(columns: int, depth: int, *, nested: bool) -> tuple["nf4.NF4Weights", Tensor, Any]:
+    codes, state = bnb.functional.quantize_4bit(values(columns, depth).float(), blocksize=64, compress_statistics=nested, quant_type="nf4")
+    constants = (state.state2.code, state.state2.absmax, state.offset.reshape(1)) if nested else ()
+    return nf4.NF4Weights(codes.view(columns, depth // 2), state.code, state.absmax.view(columns, -1), *constants), codes, state
+
+
+@SHAPES
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_decoded_weights_are_those_of_bitsandbytes_to_the_bit(columns: int, depth: int, nested: bool, dtype: torch.dtype) -> None:
+    ours, codes, state = layer(columns, depth, nested=nested)
+    state.dtype = dtype
+    assert torch.equal(nf4.decode(ours, dtype), bnb.functional.dequantize_4bit(codes, state))
+
+
+@SHAPES
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "few_rows"), [(1, 256), (197, 256), (197, 0), (6304, 256)])
+def test_nf4_products_are_those_of_the_decoded_weights(
+    columns: int, depth: int, nested: bool, dtype: torch.dtype, rows: int, few_rows: int
+) -> None:
+    ours, _, _ = layer(columns, depth, nested=nested)
+    x, bias = values(rows, depth).to(dtype), values(1, columns)[0].to(dtype)
+    exact = x.double() @ nf4.decode(ours, dtype).double().T + bias.double()
+    out = nf4.multiply_nf4(x, ours, bias, few_rows=few_rows)
+    assert torch.allclose(out.double(), exact, rtol=0.51 * torch.finfo(dtype).eps, atol=1e-4 * float(exact.abs().max()))
+
+
+def test_every_candidate_tile_of_the_nf4_product_runs() -> None:
+    ours, _, _ = layer(1024, 1024, nested=False)
+    x, bias = values(197, 1024), values(1, 1024)[0]
+    exact = x.double() @ nf4.decode(ours, torch.bfloat16).double().T + bias.double()
+    for tile in tiles.NF4:
+        out = nf4.multiply_nf4(x, ours, bias, tile=tile)
+        assert torch.allclose(out.double(), exact, rtol=2**-7, atol=1e-4 * float(exact.abs().max()))
