@@ -97,10 +97,13 @@ class FusedNF4Linear(nn.Module):
         """What double quantization adds: its levels, scales and mean."""
         return [self._constants[1], self.nested_scales, self.nested_mean] if self.double_quantization else []
 
+    def stored(self) -> "nf4.NF4Weights":
+        """The weights as the kernels take them."""
+        return nf4.NF4Weights(self.weight, self._constants[0], self.absmax, *self.nested())
+
     def coded(self) -> "Coded":
         """The weights as 8-bit codes, made anew: in memory there are 4 bits."""
-        weights = nf4.NF4Weights(self.weight, self._constants[0], self.absmax, *self.nested())
-        return nf4.decode_to_codes(weights, self.scales, codes=_CODES[self.products])
+        return nf4.decode_to_codes(self.stored(), self.scales, codes=_CODES[self.products])
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply in 16 bits, [..., K] -> [..., N]."""

@@ -1,0 +1,324 @@
+"""The fast path against what else a user could pick, in one run on one card: ViT-L/16, batch 1 and 32, bf16, random weights.
+
+    python benchmarks/fast_path.py                  every side, and the products' ceilings; minutes, most of them compiling
+    python benchmarks/fast_path.py --tiles          every candidate tile at every shape instead; a minute
+
+Sides are timed in turns, `ROUNDS` times, so that a slow spell of the card meets all of them. What is said of each is the median of all
+its samples and its ratio to the reference: bf16 with compiled blocks in a CUDA graph. torchao and gemlite take part where they are
+installed; a side that cannot run is in the record with the reason. Speed depends on weights only through LLM.int8's outliers, which
+random weights hardly have, so that side is flattered.
+
+The bound: the products at their best rates at the model's shapes and the attention, nothing else.
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from lowbit_vit.errors import Unavailable
+from lowbit_vit.model import precision
+from lowbit_vit.model.attention import attend
+from lowbit_vit.model.execution import prepare
+from lowbit_vit.model.kernels import nf4, product, quantize, tiles
+from lowbit_vit.model.vit import ARCHITECTURES, VisionTransformer, encoder_linears
+from lowbit_vit.model.work import forward_flop
+from lowbit_vit.schema.config import Execution
+from lowbit_vit.schema.environment import provenance
+from lowbit_vit.schema.plan import FP8, NF4, W8A8, FusedNF4, HighPrecision, Int8, Plan, Weights, uniform
+
+RECORDS = Path(__file__).parent / "records"
+ARCH = ARCHITECTURES["vit_l_16"]
+CLASSES = 102
+BATCHES = (1, 32)
+ROUNDS, CALLS = 5, 60  # 300 samples a side
+WARMUP = 10
+SHAPES = {"qkv": (3072, 1024), "out": (1024, 1024), "fc1": (4096, 1024), "fc2": (1024, 4096)}  # columns, depth
+REFERENCE = "bf16, compiled, graph"
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def main() -> None:
+    """Time what was asked for and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiles", action="store_true", help="time every candidate tile at every shape instead")
+    asked = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise Unavailable("benchmarks/fast_path.py needs CUDA")
+    facts = provenance("python benchmarks/fast_path.py" + (" --tiles" if asked.tiles else ""))
+    machine = {"gpu": facts.gpu, "driver": facts.driver, "cuda": facts.cuda, "git_revision": facts.git_revision, "packages": packages()}
+    record = {"machine": machine, **(all_tiles() if asked.tiles else all_sides())}
+    RECORDS.mkdir(exist_ok=True)
+    path = RECORDS / ("fast_tiles.json" if asked.tiles else "fast_path.json")
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+def packages() -> dict[str, str]:
+    """Versions of what takes part."""
+    names = ("torch", "triton", "bitsandbytes", "torchao", "gemlite")
+    return {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name) is not None}
+
+
+# --------------------------------------------------------------------------------------------------------------- sides
+
+
+def ours(weights: Weights, execution: Execution) -> Callable[[Tensor], Forward]:
+    """A side that this package runs: makes the callable for an example."""
+
+    def make(example: Tensor) -> Forward:
+        model = fresh()
+        precision.apply_plan(model, uniform(weights, "bf16"))
+        return prepare(model.eval(), execution, example)
+
+    return make
+
+
+def torchao(name: str) -> Callable[[Tensor], Forward]:
+    """Its configuration on every encoder linear, with compiled blocks in a CUDA graph: its best setting as documented."""
+
+    def make(example: Tensor) -> Forward:
+        if importlib.util.find_spec("torchao") is None:
+            raise Unavailable("torchao is not installed")
+        quantization = importlib.import_module("torchao.quantization")
+        options = {"granularity": quantization.PerRow()} if name.startswith("Float8") else {}
+        model = plain()
+        linears = set(map(id, encoder_linears(model).values()))
+        quantization.quantize_(model, getattr(quantization, name)(**options), filter_fn=lambda module, _: id(module) in linears)
+        return prepare(model, "compile_graph", example)
+
+    return make
+
+
+def gemlite(name: str) -> Callable[[Tensor], Forward]:
+    """Its processor on every encoder linear, in a CUDA graph; it tunes its kernels when they first run."""
+
+    def make(example: Tensor) -> Forward:
+        if importlib.util.find_spec("gemlite") is None:
+            raise Unavailable("gemlite is not installed")
+        processor = getattr(importlib.import_module("gemlite.helper"), name)(device="cuda:0", dtype=torch.bfloat16)
+        model = plain()
+        for place, linear in encoder_linears(model).items():
+            parent, _, last = place.rpartition(".")
+            setattr(model.get_submodule(parent), last, processor.from_linear(linear))
+        return prepare(model, "cuda_graph", example)
+
+    return make
+
+
+SINGLE = NF4(format="nf4", double_quantization=False)
+SIDES: dict[str, Callable[[Tensor], Forward]] = {
+    REFERENCE: ours(HighPrecision(), "compile_graph"),
+    "bf16, graph": ours(HighPrecision(), "cuda_graph"),
+    "bf16, eager": ours(HighPrecision(), "eager"),
+    "W8A8, graph": ours(W8A8(format="w8a8"), "cuda_graph"),
+    "fp8, graph": ours(FP8(format="fp8"), "cuda_graph"),
+    "NF4 fused, compiled, graph": ours(FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit"), "compile_graph"),
+    "NF4 fused, double quantization, compiled, graph": ours(
+        FusedNF4(format="nf4_fused", double_quantization=True, products="16-bit"), "compile_graph"
+    ),
+    "NF4, int8 products, graph": ours(FusedNF4(format="nf4_fused", double_quantization=False, products="int8"), "cuda_graph"),
+    "NF4, fp8 products, graph": ours(FusedNF4(format="nf4_fused", double_quantization=False, products="fp8"), "cuda_graph"),
+    "bitsandbytes NF4, eager": ours(SINGLE, "eager"),
+    "bitsandbytes NF4, graph": ours(SINGLE, "cuda_graph"),
+    "bitsandbytes NF4, compiled, graph": ours(SINGLE, "compile_graph"),
+    "bitsandbytes int8, threshold 6, eager": ours(Int8(format="int8", threshold=6.0), "eager"),
+    "bitsandbytes int8, threshold 0, eager": ours(Int8(format="int8", threshold=0.0), "eager"),
+    "bitsandbytes int8, threshold 0, graph": ours(Int8(format="int8", threshold=0.0), "cuda_graph"),
+    "torchao int8 dynamic, compiled, graph": torchao("Int8DynamicActivationInt8WeightConfig"),
+    "torchao fp8 dynamic by rows, compiled, graph": torchao("Float8DynamicActivationFloat8WeightConfig"),
+    "gemlite int8 dynamic, graph": gemlite("A8W8_int8_dynamic"),
+    "gemlite fp8 dynamic, graph": gemlite("A8W8_fp8_dynamic"),
+}
+
+
+def fresh() -> VisionTransformer:
+    """A ViT-L/16 in fp32 on the card, the same for every side."""
+    torch.manual_seed(0)
+    return VisionTransformer(ARCH, num_classes=CLASSES, attention="cudnn", qkv="fused").to("cuda").eval()
+
+
+def plain() -> VisionTransformer:
+    """The same in bf16."""
+    model = fresh()
+    precision.apply_plan(model, Plan(compute_dtype="bf16"))
+    return model.eval()
+
+
+def all_sides() -> dict[str, object]:
+    """Every side at every batch size, then the ceilings and the bound."""
+    return {"rounds": ROUNDS, "calls": CALLS, "batches": {str(batch): one_batch(batch) for batch in BATCHES}}
+
+
+def one_batch(batch: int) -> dict[str, object]:
+    """Medians, ratios to the reference, ceilings and the bound, at one batch size."""
+    example = torch.randn(batch, 3, 224, 224, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    forwards: dict[str, Forward] = {}
+    skipped: dict[str, str] = {}
+    for name, make in track(SIDES.items(), f"prepare, batch {batch}"):
+        try:
+            forwards[name] = make(example)
+            for _ in range(WARMUP):
+                forwards[name](example)
+            torch.cuda.synchronize()
+        except Exception as error:
+            if name == REFERENCE:
+                raise
+            skipped[name] = " ".join(str(error).split())[:200] or type(error).__name__
+            forwards.pop(name, None)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.compiler.reset()  # graphs are captured; the next side's blocks would count as recompilations of this one's
+    samples: dict[str, list[float]] = {name: [] for name in forwards}
+    for _ in track(range(ROUNDS), f"time, batch {batch}"):
+        for name, forward in forwards.items():
+            samples[name] += [timed(lambda forward=forward: forward(example)) for _ in range(CALLS)]  # type: ignore[misc]
+    medians = {name: round(median(values), 4) for name, values in samples.items()}
+    flop = forward_flop(ARCH, num_classes=CLASSES, batch_size=batch)
+    ceilings = {"bf16, 8192 cube": cube()} | products(batch * ARCH.tokens)
+    attention = attention_ms(batch)
+    return {
+        "median_ms": medians,
+        "times_the_reference": {name: round(medians[REFERENCE] / value, 3) for name, value in medians.items()},
+        "skipped": skipped,
+        "tera_operations_per_s": ceilings,
+        "attention_ms": round(attention, 4),
+        "bound_ms": {
+            kind: round(bound_ms(ceilings, kind, batch) + attention, 3) for kind in ("bf16", "int8", "fp8") if f"{kind}, qkv" in ceilings
+        },
+        "reference_share_of_cube": round(flop / (medians[REFERENCE] / 1e3) / (ceilings["bf16, 8192 cube"] * 1e12), 3),
+    }
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Milliseconds of one call, by events around it."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
+
+
+# ------------------------------------------------------------------------------------------------------------- ceilings
+
+
+def replayed_ms(call: Callable[[], object], *, repeats: int = 20) -> float:
+    """Median milliseconds of one call among `repeats` in a CUDA graph: no launch is waited for."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeats):
+            call()
+    return median(timed(graph.replay) for _ in range(30)) / repeats
+
+
+def rate(operations: float, milliseconds: float) -> float:
+    """Tera-operations a second."""
+    return round(operations / milliseconds / 1e9, 1)
+
+
+def cube() -> float:
+    """The rate of one large bf16 product."""
+    left, right = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return rate(2 * 8192**3, replayed_ms(lambda: torch.mm(left, right), repeats=3))
+
+
+def products(rows: int) -> dict[str, float]:
+    """Rates of the four products of a block: cuBLAS in bf16 and, by rows, in e4m3; ours with the best tile."""
+    found: dict[str, float] = {}
+    for name, (columns, depth) in SHAPES.items():
+        operations = 2 * rows * columns * depth
+        x, w = (torch.randn(count, depth, device="cuda", dtype=torch.bfloat16) for count in (rows, columns))
+        bias = torch.zeros(columns, device="cuda", dtype=torch.bfloat16)
+        found[f"bf16, {name}"] = rate(operations, replayed_ms(lambda x=x, w=w, bias=bias: nn.functional.linear(x, w, bias)))  # type: ignore[misc]
+        for kind, codes in code_types().items():
+            times = tile_times(rows, columns, depth, codes)
+            found[f"{kind}, {name}"] = rate(operations, min(times.values()))
+            found[f"{kind}, {name}, by the rule"] = rate(operations, times[chosen(rows, columns)])
+    return found
+
+
+def code_types() -> dict[str, torch.dtype]:
+    """The 8-bit codes that this card multiplies."""
+    fp8 = {"fp8": torch.float8_e4m3fn} if torch.cuda.get_device_capability() >= (8, 9) else {}
+    return {"int8": torch.int8, **fp8}
+
+
+def chosen(rows: int, columns: int) -> str:
+    """The tile that the package takes."""
+    programs = product.multiprocessors(torch.device("cuda"))
+    return label(tiles.tile_for(tiles.EIGHT_BIT, rows=rows, columns=columns, programs=programs))
+
+
+def label(tile: tiles.Tile) -> str:
+    """Its numbers: rows x columns x depth, warps, stages."""
+    return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages"
+
+
+def tile_times(rows: int, columns: int, depth: int, codes: torch.dtype) -> dict[str, float]:
+    """Milliseconds of each candidate."""
+    a, w = (quantize.quantize_rows(torch.randn(count, depth, device="cuda").bfloat16(), codes=codes) for count in (rows, columns))
+    bias = torch.zeros(columns, device="cuda")
+    return {
+        label(tile): replayed_ms(lambda tile=tile: product.multiply(a, w, bias, dtype=torch.bfloat16, tile=tile))  # type: ignore[misc]
+        for tile in tiles.EIGHT_BIT
+    }
+
+
+def bound_ms(ceilings: dict[str, float], kind: str, batch: int) -> float:
+    """Milliseconds of all products of the encoder at their best rates."""
+    rows = batch * ARCH.tokens
+    return sum(ARCH.depth * 2 * rows * columns * depth / ceilings[f"{kind}, {name}"] / 1e9 for name, (columns, depth) in SHAPES.items())
+
+
+def attention_ms(batch: int) -> float:
+    """Milliseconds of all blocks' attention by the pinned kernel."""
+    q, k, v = (torch.randn(batch, ARCH.tokens, ARCH.heads, ARCH.head_width, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    return ARCH.depth * replayed_ms(lambda: attend(q, k, v, "cudnn"))
+
+
+def all_tiles() -> dict[str, object]:
+    """Milliseconds of every candidate at every shape, and of NF4 decoded in the main loop and first."""
+    found: dict[str, object] = {}
+    for batch in BATCHES:
+        rows = batch * ARCH.tokens
+        for name, (columns, depth) in track(SHAPES.items(), f"tiles, batch {batch}"):
+            for kind, codes in code_types().items():
+                times = tile_times(rows, columns, depth, codes)
+                found[f"{kind}, {name}, batch {batch}"] = {"rule": chosen(rows, columns)} | {
+                    tile: round(ms, 5) for tile, ms in times.items()
+                }
+    for rows in (1, 64, 197, 394, 788, 1576, 6304):
+        found[f"NF4, {rows} rows"] = {name: nf4_times(rows, *shape) for name, shape in SHAPES.items()}
+    return {"ms": found}
+
+
+def nf4_times(rows: int, columns: int, depth: int) -> dict[str, float]:
+    """Milliseconds of the NF4 product decoded first, and in the main loop by each candidate tile."""
+    layer = precision.convert_linear(
+        nn.Linear(depth, columns, device="cuda"),
+        FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit"),
+        torch.bfloat16,
+        name="",
+    )
+    w, bias = layer.stored(), torch.zeros(columns, device="cuda", dtype=torch.bfloat16)  # type: ignore[operator]
+    x = torch.randn(rows, depth, device="cuda", dtype=torch.bfloat16)
+    times = {"decoded first": replayed_ms(lambda: nf4.multiply_nf4(x, w, bias, few_rows=0))}
+    for tile in tiles.NF4:
+        times[label(tile)] = replayed_ms(lambda tile=tile: nf4.multiply_nf4(x, w, bias, tile=tile, few_rows=rows))  # type: ignore[misc]
+    return {name: round(ms, 5) for name, ms in times.items()}
+
+
+if __name__ == "__main__":
+    main()
