@@ -8,7 +8,8 @@ What a block in 8 bits launches, for rows = images x tokens (docs/fast-path.md s
     norm2 + codes of its rows   ->  fc1 product + bias + GELU + codes of each 128 columns
                                 ->  fc2 product + bias + residual
 
-Seven launches beside the attention's own (and one more for each product where the codes are made from NF4). No integer sum, GELU input or GELU result in 16 bits reaches memory. Weights are codes of the fp32 weights.
+Seven launches beside the attention's own, and one more for each product where the codes are made from NF4. No integer sum, GELU
+input or GELU result in 16 bits reaches memory. Weights are codes of the fp32 weights.
 The kernels need Triton and CUDA; building, counting and saving a model needs neither.
 """
 
