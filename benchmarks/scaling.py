@@ -114,13 +114,15 @@ def format_of(trial: Trial) -> str:
 def seconds_of(trial: Trial, known: dict[str, dict[str, float]]) -> float:
     """Seconds of a trial on an H100. One trial of each format was measured, so this is an estimate.
 
-    - A trial counts as the measured one of its format; fp32 and TF32 as int8, the slowest of the three.
+    - A trial counts as the measured one of its format; fp32 and TF32 as int8, the slowest of the three; a format of our own kernels
+      as high precision, whose forward it is to replace.
     - Measuring grows with the number of samples, which is too much: its time has a limit of its own.
     - Fine-tuning is an epoch's steps of 32 images times three forwards, eager: one forth, two back.
     - A cell of a scan is quantized and evaluated; a scan's process starts and loads once, which `row` adds.
     """
     wide = trial.plan.compute_dtype in ("fp32", "tf32")
-    parts = known["int8" if wide else format_of(trial)]
+    weights = format_of(trial)
+    parts = known["int8" if wide else weights if weights in known else "high"]
     if trial.measurement is None:
         return parts["quantize"] + parts["evaluate"]
     total = parts["load"] + parts["quantize"] + parts["save"] + parts["evaluate"]
