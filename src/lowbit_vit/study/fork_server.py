@@ -36,6 +36,10 @@ from lowbit_vit.errors import LowbitVitError
 READY = b"ready"
 _OURS = (
     "lowbit_vit.cli",
+    # Put off by `model.fast` until a block needs them.
+    "lowbit_vit.model.kernels.nf4",
+    "lowbit_vit.model.kernels.product",
+    "lowbit_vit.model.kernels.quantize",
     "lowbit_vit.study.lifeline",
     "lowbit_vit.trial.run",
     "lowbit_vit.trial.scan",
