@@ -33,6 +33,7 @@ PACKAGE = {
     "errors.py": "class LowbitVitError(Exception): ...",
     "cli.py": "",
     "study/__init__.py": "",
+    **dict.fromkeys((f"model/kernels/{name}.py" for name in ("nf4", "product", "quantize")), ""),
     "study/lifeline.py": (SOURCES / OURS / "study" / "lifeline.py").read_text(),
     "study/fork_server.py": (SOURCES / OURS / "study" / "fork_server.py").read_text(),
     "trial/__init__.py": "",
