@@ -225,7 +225,7 @@ def test_without_scripts_the_figures_and_every_statement_are_there(browser: Brow
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(synthetic_page.as_uri())
-    assert page.locator(".plot svg").count() == 7
+    assert page.locator(".plot svg").count() == 8
     assert page.locator("#claims .claim").count() == 79
     assert page.locator(".filters").is_hidden()
     context.close()
