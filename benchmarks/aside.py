@@ -1,11 +1,14 @@
-"""A project's data and weights with a reports folder of its own: what a benchmark runs touches no record of the project."""
+"""What benchmarks share: a reports folder aside, so that they touch no record of the project, and what a record says of its machine."""
 
+import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.schema.environment import command_line, provenance
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 
@@ -28,3 +31,20 @@ def predictions_of(record: Record) -> str:
     if record.evaluation is None:
         raise LowbitVitError(f"{record.trial.label}: {record.status}: {record.reason}")
     return record.evaluation.predictions_sha256
+
+
+def machine(*packages: str, load: float) -> dict[str, object]:
+    """The machine that processor times were taken on.
+
+    Args:
+        packages: whose versions matter.
+        load: average of one minute, before anything was started.
+    """
+    facts = provenance(command_line())
+    return {
+        "cpu": facts.cpu,
+        "cores": facts.cpu_cores,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "load_average_before": round(load, 2),
+    }

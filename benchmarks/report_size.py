@@ -10,17 +10,15 @@ Asked for: under 20 s, under 1 GB, a page under 5 MB.
 
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import synthetic
-from lowbit_vit.schema.environment import provenance
+from aside import machine
 
 ARMS, SEEDS = 492, 10
 RECORD = Path(__file__).parent / "records" / "report_size.json"
@@ -48,15 +46,8 @@ def main() -> None:
         seconds = time.perf_counter() - start
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         page = (workspace.reports / "report.html").stat().st_size
-    facts = provenance("python benchmarks/report_size.py")
     record = {
-        "machine": {
-            "cpu": facts.cpu,
-            "cores": facts.cpu_cores,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("altair", "polars", "vl-convert-python")},
-            "load_average_before": round(load, 2),
-        },
+        "machine": machine("altair", "polars", "vl-convert-python", load=load),
         "records": records,
         "seconds": round(seconds, 1),
         "processor_seconds": round(used.ru_utime + used.ru_stime, 1),

@@ -12,18 +12,15 @@ The ratio that is asked for: scan <= 1/3 of the wall time of separate processes.
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.progress import track
 
-from aside import empty_reports, predictions_of
+from aside import empty_reports, machine, predictions_of
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import Trial, load_profile
-from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
@@ -49,15 +46,8 @@ def main() -> None:
         if of_scan[other.trial_id] != predictions_of(other):
             raise LowbitVitError(f"{other.trial.label}: scan and trial gave different predictions")
 
-    facts = provenance("python benchmarks/scan.py")
     record = {
-        "machine": {
-            "cpu": facts.cpu,
-            "cores": facts.cpu_cores,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "bitsandbytes")},
-            "load_average_before": round(load, 2),
-        },
+        "machine": machine("torch", "bitsandbytes", load=load),
         "cells": CELLS,
         "scan_s": [round(first, 2), round(second, 2)],
         "separate_s": round(separate, 2),

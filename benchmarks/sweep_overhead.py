@@ -15,18 +15,16 @@ What is asked for: <= 50 ms a trial, and memory at the end <= 1.25 times that af
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
+from aside import machine
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.environment import provenance
 from lowbit_vit.study.grid import cells
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -59,15 +57,8 @@ def main() -> None:
         with Cluster(Path(folder)) as cluster:
             cluster.add_node("only", cpus=2)
             found = watch(cluster, submitter, options.trials)
-    facts = provenance("python benchmarks/sweep_overhead.py")
     record = {
-        "machine": {
-            "cpu": facts.cpu,
-            "cores": facts.cpu_cores,
-            "python": platform.python_version(),
-            "ray": version("ray"),
-            "load_average_before": round(load, 2),
-        },
+        "machine": machine("ray", load=load),
         "trials": options.trials,
         **found,
         "asked_for": {"ms_per_trial": "<= 50", "memory_end_over_tenth": "<= 1.25"},

@@ -16,24 +16,21 @@ What is asked for: a forked start takes at most 1/4 of a fresh one, by the clock
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 from rich.progress import track
 
+from aside import empty_reports, machine
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import Trial, load_profile
-from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import COMMAND, launch
@@ -58,22 +55,12 @@ def main() -> None:
     root = options.root.resolve()
     trials = {trial.label: trial for trial in cells(load_profile(root / "profiles" / "demo.yaml"), "variants")}
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("data", "checkpoints"):
-            (Path(folder) / name).symlink_to(root / name)
-        workspace = Workspace(root=Path(folder), profile="demo")
+    with empty_reports(root, "demo") as workspace:
         first = start_of(trials[ARMS[0]], workspace, COMMAND)  # with the imports
         imports = server().cpu_times()
         arms = {label: compare(trials[label], workspace, options.rounds) for label in ARMS}
-    facts = provenance("python benchmarks/trial_start.py")
     record = {
-        "machine": {
-            "cpu": facts.cpu,
-            "cores": facts.cpu_cores,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "bitsandbytes", "peft")},
-            "load_average_before": round(load, 2),
-        },
+        "machine": machine("torch", "bitsandbytes", "peft", load=load),
         "rounds": options.rounds,
         "imports": {"first_start_s": round(first.start_s, 2), "cpu_s": round(imports.user + imports.system, 2)},
         "arms": arms,
