@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from drawn_model import drawn_model
 from emulated_block import emulated, restored_weights
 from lowbit_vit.errors import Unavailable
 from lowbit_vit.model import fast, precision, quantized_file
@@ -30,11 +31,7 @@ WIDE = Architecture(name="wide", image_size=64, patch_size=16, depth=2, heads=16
 
 
 def wide_model() -> VisionTransformer:
-    torch.manual_seed(0)
-    model = VisionTransformer(WIDE, num_classes=10, attention="flash", qkv="fused")
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.03)
-    return model.eval().to(DEVICE)
+    return drawn_model(WIDE, attention="flash", qkv="fused", std=0.03).to(DEVICE)
 
 
 def images(count: int = 4) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from drawn_model import drawn_model
 from lowbit_vit.errors import Unavailable
 from lowbit_vit.model import lora, precision, quantized_file
 from lowbit_vit.model.execution import prepare
@@ -26,11 +27,7 @@ SMALL = Architecture(name="small", image_size=32, patch_size=4, depth=2, heads=4
 
 
 def fp32_model() -> VisionTransformer:
-    torch.manual_seed(0)
-    model = VisionTransformer(SMALL, num_classes=10, attention="math", qkv="separate")
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.05)
-    return model.eval().to(DEVICE)
+    return drawn_model(SMALL, attention="math", qkv="separate", std=0.05).to(DEVICE)
 
 
 def images(dtype: ComputeDtype) -> torch.Tensor:

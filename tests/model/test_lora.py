@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from drawn_model import drawn_model
 from lowbit_vit.errors import ConfigError, LowbitVitError
 from lowbit_vit.model import lora, precision
 from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
@@ -43,12 +44,9 @@ ADAPTATION = Adaptation(
 
 
 def model_in(plan: Plan, *, qkv: QkvLayout = "separate") -> VisionTransformer:
-    torch.manual_seed(0)
-    model = VisionTransformer(SMALL, num_classes=10, attention="math", qkv=qkv)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.05)
+    model = drawn_model(SMALL, attention="math", qkv=qkv, std=0.05)
     precision.apply_plan(model, plan)
-    return model.eval()
+    return model
 
 
 def images(dtype: torch.dtype) -> torch.Tensor:

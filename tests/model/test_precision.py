@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from drawn_model import drawn_model
 from lowbit_vit.errors import ConfigError, LowbitVitError
 from lowbit_vit.model import precision
 from lowbit_vit.model.vit import ARCHITECTURES, Architecture, VisionTransformer, encoder_linears, fuse_qkv
+from lowbit_vit.schema.config import QkvLayout
 from lowbit_vit.schema.plan import NF4, ComputeDtype, HighPrecision, Int8, Plan, Rule, all_but, only, uniform
 
 HIGH = HighPrecision()
@@ -25,12 +27,8 @@ SMALL = Architecture(name="small", image_size=16, patch_size=4, depth=2, heads=2
 MIB = 2**20
 
 
-def small_model(*, qkv: str = "separate", seed: int = 0) -> VisionTransformer:
-    torch.manual_seed(seed)
-    model = VisionTransformer(SMALL, num_classes=10, attention="math", qkv=qkv)  # type: ignore[arg-type]
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.05)
-    return model.eval()
+def small_model(*, qkv: QkvLayout = "separate") -> VisionTransformer:
+    return drawn_model(SMALL, attention="math", qkv=qkv, std=0.05)
 
 
 def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -40,7 +38,9 @@ def images(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("qkv", ["separate", "fused"])
 @FORMATS
 @DTYPES
-def test_every_format_runs_in_every_dtype_with_bounded_error(weights: HighPrecision | Int8 | NF4, dtype: ComputeDtype, qkv: str) -> None:
+def test_every_format_runs_in_every_dtype_with_bounded_error(
+    weights: HighPrecision | Int8 | NF4, dtype: ComputeDtype, qkv: QkvLayout
+) -> None:
     reference = small_model(qkv=qkv)
     model = copy.deepcopy(reference)
     plan = uniform(weights, dtype)
@@ -234,7 +234,7 @@ def test_bytes_of_vit_l_16_are_those_worked_out_by_hand() -> None:
 @pytest.mark.parametrize("qkv", ["separate", "fused"])
 @FORMATS
 @DTYPES
-def test_bytes_held_are_the_expected_ones(weights: HighPrecision | Int8 | NF4, dtype: ComputeDtype, qkv: str) -> None:
+def test_bytes_held_are_the_expected_ones(weights: HighPrecision | Int8 | NF4, dtype: ComputeDtype, qkv: QkvLayout) -> None:
     model = small_model(qkv=qkv)
     plan = uniform(weights, dtype)
     expected = precision.expected_bytes(model, plan)

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from drawn_model import drawn_model
 from lowbit_vit.errors import DataError, LowbitVitError
 from lowbit_vit.model import lora, precision, quantized_file
 from lowbit_vit.model.vit import Architecture, VisionTransformer
@@ -21,12 +22,9 @@ SMALL = Architecture(name="small", image_size=16, patch_size=4, depth=2, heads=2
 
 
 def model_in(plan: Plan, *, qkv: QkvLayout = "separate") -> VisionTransformer:
-    torch.manual_seed(0)
-    model = VisionTransformer(SMALL, num_classes=10, attention="math", qkv=qkv)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.05)
+    model = drawn_model(SMALL, attention="math", qkv=qkv, std=0.05)
     precision.apply_plan(model, plan)
-    return model.eval()
+    return model
 
 
 def adapted(plan: Plan) -> VisionTransformer:
