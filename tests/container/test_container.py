@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
-from engine import PODMAN, podman
+from engine import podman
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.record import load_predictions, read_records
@@ -160,10 +162,14 @@ def test_a_killed_launcher_leaves_no_container(whom: str, container: Container, 
     while not left_behind():
         assert time.monotonic() < deadline, "no container was started"
         time.sleep(0.05)
+    clients = [child for child in psutil.Process(launcher.pid).children(recursive=True) if child.name() == "podman"]
+    assert clients
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
     if whom != "launcher":
-        subprocess.run(["pkill", "-KILL", "-f", f"{' '.join(PODMAN)} run --rm --interactive"], check=False)
+        for client in clients:
+            with suppress(psutil.NoSuchProcess):
+                client.kill()
         assert container.remove_stale(workspace) <= 1
     while left_behind():
         assert time.monotonic() < deadline, "the container lives on"
