@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from lowbit_vit.analysis.flips import flip_curve
+from lowbit_vit.analysis.flips import FlipCurve, flip_curve
 from lowbit_vit.analysis.results import Result, same_images
 from lowbit_vit.analysis.timed_plans import predicted_ms
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, Plan, SensitivityScores, linear_names
-from lowbit_vit.schema.roles import SensitivityRole, read_mixed_roles, read_role
+from lowbit_vit.schema.roles import MixedRole, SensitivityRole, read_mixed_roles, read_role
 
 ADDITIVITY_SCHEMA: dict[str, Any] = {
     "plan": pl.String,
@@ -55,6 +55,7 @@ PREDICTIONS = {
     "weight_bytes": ("predicted_weight_bytes", "weight_bytes"),
 }
 Floats = npt.NDArray[np.float64]
+Part = tuple[BlockScore, int, str]  # what a unit costs alone, on how many images, in which format
 
 
 def additivity(
@@ -69,7 +70,8 @@ def additivity(
 
     `variants` are the arms whose latencies predict those of the plans that were timed, at the largest batch size.
     """
-    reference = next((result for result in mixed if any(role.kind == "reference" for role in _roles(result))), None)
+    roles = {result.record.trial_id: read_mixed_roles(result.record.trial.label) for result in mixed}
+    reference = next((result for result in mixed if MixedRole("reference") in roles[result.record.trial_id]), None)
     if reference is None or reference.predictions is None or not same_images(mixed):
         return pl.DataFrame(schema=ADDITIVITY_SCHEMA)
     units = {
@@ -87,37 +89,46 @@ def additivity(
     curve = flip_curve(sensitivity, scores)
     rows = []
     for result in mixed:
+        role = roles[result.record.trial_id][0]
         parts = _parts(result.record.trial.plan, units, depth=profile.backbone.depth)
         predictions, model = result.predictions, result.record.model
-        if _roles(result)[0].kind == "pair" or not parts or predictions is None or predictions.kl is None or model is None:
+        if role.kind == "pair" or not parts or predictions is None or predictions.kl is None or model is None:
             continue
         report = ~predictions.selection
-        base = sizes.get(SensitivityRole("reference"))
-        added = [sizes.get(SensitivityRole("only", weights, unit.block, unit.module)) for unit, _, weights in parts]
-        known = [size for size in added if size is not None]
-        role = _roles(result)[0]
         summed_kl = sum(float(np.mean(unit.kl)) for unit, _, _ in parts)
-        within = None if curve is None else curve.interval(summed_kl)
         rows.append(
             {
                 "plan": result.record.trial.label,
-                "strategy": "plan" if role.kind == "plan" else role.kind,
+                "strategy": role.kind,
                 "k": role.k or None,
                 "predicted_kl": summed_kl,
                 "kl": float(predictions.kl[report].astype(np.float64).mean()),
                 "predicted_flips_per_1000": sum(1000 * float(np.mean(unit.flips)) / images for unit, images, _ in parts),
-                "expected_flips_per_1000": None if curve is None else curve.expected(summed_kl),
-                "expected_flips_low": None if within is None else within.low,
-                "expected_flips_high": None if within is None else within.high,
+                **_expected_flips(curve, summed_kl),
                 "flips_per_1000": 1000 * float((predictions.best != reference.predictions.best)[report].mean()),
                 **_latency(result, (*variants, *mixed), profile),
-                "predicted_weight_bytes": None if base is None or len(known) < len(added) else base + sum(size - base for size in known),
+                "predicted_weight_bytes": _summed_bytes(parts, sizes),
                 "weight_bytes": model.weight_bytes,
                 "images": int(report.sum()),
                 "trial_id": result.record.trial_id,
             }
         )
     return pl.DataFrame(rows, schema=ADDITIVITY_SCHEMA).sort("k", "strategy", "plan", nulls_last=True)
+
+
+def _expected_flips(curve: FlipCurve | None, kl: float) -> dict[str, float]:
+    if curve is None:
+        return {}
+    within = curve.interval(kl)
+    return {"expected_flips_per_1000": curve.expected(kl), "expected_flips_low": within.low, "expected_flips_high": within.high}
+
+
+def _summed_bytes(parts: Sequence[Part], sizes: Mapping[SensitivityRole, int]) -> int | None:
+    """Bytes of a plan's weights from the cells of the sensitivity study; None if one of them has no record."""
+    base = sizes.get(SensitivityRole("reference"))
+    added = [sizes.get(SensitivityRole("only", weights, unit.block, unit.module)) for unit, _, weights in parts]
+    known = [size for size in added if size is not None]
+    return None if base is None or len(known) < len(added) else base + sum(size - base for size in known)
 
 
 def _latency(result: Result, timed: Sequence[Result], profile: Profile) -> dict[str, Any]:
@@ -128,14 +139,10 @@ def _latency(result: Result, timed: Sequence[Result], profile: Profile) -> dict[
     return {"batch_size": latency.batch_size, "predicted_ms": expected, "p50_ms": latency.p50_ms}
 
 
-def _roles(result: Result) -> list[Any]:
-    return list(read_mixed_roles(result.record.trial.label))
-
-
-def _parts(plan: Plan, units: Mapping[tuple[str, str], tuple[BlockScore, int]], *, depth: int) -> list[tuple[BlockScore, int, str]] | None:
+def _parts(plan: Plan, units: Mapping[tuple[str, str], tuple[BlockScore, int]], *, depth: int) -> list[Part] | None:
     """The measured units that make up a plan, whole blocks where a block has one format; None if one was not measured."""
     formats = plan.resolve(linear_names(depth))
-    parts: list[tuple[BlockScore, int, str]] = []
+    parts: list[Part] = []
     for block in range(depth):
         own = {name: weights for name, weights in formats.items() if name.startswith(f"blocks.{block}.")}
         whole = len({weights.name for weights in own.values()}) == 1

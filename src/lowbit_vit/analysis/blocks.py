@@ -95,8 +95,8 @@ def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) 
     """One row a cell of whole blocks: direction `reference`, `all`, `only` or `all_but`; KL over the draws where it was scored.
 
     `kl_low`..`kl_high` is the range over the draws, `interval_low`..`interval_high` the 95 % interval and `sensitive` the verdict of
-    `units`. Top-1 and its paired difference from the high-precision reference are
-    of the report half. Draws whose scores are missing leave nulls.
+    `units`. Top-1 and its paired difference from the high-precision reference are of the report half. Scores that are missing leave
+    nulls.
     """
     every = [(read_role(result.record.trial.label), result) for result in results]
     roles = [(role, result) for role, result in every if role.module is None]

@@ -3,9 +3,8 @@
 A flip is an image of the report half whose Top-1 class is not the high-precision model's. Against random plans the rank decides: its
 p value is (1 + random plans that are at least as good) / (1 + random plans), so 39 of them are needed for 1/40. Where the random plans
 are all that there are (a small model), the choice is one of them if it spares k blocks, and the p value is the share that is at least
-as good, with nothing added. Against the heuristic
-the test is paired, image by image: McNemar's of the flips, adjusted by Holm over all contests, and an interval of the mean difference
-of KL that holds for all contests together.
+as good, with nothing added. Against the heuristic the test is paired, image by image: McNemar's of the flips, adjusted by Holm over all
+contests, and an interval of the mean difference of KL that holds for all contests together.
 """
 
 import math
