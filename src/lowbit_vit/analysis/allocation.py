@@ -52,11 +52,7 @@ def build_problem(
         ConfigError: a format was not measured, or latency is asked of linears, for which nothing is measured.
         DataError: a record is missing.
     """
-    usable = [score for score in scores if score.direction == "only" and (formats is None or score.weights.name in formats)]
-    unknown = set(formats or ()) - {score.weights.name for score in usable} - {"high"}
-    if unknown or not usable:
-        known = ", ".join(sorted({score.weights.name for score in scores if score.direction == "only"})) or "none"
-        raise ConfigError(f"allocate: format {', '.join(sorted(unknown)) or '(any)'} was not measured; sensitivity.formats has: {known}")
+    usable = _scores_of(formats, scores)
     if latencies is not None and units == "modules":
         raise ConfigError("allocate: latency is measured of whole blocks; give --units blocks, or a budget of bytes or flips")
     facts = {read_role(result.record.trial.label): result.record.model for result in results}
@@ -78,7 +74,6 @@ def build_problem(
         for score in usable:
             unit = (score.blocks if units == "blocks" else score.modules)[index]
             role = SensitivityRole("only", score.weights.name, unit.block, unit.module)
-            ms = 0.0 if latencies is None else (latencies[score.weights.name] - latencies["high"]) / len(names)
             choices.append(
                 Choice(
                     unit=name,
@@ -86,13 +81,24 @@ def build_problem(
                     weight_bytes=_bytes_of(facts, role, profile) - base,
                     kl=float(np.mean(unit.kl)),
                     flips=1000 * float(np.mean(unit.flips)) / score.images,
-                    ms=ms,
+                    ms=0.0 if latencies is None else (latencies[score.weights.name] - latencies["high"]) / len(names),
                     gradient=_gradient(estimates, score.weights.name, name) if estimates is not None else 0.0,
                 )
             )
-    names_used = {score.weights.name for score in usable}
-    terms = tuple(pair for pair in pairs if pair.weights in names_used)
+    allowed = {score.weights.name for score in usable}
+    terms = tuple(pair for pair in pairs if pair.weights in allowed)
     return Problem(choices=tuple(choices), base_bytes=base, base_ms=None if latencies is None else latencies["high"], pairs=terms)
+
+
+def _scores_of(formats: Sequence[str] | None, scores: Sequence[SensitivityScores]) -> list[SensitivityScores]:
+    """What units cost alone in these formats; None: in all."""
+    measured = [score for score in scores if score.direction == "only"]
+    usable = [score for score in measured if formats is None or score.weights.name in formats]
+    unknown = set(formats or ()) - {score.weights.name for score in usable} - {"high"}
+    if unknown or not usable:
+        known = ", ".join(sorted({score.weights.name for score in measured})) or "none"
+        raise ConfigError(f"allocate: format {', '.join(sorted(unknown)) or '(any)'} was not measured; sensitivity.formats has: {known}")
+    return usable
 
 
 def _bytes_of(facts: dict[SensitivityRole, ModelFacts | None], role: SensitivityRole, profile: Profile) -> int:
