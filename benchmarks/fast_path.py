@@ -34,6 +34,7 @@ from lowbit_vit.model.work import forward_flop
 from lowbit_vit.schema.config import Execution
 from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.plan import FP8, NF4, W8A8, FusedNF4, HighPrecision, Int8, Plan, Weights, uniform
+from lowbit_vit.trial.call_time import ms_on_card
 
 RECORDS = Path(__file__).parent / "records"
 ARCH = ARCHITECTURES["vit_l_16"]
@@ -181,7 +182,7 @@ def one_batch(batch: int) -> dict[str, object]:
     samples: dict[str, list[float]] = {name: [] for name in forwards}
     for _ in track(range(ROUNDS), f"time, batch {batch}"):
         for name, forward in forwards.items():
-            samples[name] += [timed(lambda forward=forward: forward(example)) for _ in range(CALLS)]  # type: ignore[misc]
+            samples[name] += [ms_on_card(forward, example) for _ in range(CALLS)]
     medians = {name: round(median(values), 4) for name, values in samples.items()}
     flop = forward_flop(ARCH, num_classes=CLASSES, batch_size=batch)
     ceilings = {"bf16, 8192 cube": cube()} | products(batch * ARCH.tokens)
@@ -199,16 +200,6 @@ def one_batch(batch: int) -> dict[str, object]:
     }
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Milliseconds of one call, by events around it."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
-
-
 # ------------------------------------------------------------------------------------------------------------- ceilings
 
 
@@ -220,7 +211,7 @@ def replayed_ms(call: Callable[[], object], *, repeats: int = 20) -> float:
     with torch.cuda.graph(graph):
         for _ in range(repeats):
             call()
-    return median(timed(graph.replay) for _ in range(30)) / repeats
+    return median(ms_on_card(graph.replay) for _ in range(30)) / repeats
 
 
 def rate(operations: float, milliseconds: float) -> float:

@@ -12,6 +12,7 @@ import torch
 
 from lowbit_vit.schema.config import Device
 from lowbit_vit.schema.record import Ceilings
+from lowbit_vit.trial.call_time import timer
 
 SIDE = {"cuda": 8192, "cpu": 1024}
 COPIED = {"cuda": 512 * 2**20, "cpu": 64 * 2**20}  # bytes of one tensor: beyond any cache
@@ -59,7 +60,7 @@ def _fitting(side: int, device: Device, dtype: torch.dtype) -> int:
 
 def _seconds(call: Callable[[], object], device: Device) -> float:
     """Median seconds of a call: warm-up, then as many calls as the time allows."""
-    timed = _timed_on_card if device == "cuda" else _timed_on_cpu
+    timed = timer(device)
     deadline = time.perf_counter() + _SECONDS[device]
     for _ in range(_WARMUP):
         timed(call)
@@ -67,19 +68,4 @@ def _seconds(call: Callable[[], object], device: Device) -> float:
     least, most = _CALLS
     while len(samples) < most and (len(samples) < least or time.perf_counter() < deadline):
         samples.append(timed(call))
-    return median(samples)
-
-
-def _timed_on_card(call: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1000
-
-
-def _timed_on_cpu(call: Callable[[], object]) -> float:
-    started = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - started) / 1e9
+    return median(samples) / 1000

@@ -22,6 +22,7 @@ from lowbit_vit.model.work import least_work
 from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
 from lowbit_vit.schema.percentiles import percentile, percentile_interval
 from lowbit_vit.schema.record import Clocks, Interval, KernelTime, Latency, MeasurementResult, Work
+from lowbit_vit.trial.call_time import timer
 from lowbit_vit.trial.card_state import clocks, exclusive
 from lowbit_vit.trial.ceilings import measure_ceilings
 from lowbit_vit.trial.evaluate import Forward
@@ -147,33 +148,18 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
 
 def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: Device, bar: Bar) -> tuple[float, ...]:
     """Time single calls, in ms, until there are enough or the time is up."""
-    call = _timed_cuda_call if device == "cuda" else _timed_cpu_call
+    timed = timer(device)
     deadline = time.perf_counter() + config.seconds
     samples: list[float] = []
     shown = 0
     while len(samples) < config.samples and (len(samples) < LEAST_SAMPLES or time.perf_counter() < deadline):
-        samples.append(round(call(forward, example), 4))
+        samples.append(round(timed(forward, example), 4))
         # The bar is moved between calls, and rarely: its thread would take a core from the model.
         if len(samples) - shown >= max(1, config.samples // 20):
             bar.advance(len(samples) - shown)
             shown = len(samples)
     bar.advance(len(samples) - shown)
     return tuple(samples)
-
-
-def _timed_cpu_call(forward: Forward, example: Tensor) -> float:
-    started = time.perf_counter_ns()
-    forward(example)
-    return (time.perf_counter_ns() - started) / 1e6
-
-
-def _timed_cuda_call(forward: Forward, example: Tensor) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    forward(example)
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
 
 
 def summarize_latency(
