@@ -60,6 +60,7 @@ class NF4Weights(NamedTuple):
 
 @triton.jit
 def absmax_of(block, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr):
+    """The absmax of blocks in fp32: loaded, or with double quantization level x scale + mean."""
     absmax = tl.load(absmax_ptr + block)
     if NESTED:
         level = tl.load(nested_levels_ptr + absmax.to(tl.int32))
@@ -72,6 +73,7 @@ def decode_kernel(
     codes_ptr, levels_ptr, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, row_scales_ptr, out_ptr, count, depth,
     NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, TO_CODES: tl.constexpr, LARGEST: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
+    """Decode BYTES of `count` bytes into twice as many weights; `depth` and the row scales serve 8-bit codes alone."""
     start = tl.program_id(0).to(tl.int64) * BYTES
     byte = start + tl.arange(0, BYTES)
     packed = tl.load(codes_ptr + byte, mask=byte < count, other=0).to(tl.int32)
@@ -95,6 +97,7 @@ def nf4_product_kernel(
     rows, columns, depth,
     NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    """One tile of x w^T + bias: x [rows, depth], w [columns, depth] decoded a block at a time, DEPTH of each row; sums in fp32."""
     # The result is made transposed: a Hopper card takes the left side of a product from registers, where the weights are decoded.
     across = tl.cdiv(columns, COLUMNS)
     column = (tl.program_id(0) % across) * COLUMNS + tl.arange(0, COLUMNS)

@@ -30,6 +30,7 @@ def product_kernel(
     GROUPED: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, QUANTIZE: tl.constexpr, EVEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STRIPE: tl.constexpr, GROUP: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
+    """One tile of a w^T with its epilogue: a [rows, depth] and w [columns, depth] in codes; the constants say which parts it has."""
     # Programs go down a stripe of row tiles before they go to the next tile of columns.
     down, across = tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS)
     stripe = tl.program_id(0) // (STRIPE * across)

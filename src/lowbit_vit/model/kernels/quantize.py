@@ -19,6 +19,7 @@ def quantize_kernel(
     x_ptr, gain_ptr, shift_ptr, codes_ptr, scales_ptr, columns, eps,
     NORM: tl.constexpr, LARGEST: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """One row of x [rows, columns] in fp32, normalized if NORM, to codes and a scale."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     inside = column < columns

@@ -11,12 +11,14 @@ _ROUND = tl.constexpr(12582912.0)
 
 @triton.jit
 def scale_of(magnitude, poison, LARGEST: tl.constexpr):
-    # poison is 0, or NaN where a value was NaN or infinite: no code says that, so the scale does, and the row's products are NaN.
+    """The scale under which `magnitude` has the code LARGEST; NaN where `poison` is, which else is 0."""
+    # No code says that a value was NaN or infinite, so the scale does, and the row's products are NaN.
     return tl.maximum(magnitude, SMALLEST) / LARGEST + poison
 
 
 @triton.jit
 def codes_of(values, scales, LARGEST: tl.constexpr, CODES: tl.constexpr):
+    """The codes of values in fp32, value / scale to nearest even, within +-LARGEST; NaN has the code 0."""
     scaled = values / scales
     scaled = tl.where(scaled == scaled, scaled, 0.0)  # noqa: PLR0124  (what NaN is cast to is not defined)
     scaled = tl.clamp(scaled, -LARGEST, LARGEST)  # the division may end a hair above
