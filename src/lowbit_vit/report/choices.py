@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from lowbit_vit.report.cells import DASH, milliseconds, nats, number, percent, probability
-from lowbit_vit.report.grids import Cell, Grid, Row
+from lowbit_vit.report.grids import Cell, Grid, Row, latency_cell
 from lowbit_vit.schema.record import Record
 
 
@@ -65,13 +65,12 @@ def timed_grid(frame: pl.DataFrame) -> Grid:
     """Plans that were timed, and the uniform arms that their latency is predicted from."""
     rows = []
     for row in frame.to_dicts():
-        median = "" if row["p50_low_ms"] is None else f"{milliseconds(row['p50_low_ms'])} to {milliseconds(row['p50_high_ms'])}"
         cells = (
             Cell(row["plan"], "arm" if row["study"] == "variants" else ""),
             Cell(str(row["batch_size"])),
             Cell(number(row["weight_mib"], 3)),
             Cell(number(row["file_mib"], 3)),
-            Cell(milliseconds(row["p50_ms"]), median),
+            latency_cell(row),
             Cell(milliseconds(row["predicted_ms"])),
             Cell(number(row["ratio"])),
             Cell(number(row["peak_memory_mib"], 1), row["memory_is"] or ""),

@@ -69,7 +69,7 @@ def _result_row(first: dict[str, Any], by_batch: dict[int, dict[str, Any]], batc
             Cell(percent(first["top1"]), _top1_note(first)),
             _difference(first),
             Cell(number(first["file_mib"])),
-            *(_latency(by_batch.get(batch)) for batch in batches),
+            *(latency_cell(by_batch.get(batch)) for batch in batches),
             Cell(number(peak["peak_memory_mib"], 1), peak["memory_is"]) if peak else Cell(DASH),
             Cell(status_words(first)),
         ),
@@ -89,7 +89,8 @@ def _difference(row: dict[str, Any]) -> Cell:
     return Cell(points(row["difference"]), note, hint=f"before the adjustment: exact p {row['p_value']:.3g}")
 
 
-def _latency(row: dict[str, Any] | None) -> Cell:
+def latency_cell(row: dict[str, Any] | None) -> Cell:
+    """The median with its interval; a dash where nothing was timed."""
     if row is None:
         return Cell(DASH)
     if row["p50_low_ms"] is None:
