@@ -80,7 +80,7 @@ def chosen(root: Path, name: str, labels: list[str]) -> list[Trial]:
 
 
 def run_once(trial: Trial, root: Path) -> tuple[Record, Predictions | None]:
-    """One run in a fresh process and an empty reports folder, on the project's own data and weights."""
+    """One run in a process of its own and an empty reports folder, on the project's own data and weights."""
     with empty_reports(root, trial.profile) as workspace:
         record = launch(trial, workspace, threads=cpu_cores())
         arrays = workspace.records(trial.study) / f"{trial.trial_id}.npz"

@@ -1,4 +1,4 @@
-"""What a warm scan saves: 24 accuracy-only cells in one process, against the same cells in a fresh process each.
+"""What a warm scan saves: 24 accuracy-only cells in one process, against the same cells in a process of its own each.
 
     python benchmarks/scan.py [--root FOLDER]     (after lowbit-vit data demo and lowbit-vit backbone demo)
 

@@ -197,7 +197,7 @@ def variants(
     unpinned: Unpinned = False,
     card: Card = None,
 ) -> None:
-    """Fine-tune, evaluate and measure every declared arm, each in a fresh process."""
+    """Fine-tune, evaluate and measure every declared arm, each in a process of its own."""
     _run("variants", profile, root, _Place(isolation, image, runtime, unpinned, card))
 
 

@@ -1,8 +1,9 @@
-"""Libraries that are imported when they are first used: a process pays only for what its trial needs.
+"""Libraries that are imported when they are first used: a process pays only for what it needs.
 
-Every trial starts in a fresh process. bitsandbytes and peft each take seconds to import, torchvision's models and torch's
-compiler no less, and a trial in fp32 uses none of them. So the modules that need such a library name it at their top, as they
-would import it, and its code runs at the first attribute:
+bitsandbytes and peft each take seconds to import, torchvision's models and torch's compiler no less, and few processes use all of
+them. A trial that is forked finds them imported (`study.fork_server`); but on a machine with a card bitsandbytes and peft are left
+to it, since importing them asks CUDA. So the modules that need such a library name it at their top, as they would import it, and
+its code runs at the first attribute:
 
     if TYPE_CHECKING:
         import bitsandbytes as bnb

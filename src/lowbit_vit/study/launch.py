@@ -1,10 +1,9 @@
-"""Run one trial, or one scan of many accuracy-only cells, in a fresh process or container: JSON in, JSON out.
+"""Run one trial, or one scan of many accuracy-only cells, in a process or container of its own: JSON in, JSON out.
 
 The process is a fork of one that has imported everything (`forked`): a session, a log, limits and a CUDA context of its own,
-without the seconds of the imports.
-Whatever happens to that process, every trial ends as a record: the one that the process wrote, or one that says how it died.
-The process works in a scratch folder beside the records; what it finishes is moved into place atomically, so that a record
-is there whole or not at all. It watches its stdin, a pipe that we hold: when we die, it dies (`lifeline`).
+without the seconds of the imports. Whatever happens to it, every trial ends as a record: the one that the process wrote, or one
+that says how it died. The process works in a scratch folder beside the records; what it finishes is moved into place atomically,
+so that a record is there whole or not at all. It watches its stdin, a pipe that we hold: when we die, it dies (`lifeline`).
 """
 
 import logging
@@ -53,7 +52,7 @@ class _Ending:
 
 
 def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter = COMMAND) -> Record:
-    """Run one trial in a fresh process with the whole of `trial.limits`, and put its record among the study's.
+    """Run one trial in a process of its own with the whole of `trial.limits`, and put its record among the study's.
 
     Args:
         trial: any trial.

@@ -130,6 +130,8 @@ class _Sums:
             hook.remove()
 
     def _watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        """The hook of one linear: it adds what each format would change of its output, and later what that costs by its gradient."""
+
         def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             with torch.no_grad():
                 errors = {key: (layer(inputs[0].detach()) - output).square() for key, layer in self._by_linear[name]}

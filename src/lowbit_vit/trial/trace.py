@@ -52,7 +52,7 @@ _PATTERNS = {
         "norm_elementwise": ["norm|elementwise|vectorized|reduce|triton|gelu", "aten::(add|mul|sub|div|where|all|mean|sum)"],
     }.items()
 }
-# What reads or makes low-bit values: bitsandbytes' own kernels and operators, and cuBLAS's int8 products.
+# What reads or makes low-bit values: bitsandbytes' own kernels and operators, cuBLAS's int8 products, and our kernels.
 _LOW_BIT = re.compile(r"quant|product_kernel|decode_kernel|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE)
 _NAME_LENGTH = 160  # templates' names run to a thousand characters
 _SYNCS = re.compile(r"^cuda(Stream|Device|Event)Synchronize$|^cudaMemcpy$")
