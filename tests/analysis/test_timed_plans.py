@@ -53,6 +53,8 @@ def test_half_the_blocks_cost_half_the_difference(runs: Runs) -> None:
     assert half - eighth == pytest.approx(3 * (whole - half) / 4)
     assert predicted_ms(plans[0], profile, variants, batch_size=1) is None  # no arm is in high precision with this attention
     assert predicted_ms(plans[0], profile, timed, batch_size=7) is None
+    otherwise = profile.model_copy(update={"mixed": profile.mixed.model_copy(update={"attention": "math"})})
+    assert predicted_ms(plans[0], otherwise, timed, batch_size=1) is None  # the arms' attention is another
 
 
 def test_the_additivity_table_holds_the_latency_of_the_largest_batch(runs: Runs) -> None:

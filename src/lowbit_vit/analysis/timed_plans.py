@@ -62,7 +62,14 @@ def _blocks(plan: Plan, depth: int) -> dict[str, float]:
 
 
 def predicted_ms(plan: Plan, profile: Profile, timed: Sequence[Result], *, batch_size: int) -> float | None:
-    """Median latency of one batch, eager; None where a uniform arm that it needs was not timed."""
+    """Median latency of one batch of a cell of the mixed study, eager.
+
+    None where a uniform arm that it needs was not timed, or the mixed study has another compute dtype or attention than sensitivity,
+    whose settings the uniform arms are picked by.
+    """
+    mixed, alone = profile.mixed, profile.sensitivity
+    if (mixed.compute_dtype, mixed.attention) != (alone.compute_dtype, alone.attention):
+        return None
     latencies = uniform_latencies(profile, timed, batch_size=batch_size, execution="eager")
     blocks = _blocks(plan, profile.backbone.depth)
     if not {"high", *blocks} <= set(latencies):
