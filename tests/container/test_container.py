@@ -54,8 +54,8 @@ def inside(container: Container, workspace: Workspace, trial: Trial, *command: s
     return subprocess.run([*line[:-1], "--entrypoint", command[0], line[-1], *command[1:]], capture_output=True, text=True, check=False)
 
 
-def left_behind() -> list[str]:
-    return podman("ps", "--all", "--quiet", "--filter", "label=lowbit-vit.reports").stdout.split()
+def left_behind(workspace: Workspace) -> list[str]:
+    return podman("ps", "--all", "--quiet", "--filter", f"label=lowbit-vit.reports={workspace.reports}").stdout.split()
 
 
 def test_the_image_says_what_it_is_and_keeps_nothing_of_the_build(image: str, project: Path) -> None:
@@ -127,13 +127,13 @@ def test_a_trial_gives_the_same_predictions_as_in_a_process(container: Container
         True,
         "podman",
     )
-    assert left_behind() == []
+    assert left_behind(workspace) == []
 
 
 def test_a_trial_that_takes_too_long_is_stopped_with_its_container(container: Container, workspace: Workspace, trial: Trial) -> None:
     record = launch(limited(trial, seconds=1.0), workspace, threads=1, command=container)
     assert record.status == "timeout"
-    assert left_behind() == []
+    assert left_behind(workspace) == []
 
 
 def test_a_trial_that_needs_too_much_memory_is_stopped_with_its_container(container: Container, workspace: Workspace, trial: Trial) -> None:
@@ -142,7 +142,7 @@ def test_a_trial_that_needs_too_much_memory_is_stopped_with_its_container(contai
         "oom",
         "the container was killed: it held more than limits.memory_gib, or somebody killed it",
     )
-    assert left_behind() == []
+    assert left_behind(workspace) == []
 
 
 @pytest.mark.parametrize("whom", ["launcher", "launcher and its client"])
@@ -159,7 +159,7 @@ def test_a_killed_launcher_leaves_no_container(whom: str, container: Container, 
     request.write_text(trial.model_dump_json())
     launcher = subprocess.Popen([sys.executable, "-c", script, str(request), container.digest], cwd=project, env=environment(project))
     deadline = time.monotonic() + 60
-    while not left_behind():
+    while not left_behind(workspace):
         assert time.monotonic() < deadline, "no container was started"
         time.sleep(0.05)
     clients = [child for child in psutil.Process(launcher.pid).children(recursive=True) if child.name() == "podman"]
@@ -171,7 +171,7 @@ def test_a_killed_launcher_leaves_no_container(whom: str, container: Container, 
             with suppress(psutil.NoSuchProcess):
                 client.kill()
         assert container.remove_stale(workspace) <= 1
-    while left_behind():
+    while left_behind(workspace):
         assert time.monotonic() < deadline, "the container lives on"
         time.sleep(0.1)
 
@@ -198,4 +198,4 @@ def test_a_study_runs_in_containers_under_ray_tune(image: str, project: Path, wo
     assert {record.status for record in records} == {"success"}
     assert {record.provenance and record.provenance.image_digest for record in records} == {f"sha256:{image}"}
     assert {record.provenance and record.provenance.image_pinned for record in records} == {False}
-    assert left_behind() == []
+    assert left_behind(workspace) == []
