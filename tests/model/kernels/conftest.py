@@ -43,11 +43,22 @@ def _create_dot(builder: Any, a: Any, b: Any, d: Any, precision: Any, imprecise:
     return _TRITONS_DOT(builder, a, b, d, precision, imprecise)
 
 
+def _call(function: interpreter.InterpretedFunction, *given: Any, **named: Any) -> Any:
+    """Triton 3.9's does not take its patches of the language back, and the next kernel of the process would not compile."""
+    scope = interpreter._patch_lang(function.fn)
+    try:
+        return function.rewrite()(*given, **named)
+    except Exception as error:
+        raise interpreter.InterpreterError(repr(error)) from error
+    finally:
+        scope.restore()
+
+
 _TRITONS = interpreter._convert_float
 _TRITONS_DOT = interpreter.InterpreterBuilder.create_dot
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def kernels() -> Iterator[SimpleNamespace]:
     """The kernels' modules, interpreted."""
     before = _forget()
@@ -55,6 +66,7 @@ def kernels() -> Iterator[SimpleNamespace]:
         triton.knobs.runtime.interpret = True
         patch.setattr(interpreter, "_convert_float", _convert_float)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)
+        patch.setattr(interpreter.InterpretedFunction, "__call__", _call)
         for module in (tl, tl.standard):
             for name, value in list(vars(module).items()):
                 # Those with an underscore are handed to reductions, which know them by identity.
