@@ -1,6 +1,6 @@
 """The fast path against what else a user could pick, in one run on one card: ViT-L/16, batch 1 and 32, bf16, random weights.
 
-    python benchmarks/fast_path.py                  every side, and the products' ceilings; minutes, most of them compiling
+    python benchmarks/fast_path.py                  every side, and the products' ceilings; 5 to 10 minutes, most of them compiling
     python benchmarks/fast_path.py --tiles          every candidate tile at every shape instead; a minute
 
 Sides are timed in turns, `ROUNDS` times, so that a slow spell of the card meets all of them. What is said of each is the median of all
@@ -16,6 +16,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,18 @@ CLASSES = 102
 BATCHES = (1, 32)
 ROUNDS, CALLS = 5, 60  # 300 samples a side
 WARMUP = 10
+TILES = (  # what the package has, and what was tried beside
+    *tiles.EIGHT_BIT,
+    tiles.Tile(128, 256, 128, 8, 3),
+    tiles.Tile(128, 128, 128, 8, 4),
+    tiles.Tile(128, 128, 128, 4, 4),
+    tiles.Tile(64, 256, 128, 8, 3),
+    tiles.Tile(64, 128, 128, 4, 3),
+    tiles.Tile(64, 64, 128, 4, 6),
+    tiles.Tile(64, 32, 128, 4, 6),
+    tiles.Tile(32, 64, 128, 4, 5),
+    tiles.Tile(16, 64, 128, 4, 5),
+)
 SHAPES = {"qkv": (3072, 1024), "out": (1024, 1024), "fc1": (4096, 1024), "fc2": (1024, 4096)}  # columns, depth
 REFERENCE = "bf16, compiled, graph"
 
@@ -164,13 +177,16 @@ def one_batch(batch: int) -> dict[str, object]:
     """Medians, ratios to the reference, ceilings and the bound, at one batch size."""
     example = torch.randn(batch, 3, 224, 224, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     forwards: dict[str, Forward] = {}
+    prepared: dict[str, float] = {}
     skipped: dict[str, str] = {}
     for name, make in track(SIDES.items(), f"prepare, batch {batch}"):
+        start = time.perf_counter()
         try:
             forwards[name] = make(example)
             for _ in range(WARMUP):
                 forwards[name](example)
             torch.cuda.synchronize()
+            prepared[name] = round(time.perf_counter() - start, 1)
         except Exception as error:
             if name == REFERENCE:
                 raise
@@ -188,6 +204,7 @@ def one_batch(batch: int) -> dict[str, object]:
     ceilings = {"bf16, 8192 cube": cube()} | products(batch * ARCH.tokens)
     attention = attention_ms(batch)
     return {
+        "prepare_s": prepared,
         "median_ms": medians,
         "times_the_reference": {name: round(medians[REFERENCE] / value, 3) for name, value in medians.items()},
         "skipped": skipped,
@@ -248,8 +265,8 @@ def code_types() -> dict[str, torch.dtype]:
 
 def chosen(rows: int, columns: int) -> str:
     """The tile that the package takes."""
-    programs = product.multiprocessors(torch.device("cuda"))
-    return label(tiles.tile_for(tiles.EIGHT_BIT, rows=rows, columns=columns, programs=programs))
+    count = product.multiprocessors(torch.device("cuda"))
+    return label(tiles.tile_for(tiles.EIGHT_BIT, rows=rows, columns=columns, multiprocessors=count))
 
 
 def label(tile: tiles.Tile) -> str:
@@ -263,7 +280,7 @@ def tile_times(rows: int, columns: int, depth: int, codes: torch.dtype) -> dict[
     bias = torch.zeros(columns, device="cuda")
     return {
         label(tile): replayed_ms(lambda tile=tile: product.multiply(a, w, bias, dtype=torch.bfloat16, tile=tile))  # type: ignore[misc]
-        for tile in tiles.EIGHT_BIT
+        for tile in TILES
     }
 
 
@@ -280,7 +297,7 @@ def attention_ms(batch: int) -> float:
 
 
 def all_tiles() -> dict[str, object]:
-    """Milliseconds of every candidate at every shape, and of NF4 decoded in the main loop and first."""
+    """Milliseconds of every candidate at every shape, and of NF4's products beside those of 16-bit weights."""
     found: dict[str, object] = {}
     for batch in BATCHES:
         rows = batch * ARCH.tokens
@@ -296,7 +313,7 @@ def all_tiles() -> dict[str, object]:
 
 
 def nf4_times(rows: int, columns: int, depth: int) -> dict[str, float]:
-    """Milliseconds of the NF4 product decoded first, and in the main loop by each candidate tile."""
+    """Milliseconds of the decoding, of the NF4 product with it, and of the product of 16-bit weights."""
     layer = precision.convert_linear(
         nn.Linear(depth, columns, device="cuda"),
         FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit"),
@@ -305,10 +322,13 @@ def nf4_times(rows: int, columns: int, depth: int) -> dict[str, float]:
     )
     w, bias = layer.stored(), torch.zeros(columns, device="cuda", dtype=torch.bfloat16)  # type: ignore[operator]
     x = torch.randn(rows, depth, device="cuda", dtype=torch.bfloat16)
-    times = {"decoded first": replayed_ms(lambda: nf4.multiply_nf4(x, w, bias, few_rows=0))}
-    for tile in tiles.NF4:
-        times[label(tile)] = replayed_ms(lambda tile=tile: nf4.multiply_nf4(x, w, bias, tile=tile, few_rows=rows))  # type: ignore[misc]
-    return {name: round(ms, 5) for name, ms in times.items()}
+    plain = nf4.decode(w, torch.bfloat16)
+    calls = {
+        "decoding": lambda: nf4.decode_into(w, plain),
+        "NF4": lambda: nf4.multiply_nf4(x, w, bias),
+        "bf16": lambda: nn.functional.linear(x, plain, bias),
+    }
+    return {name: round(replayed_ms(call), 5) for name, call in calls.items()}
 
 
 if __name__ == "__main__":

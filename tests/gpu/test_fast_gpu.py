@@ -1,5 +1,7 @@
 """Models on the fast path on a card: fused blocks are what their quantization says, graphs repeat them, NF4 is bitsandbytes'."""
 
+import gc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from lowbit_vit.model import fast, precision, quantized_file
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import Execution
-from lowbit_vit.schema.plan import FP8, NF4, W8A8, Fused, FusedNF4, HighPrecision, uniform
+from lowbit_vit.schema.plan import FP8, NF4, W8A8, Fused, FusedNF4, HighPrecision, all_but, uniform
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
@@ -63,6 +65,29 @@ def test_a_cuda_graph_repeats_the_eager_logits_on_new_images(weights: Fused, cou
     first = replay(images(count)).clone()
     assert torch.equal(first, eager(images(count)))
     assert torch.equal(first, replay(images(count)))
+
+
+@pytest.mark.parametrize("weights", [W8A8(format="w8a8"), SIXTEEN], ids=lambda weights: weights.name)
+def test_a_replay_keeps_the_weights_that_it_reads(weights: Fused) -> None:
+    model = wide_model()
+    precision.apply_plan(model, uniform(weights, "bf16"))
+    replay = prepare(model, "cuda_graph", images())
+    first = replay(images()).clone()
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()
+    written_over = [torch.full((1 << 22,), float("nan"), device=DEVICE) for _ in range(16)]
+    assert torch.equal(replay(images()), first)
+    assert len(written_over) == 16
+
+
+@pytest.mark.parametrize("high", [(), (0,), (2,), (0, 2, 3, 4)], ids=str)
+def test_blocks_that_are_decoded_ahead_wait_for_their_weights(high: tuple[int, ...]) -> None:
+    model = drawn_model(replace(WIDE, depth=5), attention="flash", qkv="fused", std=0.03).to(DEVICE)
+    precision.apply_plan(model, all_but(high, SIXTEEN, "bf16") if high else uniform(SIXTEEN, "bf16"))
+    replay, eager = prepare(model, "cuda_graph", images()), prepare(model, "eager", images())
+    for _ in range(20):
+        assert torch.equal(replay(images()), eager(images()))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11 warns of what its own compiler does with an autograd function

@@ -64,8 +64,8 @@ def test_products_are_those_of_the_codes_in_float64(codes: torch.dtype, rows: in
         exact = restored(a) @ restored(w).T + bias.double()
         exact = (nn.functional.gelu(exact) if gelu else exact) + residual.double()
         out = product.multiply(a, w, bias, dtype=torch.bfloat16, gelu=gelu, residual=residual)
-        # int8's sums are exact; e4m3's are kept in fewer bits than fp32's inside the tensor cores.
-        atol = {torch.int8: 2e-5, torch.float8_e4m3fn: 2e-3}[codes] * float(exact.abs().max())
+        # int8's sums are exact; e4m3's are cut to fewer bits than fp32's inside the tensor cores, once more for each 32 columns.
+        atol = {torch.int8: 2e-5, torch.float8_e4m3fn: 2e-6 * depth}[codes] * float(exact.abs().max())
         assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=atol)
 
 
@@ -124,21 +124,10 @@ def test_decoded_weights_are_those_of_bitsandbytes_to_the_bit(columns: int, dept
 @SHAPES
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "few_rows"), [(1, 256), (197, 256), (197, 0), (6304, 256)])
-def test_nf4_products_are_those_of_the_decoded_weights(
-    columns: int, depth: int, nested: bool, dtype: torch.dtype, rows: int, few_rows: int
-) -> None:
+@ROWS
+def test_nf4_products_are_those_of_the_decoded_weights(columns: int, depth: int, nested: bool, dtype: torch.dtype, rows: int) -> None:
     ours, _, _ = layer(columns, depth, nested=nested)
     x, bias = values(rows, depth).to(dtype), values(1, columns)[0].to(dtype)
     exact = x.double() @ nf4.decode(ours, dtype).double().T + bias.double()
-    out = nf4.multiply_nf4(x, ours, bias, few_rows=few_rows)
+    out = nf4.multiply_nf4(x, ours, bias)
     assert torch.allclose(out.double(), exact, rtol=0.51 * torch.finfo(dtype).eps, atol=1e-4 * float(exact.abs().max()))
-
-
-def test_every_candidate_tile_of_the_nf4_product_runs() -> None:
-    ours, _, _ = layer(1024, 1024, nested=False)
-    x, bias = values(197, 1024), values(1, 1024)[0]
-    exact = x.double() @ nf4.decode(ours, torch.bfloat16).double().T + bias.double()
-    for tile in tiles.NF4:
-        out = nf4.multiply_nf4(x, ours, bias, tile=tile)
-        assert torch.allclose(out.double(), exact, rtol=2**-7, atol=1e-4 * float(exact.abs().max()))

@@ -6,12 +6,14 @@ executions of the same model separates the time of kernels from the time of laun
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowbit_vit.errors import Unavailable
+from lowbit_vit.model.decoded_ahead import BlockCall, DecodedAhead, decodes_ahead
 from lowbit_vit.model.deferred import Deferred
 from lowbit_vit.model.fast import FusedBlock
 from lowbit_vit.model.precision import is_int8
@@ -32,7 +34,7 @@ def prepare(model: VisionTransformer, execution: Execution, example: Tensor) -> 
     Args:
         model: in evaluation mode, on its device; not to be changed afterwards.
         execution: eager, cuda_graph, compile (each block alone, so that one block's code serves all of one format), or compile_graph
-            (a CUDA graph of the compiled blocks).
+            (a CUDA graph of the compiled blocks). In a graph, blocks of our NF4 are decoded ahead (`decoded_ahead`).
         example: images [B, 3, image_size, image_size] in the dtype and memory format that will be given.
 
     Returns:
@@ -44,11 +46,11 @@ def prepare(model: VisionTransformer, execution: Execution, example: Tensor) -> 
     """
     _require(model, execution, example.device)
     if execution == "cuda_graph":
-        return _captured(model, example)
+        return _captured(_by_blocks(model, compiled=False, ahead=True), example)
     if execution == "compile":
-        return _compiled(model)
+        return _by_blocks(model, compiled=True, ahead=False)
     if execution == "compile_graph":
-        return _captured(_compiled(model), example)
+        return _captured(_by_blocks(model, compiled=True, ahead=True), example)
     return torch.inference_mode()(model)
 
 
@@ -82,7 +84,8 @@ def _captured(forward: Callable[[Tensor], Tensor], example: Tensor) -> Callable[
             for _ in range(WARMUP_CALLS):
                 forward(static_in)
         torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
+        # The graph keeps the stream's priority: work that is captured beside it must not come first.
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(priority=-1)):  # type: ignore[no-untyped-call]
             static_out = forward(static_in)
 
     @torch.no_grad()
@@ -95,24 +98,39 @@ def _captured(forward: Callable[[Tensor], Tensor], example: Tensor) -> Callable[
         graph.replay()
         return static_out
 
+    # The graph reads the weights where they lie, and does not keep them: whoever holds the replay must hold the model.
+    replay.forward = forward  # type: ignore[attr-defined]
     return replay
 
 
-def _compiled(model: VisionTransformer) -> Callable[[Tensor], Tensor]:
-    """The model's forward with every block compiled for static shapes; the model itself stays as it is.
+def _by_blocks(model: VisionTransformer, *, compiled: bool, ahead: bool) -> Callable[[Tensor], Tensor]:
+    """The model's forward, block by block, each as it is or compiled; the model itself stays as it is."""
+    prepare_block = _compiled if compiled else _as_it_is
+    if ahead and any(map(decodes_ahead, model.blocks)):
+        through: BlockCall = DecodedAhead(model, prepare_block)
+    else:
+        calls = [prepare_block(block) for block in model.blocks]
 
-    A block with kernels of its own is run as it is: there is nothing in it to compile.
-    """
-    blocks = [block if isinstance(block, FusedBlock) else torch.compile(block, dynamic=False) for block in model.blocks]
+        def through(x_BNW: Tensor) -> Tensor:
+            for call in calls:
+                x_BNW = call(x_BNW)
+            return x_BNW
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
-        x_BNW = model.embed(images)
         # Past its limit the compiler would quietly run a block op by op under the label `compile`.
-        with compiler.config.patch(fail_on_recompile_limit_hit=True):
-            for block in blocks:
-                x_BNW = block(x_BNW)
+        with compiler.config.patch(fail_on_recompile_limit_hit=True) if compiled else nullcontext():
+            x_BNW = through(model.embed(images))
         logits_BK: Tensor = model.head(model.norm(x_BNW[:, 0]))
         return logits_BK
 
     return run
+
+
+def _as_it_is(block: nn.Module) -> BlockCall:
+    return block
+
+
+def _compiled(block: nn.Module) -> BlockCall:
+    """A block compiled for static shapes. One with kernels of its own is run as it is: there is nothing in it to compile."""
+    return block if isinstance(block, FusedBlock) else torch.compile(block, dynamic=False)

@@ -1,8 +1,8 @@
 """Products with NF4 weights as bitsandbytes packs them, and the decoding alone; every decoded weight is bitsandbytes' to the bit.
 
-Few rows: the weights are decoded in the product's main loop and no decoded weight reaches memory; what a row of tiles decodes, the
-next one decodes again. Many rows: decoded once into memory that the next layer uses again, then an ordinary product. `FEW_ROWS`
-is where one ends and the other begins.
+The weights are decoded into memory that the next layer uses again, then multiplied as any other. Decoding in the product's main loop
+was built and measured on an H100: 2.4 to 7 times slower at every shape of a ViT-L/16, from 1 row to 6,304
+(benchmarks/records/fast_tiles.json), since each tile of rows decodes all weights again; it is gone.
 
 The same codes can also be turned into 8-bit codes, for `product`: 4 bits in memory, 8 in the arithmetic.
 
@@ -19,18 +19,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from lowbit_vit.model.kernels import arguments, tiles
 from lowbit_vit.model.kernels.arguments import CODES, LARGEST, SIXTEEN_BIT, Coded, require_device, require_matrix
-from lowbit_vit.model.kernels.product import multiprocessors
 from lowbit_vit.model.kernels.rounding import codes_of
 
 BLOCK = 64  # weights that share one absmax
 NESTED_BLOCK = 256  # absmax bytes that share one second-level scale
 LEVELS = 256  # that an absmax byte can stand for
-# Up to so many rows of activations the weights are decoded in the main loop. One image of ViT-L/16 has 197. Not measured yet.
-FEW_ROWS = 256
 _BYTES = 1024  # of codes that one program decodes
-_INTERPRETED_PROGRAMS = 4
 
 
 class NF4Weights(NamedTuple):
@@ -91,34 +86,6 @@ def decode_kernel(
     tl.store(out_ptr + place, tl.interleave(first, second), mask=place < 2 * count)
 
 
-@triton.jit
-def nf4_product_kernel(
-    x_ptr, codes_ptr, levels_ptr, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, bias_ptr, out_ptr,
-    rows, columns, depth,
-    NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """One tile of x w^T + bias: x [rows, depth], w [columns, depth] decoded a block at a time, DEPTH of each row; sums in fp32."""
-    # The result is made transposed: a Hopper card takes the left side of a product from registers, where the weights are decoded.
-    across = tl.cdiv(columns, COLUMNS)
-    column = (tl.program_id(0) % across) * COLUMNS + tl.arange(0, COLUMNS)
-    row = (tl.program_id(0) // across) * ROWS + tl.arange(0, ROWS)
-    x_ptrs = x_ptr + (row % rows).to(tl.int64)[None, :] * depth + tl.arange(0, DEPTH)[:, None]
-    code_ptrs = codes_ptr + (column % columns).to(tl.int64)[:, None] * (depth // 2) + tl.arange(0, DEPTH // 2)[None, :]
-    block = (column % columns) * (depth // DEPTH)
-    sums = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
-    for step in range(depth // DEPTH):
-        packed = tl.load(code_ptrs).to(tl.int32)
-        absmax = absmax_of(block + step, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED, NESTED_BLOCK)[:, None]
-        first = (tl.load(levels_ptr + (packed >> 4)) * absmax).to(x_ptr.dtype.element_ty)
-        second = (tl.load(levels_ptr + (packed & 15)) * absmax).to(x_ptr.dtype.element_ty)
-        sums = tl.dot(tl.interleave(first, second), tl.load(x_ptrs), acc=sums)
-        x_ptrs += DEPTH
-        code_ptrs += DEPTH // 2
-    sums += tl.load(bias_ptr + column % columns).to(tl.float32)[:, None]
-    place = row.to(tl.int64)[None, :] * columns + column[:, None]
-    tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=(column < columns)[:, None] & (row < rows)[None, :])
-
-
 def decode(w: NF4Weights, dtype: torch.dtype) -> Tensor:
     """The weights [N, K] in fp16, bf16 or fp32: level x absmax in fp32, rounded once.
 
@@ -128,10 +95,20 @@ def decode(w: NF4Weights, dtype: torch.dtype) -> Tensor:
     """
     if dtype not in (*SIXTEEN_BIT, torch.float32):
         raise ValueError(f"dtype: {dtype} asked for, allowed: float16, bfloat16, float32")
-    _require(w)
     out = torch.empty(w.shape, dtype=dtype, device=w.codes.device)
-    _decode(w, out, None)
+    decode_into(w, out)
     return out
+
+
+def decode_into(w: NF4Weights, out: Tensor) -> None:
+    """As `decode`, into memory that is there: `out` fp16, bf16 or fp32, [N, K], contiguous.
+
+    Raises:
+        ValueError, Unavailable: as `decode`.
+    """
+    _require(w)
+    require_matrix("out", out, dtypes=(*SIXTEEN_BIT, torch.float32), shape=w.shape, device=w.codes.device)
+    _decode(w, out, None)
 
 
 def decode_to_codes(w: NF4Weights, scales: Tensor, *, codes: torch.dtype) -> Coded:
@@ -155,15 +132,13 @@ def decode_to_codes(w: NF4Weights, scales: Tensor, *, codes: torch.dtype) -> Cod
     return Coded(out, scales)
 
 
-def multiply_nf4(x: Tensor, w: NF4Weights, bias: Tensor, *, tile: tiles.Tile | None = None, few_rows: int = FEW_ROWS) -> Tensor:
-    """The product x w^T + bias, decoded in the main loop where x has few rows, else decoded first.
+def multiply_nf4(x: Tensor, w: NF4Weights, bias: Tensor) -> Tensor:
+    """The product x w^T + bias with the weights decoded before.
 
     Args:
         x: fp16 or bf16, [M, K], contiguous.
         w: the weights [N, K].
         bias: of x's dtype, [N].
-        tile: of the main loop; None: chosen by shape.
-        few_rows: up to so many the main loop decodes.
 
     Returns:
         [M, N] in x's dtype.
@@ -177,24 +152,8 @@ def multiply_nf4(x: Tensor, w: NF4Weights, bias: Tensor, *, tile: tiles.Tile | N
         raise ValueError(f"x: shape {list(x.shape)} given, needed [rows, {depth}]")
     require_matrix("x", x, dtypes=SIXTEEN_BIT, shape=(len(x), depth), device=w.codes.device)
     require_matrix("bias", bias, dtypes=(x.dtype,), shape=(columns,), device=w.codes.device)
-    if len(x) > few_rows:
-        # Freed when this returns, so the allocator gives the next layer the same memory, inside a captured graph as well.
-        return functional.linear(x, decode(w, x.dtype), bias)
-    out = torch.empty(len(x), columns, dtype=x.dtype, device=x.device)
-    if len(x) == 0:
-        return out
-    if tile is None:
-        programs = _INTERPRETED_PROGRAMS if arguments.INTERPRETED else multiprocessors(x.device)
-        tile = tiles.tile_for(tiles.NF4, rows=len(x), columns=columns, programs=programs)
-    if tile.depth != BLOCK:
-        raise ValueError(f"tile: {tile} has another depth than a block, {BLOCK}")
-    grid = (triton.cdiv(len(x), tile.rows) * triton.cdiv(columns, tile.columns),)
-    nf4_product_kernel[grid](
-        x, w.codes, w.levels, w.absmax, *_nested(w), bias, out, len(x), columns, depth,
-        NESTED=w.nested_levels is not None, NESTED_BLOCK=NESTED_BLOCK, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
-    )  # fmt: skip
-    return out
+    # Freed when this returns, so the allocator gives the next layer the same memory, inside a captured graph as well.
+    return functional.linear(x, decode(w, x.dtype), bias)
 
 
 def _decode(w: NF4Weights, out: Tensor, scales: Tensor | None) -> None:

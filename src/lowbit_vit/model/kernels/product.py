@@ -21,7 +21,7 @@ from lowbit_vit.model.kernels.rounding import codes_of, scale_of
 
 _HALF_ROOT = tl.constexpr(0.7071067811865476)
 _STRIPE = 8  # tiles of rows that share their weights' tiles in the second-level cache
-_INTERPRETED_PROGRAMS = 4  # stands for a card's multiprocessors under the interpreter
+_INTERPRETED = 6  # stands for a card's multiprocessors under the interpreter
 
 
 @triton.jit
@@ -165,8 +165,8 @@ def _launch(
         return
     grouped, quantize = a.scales.ndim == 2, out_scales is not None
     if tile is None:
-        programs = _INTERPRETED_PROGRAMS if arguments.INTERPRETED else multiprocessors(device)
-        tile = tiles.tile_for(tiles.EIGHT_BIT, rows=rows, columns=columns, programs=programs, multiple=GROUP if quantize else 1)
+        count = _INTERPRETED if arguments.INTERPRETED else multiprocessors(device)
+        tile = tiles.tile_for(tiles.EIGHT_BIT, rows=rows, columns=columns, multiprocessors=count, multiple=GROUP if quantize else 1)
     if (grouped and tile.depth != GROUP) or (quantize and tile.columns % GROUP):
         raise ValueError(f"tile: {tile} does not fit scales of {GROUP} columns")
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)

@@ -1,0 +1,28 @@
+"""Which blocks are decoded ahead. That they wait for their weights only a card can show: tests/gpu/test_fast_gpu.py."""
+
+import pytest
+
+from drawn_model import drawn_model
+from lowbit_vit.model import precision
+from lowbit_vit.model.decoded_ahead import decodes_ahead
+from lowbit_vit.model.vit import Architecture
+from lowbit_vit.schema.plan import NF4, W8A8, FusedNF4, Plan, Rule, Weights
+
+ARCH = Architecture(name="small", image_size=32, patch_size=16, depth=2, heads=2, width=64, mlp_width=128)
+SIXTEEN = FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "weights", "expected"),
+    [
+        ("blocks.0.*", SIXTEEN, True),
+        ("blocks.0.mlp.*", SIXTEEN, False),  # the rest is in 16 bits already
+        ("blocks.0.*", NF4(format="nf4", double_quantization=False), False),
+        ("blocks.0.*", FusedNF4(format="nf4_fused", double_quantization=False, products="int8"), False),
+        ("blocks.0.*", W8A8(format="w8a8"), False),
+    ],
+)
+def test_only_whole_blocks_in_our_nf4_with_16_bit_products(pattern: str, weights: Weights, expected: bool) -> None:
+    model = drawn_model(ARCH, attention="math", qkv="fused", std=0.03)
+    precision.apply_plan(model, Plan(compute_dtype="bf16", rules=(Rule(pattern=pattern, weights=weights),)))
+    assert [decodes_ahead(block) for block in model.blocks] == [expected, False]
