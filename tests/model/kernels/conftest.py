@@ -43,19 +43,18 @@ def _create_dot(builder: Any, a: Any, b: Any, d: Any, precision: Any, imprecise:
     return _TRITONS_DOT(builder, a, b, d, precision, imprecise)
 
 
-def _call(function: interpreter.InterpretedFunction, *given: Any, **named: Any) -> Any:
-    """Triton 3.9's does not take its patches of the language back, and the next kernel of the process would not compile."""
-    scope = interpreter._patch_lang(function.fn)
-    try:
-        return function.rewrite()(*given, **named)
-    except Exception as error:
-        raise interpreter.InterpreterError(repr(error)) from error
-    finally:
-        scope.restore()
+def _patch_language(_: Any) -> Any:
+    """Triton 3.9's interpreter patches the language at each call of a function inside a kernel, in milliseconds, and takes only the
+    kernel's own patches back, so that the next kernel of the process would not compile: once a launch, with all that any call needs.
+    """
+    if tl.static_print is print:  # patched: this is a call inside a launch
+        return interpreter._LangPatchScope()
+    return _TRITONS_PATCH(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
 
 
 _TRITONS = interpreter._convert_float
 _TRITONS_DOT = interpreter.InterpreterBuilder.create_dot
+_TRITONS_PATCH = interpreter._patch_lang
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def kernels() -> Iterator[SimpleNamespace]:
         triton.knobs.runtime.interpret = True
         patch.setattr(interpreter, "_convert_float", _convert_float)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", _create_dot)
-        patch.setattr(interpreter.InterpretedFunction, "__call__", _call)
+        patch.setattr(interpreter, "_patch_lang", _patch_language)
         for module in (tl, tl.standard):
             for name, value in list(vars(module).items()):
                 # Those with an underscore are handed to reductions, which know them by identity.

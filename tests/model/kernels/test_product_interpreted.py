@@ -1,5 +1,7 @@
 """Products of 8-bit codes in Triton's interpreter: the numbers are those of the same arithmetic in float64."""
 
+import functools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +27,12 @@ def values(kind: str, rows: int, columns: int, *, dtype: torch.dtype = torch.bfl
 
 def coded(kernels: SimpleNamespace, x: Tensor, codes: torch.dtype) -> Any:
     return kernels.quantize.quantize_rows(x, codes=codes)
+
+
+@pytest.fixture(scope="module")
+def codes_of(kernels: SimpleNamespace) -> Callable[[str, int, int, torch.dtype], Any]:
+    """The codes of `values(kind, rows, columns)`, made once: the quantizing pass is most of what the interpreter does here."""
+    return functools.cache(lambda kind, rows, columns, codes: coded(kernels, values(kind, rows, columns), codes))
 
 
 def restored(made: Any) -> Tensor:
@@ -68,14 +76,15 @@ def test_the_norm_before_the_codes_is_the_layer_norm(kernels: SimpleNamespace, k
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says in the interpreter that it meets what this test is about
 @TYPES
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_makes_its_own_row_nan_through_every_step(kernels: SimpleNamespace, codes: torch.dtype, bad: float) -> None:
+def test_what_is_not_finite_makes_its_own_row_nan_through_every_step(
+    kernels: SimpleNamespace, codes_of: Callable[..., Any], codes: torch.dtype, bad: float
+) -> None:
     x = values("random", 4, 64)
     x[1, 5] = bad
-    w = coded(kernels, values("random", 256, 64), codes)
-    w2 = coded(kernels, values("random", 16, 256), codes)
-    hidden = kernels.product.multiply_to_codes(coded(kernels, x, codes), w, torch.zeros(256), gelu=True)
+    a, w, w2 = coded(kernels, x, codes), codes_of("random", 256, 64, codes), codes_of("random", 16, 256, codes)
+    hidden = kernels.product.multiply_to_codes(a, w, torch.zeros(256), gelu=True)
     for out in (
-        kernels.product.multiply(coded(kernels, x, codes), w, torch.zeros(256), dtype=torch.bfloat16),
+        kernels.product.multiply(a, w, torch.zeros(256), dtype=torch.bfloat16),
         kernels.product.multiply(hidden, w2, torch.zeros(16), dtype=torch.bfloat16),
     ):
         assert out[1].isnan().all()
@@ -87,9 +96,9 @@ def test_what_is_not_finite_makes_its_own_row_nan_through_every_step(kernels: Si
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (5, 48, 80), (33, 130, 256)])
 def test_products_are_those_of_the_codes_in_float64(
-    kernels: SimpleNamespace, kind: str, codes: torch.dtype, rows: int, gelu: bool, columns: int, depth: int
+    kernels: SimpleNamespace, codes_of: Callable[..., Any], kind: str, codes: torch.dtype, rows: int, gelu: bool, columns: int, depth: int
 ) -> None:
-    a, w = coded(kernels, values(kind, rows, depth), codes), coded(kernels, values("random", columns, depth), codes)
+    a, w = codes_of(kind, rows, depth, codes), codes_of("random", columns, depth, codes)
     scale = {"tiny": 1e-25, "huge": 1e30}.get(kind, 1.0)
     bias, residual = (values("random", rows, columns).float() * scale)[0], values("random", rows, columns) * scale
     exact = restored(a) @ restored(w).T + bias.double()
@@ -104,8 +113,10 @@ def test_products_are_those_of_the_codes_in_float64(
 @TYPES
 @pytest.mark.parametrize("tile", [None, (16, 128, 128, 4, 2), (16, 256, 128, 4, 2)], ids=["rule", "one group", "two groups"])
 @pytest.mark.parametrize("columns", [128, 192, 320])
-def test_the_epilogues_codes_are_the_groups_of_the_result(kernels: SimpleNamespace, codes: torch.dtype, tile: Any, columns: int) -> None:
-    a, w = coded(kernels, values("outliers", 19, 64), codes), coded(kernels, values("random", columns, 64), codes)
+def test_the_epilogues_codes_are_the_groups_of_the_result(
+    kernels: SimpleNamespace, codes_of: Callable[..., Any], codes: torch.dtype, tile: Any, columns: int
+) -> None:
+    a, w = codes_of("outliers", 19, 64, codes), codes_of("random", columns, 64, codes)
     bias = values("random", 1, columns)[0]
     tile = None if tile is None else kernels.tiles.Tile(*tile)
     made = kernels.product.multiply_to_codes(a, w, bias, gelu=True, tile=tile)
@@ -120,8 +131,10 @@ def test_the_epilogues_codes_are_the_groups_of_the_result(kernels: SimpleNamespa
 
 @TYPES
 @pytest.mark.parametrize("depth", [128, 192, 384])
-def test_scales_for_each_group_of_columns_are_used_group_by_group(kernels: SimpleNamespace, codes: torch.dtype, depth: int) -> None:
-    whole, w = coded(kernels, values("outliers", 5, depth), codes), coded(kernels, values("random", 24, depth), codes)
+def test_scales_for_each_group_of_columns_are_used_group_by_group(
+    kernels: SimpleNamespace, codes_of: Callable[..., Any], codes: torch.dtype, depth: int
+) -> None:
+    whole, w = codes_of("outliers", 5, depth, codes), codes_of("random", 24, depth, codes)
     scales = torch.rand(5, -(-depth // 128), generator=torch.Generator().manual_seed(0)) + 0.1
     a = kernels.arguments.Coded(whole.codes, scales)
     out = kernels.product.multiply(a, w, torch.zeros(24), dtype=torch.float16)
@@ -129,8 +142,8 @@ def test_scales_for_each_group_of_columns_are_used_group_by_group(kernels: Simpl
     assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-11, atol=2e-5 * float(exact.abs().max()))
 
 
-def test_every_candidate_tile_gives_the_same_int8_product(kernels: SimpleNamespace) -> None:
-    a, w = coded(kernels, values("random", 37, 144), torch.int8), coded(kernels, values("random", 72, 144), torch.int8)
+def test_every_candidate_tile_gives_the_same_int8_product(kernels: SimpleNamespace, codes_of: Callable[..., Any]) -> None:
+    a, w = codes_of("random", 37, 144, torch.int8), codes_of("random", 72, 144, torch.int8)
     made = [kernels.product.multiply(a, w, torch.ones(72), dtype=torch.bfloat16, tile=tile) for tile in kernels.tiles.EIGHT_BIT]
     assert all(torch.equal(out, made[0]) for out in made)
 
@@ -156,10 +169,10 @@ def test_no_rows_give_no_rows(kernels: SimpleNamespace) -> None:
         (lambda c: {"dtype": torch.float32}, "dtype: torch.float32 asked for"),
     ],
 )
-def test_a_wrong_argument_is_named_in_one_line(kernels: SimpleNamespace, change: Any, message: str) -> None:
+def test_a_wrong_argument_is_named_in_one_line(kernels: SimpleNamespace, codes_of: Callable[..., Any], change: Any, message: str) -> None:
     right = {
-        "a": coded(kernels, values("random", 4, 64), torch.int8),
-        "w": coded(kernels, values("random", 8, 64), torch.int8),
+        "a": codes_of("random", 4, 64, torch.int8),
+        "w": codes_of("random", 8, 64, torch.int8),
         "bias": torch.ones(8),
         "dtype": torch.float16,
     }
