@@ -65,7 +65,9 @@ def folder_of(place: Path) -> Path:
 def start(place: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
     job = {"SLURM_JOB_ID": str(job_number(place)), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_ON_NODE": "2"}
     path = f"{place / 'bin'}:{BIN}:{os.environ['PATH']}"
-    environment = os.environ | job | {"CALLS": str(place / "calls.txt"), "PATH": path, "PYTHONWARNINGS": "ignore"} | variables
+    # Importing lowbit_vit.study, as a test before this may have done, has set what keeps a Ray of its own on the loopback.
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")}
+    environment = inherited | job | {"CALLS": str(place / "calls.txt"), "PATH": path, "PYTHONWARNINGS": "ignore"} | variables
     with (place / "log.txt").open("w") as log:
         return subprocess.Popen(["bash", SCRIPT, *arguments], cwd=place, env=environment, stdout=log, stderr=log, text=True)
 
