@@ -15,6 +15,7 @@ COSTLY = ("bitsandbytes", "peft", "torchvision", "torch._dynamo", "sklearn")
 # What a trial without training and timing does to its model, and what is imported ahead of one: each in a process of its own, forked
 # where torch and our modules are imported and nothing was computed.
 TRIALS = """
+import importlib
 import json
 import os
 import sys
@@ -61,12 +62,16 @@ def loaded():
 print(json.dumps(["nothing", "", loaded()]), flush=True)
 for do, *case in (
     (trial, "high", "as it is"),
+    (ask, "asked", "for high precision"),
+    (None, "torch._inductor.compile_fx"),
     (trial, "int8", "as it is"),
     (trial, "nf4", "as it is"),
     (trial, "high", "adapted"),
-    (ask, "asked", "for high precision"),
     (ask, "asked", "for nf4 and adapters"),
 ):
+    if do is None:  # most of what those after it import, and nothing that is asked of them: the same seconds in each
+        importlib.import_module(*case)
+        continue
     child = os.fork()
     if not child:
         do(*case)
