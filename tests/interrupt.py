@@ -287,6 +287,7 @@ def main() -> None:
     parser.add_argument("--reach", type=int, default=30, help="lines of output; the latest interrupts come after twice as many")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests/conftest.py says why
     with tempfile.TemporaryDirectory(prefix="interrupt-") as folder:
         calm, project = (projects.make_project(Path(folder) / name) for name in ("calm", "interrupted"))
         started = time.monotonic()
