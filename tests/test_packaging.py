@@ -5,6 +5,8 @@ import configparser
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -36,6 +38,12 @@ def _declared(extra: str | None) -> set[str]:
     return names - {own}
 
 
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+@cache
 def _external(package: str) -> set[tuple[str, str]]:
     """(file, imported top-level name) of one package's imports from outside."""
     files = sorted((SOURCE / package).rglob("*.py")) if package else sorted(SOURCE.glob("*.py"))
@@ -62,7 +70,7 @@ def _external(package: str) -> set[tuple[str, str]]:
     ],
 )
 def test_every_import_is_declared(package: str, extra: str | None) -> None:
-    declared, distributions = _declared(extra), packages_distributions()
+    declared, distributions = _declared(extra), _distributions()
     missing = [
         f"{file}: {name}"
         for file, name in sorted(_external(package))
@@ -80,7 +88,7 @@ def test_who_only_predicts_installs_the_same_versions_without_ray_and_dvc() -> N
     assert set(extras["predict"]) <= {*extras["run"], *extras["report"]}
     reached = imported_files(SOURCE, ["trial/predictor.py"])
     names = {name for file in reached for found, name in _external(Path(file).parts[0] if "/" in file else "") if found == file}
-    declared, distributions = _declared("predict"), packages_distributions()
+    declared, distributions = _declared("predict"), _distributions()
     missing = {name for name in names if not declared & {canonicalize_name(known) for known in distributions.get(name, [name])}}
     # Adapters and checkpoints of others are no part of an export; flash-attn is used where it happens to be installed.
     assert missing == {"peft", "torchvision", "flash_attn"}

@@ -47,6 +47,18 @@ def _file(module: str) -> Path | None:
     return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
 
 
+@cache
+def _tree(file: Path) -> list[ast.stmt]:
+    return ast.parse(file.read_text(encoding="utf-8")).body
+
+
+@cache
+def _imported_by(module: str) -> frozenset[str]:
+    file = _file(module)
+    assert file is not None
+    return frozenset(_imported(_tree(file)))
+
+
 def _imported(nodes: list[ast.stmt]) -> set[str]:
     names: set[str] = set()
     for node in (inner for statement in nodes for inner in ast.walk(statement)):
@@ -67,15 +79,14 @@ def _reached(module: str) -> frozenset[str]:
         if name in seen or name in DISPATCH:
             continue
         seen.add(name)
-        file = _file(name)
-        assert file is not None
-        ahead += _imported(ast.parse(file.read_text(encoding="utf-8")).body)
+        ahead += _imported_by(name)
     return frozenset(seen)
 
 
-def _imports_of_verb(verb: str) -> set[str]:
+@cache
+def _imports_of_verb(verb: str) -> frozenset[str]:
     """What `lowbit-vit VERB` imports, in its own process and in those that it starts."""
-    body = ast.parse((SOURCE / "cli.py").read_text(encoding="utf-8")).body
+    body = _tree(SOURCE / "cli.py")
     functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
     called, ahead = set(), [verb]
     while ahead:
@@ -88,13 +99,12 @@ def _imports_of_verb(verb: str) -> set[str]:
     reached = set().union(*map(_reached, direct))
     if verb in STUDIES:  # study.launch runs `lowbit-vit trial` and `lowbit-vit scan`
         reached |= _imports_of_verb("trial") | _imports_of_verb("scan")
-    return reached
+    return frozenset(reached)
 
 
 def _holds_code(file: Path) -> bool:
     """Whether there is more in it than the docstring of a package."""
-    body = ast.parse(file.read_text(encoding="utf-8")).body
-    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in _tree(file))
 
 
 def _files(verb: str) -> set[Path]:

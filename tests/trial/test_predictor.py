@@ -68,7 +68,7 @@ def exported(export_of: Callable[[str, str], Exported]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def test_images(profile: Profile, workspace: Workspace) -> ImageSet:
+def held_out(profile: Profile, workspace: Workspace) -> ImageSet:
     return load_dataset(workspace.data, profile.data.views).eval_views["test"]
 
 
@@ -78,18 +78,18 @@ def opened(images: ImageSet) -> list[Image.Image]:
 
 @pytest.mark.parametrize(("name", "adaptation"), [*((name, "ptq") for name in PLANS), ("nf4", "none")])
 def test_an_exported_cell_predicts_what_its_record_says_bit_for_bit(
-    name: str, adaptation: str, export_of: Callable[[str, str], Exported], test_images: ImageSet
+    name: str, adaptation: str, export_of: Callable[[str, str], Exported], held_out: ImageSet
 ) -> None:
     folder, recorded = export_of(name, adaptation)
-    logits = lowbit_vit.load(folder).logits(opened(test_images))
-    _, found = summarize(logits, test_images.labels, selection=recorded.selection)
+    logits = lowbit_vit.load(folder).logits(opened(held_out))
+    _, found = summarize(logits, held_out.labels, selection=recorded.selection)
     for field in ("label", "top5", "loss", "margin"):
         np.testing.assert_array_equal(getattr(found, field), getattr(recorded, field))
 
 
-def test_files_images_and_tensors_are_one_and_the_same(exported: Path, test_images: ImageSet, profile: Profile, tmp_path: Path) -> None:
+def test_files_images_and_tensors_are_one_and_the_same(exported: Path, held_out: ImageSet, profile: Profile, tmp_path: Path) -> None:
     model: Predictor = lowbit_vit.load(exported)
-    images = opened(test_images)[:3]
+    images = opened(held_out)[:3]
     expected = model.logits(images)
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path, image in zip(paths, images, strict=True):
@@ -97,16 +97,16 @@ def test_files_images_and_tensors_are_one_and_the_same(exported: Path, test_imag
     np.testing.assert_array_equal(model.logits(paths), expected)
     np.testing.assert_array_equal(model.logits([str(path) for path in paths]), expected)
     np.testing.assert_array_equal(model.logits([image.convert("L") for image in images]), expected)  # grey scans
-    pixels = torch.from_numpy(np.array(test_images.images[:3])).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.array(held_out.images[:3])).permute(0, 3, 1, 2)
     np.testing.assert_array_equal(model.logits(pixels), expected)
-    part = ImageSet(np.array(test_images.images[:3]), test_images.labels[:3], test_images.ids[:3])
+    part = ImageSet(np.array(held_out.images[:3]), held_out.labels[:3], held_out.ids[:3])
     normalized, _ = next(eval_batches(part, profile.data.views, batch_size=3, device="cpu"))
     np.testing.assert_array_equal(model.logits(normalized.contiguous()), expected)
 
 
-def test_an_image_is_turned_upright_as_when_data_is_prepared(exported: Path, test_images: ImageSet, tmp_path: Path) -> None:
+def test_an_image_is_turned_upright_as_when_data_is_prepared(exported: Path, held_out: ImageSet, tmp_path: Path) -> None:
     model: Predictor = lowbit_vit.load(exported)
-    image = opened(test_images)[0]
+    image = opened(held_out)[0]
     tag = Image.Exif()
     tag[274] = 3  # stored upside down
     image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "turned.png", exif=tag)
@@ -114,10 +114,10 @@ def test_an_image_is_turned_upright_as_when_data_is_prepared(exported: Path, tes
         np.testing.assert_array_equal(model.logits(given), model.logits(image))
 
 
-def test_probabilities_are_of_named_classes_best_first(exported: Path, test_images: ImageSet) -> None:
+def test_probabilities_are_of_named_classes_best_first(exported: Path, held_out: ImageSet) -> None:
     model: Predictor = lowbit_vit.load(exported)
-    logits = model.logits(opened(test_images)[0])
-    (prediction,) = model.predict(opened(test_images)[0])
+    logits = model.logits(opened(held_out)[0])
+    (prediction,) = model.predict(opened(held_out)[0])
     assert sorted(prediction.classes) == [str(digit) for digit in range(10)]
     assert sum(prediction.probabilities) == pytest.approx(1)
     assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
@@ -126,54 +126,43 @@ def test_probabilities_are_of_named_classes_best_first(exported: Path, test_imag
     assert len(prediction.top(99)) == 10
 
 
-def test_the_three_lines_of_the_documentation_run(exported: Path, test_images: ImageSet, tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "predict.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(program.splitlines()) == 3
-    opened(test_images)[0].save(tmp_path / "IMAGE", "PNG")
-    shutil.copytree(exported, tmp_path / "DIR")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    (prediction,) = lowbit_vit.load(exported).predict(opened(test_images)[0])
-    assert done.stdout == f"{prediction.top(5)}\n"
-
-
-# Three lines, on a machine without the packages that are named.
-PREDICT = """
+# docs/predict.md's program, on a machine without the packages that are named.
+WITHOUT = """
 import sys
 for name in {blocked!r}:
     sys.modules[name] = None
-import lowbit_vit
-model = lowbit_vit.load({folder!r})
-print(model.predict([{image!r}])[0].label)
+{program}
 print([name for name in ("ray", "dvc", "bitsandbytes") if sys.modules.get(name)])
 """
 NEVER_NEEDED = ["ray", "dvc", "peft", "torchvision", "sklearn", "polars", "altair", "pynvml"]
 
 
-def run_three_lines(folder: Path, image: Path, blocked: list[str]) -> subprocess.CompletedProcess[str]:
-    program = PREDICT.format(blocked=blocked, folder=str(folder), image=str(image))
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=folder.parent)
-
-
 @pytest.mark.parametrize(("name", "needed"), [("fp32", []), ("nf4", ["bitsandbytes"])])
-def test_three_lines_of_python_predict_without_ray_or_dvc(
-    name: str, needed: list[str], export_of: Callable[[str, str], Exported], test_images: ImageSet, tmp_path: Path
+def test_the_three_lines_of_the_documentation_predict_without_ray_or_dvc(
+    name: str, needed: list[str], export_of: Callable[[str, str], Exported], held_out: ImageSet, tmp_path: Path
 ) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "predict.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(program.splitlines()) == 3
     folder, recorded = export_of(name, "none")
-    opened(test_images)[0].save(tmp_path / "one.png")
-    blocked = [*NEVER_NEEDED, *({"bitsandbytes"} - set(needed))]
-    done = run_three_lines(folder, tmp_path / "one.png", blocked)
+    shutil.copytree(folder, tmp_path / "DIR")
+    opened(held_out)[0].save(tmp_path / "IMAGE", "PNG")
+    program = WITHOUT.format(blocked=[*NEVER_NEEDED, *({"bitsandbytes"} - set(needed))], program=program)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(recorded.top5[0, 0]), str(needed)]
+    (prediction,) = lowbit_vit.load(folder).predict(opened(held_out)[0])
+    assert prediction.label == str(recorded.top5[0, 0])
+    assert done.stdout.splitlines() == [str(prediction.top(5)), str(needed)]
     assert done.stderr == ""
 
 
 def test_a_plan_that_quantizes_says_that_it_needs_bitsandbytes(
-    export_of: Callable[[str, str], Exported], test_images: ImageSet, tmp_path: Path
+    export_of: Callable[[str, str], Exported], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = run_three_lines(export_of("nf4", "none")[0], tmp_path / "one.png", ["bitsandbytes"])
-    assert "Unavailable: bitsandbytes is not installed; run: pip install" in done.stderr
+    folder, _ = export_of("nf4", "none")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(Unavailable, match=r"^bitsandbytes is not installed; run: pip install"):
+        lowbit_vit.load(folder)
 
 
 # ------------------------------------------------------------------------------------------------------------------ bad input
@@ -249,10 +238,10 @@ def predict_verb(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_verb_prints_a_line_an_image(export_of: Callable[[str, str], Exported], test_images: ImageSet, tmp_path: Path) -> None:
+def test_the_verb_prints_a_line_an_image(export_of: Callable[[str, str], Exported], held_out: ImageSet, tmp_path: Path) -> None:
     folder, recorded = export_of("fp32", "none")
     paths = [str(tmp_path / f"{number}.png") for number in range(3)]
-    for path, image in zip(paths, opened(test_images), strict=False):
+    for path, image in zip(paths, opened(held_out), strict=False):
         image.save(path)
     done = predict_verb(str(folder), *paths, paths[0])
     assert done.returncode == 0, done.stderr
