@@ -4,6 +4,7 @@ One Ray start costs several seconds, so each test that needs one claims several 
 """
 
 import fcntl
+import ipaddress
 import json
 import os
 import signal
@@ -117,7 +118,7 @@ def test_a_scan_study_has_a_record_for_every_cell_and_going_on_starts_nothing(
     [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
     ids=["Ctrl-C to the group", "SIGINT to the process", "SIGTERM to the process"],
 )
-def test_an_interrupt_leaves_no_process_and_no_half_written_record(
+def test_a_study_listens_on_the_loopback_alone_and_an_interrupt_leaves_no_process_and_no_half_written_record(
     number: signal.Signals, group: bool, workspace: Workspace, profile_of: ProfileOf, obedient: Command
 ) -> None:
     profile = profile_of("finish", "sleep 60", "finish")
@@ -130,10 +131,18 @@ def test_an_interrupt_leaves_no_process_and_no_half_written_record(
         "run_study(profile, 'variants', Workspace(root=root, profile='demo'), command=sys.argv[2:])"
     )
     study = subprocess.Popen(
-        [sys.executable, "-c", program, str(workspace.root), *obedient], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", program, str(workspace.root), *obedient],
+        env={name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     wait_until(lambda: any(workspace.root.glob("asleep-*")), seconds=60)
     everything = psutil.Process(study.pid).children(recursive=True)
+    # Whoever reaches Ray can run programs: nothing is open to another machine.
+    listening = listening_of([psutil.Process(study.pid), *everything])
+    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+    assert [(name, address) for name, address in listening if not is_loopback(address)] == []
     if group:
         os.killpg(study.pid, number)
     else:
@@ -142,6 +151,21 @@ def test_an_interrupt_leaves_no_process_and_no_half_written_record(
     assert errors.strip().endswith("KeyboardInterrupt")
     wait_until(lambda: not any(process.is_running() for process in everything))
     assert [record.status for record in read_records(workspace.records("variants"))] == ["success"]
+
+
+def listening_of(processes: list[psutil.Process]) -> list[tuple[str, str]]:
+    """Each process that listens, with the address that it listens on."""
+    return [
+        (process.name(), connection.laddr.ip)
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+
+
+def is_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(
