@@ -11,11 +11,11 @@ import pytest
 from lowbit_vit.data.arrays import MANIFEST
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.code import code_sha256
-from lowbit_vit.schema.config import Profile, Trial
+from lowbit_vit.schema.config import Profile, TimedPlan, Trial
 from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.finished import load_scores, missing_trials, weights_sha256
+from lowbit_vit.study.finished import load_plans, load_scores, missing_trials, weights_sha256
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import launch
 
@@ -175,3 +175,18 @@ def test_a_damaged_file_of_scores_is_refused_in_one_line(old: str, new: str, mes
         load_scores(workspace)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("run lowbit-vit sensitivity demo again")
+
+
+@pytest.mark.parametrize("kind", ["milp", "gradient"])
+def test_plans_that_are_to_be_timed_must_be_there(kind: TimedPlan, profile_of: Callable[..., Profile], workspace: Workspace) -> None:
+    profile = timing(profile_of(), kind)
+    with pytest.raises(DataError, match=rf"plans\.json: no such file, but mixed\.timed names {kind}; run lowbit-vit allocate demo$"):
+        load_plans(profile, workspace)
+
+
+def test_a_profile_that_times_none_of_them_does_without_plans(profile_of: Callable[..., Profile], workspace: Workspace) -> None:
+    assert load_plans(timing(profile_of(), "first+last"), workspace) == ()
+
+
+def timing(profile: Profile, kind: TimedPlan) -> Profile:
+    return profile.model_copy(update={"mixed": profile.mixed.model_copy(update={"timed": (kind,)})})

@@ -182,10 +182,12 @@ def load_plans(profile: Profile, workspace: Workspace) -> tuple[PlanFile, ...]:
     """The plans that the mixed study runs beside its own: those of the allocate stage, and the files that the profile names.
 
     Raises:
-        DataError: the stage's file is damaged.
+        DataError: the stage's file is damaged, or missing though the profile times its plans.
         ConfigError: a file of the profile is missing or wrong.
     """
     if not workspace.plans.exists():
+        if timed := [kind for kind in profile.mixed.timed if kind in ("milp", "gradient")]:
+            raise DataError(f"{workspace.plans}: no such file, but mixed.timed names {timed[0]}; run lowbit-vit allocate {workspace.profile}")
         log.info("mixed: no plans of lowbit-vit allocate %s, so none is run", workspace.profile)
     made = load_plan_files(workspace.plans, profile=workspace.profile) if workspace.plans.exists() else ()
     return (*made, *(load_plan_file(workspace.root / name) for name in profile.mixed.plans))
