@@ -1,12 +1,12 @@
 """The fast path against what else a user could pick, in one run on one card: ViT-L/16, batch 1 and 32, bf16, random weights.
 
-    python benchmarks/fast_path.py                  every side, and the products' ceilings; 5 to 10 minutes, most of them compiling
+    python benchmarks/fast_path.py                  every side, and the products' ceilings; more than 5 minutes, most of them compiling
     python benchmarks/fast_path.py --tiles          every candidate tile at every shape instead; a minute
 
 Sides are timed in turns, `ROUNDS` times, so that a slow spell of the card meets all of them. What is said of each is the median of all
 its samples and its ratio to the reference: bf16 with compiled blocks in a CUDA graph. torchao and gemlite take part where they are
-installed; a side that cannot run is in the record with the reason. Speed depends on weights only through LLM.int8's outliers, which
-random weights hardly have, so that side is flattered.
+installed; gemlite comes last, for it tunes its kernels for minutes. A side that cannot run is in the record with the reason. Speed
+depends on weights only through LLM.int8's outliers, which random weights hardly have, so that side is flattered.
 
 The bound: the products at their best rates at the model's shapes and the attention, nothing else.
 """
@@ -17,7 +17,7 @@ import importlib.metadata
 import importlib.util
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -70,11 +70,10 @@ def main() -> None:
         raise Unavailable("benchmarks/fast_path.py needs CUDA")
     facts = provenance("python benchmarks/fast_path.py" + (" --tiles" if asked.tiles else ""))
     machine = {"gpu": facts.gpu, "driver": facts.driver, "cuda": facts.cuda, "git_revision": facts.git_revision, "packages": packages()}
-    record = {"machine": machine, **(all_tiles() if asked.tiles else all_sides())}
-    RECORDS.mkdir(exist_ok=True)
     path = RECORDS / ("fast_tiles.json" if asked.tiles else "fast_path.json")
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+    for found in [all_tiles()] if asked.tiles else all_sides():
+        path.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
+    print(path.read_text())
 
 
 def packages() -> dict[str, str]:
@@ -168,9 +167,12 @@ def plain() -> VisionTransformer:
     return model.eval()
 
 
-def all_sides() -> dict[str, object]:
-    """Every side at every batch size, then the ceilings and the bound."""
-    return {"rounds": ROUNDS, "calls": CALLS, "batches": {str(batch): one_batch(batch) for batch in BATCHES}}
+def all_sides() -> Iterator[dict[str, object]]:
+    """Every side, the ceilings and the bound, at one batch size more each time: a run that is cut short leaves what it has."""
+    batches: dict[str, object] = {}
+    for batch in BATCHES:
+        batches[str(batch)] = one_batch(batch)
+        yield {"rounds": ROUNDS, "calls": CALLS, "batches": batches}
 
 
 def one_batch(batch: int) -> dict[str, object]:
@@ -187,6 +189,7 @@ def one_batch(batch: int) -> dict[str, object]:
                 forwards[name](example)
             torch.cuda.synchronize()
             prepared[name] = round(time.perf_counter() - start, 1)
+            print(f"{prepared[name]:6.1f} s to prepare {name}", flush=True)
         except Exception as error:
             if name == REFERENCE:
                 raise

@@ -187,7 +187,8 @@ def load_plans(profile: Profile, workspace: Workspace) -> tuple[PlanFile, ...]:
     """
     if not workspace.plans.exists():
         if timed := [kind for kind in profile.mixed.timed if kind in ("milp", "gradient")]:
-            raise DataError(f"{workspace.plans}: no such file, but mixed.timed names {timed[0]}; run lowbit-vit allocate {workspace.profile}")
+            advice = f"run lowbit-vit allocate {workspace.profile}"
+            raise DataError(f"{workspace.plans}: no such file, but mixed.timed names {timed[0]}; {advice}")
         log.info("mixed: no plans of lowbit-vit allocate %s, so none is run", workspace.profile)
     made = load_plan_files(workspace.plans, profile=workspace.profile) if workspace.plans.exists() else ()
     return (*made, *(load_plan_file(workspace.root / name) for name in profile.mixed.plans))
