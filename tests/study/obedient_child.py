@@ -32,6 +32,10 @@ def obey(trial: Trial, out: Path, root: Path) -> None:
     if word == "sleep":
         (root / f"asleep-{os.getpid()}").touch()
         time.sleep(float(seconds))
+    elif word == "hold":
+        (root / f"asleep-{os.getpid()}").touch()
+        while not (root / "let-go").exists():
+            time.sleep(0.1)
     elif word == "raise":
         raise RuntimeError("the matter")
     elif word == "shared":
