@@ -22,6 +22,8 @@ from lowbit_vit.study.lifeline import stop_with_parent
 def main() -> None:
     verb, file, _, out = sys.argv[1:]
     stop_with_parent()
+    with Path("cards.txt").open("a") as cards:
+        cards.write(f"{verb} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
     trials = [load_trial(Path(file))] if verb == "trial" else load_trials(Path(file))
     for trial in trials:
         obey(trial, Path(out), Path.cwd())

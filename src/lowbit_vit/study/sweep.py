@@ -25,7 +25,7 @@ from ray import tune
 from lowbit_vit.errors import DataError, LowbitVitError, TrialsFailed, Unavailable
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, Study
-from lowbit_vit.schema.environment import cpu_cores
+from lowbit_vit.schema.environment import cpu_cores, gpu_count
 from lowbit_vit.schema.hold import hold
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
@@ -231,7 +231,7 @@ def _ray(*, on_gpu: bool) -> Iterator[Path]:
             ray.init(
                 address="local",
                 num_cpus=cpu_cores(),
-                num_gpus=None if on_gpu else 0,
+                num_gpus=gpu_count() if on_gpu else 0,
                 resources={"profile_slot": 1},
                 include_dashboard=False,
                 log_to_driver=False,

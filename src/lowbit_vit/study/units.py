@@ -81,7 +81,9 @@ def _chunks(scanned: Sequence[Trial], places: Places, card: dict[str, float]) ->
     bounds = [len(scanned) * index // chunks for index in range(chunks + 1)]
     # One thread for each scan on the CPU, however many run: sums in another order would be other last bits.
     threads = max(1, places.cores // min(chunks, most)) if on_gpu else 1
-    resources: dict[str, float] = {"CPU": 1, "GPU": 1 / _SCANS_PER_GPU} if on_gpu else {"CPU": 1}
+    # Few scans get a card each: Ray fills one card before it takes the next.
+    on_each = min(_SCANS_PER_GPU, math.ceil(chunks / max(1, places.gpus)))
+    resources: dict[str, float] = {"CPU": 1, "GPU": 1 / on_each} if on_gpu else {"CPU": 1}
     return [
         Unit(trials=tuple(scanned[start:stop]), timed=False, threads=threads, resources={**resources, **card})
         for start, stop in itertools.pairwise(bounds)

@@ -1,0 +1,55 @@
+"""Two cards of one machine: what Ray gives out, and what each process sees of it.
+
+The cards are faked: Ray is told that there are two, and the processes compute nothing. What two real cards do to each other's times
+needs a machine that has them.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from lowbit_vit.schema.config import Profile, Study
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study import sweep, units
+
+
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (sweep, units):
+        monkeypatch.setattr(module, "gpu_count", lambda: 2)
+        monkeypatch.setattr(module, "cpu_cores", lambda: 4)  # a scan takes one, and each card has two scans
+    monkeypatch.setattr(sweep, "why_not_here", lambda trials: {})  # which says that a GPU is missing
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_every_process_sees_one_card_scans_share_both_and_timing_trials_are_alone(
+    workspace: Workspace, profile_of: Callable[..., Profile], obedient: tuple[str, ...]
+) -> None:
+    whole = profile_of("occupy 1", "occupy 1", "occupy 1")
+    # Plain fp32 attention on a card is math or efficient; the profile's flash is the CPU's.
+    of_study = {"attention": "math"}
+    profile = whole.model_copy(
+        update={
+            "device": "cuda",
+            "sensitivity": whole.sensitivity.model_copy(update=of_study),
+            "mixed": whole.mixed.model_copy(update=of_study),
+        }
+    )
+
+    def run(study: Study) -> Counter[str]:
+        (workspace.root / "cards.txt").unlink(missing_ok=True)
+        records = sweep.run_study(profile, study, workspace, command=obedient)
+        assert {record.status for record in records} == {"success"}
+        return Counter((workspace.root / "cards.txt").read_text().splitlines())
+
+    seen = run("sensitivity")
+    assert seen == {"scan 0": 2, "scan 1": 2}
+    timed = run("variants")
+    assert set(timed) <= {"trial 0", "trial 1"}
+    assert timed.total() == 3
+    # The machine has one slot for them, whatever the number of its cards: none began before the one before it had ended.
+    spans = sorted([float(word) for word in line.split()[:2]] for line in (workspace.root / "times.txt").read_text().splitlines())
+    assert len(spans) == 3
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
