@@ -157,7 +157,8 @@ SIDES: dict[str, Callable[[Tensor], Forward]] = {
 def fresh() -> VisionTransformer:
     """A ViT-L/16 in fp32 on the card, the same for every side."""
     torch.manual_seed(0)
-    return VisionTransformer(ARCH, num_classes=CLASSES, attention="cudnn", qkv="fused").to("cuda").eval()
+    with torch.device("cuda"):  # drawn there: on a CPU it takes seconds, once for each side
+        return VisionTransformer(ARCH, num_classes=CLASSES, attention="cudnn", qkv="fused").eval()
 
 
 def plain() -> VisionTransformer:

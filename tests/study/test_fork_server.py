@@ -1,5 +1,6 @@
 """A trial that is forked is what a trial in a fresh process is, and nothing outlives whoever started it."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -61,6 +62,23 @@ PACKAGE = {
         "    helper = subprocess.Popen(['sleep', '60']); print(helper.pid, flush=True); time.sleep(60)\n"
     ),
 }
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_where_torchao_is_installed_a_card_is_not_asked_through_transformers(
+    installed: bool,  # noqa: FBT001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "transformers.modeling_utils" in libraries(card=False)
+    if importlib.util.find_spec("torchao") is not None and not installed:
+        pytest.skip("torchao is installed here")
+    if installed:
+        (tmp_path / "torchao").mkdir()
+        (tmp_path / "torchao" / "__init__.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+    assert ("transformers.modeling_utils" in libraries(card=True)) is not installed
+    assert "accelerate" in libraries(card=True)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ request a trial; each fork has a session, a log, limits and, on a card, a CUDA c
 
 What a fork cannot take over must not be here: no thread of Python's, no parallel region of OpenMP, no CUDA. bitsandbytes asks
 for the card's capability when it is imported, and peft imports it; so on a machine with a card both are left to the trial, and
-only what they import is here.
+only what they import is here. So is transformers, where torchao is installed.
 
 A trial runs the sources as they were when this process imported them. So does the hash in its record, which `trial.run` takes
 in that very import.
@@ -53,13 +53,17 @@ _LIBRARIES = (
     "transformers.modeling_utils",
 )
 _ASKING_CUDA = ("bitsandbytes", "peft")
+# Imports torchao where it is installed, and torchao asks the card for its capability when it is imported (transformers 5.17, torchao 0.18).
+_IMPORTING_TORCHAO = "transformers.modeling_utils"
 # torch then looks for cards through NVML, which leaves CUDA alone: for a library whose newer version asks.
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 def libraries(*, card: bool) -> tuple[str, ...]:
     """What is imported beside our own modules, in order."""
-    return _LIBRARIES if card else (*_LIBRARIES, *_ASKING_CUDA)
+    if not card:
+        return (*_LIBRARIES, *_ASKING_CUDA)
+    return tuple(name for name in _LIBRARIES if name != _IMPORTING_TORCHAO or importlib.util.find_spec("torchao") is None)
 
 
 def preload(*, card: bool) -> dict[str, str]:
