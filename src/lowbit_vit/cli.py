@@ -384,6 +384,7 @@ def pack(
     profile: ProfileName,
     *,
     to: Annotated[Path, typer.Option("--to", help="folder of the reference run; the files go to records/ in it")],
+    add: Annotated[bool, typer.Option("--add", help="keep the cells that are packed there and are not among these records")] = False,
     root: Root = HERE,
     reports: Reports = None,
 ) -> None:
@@ -391,7 +392,7 @@ def pack(
     from lowbit_vit.analysis.packing import pack_records
 
     settings, workspace = _open(profile, root, reports)
-    for path in pack_records(settings, workspace, to):
+    for path in pack_records(settings, workspace, to, add=add):
         print(f"{path}: {path.stat().st_size:,} bytes")
 
 

@@ -180,6 +180,34 @@ def test_many_images_of_many_classes_come_back(project: tuple[Profile, Workspace
         assert (other.kl is None) == (one.kl is None)
 
 
+def test_records_that_come_in_two_pieces_are_those_that_came_at_once(tmp_path: Path) -> None:
+    profile, workspace = synthetic.fill(tmp_path / "root", studies=("variants",))
+    folder, to = workspace.records("variants"), replace(workspace, elsewhere=tmp_path / "to")
+    whole = load_packed(pack_records(profile, workspace, tmp_path / "at once")[0])
+    late = {path.stem for path in sorted(folder.glob("*.npz"))[1:3]}
+    shutil.copytree(folder, tmp_path / "late")
+    for path in (*folder.iterdir(), *(tmp_path / "late").iterdir()):
+        if (path.stem in late) is (path.parent == folder):
+            path.unlink()
+    (first,) = pack_records(profile, workspace, to.reports)
+    assert not late & {record.trial_id for record in load_packed(first).records}
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "late", folder)
+    joined = load_packed(pack_records(profile, workspace, to.reports, add=True)[0])
+    assert {record.trial_id: record for record in joined.records} == {record.trial_id: record for record in whole.records}
+    assert joined.answers.keys() == whole.answers.keys()
+    for trial_id, expected in whole.answers.items():
+        found = joined.answers[trial_id]
+        np.testing.assert_array_equal(found.best, expected.best)
+        np.testing.assert_array_equal(found.among5, expected.among5)
+        assert (found.kl is None) == (expected.kl is None)
+        if found.kl is None or expected.kl is None:
+            continue
+        for half in (expected.selection, ~expected.selection):
+            assert found.kl[half].mean() == pytest.approx(expected.kl[half].mean(), rel=1e-5)
+    assert {record.trial_id for record in load_packed(pack_records(profile, workspace, to.reports)[0]).records} == late
+
+
 def test_a_study_without_a_result_is_packed_as_well(tmp_path: Path) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root", studies=())
     trial = next(result.trial for result in read_records(REFERENCE / "records" / "variants"))

@@ -66,7 +66,7 @@ PACKAGE = {
 
 @pytest.mark.parametrize("installed", [False, True])
 def test_where_torchao_is_installed_a_card_is_not_asked_through_transformers(
-    installed: bool,  # noqa: FBT001
+    installed: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
