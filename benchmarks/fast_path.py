@@ -3,10 +3,11 @@
     python benchmarks/fast_path.py                  every side, and the products' ceilings; more than 5 minutes, most of them compiling
     python benchmarks/fast_path.py --tiles          every candidate tile at every shape instead; a minute
 
-Sides are timed in turns, `ROUNDS` times, so that a slow spell of the card meets all of them. What is said of each is the median of all
-its samples and its ratio to the reference: bf16 with compiled blocks in a CUDA graph. torchao and gemlite take part where they are
-installed; gemlite comes last, for it tunes its kernels for minutes. A side that cannot run is in the record with the reason. Speed
-depends on weights only through LLM.int8's outliers, which random weights hardly have, so that side is flattered.
+Sides come in groups: this package and bitsandbytes, then torchao and gemlite where they are installed; gemlite last, for it tunes its
+kernels for minutes. Sides of a group are timed in turns, `ROUNDS` times, so that a slow spell of the card meets all of them, and the
+reference, bf16 with compiled blocks in a CUDA graph, takes part in every group. What is said of each side is the median of all its
+samples and its ratio to the reference in its group. A side that cannot run is in the record with the reason. Speed depends on weights
+only through LLM.int8's outliers, which random weights hardly have, so that side is flattered.
 
 The bound: the products at their best rates at the model's shapes and the attention, nothing else.
 """
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -129,8 +131,7 @@ def gemlite(name: str) -> Callable[[Tensor], Forward]:
 
 
 SINGLE = NF4(format="nf4", double_quantization=False)
-SIDES: dict[str, Callable[[Tensor], Forward]] = {
-    REFERENCE: ours(HighPrecision(), "compile_graph"),
+OURS: dict[str, Callable[[Tensor], Forward]] = {
     "bf16, graph": ours(HighPrecision(), "cuda_graph"),
     "bf16, eager": ours(HighPrecision(), "eager"),
     "W8A8, graph": ours(W8A8(format="w8a8"), "cuda_graph"),
@@ -147,11 +148,16 @@ SIDES: dict[str, Callable[[Tensor], Forward]] = {
     "bitsandbytes int8, threshold 6, eager": ours(Int8(format="int8", threshold=6.0), "eager"),
     "bitsandbytes int8, threshold 0, eager": ours(Int8(format="int8", threshold=0.0), "eager"),
     "bitsandbytes int8, threshold 0, graph": ours(Int8(format="int8", threshold=0.0), "cuda_graph"),
+}
+TORCHAO = {
     "torchao int8 dynamic, compiled, graph": torchao("Int8DynamicActivationInt8WeightConfig"),
     "torchao fp8 dynamic by rows, compiled, graph": torchao("Float8DynamicActivationFloat8WeightConfig"),
+}
+GEMLITE = {
     "gemlite int8 dynamic, graph": gemlite("A8W8_int8_dynamic"),
     "gemlite fp8 dynamic, graph": gemlite("A8W8_fp8_dynamic"),
 }
+GROUPS = {"this package and bitsandbytes": OURS, "torchao": TORCHAO, "gemlite": GEMLITE}
 
 
 def fresh() -> VisionTransformer:
@@ -169,20 +175,29 @@ def plain() -> VisionTransformer:
 
 
 def all_sides() -> Iterator[dict[str, object]]:
-    """Every side, the ceilings and the bound, at one batch size more each time: a run that is cut short leaves what it has."""
-    batches: dict[str, object] = {}
-    for batch in BATCHES:
-        batches[str(batch)] = one_batch(batch)
-        yield {"rounds": ROUNDS, "calls": CALLS, "batches": batches}
+    """A group at one batch size more each time, the ceilings after the first group: a run that is cut short leaves what it has."""
+    batches: dict[int, dict[str, object]] = {batch: {} for batch in BATCHES}
+    found = {"rounds": ROUNDS, "calls": CALLS, "batches": batches}
+    reference_ms: dict[int, float] = {}
+    for group, sides in GROUPS.items():
+        for batch, groups in batches.items():
+            groups[group] = timed = time_group(group, sides, batch)
+            reference_ms.setdefault(batch, timed["median_ms"][REFERENCE])
+            yield found
+        for batch, groups in batches.items():
+            if "ceilings" not in groups:
+                groups["ceilings"] = ceilings(batch, reference_ms[batch])
+                yield found
 
 
-def one_batch(batch: int) -> dict[str, object]:
-    """Medians, ratios to the reference, ceilings and the bound, at one batch size."""
+def time_group(group: str, sides: dict[str, Callable[[Tensor], Forward]], batch: int) -> dict[str, Any]:
+    """Medians of the sides and the reference, and ratios to it, at one batch size."""
     example = torch.randn(batch, 3, 224, 224, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     forwards: dict[str, Forward] = {}
     prepared: dict[str, float] = {}
     skipped: dict[str, str] = {}
-    for name, make in track(SIDES.items(), f"prepare, batch {batch}"):
+    makers = {REFERENCE: ours(HighPrecision(), "compile_graph"), **sides}
+    for name, make in track(makers.items(), f"prepare {group}, batch {batch}"):
         start = time.perf_counter()
         try:
             forwards[name] = make(example)
@@ -200,24 +215,29 @@ def one_batch(batch: int) -> dict[str, object]:
         torch.cuda.empty_cache()
         torch.compiler.reset()  # graphs are captured; the next side's blocks would count as recompilations of this one's
     samples: dict[str, list[float]] = {name: [] for name in forwards}
-    for _ in track(range(ROUNDS), f"time, batch {batch}"):
+    for _ in track(range(ROUNDS), f"time {group}, batch {batch}"):
         for name, forward in forwards.items():
             samples[name] += [ms_on_card(forward, example) for _ in range(CALLS)]
     medians = {name: round(median(values), 4) for name, values in samples.items()}
-    flop = forward_flop(ARCH, num_classes=CLASSES, batch_size=batch)
-    ceilings = {"bf16, 8192 cube": cube()} | products(batch * ARCH.tokens)
-    attention = attention_ms(batch)
     return {
         "prepare_s": prepared,
         "median_ms": medians,
         "times_the_reference": {name: round(medians[REFERENCE] / value, 3) for name, value in medians.items()},
         "skipped": skipped,
-        "tera_operations_per_s": ceilings,
+    }
+
+
+def ceilings(batch: int, reference_ms: float) -> dict[str, object]:
+    """Rates of the products at the model's shapes, the bound that they set, and how near the reference comes to the large cube's rate."""
+    rates = {"bf16, 8192 cube": cube()} | products(batch * ARCH.tokens)
+    attention = attention_ms(batch)
+    flop = forward_flop(ARCH, num_classes=CLASSES, batch_size=batch)
+    kinds = [kind for kind in ("bf16", "int8", "fp8") if f"{kind}, qkv" in rates]
+    return {
+        "tera_operations_per_s": rates,
         "attention_ms": round(attention, 4),
-        "bound_ms": {
-            kind: round(bound_ms(ceilings, kind, batch) + attention, 3) for kind in ("bf16", "int8", "fp8") if f"{kind}, qkv" in ceilings
-        },
-        "reference_share_of_cube": round(flop / (medians[REFERENCE] / 1e3) / (ceilings["bf16, 8192 cube"] * 1e12), 3),
+        "bound_ms": {kind: round(bound_ms(rates, kind, batch) + attention, 3) for kind in kinds},
+        "reference_share_of_cube": round(flop / (reference_ms / 1e3) / (rates["bf16, 8192 cube"] * 1e12), 3),
     }
 
 
@@ -288,10 +308,10 @@ def tile_times(rows: int, columns: int, depth: int, codes: torch.dtype) -> dict[
     }
 
 
-def bound_ms(ceilings: dict[str, float], kind: str, batch: int) -> float:
+def bound_ms(rates: dict[str, float], kind: str, batch: int) -> float:
     """Milliseconds of all products of the encoder at their best rates."""
     rows = batch * ARCH.tokens
-    return sum(ARCH.depth * 2 * rows * columns * depth / ceilings[f"{kind}, {name}"] / 1e9 for name, (columns, depth) in SHAPES.items())
+    return sum(ARCH.depth * 2 * rows * columns * depth / rates[f"{kind}, {name}"] / 1e9 for name, (columns, depth) in SHAPES.items())
 
 
 def attention_ms(batch: int) -> float:
