@@ -24,6 +24,9 @@ def main() -> None:
     stop_with_parent()
     with Path("cards.txt").open("a") as cards:
         cards.write(f"{verb} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+    together = Path("together.txt")  # so many processes at once: none is done before all have begun
+    while verb == "scan" and together.exists() and len(Path("cards.txt").read_text().splitlines()) < int(together.read_text()):
+        time.sleep(0.05)
     trials = [load_trial(Path(file))] if verb == "trial" else load_trials(Path(file))
     for trial in trials:
         obey(trial, Path(out), Path.cwd())

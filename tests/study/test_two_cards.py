@@ -44,6 +44,7 @@ def test_every_process_sees_one_card_scans_share_both_and_timing_trials_are_alon
         assert {record.status for record in records} == {"success"}
         return Counter((workspace.root / "cards.txt").read_text().splitlines())
 
+    (workspace.root / "together.txt").write_text("4")
     seen = run("sensitivity")
     assert seen == {"scan 0": 2, "scan 1": 2}
     timed = run("variants")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import triton
+import triton.compiler.code_generator  # it keeps the language's functions as it finds them: not while they are patched
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
