@@ -25,7 +25,7 @@ def main() -> None:
     with Path("cards.txt").open("a") as cards:
         cards.write(f"{verb} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
     together = Path("together.txt")  # so many processes at once: none is done before all have begun
-    while verb == "scan" and together.exists() and len(Path("cards.txt").read_text().splitlines()) < int(together.read_text()):
+    while together.exists() and len(Path("cards.txt").read_text().splitlines()) < int(together.read_text()):
         time.sleep(0.05)
     trials = [load_trial(Path(file))] if verb == "trial" else load_trials(Path(file))
     for trial in trials:
@@ -65,7 +65,7 @@ def obey(trial: Trial, out: Path, root: Path) -> None:
         started = time.time()
         time.sleep(float(seconds))
         with (root / "times.txt").open("a") as file:
-            file.write(f"{started} {time.time()} {os.environ['OMP_NUM_THREADS']}\n")
+            file.write(f"{started} {time.time()} {os.environ['OMP_NUM_THREADS']} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
     succeed(trial, out, root)
 
 

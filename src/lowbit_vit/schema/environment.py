@@ -288,6 +288,15 @@ def gpu_count() -> int:
     return int(pynvml.nvmlDeviceGetCount()) if chosen is None else len(chosen.split(","))
 
 
+def card_place() -> tuple[int, int] | None:
+    """Index, among all cards of the machine, of the first GPU that CUDA would use in this process, and how many there are; or None."""
+    gpu = visible_gpu()
+    if gpu is None:
+        return None
+    handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+    return int(pynvml.nvmlDeviceGetIndex(handle)), int(pynvml.nvmlDeviceGetCount())
+
+
 @functools.cache
 def _gpu(chosen: str) -> Gpu | None:
     """A GPU by CUDA's name for it: an index or a UUID."""

@@ -34,6 +34,7 @@ from lowbit_vit.schema.environment import provenance, visible_gpu
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.container import Starter
+from lowbit_vit.study.cores import keep_to_cores_of_card
 from lowbit_vit.study.finished import why_not_here
 from lowbit_vit.study.launch import COMMAND, launch, launch_scan, log_file, put_record, write_without_result
 from lowbit_vit.study.lifeline import unwinding_on_sigterm
@@ -199,6 +200,7 @@ def places_on(nodes: Sequence[Node], trials: Sequence[Trial], *, card: str | Non
         gpus=int(sum(node.resources.get("GPU", 0) for node in fit)),
         cores=int(max(node.resources.get("CPU", 0) for node in slots or fit)),
         card=card,
+        slots=int(max((node.resources["profile_slot"] for node in slots), default=1)),
     )
 
 
@@ -297,6 +299,7 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
     """The trainable: run one unit in a workspace of its own and send what comes of it."""
     number = config["unit"]
     unit, exchange = order.units[number], order.exchange
+    keep_to_cores_of_card()
 
     def send(kind: str, **content: Any) -> None:
         ray.get(exchange.send.remote(_Message(unit=number, kind=kind, **content)))

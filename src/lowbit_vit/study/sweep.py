@@ -2,8 +2,9 @@
 
 With RAY_ADDRESS it runs on that cluster (`cluster`), else on this machine, by a Ray of its own that nobody else can reach.
 What is finished stays untouched: a study that was interrupted goes on where it was, from the records alone, so Tune's own
-checkpoints are not used. A timing trial gets all CPUs, or a whole GPU, and the node's only `profile_slot`, so that nothing
-else of the study runs beside it; accuracy-only cells are scanned in chunks that share the machine.
+checkpoints are not used. A timing trial gets all CPUs, or a whole GPU, and a `profile_slot`: a machine has one, or one for each
+of its cards where each can have cores of its own (`cores`), so that nothing else of the study runs on its card or its cores;
+accuracy-only cells are scanned in chunks that share the machine.
 """
 
 import fcntl
@@ -31,13 +32,14 @@ from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cluster import cluster_address, connected, places_on, reasons_on, run_on_cluster, survey
 from lowbit_vit.study.container import Container, Starter
+from lowbit_vit.study.cores import keep_to_cores_of_card
 from lowbit_vit.study.costs import expected_seconds
 from lowbit_vit.study.finished import load_plans, load_scores, missing_trials, prune, starting_weights, why_not_here
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import COMMAND, launch, launch_scan, scratch_folder
 from lowbit_vit.study.lifeline import unwinding_on_sigterm
 from lowbit_vit.study.progress import StudyProgress
-from lowbit_vit.study.units import Unit, make_units, this_machine
+from lowbit_vit.study.units import Unit, make_units, this_machine, timing_slots
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +140,7 @@ def _only_run(workspace: Workspace, study: Study) -> Iterator[None]:
 def _run_unit(config: dict[str, int], *, units: Sequence[Unit], workspace: Workspace, command: Starter) -> None:
     """The trainable. Runs in a Ray worker, which only waits for the process that does the work."""
     unit = units[config["unit"]]
+    keep_to_cores_of_card()
     if unit.timed:
         records = [launch(unit.trials[0], workspace, threads=unit.threads, command=command)]
     else:
@@ -232,7 +235,7 @@ def _ray(*, on_gpu: bool) -> Iterator[Path]:
                 address="local",
                 num_cpus=cpu_cores(),
                 num_gpus=gpu_count() if on_gpu else 0,
-                resources={"profile_slot": 1},
+                resources={"profile_slot": timing_slots(cores=cpu_cores(), cards=gpu_count() if on_gpu else 0)},
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,

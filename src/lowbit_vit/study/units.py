@@ -16,6 +16,8 @@ _CELLS_PER_CHUNK = 8
 _MOST_CELLS = 64
 # Scans that share one GPU: while one prepares its next cell, the other computes.
 _SCANS_PER_GPU = 2
+# A timing trial launches kernels from one core, and its helpers need another: with fewer for each card, cards are timed one by one.
+_CORES_PER_TIMING = 2
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,16 @@ class Places:
     Attributes:
         cpus: cores of all nodes.
         gpus: cards of all nodes.
-        cores: of the node that a timing trial gets to itself.
+        cores: of the node that a timing trial gets to itself, or shares with those on the node's other cards.
         card: what every unit asks for, as Ray names it (H100); None: any.
+        slots: timing trials that such a node takes at a time.
     """
 
     cpus: int
     gpus: int
     cores: int
     card: str | None = None
+    slots: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,12 @@ class Unit:
 
 def this_machine() -> Places:
     """The cores and cards that this process may use."""
-    return Places(cpus=cpu_cores(), gpus=gpu_count(), cores=cpu_cores())
+    return Places(cpus=cpu_cores(), gpus=gpu_count(), cores=cpu_cores(), slots=timing_slots(cores=cpu_cores(), cards=gpu_count()))
+
+
+def timing_slots(*, cores: int, cards: int) -> int:
+    """Timing trials that a machine takes at a time: one a card where each can have cores of its own, else one."""
+    return cards if cards > 1 and cores >= cards * _CORES_PER_TIMING else 1
 
 
 def make_units(missing: Sequence[Trial], places: Places, expected: Mapping[str, float]) -> list[Unit]:
@@ -66,7 +75,7 @@ def make_units(missing: Sequence[Trial], places: Places, expected: Mapping[str, 
 
 def _timing_unit(trial: Trial, places: Places, card: dict[str, float]) -> Unit:
     resources: dict[str, float] = {"CPU": 1, "GPU": 1} if trial.device == "cuda" else {"CPU": places.cores}
-    threads = int(os.environ.get("OMP_NUM_THREADS") or places.cores)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, places.cores // places.slots))
     return Unit(trials=(trial,), timed=True, threads=threads, resources={**resources, "profile_slot": 1, **card})
 
 

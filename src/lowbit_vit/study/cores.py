@@ -1,0 +1,39 @@
+"""Cores of its own for each card of a machine, so that what one card's host process does never waits for another's.
+
+A low-bit forward is thousands of launches from one core. Two such processes that the kernel moves about on shared cores would be
+seen in each other's latencies; each card's processes are therefore kept to a share of the machine's cores, the same for every run,
+whichever cards the run may use.
+"""
+
+import os
+import threading
+
+from lowbit_vit.schema.environment import card_place
+from lowbit_vit.study.units import timing_slots
+
+
+def keep_to_cores_of_card() -> None:
+    """Keep this thread, and every process that it starts from now on, to the cores of the card that it sees.
+
+    Does nothing where no card is in sight, or the machine has one, or too few cores to give each card its own.
+    """
+    place = card_place()
+    if place is None:
+        return
+    index, cards = place
+    # The main thread's: this thread may have been kept to a card's before.
+    cores = sorted(os.sched_getaffinity(os.getpid()))
+    if timing_slots(cores=len(cores), cards=cards) > 1:
+        os.sched_setaffinity(threading.get_native_id(), cores_of_card(cores, index=index, cards=cards))
+
+
+def cores_of_card(cores: list[int], *, index: int, cards: int) -> list[int]:
+    """An equal share of the cores, neighbours together: they are of one socket as a rule, and share its caches.
+
+    Args:
+        cores: that may be used, in order.
+        index: of the card, from 0.
+        cards: of the machine.
+    """
+    share = len(cores) // cards
+    return cores[index * share : (index + 1) * share]

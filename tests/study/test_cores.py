@@ -1,0 +1,62 @@
+"""Which cores a card's processes get."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from lowbit_vit.study import cores
+from lowbit_vit.study.cores import cores_of_card, keep_to_cores_of_card
+from lowbit_vit.study.units import timing_slots
+
+
+@pytest.mark.parametrize(("count", "cards"), [(32, 2), (16, 2), (9, 4), (128, 8)])
+def test_cards_have_equal_shares_that_do_not_meet(count: int, cards: int) -> None:
+    usable = list(range(3, 3 + count))
+    shares = [cores_of_card(usable, index=index, cards=cards) for index in range(cards)]
+    assert {len(share) for share in shares} == {count // cards}
+    assert len(set().union(*shares)) == cards * (count // cards)
+    assert set().union(*shares) <= set(usable)
+
+
+@pytest.mark.parametrize(("count", "cards", "slots"), [(32, 2, 2), (4, 2, 2), (3, 2, 1), (16, 1, 1), (2, 0, 1), (128, 8, 8), (8, 8, 1)])
+def test_a_machine_times_on_all_cards_at_once_only_with_cores_for_each(count: int, cards: int, slots: int) -> None:
+    assert timing_slots(cores=count, cards=cards) == slots
+
+
+def allowed_in_a_child() -> set[int]:
+    told = "import os; print(*sorted(os.sched_getaffinity(0)))"
+    return {int(word) for word in subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout.split()}
+
+
+def seen_from_a_thread() -> set[int]:
+    found: list[set[int]] = []
+
+    def look() -> None:
+        keep_to_cores_of_card()
+        found.append(allowed_in_a_child())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_what_a_thread_starts_is_kept_to_its_cards_cores_and_the_process_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.sched_getaffinity(0)
+    usable = sorted(before)
+    if len(usable) < 2:
+        pytest.skip("needs two cores")
+    monkeypatch.setattr(cores, "timing_slots", lambda **_: 2)
+    for index in (1, 0):
+        monkeypatch.setattr(cores, "card_place", lambda index=index: (index, 2))
+        assert seen_from_a_thread() == set(cores_of_card(usable, index=index, cards=2))
+    assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize("place", [None, (0, 1)])
+def test_without_a_second_card_nothing_is_kept(place: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "card_place", lambda: place)
+    assert seen_from_a_thread() == os.sched_getaffinity(0)
