@@ -1,0 +1,309 @@
+"""Does the grid scale? The same studies on one card and on all cards of a machine, and one with a card's worker killed.
+
+    python benchmarks/cards.py PROFILE [--root FOLDER] [--out FILE]   (after lowbit-vit data and backbone; needs two cards or more)
+
+A few arms of the profile and every cell of its studies of blocks, small enough for some minutes: `reduced` says which. Each study runs
+through `lowbit-vit STUDY`, on all cards first and then on the first card alone, so whatever only a first run pays counts against all
+cards. Meanwhile NVML is asked twice a second how busy each card is. From the records of both runs: wall times and their ratio; whether
+each timing trial saw one card and had it alone; the same arm's latency in both runs, an A/A test, for the arm is the same; and whether
+predictions are equal to the bit.
+
+Then one study of cells on all cards, whose worker on the last card is killed: what is finished, and what the same command leaves after it.
+
+The record is written after each study, so a run that is cut short leaves what it has.
+"""
+
+import argparse
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pynvml
+import yaml
+
+from aside import machine
+from lowbit_vit.errors import DataError, Unavailable
+from lowbit_vit.schema.config import Study, load_profile
+from lowbit_vit.schema.environment import provenance
+from lowbit_vit.schema.record import Record, read_record, sha256
+from lowbit_vit.schema.workspace import Workspace
+
+RECORD = Path(__file__).parent / "records" / "cards.json"
+# Post-training, so that a few seconds each are enough: two that the card limits, two that the host limits, two of ours.
+ARMS = ("fp16, flash", "bf16, flash", "NF4", "int8, threshold 0", "fp16, CUDA graph", "NF4, CUDA graph", "W8A8", "fp8")
+STUDIES: tuple[Study, ...] = ("sensitivity", "variants", "mixed")  # mixed needs the scores of sensitivity
+PERIOD_S = 0.5
+BIN_S = 2.0
+ALL, ONE, KILLED = "all cards", "one card", "a card's worker killed"
+
+
+def main() -> None:
+    """Run the studies and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("profile")
+    parser.add_argument("--root", type=Path, default=Path(), help="the project's folder")
+    parser.add_argument("--out", type=Path, default=RECORD, help="the record that is written")
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    pynvml.nvmlInit()
+    cards = int(pynvml.nvmlDeviceGetCount())
+    if cards < 2:
+        raise Unavailable(f"benchmarks/cards.py compares one card with several; this machine has {cards}")
+    facts = provenance("python benchmarks/cards.py")
+    record: dict[str, Any] = {
+        "machine": {**machine("torch", "ray", load=load), "gpu": facts.gpu, "driver": facts.driver, "cards": cards},
+        "profile": arguments.profile,
+        "git_revision": facts.git_revision,
+        "studies": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        places = {
+            name: make_place(arguments.root.resolve(), Path(folder) / name.replace(" ", "-"), arguments.profile)
+            for name in (ALL, ONE, KILLED)
+        }
+        visible = {ALL: list(range(cards)), ONE: [0]}
+        for study in STUDIES:
+            runs = {name: run(study, places[name], visible[name]) for name in (ALL, ONE)}
+            found = {name: of_run(facts, read_records(places[name], study)) for name, facts in runs.items()}
+            record["studies"][study] = {**found, **beside(read_records(places[ALL], study), read_records(places[ONE], study), found)}
+            save(record, arguments.out)
+        record["killed"] = kill_and_go_on(places[KILLED], list(range(cards)))
+        save(record, arguments.out)
+    print(arguments.out.read_text())
+
+
+def save(record: dict[str, Any], path: Path) -> None:
+    """Write what there is."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------------------ a reduced run
+
+
+def make_place(root: Path, folder: Path, name: str) -> Workspace:
+    """A workspace with the project's data and weights, reports of its own, and the reduced profile."""
+    folder.mkdir()
+    (folder / "profiles").mkdir()
+    for shared in ("data", "checkpoints"):
+        (folder / shared).symlink_to(root / shared)
+    workspace = Workspace(root=folder, profile=name)
+    workspace.profile_file.write_text(reduced((root / "profiles" / f"{name}.yaml").read_text()))
+    load_profile(workspace.profile_file)
+    return workspace
+
+
+def reduced(text: str) -> str:
+    """The profile with the arms of `ARMS`, 200 latencies each, one direction of the sensitivity study, and ten random plans of one size.
+
+    Raises:
+        DataError: the profile lacks one of the arms.
+    """
+    profile = yaml.safe_load(text)
+    arms = [arm for arm in profile["variants"]["arms"] if arm["label"] in ARMS]
+    if missing := set(ARMS) - {arm["label"] for arm in arms}:
+        raise DataError(f"benchmarks/cards.py: profile {profile['name']} has no arm {', '.join(sorted(missing))}")
+    profile["variants"]["arms"] = [{**{key: value for key, value in arm.items() if key != "samples"}, "seeds": [0]} for arm in arms]
+    profile["measurement"] |= {"samples": 200, "seconds": 10, "invariance_images": None}
+    profile["sensitivity"]["directions"] = ["only"]
+    profile["mixed"] |= {"spared": profile["mixed"]["spared"][:1], "random_plans": 10, "timed": [], "plans": []}
+    return yaml.safe_dump(profile, sort_keys=False, allow_unicode=True)
+
+
+def command(study: Study, workspace: Workspace) -> list[str]:
+    """What a user would type."""
+    return [sys.executable, "-m", "lowbit_vit", study, workspace.profile, "--root", str(workspace.root)]
+
+
+def environment(cards: Sequence[int]) -> dict[str, str]:
+    """Ours, with these cards in sight."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, cards))}
+
+
+def run(study: Study, workspace: Workspace, cards: Sequence[int]) -> dict[str, Any]:
+    """Run one study; its wall time, and how busy the cards were.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its output is above.
+    """
+    print(f"{study} on {len(cards)}", flush=True)
+    with watching(cards) as seen:
+        started = time.monotonic()
+        subprocess.run(command(study, workspace), env=environment(cards), check=True)
+        wall = time.monotonic() - started
+    return {"cards": len(cards), "wall_s": round(wall, 1), **busy(seen, wall)}
+
+
+@contextmanager
+def watching(cards: Sequence[int]) -> Iterator[list[list[float]]]:
+    """Collect [seconds, % busy of each card] twice a second."""
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(card) for card in cards]
+    seen: list[list[float]] = []
+    over = threading.Event()
+    started = time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(PERIOD_S):
+            seen.append([time.monotonic() - started, *(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles)])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def busy(seen: list[list[float]], wall: float) -> dict[str, Any]:
+    """When the first kernel ran and the last, the mean share in between, and the course in bins of `BIN_S` seconds."""
+    table = np.array(seen)
+    at_work = table[table[:, 1:].max(axis=1) > 0] if len(table) else table
+    if not len(at_work):
+        return {"busy": None}
+    first, last = float(at_work[0, 0]), float(at_work[-1, 0])
+    inside = table[(table[:, 0] >= first) & (table[:, 0] <= last)]
+    bins = (table[:, 0] // BIN_S).astype(int)
+    course = [[round(float(table[bins == place, card].mean())) for place in np.unique(bins)] for card in range(1, table.shape[1])]
+    return {
+        "before_first_kernel_s": round(first, 1),
+        "after_last_kernel_s": round(wall - last, 1),
+        "with_kernels_s": round(last - first, 1),
+        "mean_busy_percent": [round(float(share), 1) for share in inside[:, 1:].mean(axis=0)],
+        "busy_percent_every_2_s": course,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- what came of it
+
+
+def read_records(workspace: Workspace, study: Study) -> list[Record]:
+    """In the order of their identities."""
+    return [read_record(path) for path in sorted(workspace.records(study).glob("[!.]*.json"))]
+
+
+def of_run(facts: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    """What the records of a run say of it."""
+    timed = [record for record in records if record.measurement is not None]
+    used = sum(sum(record.durations_s.values()) for record in records)
+    on_card: dict[str, int] = {}
+    for record in records:
+        uuid = (record.provenance.gpu_uuid if record.provenance else None) or "unknown"
+        on_card[uuid] = on_card.get(uuid, 0) + 1
+    return {
+        **facts,
+        "cells": len(records),
+        "status": sorted({record.status for record in records}),
+        "seconds_of_all_cells": round(used, 1),
+        "cells_on_card": dict(sorted(on_card.items())),
+        "timing_trials": len(timed),
+        "timing_trials_that_nvml_showed_alone": sum(
+            record.measurement is not None and record.measurement.exclusive is True for record in timed
+        ),
+        "cores_of_a_timing_trial": sorted({record.provenance.cpu_cores for record in timed if record.provenance}),
+    }
+
+
+def beside(several: Sequence[Record], one: Sequence[Record], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Both runs of the same cells."""
+    alone = {record.trial_id: record for record in one}
+    equal = [
+        record.evaluation == other.evaluation or same_predictions(record, other)
+        for record in several
+        if (other := alone.get(record.trial_id)) is not None
+    ]
+    walls = {name: facts["wall_s"] for name, facts in found.items()}
+    spans = {name: float(facts.get("with_kernels_s") or "nan") for name, facts in found.items()}
+    return {
+        "wall_ratio": round(walls[ONE] / walls[ALL], 3),
+        "ratio_with_kernels": None if any(map(math.isnan, spans.values())) else round(spans[ONE] / spans[ALL], 3),
+        "cells_in_both": len(equal),
+        "predictions_equal_to_the_bit": sum(equal),
+        "same_arm_twice": [row for record in several if (other := alone.get(record.trial_id)) for row in latencies(record, other)],
+    }
+
+
+def same_predictions(record: Record, other: Record) -> bool:
+    """Whether the files of predictions are the same."""
+    if record.evaluation is None or other.evaluation is None:
+        return False
+    return record.evaluation.predictions_sha256 == other.evaluation.predictions_sha256
+
+
+def latencies(record: Record, other: Record) -> list[dict[str, Any]]:
+    """For each batch size both medians, and whether that of all cards is among the middle nine tenths of the other's samples."""
+    if record.measurement is None or other.measurement is None:
+        return []
+    rows = []
+    for ours, theirs in zip(record.measurement.latency, other.measurement.latency, strict=True):
+        low, high = np.percentile(theirs.samples_ms, [5, 95])
+        rows.append(
+            {
+                "arm": record.trial.label,
+                "batch_size": ours.batch_size,
+                "p50_ms": {ALL: ours.p50_ms, ONE: theirs.p50_ms},
+                "ratio": round(ours.p50_ms / theirs.p50_ms, 4),
+                "within_the_other_runs_spread": bool(low <= ours.p50_ms <= high),
+            }
+        )
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------------- killed
+
+
+def kill_and_go_on(workspace: Workspace, cards: Sequence[int]) -> dict[str, Any]:
+    """Kill the Ray worker of the last card while its scan runs; then give the same command again."""
+    study: Study = "sensitivity"
+    folder = workspace.records(study)
+    process = subprocess.Popen(command(study, workspace), env=environment(cards))
+    deadline = time.monotonic() + 300
+    killed = None
+    while process.poll() is None and time.monotonic() < deadline:
+        if killed is None and len(list(folder.glob("[!.]*.json"))) >= 3:
+            killed = worker_of_card(cards[-1])
+            if killed is not None:
+                os.kill(killed, signal.SIGKILL)
+        time.sleep(0.1)
+    code = process.wait()
+    kept = {path.name: sha256(path.read_bytes()) for path in folder.glob("[!.]*.json") if read_record(path).status == "success"}
+    again = subprocess.run(command(study, workspace), env=environment(cards), check=False)
+    records = read_records(workspace, study)
+    untouched = sum(sha256((folder / name).read_bytes()) == digest for name, digest in kept.items())
+    return {
+        "study": study,
+        "killed": None if killed is None else f"the Ray worker of card {cards[-1]}, with SIGKILL",
+        "exit_code": code,
+        "finished_records_then": len(kept),
+        "exit_code_of_the_same_command_again": again.returncode,
+        "records_in_the_end": len(records),
+        "status_in_the_end": sorted({record.status for record in records}),
+        "finished_records_left_as_they_were": untouched,
+    }
+
+
+def worker_of_card(card: int) -> int | None:
+    """The process that launches trials on this card: the parent of the one that they are forked from, whose environment names it."""
+    for process in psutil.process_iter():
+        try:
+            if "lowbit_vit.study.fork_server" in process.cmdline() and process.environ().get("CUDA_VISIBLE_DEVICES") == str(card):
+                return int(process.ppid())
+        except psutil.Error:
+            continue
+    return None
+
+
+if __name__ == "__main__":
+    main()
