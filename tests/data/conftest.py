@@ -1,25 +1,10 @@
-"""Real Flowers-102 images, where this machine has them; image folders made on the spot."""
+"""Image folders made on the spot."""
 
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-FLOWERS_TARS = Path(__file__).parents[3] / "shared" / "flowers-102"
-
-
-@pytest.fixture(scope="session")
-def flowers_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds flowers-102/ with all images, as 256-px copies."""
-    if not FLOWERS_TARS.is_dir():
-        pytest.skip("no Flowers-102 images in ../shared/flowers-102")
-    root = tmp_path_factory.mktemp("flowers")
-    for path in sorted(FLOWERS_TARS.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            archive.extractall(root, filter="data")
-    return root
 
 
 @pytest.fixture
