@@ -79,9 +79,17 @@ def main() -> None:
 
 
 def packages() -> dict[str, str]:
-    """Versions of what takes part."""
+    """Versions of what takes part; of a package that was only copied, nothing says which it is."""
     names = ("torch", "triton", "bitsandbytes", "torchao", "gemlite")
-    return {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name) is not None}
+    return {name: version(name) for name in names if importlib.util.find_spec(name) is not None}
+
+
+def version(name: str) -> str:
+    """As installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown: it has no metadata"
 
 
 # --------------------------------------------------------------------------------------------------------------- sides

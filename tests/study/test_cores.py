@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from lowbit_vit.study import cores
-from lowbit_vit.study.cores import cores_of_card, keep_to_cores_of_card
+from lowbit_vit.study.cores import cores_of_card, keep_to_cores_of_card, neighbours
 from lowbit_vit.study.units import timing_slots
 
 
@@ -24,6 +25,19 @@ def test_cards_have_equal_shares_that_do_not_meet(count: int, cards: int) -> Non
 @pytest.mark.parametrize(("count", "cards", "slots"), [(32, 2, 2), (4, 2, 2), (3, 2, 1), (16, 1, 1), (2, 0, 1), (128, 8, 8), (8, 8, 1)])
 def test_a_machine_times_on_all_cards_at_once_only_with_cores_for_each(count: int, cards: int, slots: int) -> None:
     assert timing_slots(cores=count, cards=cards) == slots
+
+
+def test_no_physical_core_and_no_socket_is_shared_by_two_cards(tmp_path: Path) -> None:
+    # Two sockets of four cores with two threads each, numbered as Linux often does: the second threads after all first ones.
+    for number in range(16):
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text(f"{number % 8 // 4}\n")
+        (folder / "core_id").write_text(f"{number % 4}\n")
+    ordered = neighbours(range(16), system=tmp_path)
+    assert cores_of_card(ordered, index=0, cards=2) == [0, 8, 1, 9, 2, 10, 3, 11]
+    assert cores_of_card(ordered, index=1, cards=2) == [4, 12, 5, 13, 6, 14, 7, 15]
+    assert neighbours({5, 3, 4}, system=tmp_path / "nothing") == [3, 4, 5]
 
 
 def allowed_in_a_child() -> set[int]:
@@ -46,7 +60,7 @@ def seen_from_a_thread() -> set[int]:
 
 def test_what_a_thread_starts_is_kept_to_its_cards_cores_and_the_process_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.sched_getaffinity(0)
-    usable = sorted(before)
+    usable = neighbours(before)
     if len(usable) < 2:
         pytest.skip("needs two cores")
     monkeypatch.setattr(cores, "timing_slots", lambda **_: 2)

@@ -7,9 +7,13 @@ whichever cards the run may use.
 
 import os
 import threading
+from collections.abc import Iterable
+from pathlib import Path
 
 from lowbit_vit.schema.environment import card_place
 from lowbit_vit.study.units import timing_slots
+
+SYSTEM = Path("/sys/devices/system/cpu")
 
 
 def keep_to_cores_of_card() -> None:
@@ -22,18 +26,34 @@ def keep_to_cores_of_card() -> None:
         return
     index, cards = place
     # The main thread's: this thread may have been kept to a card's before.
-    cores = sorted(os.sched_getaffinity(os.getpid()))
+    cores = neighbours(os.sched_getaffinity(os.getpid()))
     if timing_slots(cores=len(cores), cards=cards) > 1:
         os.sched_setaffinity(threading.get_native_id(), cores_of_card(cores, index=index, cards=cards))
 
 
 def cores_of_card(cores: list[int], *, index: int, cards: int) -> list[int]:
-    """An equal share of the cores, neighbours together: they are of one socket as a rule, and share its caches.
+    """An equal share of the cores.
 
     Args:
-        cores: that may be used, in order.
+        cores: that may be used, in the order of `neighbours`.
         index: of the card, from 0.
         cards: of the machine.
     """
     share = len(cores) // cards
     return cores[index * share : (index + 1) * share]
+
+
+def neighbours(cores: Iterable[int], *, system: Path = SYSTEM) -> list[int]:
+    """In an order that keeps a socket together, and in it the threads of one physical core: shares of two cards do not meet in a core.
+
+    Where the system does not say what belongs together, by number.
+    """
+
+    def place(core: int) -> tuple[int, int, int]:
+        try:
+            socket, physical = (int((system / f"cpu{core}" / "topology" / name).read_text()) for name in ("physical_package_id", "core_id"))
+        except (OSError, ValueError):
+            return 0, core, core
+        return socket, physical, core
+
+    return sorted(cores, key=place)

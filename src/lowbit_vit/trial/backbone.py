@@ -138,7 +138,7 @@ def _make_teacher(
 
 def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, dataset: Dataset, *, seed: int) -> None:
     """Adapters and head trained on the fp32 backbone, merged."""
-    model = fresh_model(profile, dataset.num_classes)
+    model = empty_model(profile, dataset.num_classes)
     state, card = load_state(workspace.backbone)
     restore(model, state, source=str(workspace.backbone))
     attach(model, lora, seed=seed)
@@ -166,9 +166,17 @@ def fresh_model(profile: Profile, num_classes: int) -> VisionTransformer:
     Its kernel is the fused one that has gradients and takes fp32 there.
     """
     arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
-    kernel: AttentionName = "flash" if profile.device == "cpu" else "efficient"
-    model = VisionTransformer(arch, num_classes=num_classes, attention=kernel, qkv="separate")
-    return model.to(profile.device)
+    return VisionTransformer(arch, num_classes=num_classes, attention=_kernel(profile), qkv="separate").to(profile.device)
+
+
+def empty_model(profile: Profile, num_classes: int) -> VisionTransformer:
+    """The same without weights."""
+    arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
+    return VisionTransformer.empty(arch, num_classes=num_classes, attention=_kernel(profile), qkv="separate", device=profile.device)
+
+
+def _kernel(profile: Profile) -> AttentionName:
+    return "flash" if profile.device == "cpu" else "efficient"
 
 
 def _train(

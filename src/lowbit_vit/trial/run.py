@@ -253,11 +253,11 @@ def load_backbone(trial: Trial, workspace: Workspace, dataset: Dataset) -> tuple
         raise DataError(f"{path}: was made with other images than {workspace.data} holds; run lowbit-vit backbone {trial.profile}")
     seed_everything(trial.seed)
     arch = architecture(trial.backbone.architecture, trial.data.views.image_size)
-    model = VisionTransformer(arch, num_classes=dataset.num_classes, attention=trial.attention, qkv=trial.qkv)
+    model = VisionTransformer.empty(arch, num_classes=dataset.num_classes, attention=trial.attention, qkv=trial.qkv, device=trial.device)
     restore(model, state, source=str(path))
     weights = str(card["sha256"])
     base = str(card["origin_sha256"]) if trial.adaptation == "ptq" else weights
-    return model.to(trial.device).eval(), Origin(weights=weights, base=base, data=dataset.content_sha256)
+    return model.eval(), Origin(weights=weights, base=base, data=dataset.content_sha256)
 
 
 def high_precision_logits(trial: Trial, workspace: Workspace, dataset: Dataset) -> Logits:
