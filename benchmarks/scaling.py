@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py [--nodes 1 2 4]
 
-The model: each study is a list of units (study.units) that free places take in order; its length is the makespan. Seconds of a
-unit come from the three committed records of an H100 (reports/reference/h100-2026-11), by rules stated in `seconds_of`.
+The model: each study is a list of units (study.units) that free places take in order; its length is the makespan. Seconds of an arm
+come from its own committed record (ARMS, 21 arms on H200s), seconds of a cell from the committed cells of its study (CELLS, an H100),
+by rules stated in `seconds_of`.
 
 The check: study.sweep.run_study runs the model's variants study for real on a Ray cluster of this machine, with nodes of one
 place each, and trials that sleep for the model's seconds divided by SCALE. Tune, placement groups, processes, records and the
@@ -14,6 +15,7 @@ import argparse
 import contextlib
 import heapq
 import json
+import math
 import os
 import secrets
 import sys
@@ -22,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -30,20 +33,26 @@ from lowbit_vit.errors import DataError
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Arm, Profile, Trial, load_profile
 from lowbit_vit.schema.environment import provenance
+from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
-from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, read_record, sha256
+from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.units import Places, Unit, make_units
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-REFERENCE = ROOT / "reports" / "reference" / "h100-2026-11"
+REFERENCE = ROOT / "reports" / "reference"
+ARMS = REFERENCE / "h200-2026-11"
+CELLS = REFERENCE / "h100-2026-11-plans"
 RECORD = HERE / "records" / "scaling.json"
 GPUS = (1, 8, 64, 512)
 # A sleeping trial lasts a model's second divided by this.
 SCALE = 40.0
 TRAINING_IMAGES = 2040  # train + val of Flowers-102: splits of the profile's LoRA recipe
+SCAN_LOAD_S = 10.0  # a scan's process starts, imports and loads once
+
+Known = dict[str, dict[str, Any]]
 
 
 def main() -> None:
@@ -53,19 +62,20 @@ def main() -> None:
     sizes = parser.parse_args().nodes
     profile = load_profile(ROOT / "profiles" / "paper.yaml")
     studies = studies_of(profile)
-    seconds = {trial.trial_id: seconds_of(trial, measured()) for trials in studies.values() for trial in trials}
+    known = measured()
+    seconds = {trial.trial_id: seconds_of(trial, known) for trials in studies.values() for trial in trials}
     load = os.getloadavg()[0]
     checks = [check(list(studies["variants"]), seconds, nodes=nodes) for nodes in sizes]
     facts = provenance("python benchmarks/scaling.py")
     record = {
         "machine": {"cpu": facts.cpu, "cores": facts.cpu_cores, "ray": version("ray"), "load_average_before": round(load, 2)},
-        "measured": {kind: {part: round(value, 2) for part, value in parts.items()} for kind, parts in measured().items()},
         "serial_s": serial(),
         "bytes": bytes_of(profile),
         "cells": {study: len(trials) for study, trials in studies.items()},
-        "gpu_seconds": {study: round(sum(seconds[trial.trial_id] for trial in trials)) for study, trials in studies.items()},
+        "trial_seconds": {study: round(sum(seconds[trial.trial_id] for trial in trials)) for study, trials in studies.items()},
+        "training_seconds": round(sum(training_s(trial, known) for trials in studies.values() for trial in trials)),
         "longest_s": round(max(seconds.values()), 1),
-        "model": [row(studies, seconds, gpus=gpus, per_node=per_node) for gpus in GPUS for per_node in (1, 8) if per_node <= gpus],
+        "model": [row(studies, seconds, gpus=gpus) for gpus in GPUS],
         "check": {"scale": SCALE, "clusters": checks},
     }
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
@@ -88,72 +98,80 @@ def studies_of(profile: Profile) -> dict[str, list[Trial]]:
     }
 
 
-def measured() -> dict[str, dict[str, float]]:
-    """Seconds of each part of a trial by the weights' format, and of one forward of 32 images, from the committed records.
+def measured() -> Known:
+    """What is known of trials: of an arm, by its label, seconds of each part, and of its training steps and latencies; of a study's cell.
 
     Raises:
-        DataError: a format has no successful record there.
+        DataError: an arm of the committed records has no times, or a study no cells.
     """
-    found = {}
-    for path in sorted((REFERENCE / "records" / "variants").glob("*.json")):
-        record = read_record(path)
+    found: Known = {}
+    for record in study_records(ARMS / "records" / "variants"):
+        if record.status != "success":
+            continue
         if record.measurement is None:
-            raise DataError(f"{path}: no measurement, so no times to reckon with")
-        batch = next(found for found in record.measurement.latency if found.batch_size == 32)
-        found[format_of(record.trial)] = {**record.durations_s, "forward_32": batch.p50_ms / 1000}
-    if set(found) != {"high", "nf4", "int8"}:
-        raise DataError(f"{REFERENCE}: records of {sorted(found)}, wanted one each of high, int8, nf4")
+            raise DataError(f"{ARMS}: {record.trial.label} has no measurement, so no times to reckon with")
+        steps = None if record.training is None else record.training.steps
+        latencies = [(len(latency.samples_ms), latency.mean_ms / 1000) for latency in record.measurement.latency]
+        found[record.trial.label] = {"parts": record.durations_s, "steps": steps, "latencies": latencies}
+    for study in ("sensitivity", "mixed"):
+        cells_s = [sum(r.durations_s.values()) for r in study_records(CELLS / "records" / study) if r.measurement is None]
+        if not cells_s:
+            raise DataError(f"{CELLS}: no cells of {study}")
+        found[study] = {"cell": fmean(cells_s)}
     return found
 
 
-def format_of(trial: Trial) -> str:
-    """Its low-bit format; high where there is none."""
-    return next((rule.weights.format for rule in trial.plan.rules), "high")
+def seconds_of(trial: Trial, known: Known) -> float:
+    """Seconds of a trial on one card.
 
-
-def seconds_of(trial: Trial, known: dict[str, dict[str, float]]) -> float:
-    """Seconds of a trial on an H100. One trial of each format was measured, so this is an estimate.
-
-    - A trial counts as the measured one of its format; fp32 and TF32 as int8, the slowest of the three; a format of our own kernels
-      as high precision, whose forward it is to replace.
-    - Measuring grows with the number of samples, which is too much: its time has a limit of its own.
-    - Fine-tuning is an epoch's steps of 32 images times three forwards, eager: one forth, two back.
-    - A cell of a scan is quantized and evaluated; a scan's process starts and loads once, which `row` adds.
+    - A timing trial counts as its own arm's record: load, quantize, evaluate, measure. An arm without a record, as those of our own
+      kernels, counts as the fp16 model in a CUDA graph; a timed plan of `mixed` as eager NF4.
+    - Latencies are as many as the trial asks for, each of the arm's mean, up to measurement.seconds for a batch size.
+    - A training step counts as a measured one, of 120 images: too much for steps of 32 where the card is the limit, and about right
+      where the host is, which launches as many kernels for either.
+    - A cell of a scan counts as the mean of its study's cells, whose scans shared a card by two.
     """
-    wide = trial.plan.compute_dtype in ("fp32", "tf32")
-    weights = format_of(trial)
-    parts = known["int8" if wide else weights if weights in known else "high"]
     if trial.measurement is None:
-        return parts["quantize"] + parts["evaluate"]
-    total = parts["load"] + parts["quantize"] + parts["save"] + parts["evaluate"]
-    total += parts["measure"] * trial.measurement.samples / 200
-    if trial.adaptation == "qlora" and trial.lora is not None:
-        steps = trial.lora.training.epochs * TRAINING_IMAGES / trial.lora.training.batch_size
-        total += steps * 3 * parts["forward_32"] * trial.lora.training.batch_size / 32
-    return total
+        return float(known[trial.study]["cell"])
+    arm = known.get(trial.label) or known["NF4" if trial.study == "mixed" else "fp16, CUDA graph"]
+    total = float(sum(arm["parts"][name] for name in ("load", "quantize", "evaluate", "measure")))
+    for samples, each in arm["latencies"]:
+        total += each * (min(trial.measurement.samples, trial.measurement.seconds / each) - samples)
+    return total + training_s(trial, known)
+
+
+def training_s(trial: Trial, known: Known) -> float:
+    """Seconds of a trial's fine-tuning; 0 where it does none."""
+    if trial.adaptation != "qlora" or trial.lora is None:
+        return 0.0
+    arm = known[trial.label]
+    steps = trial.lora.training.epochs * math.ceil(TRAINING_IMAGES / trial.lora.training.batch_size)
+    return float(steps * arm["parts"]["train"] / arm["steps"])
 
 
 def serial() -> dict[str, float]:
     """Seconds of what one machine does while the others wait: data, and the backbone of profile scratch with its teacher.
 
-    The adapted model of the post-training trials is reckoned as a fine-tuning trial's training, in fp16.
+    The adapted model of the post-training trials is reckoned as the training of the fine-tuned fp32 arm, for the paper profile's steps.
     """
-    card = json.loads((REFERENCE / "backbone.json").read_text())
+    card = json.loads((ARMS / "backbone.json").read_text())
+    arm = measured()["Baseline ViT"]
     pipeline = json.loads((HERE / "records" / "input_pipeline.json").read_text())
     return {
         "data": pipeline["results"]["decode seconds / plain pass seconds"]["ours_seconds"],  # on two cores
         "teacher": round(card["teacher"]["training"]["seconds"], 1),
         "backbone": round(card["training"]["seconds"], 1),
-        "adapted": round(10 * TRAINING_IMAGES / 32 * 3 * measured()["high"]["forward_32"], 1),
+        "adapted": round(10 * math.ceil(TRAINING_IMAGES / 32) * arm["parts"]["train"] / arm["steps"], 1),
     }
 
 
 def bytes_of(profile: Profile) -> dict[str, int]:
     """What the studies store and send: fp32 weights of the backbone and of one adapted model; arrays; a trial's record."""
-    card = json.loads((REFERENCE / "backbone.json").read_text())
+    card = json.loads((ARMS / "backbone.json").read_text())
     images, views = card["splits"], profile.data.views
     arrays = 3 * (sum(images.values()) * views.image_size**2 + (images["train"] + images["val"]) * views.train_resize**2)
-    files = [path.stat().st_size for path in (REFERENCE / "records" / "variants").iterdir()]
+    # Loose ones, as a study writes them.
+    files = [path.stat().st_size for path in (REFERENCE / "h100-2026-11" / "records" / "variants").iterdir()]
     return {
         "arrays": arrays,
         "weights": 2 * 4 * card["parameters"],
@@ -162,26 +180,26 @@ def bytes_of(profile: Profile) -> dict[str, int]:
     }
 
 
-def row(studies: dict[str, list[Trial]], seconds: dict[str, float], *, gpus: int, per_node: int) -> dict[str, Any]:
-    """The model on that many GPUs: seconds of each study, and the share of GPU time that is used."""
-    nodes = gpus // per_node
+def row(studies: dict[str, list[Trial]], seconds: dict[str, float], *, gpus: int) -> dict[str, Any]:
+    """The model on that many GPUs, each with eight cores: seconds of each study, and the share of GPU time that is used.
+
+    How many cards a node has makes no difference: each has a slot for timings (study.units).
+    """
     spans = {}
     for study, trials in studies.items():
         units = make_units(trials, Places(cpus=8 * gpus, gpus=gpus, cores=8), seconds)
-        # Beside timing trials a node's other GPUs are idle; scans share a GPU by two, which halves the speed of each.
-        places = nodes if units[0].timed else 2 * gpus
-        start = 0.0 if units[0].timed else measured()["high"]["load"]
-        slower = 1 if units[0].timed else 2
-        spans[study] = makespan([slower * (start + total(unit, seconds)) for unit in units], places)
+        # Timing trials first: a card's scans wait for them. A scan's cells were measured with two of them on a card.
+        timed = [total(unit, seconds) for unit in units if unit.timed]
+        scans = [SCAN_LOAD_S + total(unit, seconds) for unit in units if not unit.timed]
+        spans[study] = makespan(timed, gpus) + makespan(scans, 2 * gpus)
     parallel = sum(spans.values())
     whole = parallel + sum(serial().values())
-    used = sum(seconds.values()) / (gpus * whole)
+    used = sum(seconds[trial.trial_id] / (1 if trial.measurement else 2) for trials in studies.values() for trial in trials)
     return {
         "gpus": gpus,
-        "gpus_per_node": per_node,
         **{f"{study}_s": round(span) for study, span in spans.items()},
         "with_serial_s": round(whole),
-        "gpu_use": round(used, 3),
+        "gpu_use": round(used / (gpus * whole), 3),
     }
 
 
@@ -191,7 +209,7 @@ def total(unit: Unit, seconds: dict[str, float]) -> float:
 
 
 def makespan(lengths: Sequence[float], places: int) -> float:
-    """When the last unit ends if each free place takes the next one: list scheduling."""
+    """When the last unit ends if each free place takes the next one: list scheduling; 0 where there is none."""
     free = [0.0] * places
     for length in lengths:
         heapq.heapreplace(free, free[0] + length)
