@@ -63,7 +63,8 @@ def folder_of(place: Path) -> Path:
 
 
 def start(place: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
-    job = {"SLURM_JOB_ID": str(job_number(place)), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_ON_NODE": "2"}
+    job = {"SLURM_JOB_ID": str(job_number(place)), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_ON_NODE": "4"}
+    job["SLURM_GPUS_ON_NODE"] = "2"  # each with two cores, so each with a slot; Ray believes it
     path = f"{place / 'bin'}:{BIN}:{os.environ['PATH']}"
     # Importing lowbit_vit.study, as a test before this may have done, has set what keeps a Ray of its own on the loopback.
     inherited = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")}
@@ -104,7 +105,7 @@ def test_ray_runs_on_every_node_until_the_sweep_ends_and_nothing_is_left(place: 
         assert job.poll() is None, log_of(place)
         assert time.monotonic() < deadline, log_of(place)
         time.sleep(0.2)
-    assert (place / "sweep.txt").read_text() == "['sweep', 'demo'] 2.0"
+    assert (place / "sweep.txt").read_text() == "['sweep', 'demo'] 4.0"
 
     calls = (place / "calls.txt").read_text().splitlines()
     ray = [call for call in calls if " ray start " in call]
