@@ -21,6 +21,7 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "gpu_count", lambda: 2)
         monkeypatch.setattr(module, "cpu_cores", lambda: 4)  # a scan takes one, and each card has two scans
     monkeypatch.setattr(sweep, "why_not_here", lambda trials: {})  # which says that a GPU is missing
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # whoever sets it decides how many threads a trial has
 
 
 @pytest.mark.usefixtures("two_cards")
