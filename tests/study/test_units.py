@@ -61,6 +61,17 @@ def test_what_is_expected_to_take_longest_starts_first_and_what_is_unknown_befor
     assert {tuple(sorted(unit.resources.items())) for unit in units} == {(("CPU", 2), ("profile_slot", 1))}
 
 
+def test_a_timing_on_a_card_has_its_share_of_the_cores_and_one_on_the_cpu_all(
+    profile_of: ProfileOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    timed = cells(profile_of("finish"), "variants")
+    places = Places(cpus=32, gpus=2, cores=32, slots=2)
+    (on_cpu,), (on_gpu,) = (make_units(trials, places, ALIKE) for trials in (timed, on_card(timed)))
+    assert (on_cpu.threads, on_cpu.resources) == (32, {"CPU": 32, "profile_slot": 1})
+    assert (on_gpu.threads, on_gpu.resources) == (16, {"CPU": 1, "GPU": 1, "profile_slot": 1})
+
+
 def test_cells_fill_all_places_in_chunks_of_a_bounded_size_and_each_cell_is_in_one(profile_of: ProfileOf) -> None:
     trials = cells(profile_of("finish"), "sensitivity")
     many = [trial.model_copy(update={"seed": seed}) for seed in range(100) for trial in trials]

@@ -74,8 +74,11 @@ def make_units(missing: Sequence[Trial], places: Places, expected: Mapping[str, 
 
 
 def _timing_unit(trial: Trial, places: Places, card: dict[str, float]) -> Unit:
-    resources: dict[str, float] = {"CPU": 1, "GPU": 1} if trial.device == "cuda" else {"CPU": places.cores}
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, places.cores // places.slots))
+    on_gpu = trial.device == "cuda"
+    resources: dict[str, float] = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": places.cores}
+    # Trials on a node's other cards have the other cores; one on the CPU has them all.
+    cores = places.cores // places.slots if on_gpu else places.cores
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores))
     return Unit(trials=(trial,), timed=True, threads=threads, resources={**resources, "profile_slot": 1, **card})
 
 
