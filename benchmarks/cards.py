@@ -15,16 +15,14 @@ The record is written after each study, so a run that is cut short leaves what i
 
 import argparse
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +31,11 @@ import psutil
 import pynvml
 import yaml
 
-from aside import machine
+from aside import empty_reports, machine, predictions_of
 from lowbit_vit.errors import DataError, Unavailable
 from lowbit_vit.schema.config import Study, load_profile
 from lowbit_vit.schema.environment import provenance
-from lowbit_vit.schema.record import Record, read_record, sha256
+from lowbit_vit.schema.record import Record, read_records, sha256
 from lowbit_vit.schema.workspace import Workspace
 
 RECORD = Path(__file__).parent / "records" / "cards.json"
@@ -68,16 +66,17 @@ def main() -> None:
         "git_revision": facts.git_revision,
         "studies": {},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        places = {
-            name: make_place(arguments.root.resolve(), Path(folder) / name.replace(" ", "-"), arguments.profile)
-            for name in (ALL, ONE, KILLED)
-        }
+    root = arguments.root.resolve()
+    with ExitStack() as stack:
+        places = {name: stack.enter_context(empty_reports(root, arguments.profile)) for name in (ALL, ONE, KILLED)}
+        for workspace in places.values():
+            reduce_profile(root, workspace)
         visible = {ALL: list(range(cards)), ONE: [0]}
         for study in STUDIES:
             runs = {name: run(study, places[name], visible[name]) for name in (ALL, ONE)}
-            found = {name: of_run(facts, read_records(places[name], study)) for name, facts in runs.items()}
-            record["studies"][study] = {**found, **beside(read_records(places[ALL], study), read_records(places[ONE], study), found)}
+            records = {name: read_records(places[name].records(study)) for name in runs}
+            found = {name: of_run(facts, records[name]) for name, facts in runs.items()}
+            record["studies"][study] = {**found, **beside(records[ALL], records[ONE], found)}
             save(record, arguments.out)
         record["killed"] = kill_and_go_on(places[KILLED], list(range(cards)))
         save(record, arguments.out)
@@ -93,16 +92,11 @@ def save(record: dict[str, Any], path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ a reduced run
 
 
-def make_place(root: Path, folder: Path, name: str) -> Workspace:
-    """A workspace with the project's data and weights, reports of its own, and the reduced profile."""
-    folder.mkdir()
-    (folder / "profiles").mkdir()
-    for shared in ("data", "checkpoints"):
-        (folder / shared).symlink_to(root / shared)
-    workspace = Workspace(root=folder, profile=name)
-    workspace.profile_file.write_text(reduced((root / "profiles" / f"{name}.yaml").read_text()))
+def reduce_profile(root: Path, workspace: Workspace) -> None:
+    """Write the project's profile, reduced, into a workspace beside it."""
+    workspace.profile_file.parent.mkdir()
+    workspace.profile_file.write_text(reduced(Workspace(root=root, profile=workspace.profile).profile_file.read_text()))
     load_profile(workspace.profile_file)
-    return workspace
 
 
 def reduced(text: str) -> str:
@@ -172,7 +166,7 @@ def busy(seen: list[list[float]], wall: float) -> dict[str, Any]:
     table = np.array(seen)
     at_work = table[table[:, 1:].max(axis=1) > 0] if len(table) else table
     if not len(at_work):
-        return {"busy": None}
+        return {"with_kernels_s": None}
     first, last = float(at_work[0, 0]), float(at_work[-1, 0])
     inside = table[(table[:, 0] >= first) & (table[:, 0] <= last)]
     bins = (table[:, 0] // BIN_S).astype(int)
@@ -187,11 +181,6 @@ def busy(seen: list[list[float]], wall: float) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------- what came of it
-
-
-def read_records(workspace: Workspace, study: Study) -> list[Record]:
-    """In the order of their identities."""
-    return [read_record(path) for path in sorted(workspace.records(study).glob("[!.]*.json"))]
 
 
 def of_run(facts: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
@@ -209,37 +198,23 @@ def of_run(facts: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
         "seconds_of_all_cells": round(used, 1),
         "cells_on_card": dict(sorted(on_card.items())),
         "timing_trials": len(timed),
-        "timing_trials_that_nvml_showed_alone": sum(
-            record.measurement is not None and record.measurement.exclusive is True for record in timed
-        ),
+        "timing_trials_that_nvml_showed_alone": sum(bool(record.measurement and record.measurement.exclusive) for record in timed),
         "cores_of_a_timing_trial": sorted({record.provenance.cpu_cores for record in timed if record.provenance}),
     }
 
 
 def beside(several: Sequence[Record], one: Sequence[Record], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Both runs of the same cells."""
-    alone = {record.trial_id: record for record in one}
-    equal = [
-        record.evaluation == other.evaluation or same_predictions(record, other)
-        for record in several
-        if (other := alone.get(record.trial_id)) is not None
-    ]
-    walls = {name: facts["wall_s"] for name, facts in found.items()}
-    spans = {name: float(facts.get("with_kernels_s") or "nan") for name, facts in found.items()}
+    """Both runs of the same cells, those that were skipped left out."""
+    alone = {record.trial_id: record for record in one if record.status == "success"}
+    pairs = [(record, alone[record.trial_id]) for record in several if record.status == "success" and record.trial_id in alone]
+    spans = {name: facts["with_kernels_s"] for name, facts in found.items()}
     return {
-        "wall_ratio": round(walls[ONE] / walls[ALL], 3),
-        "ratio_with_kernels": None if any(map(math.isnan, spans.values())) else round(spans[ONE] / spans[ALL], 3),
-        "cells_in_both": len(equal),
-        "predictions_equal_to_the_bit": sum(equal),
-        "same_arm_twice": [row for record in several if (other := alone.get(record.trial_id)) for row in latencies(record, other)],
+        "wall_ratio": round(found[ONE]["wall_s"] / found[ALL]["wall_s"], 3),
+        "ratio_with_kernels": None if None in spans.values() else round(spans[ONE] / spans[ALL], 3),
+        "cells_in_both": len(pairs),
+        "predictions_equal_to_the_bit": sum(predictions_of(record) == predictions_of(other) for record, other in pairs),
+        "same_arm_twice": [row for record, other in pairs for row in latencies(record, other)],
     }
-
-
-def same_predictions(record: Record, other: Record) -> bool:
-    """Whether the files of predictions are the same."""
-    if record.evaluation is None or other.evaluation is None:
-        return False
-    return record.evaluation.predictions_sha256 == other.evaluation.predictions_sha256
 
 
 def latencies(record: Record, other: Record) -> list[dict[str, Any]]:
@@ -269,23 +244,22 @@ def kill_and_go_on(workspace: Workspace, cards: Sequence[int]) -> dict[str, Any]
     study: Study = "sensitivity"
     folder = workspace.records(study)
     process = subprocess.Popen(command(study, workspace), env=environment(cards))
-    deadline = time.monotonic() + 300
     killed = None
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.poll() is None:
         if killed is None and len(list(folder.glob("[!.]*.json"))) >= 3:
             killed = worker_of_card(cards[-1])
             if killed is not None:
                 os.kill(killed, signal.SIGKILL)
         time.sleep(0.1)
-    code = process.wait()
-    kept = {path.name: sha256(path.read_bytes()) for path in folder.glob("[!.]*.json") if read_record(path).status == "success"}
+    finished = [f"{record.trial_id}.json" for record in read_records(folder) if record.status == "success"]
+    kept = {name: sha256((folder / name).read_bytes()) for name in finished}
     again = subprocess.run(command(study, workspace), env=environment(cards), check=False)
-    records = read_records(workspace, study)
+    records = read_records(folder)
     untouched = sum(sha256((folder / name).read_bytes()) == digest for name, digest in kept.items())
     return {
         "study": study,
         "killed": None if killed is None else f"the Ray worker of card {cards[-1]}, with SIGKILL",
-        "exit_code": code,
+        "exit_code": process.returncode,
         "finished_records_then": len(kept),
         "exit_code_of_the_same_command_again": again.returncode,
         "records_in_the_end": len(records),

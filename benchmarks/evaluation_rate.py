@@ -43,11 +43,12 @@ def main() -> None:
         raise Unavailable("benchmarks/evaluation_rate.py needs CUDA")
     workspace = Workspace(root=arguments.root.resolve(), profile=arguments.profile)
     profile = load_profile(workspace.profile_file)
-    images = load_dataset(workspace.data, profile.data.views).eval_views["test"]
+    dataset = load_dataset(workspace.data, profile.data.views)
+    images = dataset.eval_views["test"]
     batch = profile.evaluation.batch_size
     arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
     torch.manual_seed(0)
-    model = VisionTransformer(arch, num_classes=102, attention="flash", qkv="separate").to("cuda").eval()
+    model = VisionTransformer(arch, num_classes=dataset.num_classes, attention="flash", qkv="separate").to("cuda")
     apply_plan(model, Plan(compute_dtype="bf16"))
     example = (
         torch.randn(batch, 3, arch.image_size, arch.image_size, device="cuda").bfloat16().contiguous(memory_format=torch.channels_last)

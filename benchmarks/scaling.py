@@ -13,6 +13,7 @@ exchange are the real ones. Two cores carry a few such nodes, so larger clusters
 
 import argparse
 import contextlib
+import functools
 import heapq
 import json
 import math
@@ -98,6 +99,7 @@ def studies_of(profile: Profile) -> dict[str, list[Trial]]:
     }
 
 
+@functools.cache
 def measured() -> Known:
     """What is known of trials: of an arm, by its label, seconds of each part, and of its training steps and latencies; of a study's cell.
 

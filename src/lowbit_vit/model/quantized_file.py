@@ -90,9 +90,8 @@ def load_model(path: Path, *, attention: AttentionName, device: torch.device | s
     try:
         facts = card["model"]
         plan = Plan.model_validate(facts["plan"])
-        with torch.device("meta"):
-            arch = Architecture(**facts["architecture"])
-            model = VisionTransformer(arch, num_classes=facts["num_classes"], attention=attention, qkv=facts["qkv"])
+        arch = Architecture(**facts["architecture"])
+        model = VisionTransformer.empty(arch, num_classes=facts["num_classes"], attention=attention, qkv=facts["qkv"], device="meta")
         _fill(model, plan, {name.replace(_BASE, "."): tensor for name, tensor in state.items() if ".lora_" not in name})
         if facts["adapters"] is not None:
             lora.wrap(model, **facts["adapters"])

@@ -186,7 +186,7 @@ class VisionTransformer(nn.Module):
     def empty(
         cls, arch: Architecture, *, num_classes: int, attention: AttentionName, qkv: QkvLayout, device: torch.device | str
     ) -> "VisionTransformer":
-        """A model whose parameters are there but hold nothing yet; for who fills them all, as `checkpoint.restore` does.
+        """A model whose parameters are there but hold nothing yet; for who fills or replaces them all, as `checkpoint.restore` does.
 
         Drawing 304 million weights that are replaced at once takes a CPU seconds.
         """

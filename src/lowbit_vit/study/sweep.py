@@ -39,7 +39,7 @@ from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import COMMAND, launch, launch_scan, scratch_folder
 from lowbit_vit.study.lifeline import unwinding_on_sigterm
 from lowbit_vit.study.progress import StudyProgress
-from lowbit_vit.study.units import Unit, make_units, this_machine, timing_slots
+from lowbit_vit.study.units import Unit, make_units, this_machine
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ def _ray(*, on_gpu: bool) -> Iterator[Path]:
                 address="local",
                 num_cpus=cpu_cores(),
                 num_gpus=gpu_count() if on_gpu else 0,
-                resources={"profile_slot": timing_slots(cores=cpu_cores(), cards=gpu_count() if on_gpu else 0)},
+                resources={"profile_slot": this_machine().slots},
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
