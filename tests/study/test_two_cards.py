@@ -47,7 +47,9 @@ def test_every_process_sees_one_card_scans_share_both_and_a_timing_trial_has_one
 
     (workspace.root / "together.txt").write_text("4")
     seen = run("sensitivity")
-    assert seen == {"scan 0": 2, "scan 1": 2}
+    # Four at once, two on each card, and a fifth where one of them ends.
+    assert set(seen) == {"scan 0", "scan 1"}
+    assert (min(seen.values()), seen.total()) == (2, 5)
     # Two at once, or they would wait for each other for ever: a slot for each card.
     (workspace.root / "together.txt").write_text("2")
     timed = run("variants")

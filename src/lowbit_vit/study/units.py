@@ -1,21 +1,24 @@
 """What one process of a study runs, and what it takes of a machine: a timing trial, or a chunk of a scan."""
 
-import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.environment import cpu_cores, gpu_count
-from lowbit_vit.schema.plan import linear_names
+from lowbit_vit.schema.plan import Weights, linear_names
+from lowbit_vit.study.chunks import cut
 
 # A process that starts and loads torch costs as much as some ten small cells: smaller chunks gain nothing. Larger ones than the
 # second number gain nothing either, and a lost node would take more with it.
 _CELLS_PER_CHUNK = 8
 _MOST_CELLS = 64
-# Scans that share one GPU: while one prepares its next cell, the other computes.
+# Scans that share one GPU: while one prepares its next cell, the other computes. Each place takes so many, one after another, where
+# there are cells enough: how long a scan takes is only estimated, and the card that ends first then takes more of them.
 _SCANS_PER_GPU = 2
+_SCANS_PER_PLACE = 2
 # A timing trial launches kernels from one core, and its helpers need another: with fewer for each card, cards are timed one by one.
 _CORES_PER_TIMING = 2
 
@@ -86,23 +89,25 @@ def _chunks(scanned: Sequence[Trial], places: Places, card: dict[str, float]) ->
     if not scanned:
         return []
     on_gpu = scanned[0].device == "cuda"
-    most = max(1, places.gpus * _SCANS_PER_GPU if on_gpu else places.cpus)
+    at_once = max(1, places.gpus * _SCANS_PER_GPU if on_gpu else places.cpus)
+    most = at_once * _SCANS_PER_PLACE if on_gpu else at_once
     # Cells that begin with the same blocks go together: a scan computes what they share once.
-    scanned = sorted(scanned, key=_formats)
+    scanned = sorted(scanned, key=lambda trial: [[weights.name for weights in block] for block in _blocks(trial)])
     chunks = max(min(most, math.ceil(len(scanned) / _CELLS_PER_CHUNK)), math.ceil(len(scanned) / _MOST_CELLS))
-    bounds = [len(scanned) * index // chunks for index in range(chunks + 1)]
+    bounds = cut([_blocks(trial) for trial in scanned], chunks=chunks, most=_MOST_CELLS)
     # One thread for each scan on the CPU, however many run: sums in another order would be other last bits.
-    threads = max(1, places.cores // min(chunks, most)) if on_gpu else 1
+    threads = max(1, places.cores // min(chunks, at_once)) if on_gpu else 1
     # Few scans get a card each: Ray fills one card before it takes the next.
     on_each = min(_SCANS_PER_GPU, math.ceil(chunks / max(1, places.gpus)))
     resources: dict[str, float] = {"CPU": 1, "GPU": 1 / on_each} if on_gpu else {"CPU": 1}
     return [
         Unit(trials=tuple(scanned[start:stop]), timed=False, threads=threads, resources={**resources, **card})
-        for start, stop in itertools.pairwise(bounds)
+        for start, stop in pairwise(bounds)
     ]
 
 
-def _formats(trial: Trial) -> list[str]:
-    """The formats of all linears, first block first."""
+def _blocks(trial: Trial) -> tuple[tuple[Weights, ...], ...]:
+    """Of each block, the weights of its linears."""
     names = linear_names(trial.backbone.depth, fused=trial.qkv == "fused")
-    return [weights.name for weights in trial.plan.resolve(names).values()]
+    weights, each = list(trial.plan.resolve(names).values()), len(names) // trial.backbone.depth
+    return tuple(tuple(weights[start : start + each]) for start in range(0, len(weights), each))
