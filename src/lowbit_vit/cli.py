@@ -9,9 +9,10 @@ machine cannot run it; 5 some trials failed; 6 another run holds the folder or t
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -20,6 +21,10 @@ from rich.logging import RichHandler
 from lowbit_vit.errors import LowbitVitError, Unavailable
 from lowbit_vit.schema.config import Device, Execution, Profile, Study, TorchvisionVit, load_profile
 from lowbit_vit.schema.workspace import Workspace
+
+if TYPE_CHECKING:
+    from lowbit_vit.analysis.programme import PairTerm
+    from lowbit_vit.analysis.results import Result
 
 EPILOG = (
     "Exit codes: 0 done · 1 check missed, or defect · 2 wrong profile or option · 3 missing or damaged data · "
@@ -257,8 +262,6 @@ def allocate(
     import json
 
     from lowbit_vit.analysis.allocation import allocate_within, asked_budget, study_plans
-    from lowbit_vit.analysis.pairs import pair_terms
-    from lowbit_vit.analysis.pairs import pairs as measured_pairs
     from lowbit_vit.analysis.results import load_results
     from lowbit_vit.errors import ConfigError
     from lowbit_vit.report.allocation import plan_lines
@@ -282,10 +285,7 @@ def allocate(
         print(workspace.plans.relative_to(workspace.root))
         return
     timed = [*load_results(workspace, "variants"), *load_results(workspace, "mixed")] if budget_ms is not None else []
-    terms = pair_terms(measured_pairs(load_results(workspace, "mixed"), results)) if pairs else ()
-    if pairs and not terms:
-        where = f"profiles/{profile}.yaml and run lowbit-vit mixed {profile}"
-        raise ConfigError(f"allocate: no pairs were measured; put mixed.pairs: 4 into {where}")
+    terms = _pair_terms(workspace, results) if pairs else ()
     plan = allocate_within(
         asked, settings, scores, results, timed=timed, units=units, formats=formats, batch=batch, execution=execution, pairs=terms
     )
@@ -296,6 +296,19 @@ def allocate(
     if skip_list is not None:
         write_atomic(skip_list, (json.dumps(plan.skip_list(settings.backbone.depth), indent=1) + "\n").encode())
         print(skip_list)
+
+
+def _pair_terms(workspace: Workspace, sensitivity: "Sequence[Result]") -> "tuple[PairTerm, ...]":
+    # Tables need polars, which a machine that only runs studies may lack.
+    from lowbit_vit.analysis.pairs import pair_terms, pairs
+    from lowbit_vit.analysis.results import load_results
+    from lowbit_vit.errors import ConfigError
+
+    terms = pair_terms(pairs(load_results(workspace, "mixed"), sensitivity))
+    if not terms:
+        where = f"profiles/{workspace.profile}.yaml and run lowbit-vit mixed {workspace.profile}"
+        raise ConfigError(f"allocate: no pairs were measured; put mixed.pairs: 4 into {where}")
+    return terms
 
 
 @app.command(epilog="Example: lowbit-vit export demo plans/demo-mib-1.json exported")
