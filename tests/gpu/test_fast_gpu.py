@@ -11,7 +11,7 @@ from torch import Tensor
 from drawn_model import drawn_model
 from emulated_block import emulated, restored_weights
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model import fast, precision, quantized_file
+from lowbit_vit.model import decoded_ahead, fast, precision, quantized_file
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import Execution
@@ -81,8 +81,12 @@ def test_a_replay_keeps_the_weights_that_it_reads(weights: Fused) -> None:
     assert len(written_over) == 16
 
 
+@pytest.mark.parametrize("by_blocks_from", [1, 1 << 20], ids=["by blocks", "by layers"])
 @pytest.mark.parametrize("high", [(), (0,), (2,), (0, 2, 3, 4)], ids=str)
-def test_blocks_that_are_decoded_ahead_wait_for_their_weights(high: tuple[int, ...]) -> None:
+def test_layers_that_are_decoded_ahead_wait_for_their_weights(
+    high: tuple[int, ...], by_blocks_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoded_ahead, "BY_BLOCKS_FROM", by_blocks_from)
     model = drawn_model(replace(WIDE, depth=5), attention="flash", qkv="fused", std=0.03).to(DEVICE)
     precision.apply_plan(model, all_but(high, SIXTEEN, "bf16") if high else uniform(SIXTEEN, "bf16"))
     replay, eager = prepare(model, "cuda_graph", images()), prepare(model, "eager", images())

@@ -1,11 +1,11 @@
-"""Which blocks are decoded ahead. That they wait for their weights only a card can show: tests/gpu/test_fast_gpu.py."""
+"""Which layers are decoded ahead. That they wait for their weights only a card can show: tests/gpu/test_fast_gpu.py."""
 
 import pytest
 
 from drawn_model import drawn_model
 from lowbit_vit.model import precision
-from lowbit_vit.model.decoded_ahead import decodes_ahead
-from lowbit_vit.model.vit import Architecture
+from lowbit_vit.model.decoded_ahead import coded_layers
+from lowbit_vit.model.vit import Architecture, encoder_linears
 from lowbit_vit.schema.plan import NF4, W8A8, FusedNF4, Plan, Rule, Weights
 
 ARCH = Architecture(name="small", image_size=32, patch_size=16, depth=2, heads=2, width=64, mlp_width=128)
@@ -15,14 +15,17 @@ SIXTEEN = FusedNF4(format="nf4_fused", double_quantization=False, products="16-b
 @pytest.mark.parametrize(
     ("pattern", "weights", "expected"),
     [
-        ("blocks.0.*", SIXTEEN, True),
-        ("blocks.0.mlp.*", SIXTEEN, False),  # the rest is in 16 bits already
-        ("blocks.0.*", NF4(format="nf4", double_quantization=False), False),
-        ("blocks.0.*", FusedNF4(format="nf4_fused", double_quantization=False, products="int8"), False),
-        ("blocks.0.*", W8A8(format="w8a8"), False),
+        ("blocks.0.*", SIXTEEN, 4),
+        ("blocks.?.mlp.*", SIXTEEN, 4),
+        ("blocks.0.*", NF4(format="nf4", double_quantization=False), 0),
+        ("blocks.0.*", FusedNF4(format="nf4_fused", double_quantization=False, products="int8"), 0),
+        ("blocks.0.*", W8A8(format="w8a8"), 0),
     ],
 )
-def test_only_whole_blocks_in_our_nf4_with_16_bit_products(pattern: str, weights: Weights, expected: bool) -> None:
+def test_only_layers_in_our_nf4_with_16_bit_products_in_the_order_of_the_forward(pattern: str, weights: Weights, expected: int) -> None:
     model = drawn_model(ARCH, attention="math", qkv="fused", std=0.03)
     precision.apply_plan(model, Plan(compute_dtype="bf16", rules=(Rule(pattern=pattern, weights=weights),)))
-    assert [decodes_ahead(block) for block in model.blocks] == [expected, False]
+    layers = coded_layers(model)
+    assert len(layers) == expected
+    order = list(encoder_linears(model).values())
+    assert [order.index(layer) for layer in layers] == sorted(order.index(layer) for layer in layers)

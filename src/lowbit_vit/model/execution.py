@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model.decoded_ahead import BlockCall, DecodedAhead, decodes_ahead
+from lowbit_vit.model.decoded_ahead import decoded_ahead
 from lowbit_vit.model.deferred import Deferred
 from lowbit_vit.model.fast import FusedBlock
 from lowbit_vit.model.precision import is_int8
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 else:
     compiler = Deferred("torch._dynamo")
 
+BlockCall = Callable[[Tensor], Tensor]
+
 WARMUP_CALLS = 3  # before a capture: allocations, kernel choices and lazy handles must be settled
 
 
@@ -34,7 +36,7 @@ def prepare(model: VisionTransformer, execution: Execution, example: Tensor) -> 
     Args:
         model: in evaluation mode, on its device; not to be changed afterwards.
         execution: eager, cuda_graph, compile (each block alone, so that one block's code serves all of one format), or compile_graph
-            (a CUDA graph of the compiled blocks). In a graph, blocks of our NF4 are decoded ahead (`decoded_ahead`).
+            (a CUDA graph of the compiled blocks). In a graph, layers of our NF4 are decoded ahead (`decoded_ahead`).
         example: images [B, 3, image_size, image_size] in the dtype and memory format that will be given.
 
     Returns:
@@ -46,11 +48,11 @@ def prepare(model: VisionTransformer, execution: Execution, example: Tensor) -> 
     """
     _require(model, execution, example.device)
     if execution == "cuda_graph":
-        return _captured(_by_blocks(model, compiled=False, ahead=True), example)
+        return _captured(_by_blocks(model, compiled=False, rows=_rows(model, example)), example)
     if execution == "compile":
-        return _by_blocks(model, compiled=True, ahead=False)
+        return _by_blocks(model, compiled=True, rows=None)
     if execution == "compile_graph":
-        return _captured(_by_blocks(model, compiled=True, ahead=True), example)
+        return _captured(_by_blocks(model, compiled=True, rows=_rows(model, example)), example)
     return torch.inference_mode()(model)
 
 
@@ -103,32 +105,33 @@ def _captured(forward: Callable[[Tensor], Tensor], example: Tensor) -> Callable[
     return replay
 
 
-def _by_blocks(model: VisionTransformer, *, compiled: bool, ahead: bool) -> Callable[[Tensor], Tensor]:
-    """The model's forward, block by block, each as it is or compiled; the model itself stays as it is."""
-    prepare_block = _compiled if compiled else _as_it_is
-    if ahead and any(map(decodes_ahead, model.blocks)):
-        through: BlockCall = DecodedAhead(model, prepare_block)
-    else:
-        calls = [prepare_block(block) for block in model.blocks]
+def _rows(model: VisionTransformer, example: Tensor) -> int:
+    return len(example) * model.architecture.tokens
 
-        def through(x_BNW: Tensor) -> Tensor:
-            for call in calls:
-                x_BNW = call(x_BNW)
-            return x_BNW
+
+def _by_blocks(model: VisionTransformer, *, compiled: bool, rows: int | None) -> Callable[[Tensor], Tensor]:
+    """The model's forward, block by block, each as it is or compiled; the model itself stays as it is.
+
+    Args:
+        model: in evaluation mode.
+        compiled: whether blocks go through the compiler.
+        rows: images x tokens, for layers that are decoded ahead; None: none is.
+    """
+    calls = [_compiled(block) if compiled else block for block in model.blocks]
+    decoder = None if rows is None else decoded_ahead(model, rows=rows)
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
         # Past its limit the compiler would quietly run a block op by op under the label `compile`.
-        with compiler.config.patch(fail_on_recompile_limit_hit=True) if compiled else nullcontext():
-            x_BNW = through(model.embed(images))
+        limited = compiler.config.patch(fail_on_recompile_limit_hit=True) if compiled else nullcontext()
+        with limited, nullcontext() if decoder is None else decoder.running():
+            x_BNW = model.embed(images)
+            for call in calls:
+                x_BNW = call(x_BNW)
         logits_BK: Tensor = model.head(model.norm(x_BNW[:, 0]))
         return logits_BK
 
     return run
-
-
-def _as_it_is(block: nn.Module) -> BlockCall:
-    return block
 
 
 def _compiled(block: nn.Module) -> BlockCall:

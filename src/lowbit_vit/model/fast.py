@@ -13,8 +13,10 @@ input or GELU result in 16 bits reaches memory. Weights are codes of the fp32 we
 The kernels need Triton and CUDA; building, counting and saving a model needs neither.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +104,10 @@ class FusedNF4Linear(nn.Module):
         """The weights as the kernels take them."""
         return nf4.NF4Weights(self.weight, self._constants[0], self.absmax, *self.nested())
 
+    def decode_into(self, weight: Tensor) -> None:
+        """Write the weights in 16 bits, [N, K], into memory that is there."""
+        nf4.decode_into(self.stored(), weight)
+
     def coded(self) -> "Coded":
         """The weights as 8-bit codes, made anew: in memory there are 4 bits."""
         return nf4.decode_to_codes(self.stored(), self.scales, codes=_CODES[self.products])
@@ -112,10 +118,34 @@ class FusedNF4Linear(nn.Module):
         return out
 
 
+class Decoder(Protocol):
+    """What has the 16-bit weights of layers already."""
+
+    def multiply(self, x: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
+        """The product of x, [M, K], with the layer that has these codes; [M, N]."""
+
+
+_decoder: ContextVar[Decoder | None] = ContextVar("decoder", default=None)
+
+
+@contextmanager
+def decoded_by(decoder: Decoder) -> Iterator[None]:
+    """Inside, NF4 layers with 16-bit products leave their product to it."""
+    token = _decoder.set(decoder)
+    try:
+        yield
+    finally:
+        _decoder.reset(token)
+
+
 @torch.library.custom_op("lowbit_vit::nf4_linear", mutates_args=())
 def nf4_linear(x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], bias: Tensor) -> Tensor:  # noqa: PLR0917
     """The NF4 product as one operator, which the compiler takes as it is: [..., K] -> [..., N]."""
-    rows = nf4.multiply_nf4(x.reshape(-1, x.shape[-1]).contiguous(), nf4.NF4Weights(codes, levels, absmax, *nested), bias)
+    x_MK, decoder = x.reshape(-1, x.shape[-1]).contiguous(), _decoder.get()
+    if decoder is None:
+        rows = nf4.multiply_nf4(x_MK, nf4.NF4Weights(codes, levels, absmax, *nested), bias)
+    else:
+        rows = decoder.multiply(x_MK, codes, bias)
     return rows.view(*x.shape[:-1], len(codes))
 
 
