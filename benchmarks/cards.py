@@ -1,16 +1,16 @@
-"""Does the grid scale? The same studies on one card and on all cards of a machine, and one with a card's worker killed.
+"""Does the grid scale? The same studies on one card and on several of a machine, and one with a card's worker killed.
 
-    python benchmarks/cards.py PROFILE [--root FOLDER] [--out FILE]   (after lowbit-vit data and backbone; needs two cards or more)
+    python benchmarks/cards.py PROFILE [--cards 0 1] [--root FOLDER] [--out FILE]      (after lowbit-vit data and backbone)
 
-A few arms of the profile and every cell of its studies of blocks, small enough for some minutes: `reduced` says which. Each study runs
-through `lowbit-vit STUDY`, on all cards first and then on the first card alone, so whatever only a first run pays counts against all
-cards. Meanwhile NVML is asked twice a second how busy each card is. From the records of both runs: wall times and their ratio; whether
-each timing trial saw one card and had it alone; the same arm's latency in both runs, an A/A test, for the arm is the same; and whether
-predictions are equal to the bit.
+Arms of the profile that are not trained and the cells of its studies of blocks: `reduced` says which. Each study runs through
+`lowbit-vit STUDY`, all of them on all cards first and then on the first card alone, so whatever only a first run pays counts against
+several cards. Meanwhile NVML is asked twice a second how busy each card is. From the records of both runs: wall times and their ratio,
+of each study and of the whole; whether each timing trial saw one card and had it alone; the same arm's latency in both runs, an A/A
+test, for the arm is the same; and whether predictions are equal to the bit.
 
-Then one study of cells on all cards, whose worker on the last card is killed: what is finished, and what the same command leaves after it.
+In between, one study of cells on all cards, of which one worker is killed: what is finished, and what the same command leaves after it.
 
-The record is written after each study, so a run that is cut short leaves what it has.
+The record is written after each step, so a run that is cut short leaves what it has.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,48 +39,78 @@ from lowbit_vit.schema.record import Record, read_records, sha256
 from lowbit_vit.schema.workspace import Workspace
 
 RECORD = Path(__file__).parent / "records" / "cards.json"
-# Post-training, so that a few seconds each are enough: three that the host limits, three that the card limits.
-ARMS = ("fp16, flash", "NF4", "int8, threshold 0", "fp16, CUDA graph", "NF4, CUDA graph", "W8A8")
+# Post-training, 10 to 30 s each: half that the host limits, half that the card limits.
+ARMS = (
+    "fp16, efficient",
+    "fp16, flash",
+    "fp16, cuDNN",
+    "bf16, flash",
+    "NF4",
+    "NF4, fused qkv",
+    "int8, threshold 0",
+    "fp16, CUDA graph",
+    "NF4, CUDA graph",
+    "int8 threshold 0, CUDA graph",
+    "W8A8",
+    "fp8",
+    "NF4, int8 products",
+)
 STUDIES: tuple[Study, ...] = ("sensitivity", "variants", "mixed")  # mixed needs the scores of sensitivity
 PERIOD_S = 0.5
 BIN_S = 2.0
 ALL, ONE, KILLED = "all cards", "one card", "a card's worker killed"
+WORKER = "ray::ImplicitFunc"  # what Ray calls the process that runs Tune's trials
 
 
 def main() -> None:
     """Run the studies and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile")
+    parser.add_argument("--cards", type=int, nargs="*", default=[], help="their numbers to NVML; default: all of the machine")
     parser.add_argument("--root", type=Path, default=Path(), help="the project's folder")
     parser.add_argument("--out", type=Path, default=RECORD, help="the record that is written")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     pynvml.nvmlInit()
-    cards = int(pynvml.nvmlDeviceGetCount())
-    if cards < 2:
-        raise Unavailable(f"benchmarks/cards.py compares one card with several; this machine has {cards}")
+    of_machine = int(pynvml.nvmlDeviceGetCount())
+    cards = arguments.cards or list(range(of_machine))
+    if len(cards) < 2 or max(cards) >= of_machine:
+        raise Unavailable(f"benchmarks/cards.py compares one card with several; asked for {cards}, this machine has {of_machine}")
     facts = provenance("python benchmarks/cards.py")
     record: dict[str, Any] = {
-        "machine": {**machine("torch", "ray", load=load), "gpu": facts.gpu, "driver": facts.driver, "cards": cards},
+        "machine": {**machine("torch", "ray", load=load), "gpu": facts.gpu, "driver": facts.driver, "cards": of_machine},
         "profile": arguments.profile,
+        "cards": cards,
         "git_revision": facts.git_revision,
-        "studies": {},
+        "studies": {study: {} for study in STUDIES},
     }
     root = arguments.root.resolve()
     with ExitStack() as stack:
         places = {name: stack.enter_context(empty_reports(root, arguments.profile)) for name in (ALL, ONE, KILLED)}
         for workspace in places.values():
             reduce_profile(root, workspace)
-        visible = {ALL: list(range(cards)), ONE: [0]}
-        for study in STUDIES:
-            runs = {name: run(study, places[name], visible[name]) for name in (ALL, ONE)}
-            records = {name: read_records(places[name].records(study)) for name in runs}
-            found = {name: of_run(facts, records[name]) for name, facts in runs.items()}
-            record["studies"][study] = {**found, **beside(records[ALL], records[ONE], found)}
-            save(record, arguments.out)
-        record["killed"] = kill_and_go_on(places[KILLED], list(range(cards)))
+
+        def run_all(name: str, cards: Sequence[int]) -> None:
+            for study in STUDIES:
+                facts = run(study, places[name], cards)
+                record["studies"][study][name] = of_run(facts, read_records(places[name].records(study)))
+                save(record, arguments.out)
+
+        run_all(ALL, cards)
+        record["killed"] = kill_and_go_on(places[KILLED], cards)
+        save(record, arguments.out)
+        run_all(ONE, cards[:1])
+        for study, found in record["studies"].items():
+            found.update(beside(read_records(places[ALL].records(study)), read_records(places[ONE].records(study)), found))
+        record["whole"] = whole(record["studies"])
         save(record, arguments.out)
     print(arguments.out.read_text())
+
+
+def whole(studies: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Wall times of all studies, one after another, and their ratio."""
+    walls = {name: sum(found[name]["wall_s"] for found in studies.values()) for name in (ALL, ONE)}
+    return {**{f"{name}, s": round(wall, 1) for name, wall in walls.items()}, "wall_ratio": round(walls[ONE] / walls[ALL], 3)}
 
 
 def save(record: dict[str, Any], path: Path) -> None:
@@ -100,7 +130,7 @@ def reduce_profile(root: Path, workspace: Workspace) -> None:
 
 
 def reduced(text: str) -> str:
-    """The profile with the arms of `ARMS`, 200 latencies each, one direction of the sensitivity study, and ten random plans of one size.
+    """The profile with the arms of `ARMS`, 200 latencies each, both directions of sensitivity, and twenty random plans of one size.
 
     Raises:
         DataError: the profile lacks one of the arms.
@@ -110,9 +140,8 @@ def reduced(text: str) -> str:
     if missing := set(ARMS) - {arm["label"] for arm in arms}:
         raise DataError(f"benchmarks/cards.py: profile {profile['name']} has no arm {', '.join(sorted(missing))}")
     profile["variants"]["arms"] = [{**{key: value for key, value in arm.items() if key != "samples"}, "seeds": [0]} for arm in arms]
-    profile["measurement"] |= {"samples": 200, "seconds": 10, "invariance_images": None}
-    profile["sensitivity"]["directions"] = ["only"]
-    profile["mixed"] |= {"spared": profile["mixed"]["spared"][:1], "random_plans": 10, "timed": [], "plans": []}
+    profile["measurement"] |= {"samples": 200, "seconds": 20, "invariance_images": None}
+    profile["mixed"] |= {"spared": profile["mixed"]["spared"][:1], "random_plans": 20, "timed": [], "plans": []}
     return yaml.safe_dump(profile, sort_keys=False, allow_unicode=True)
 
 
@@ -240,14 +269,14 @@ def latencies(record: Record, other: Record) -> list[dict[str, Any]]:
 
 
 def kill_and_go_on(workspace: Workspace, cards: Sequence[int]) -> dict[str, Any]:
-    """Kill the Ray worker of the last card while its scan runs; then give the same command again."""
+    """Kill one Ray worker while its scan runs; then give the same command again."""
     study: Study = "sensitivity"
     folder = workspace.records(study)
     process = subprocess.Popen(command(study, workspace), env=environment(cards))
     killed = None
     while process.poll() is None:
         if killed is None and len(list(folder.glob("[!.]*.json"))) >= 3:
-            killed = worker_of_card(cards[-1])
+            killed = worker_of(process.pid)
             if killed is not None:
                 os.kill(killed, signal.SIGKILL)
         time.sleep(0.1)
@@ -258,7 +287,7 @@ def kill_and_go_on(workspace: Workspace, cards: Sequence[int]) -> dict[str, Any]
     untouched = sum(sha256((folder / name).read_bytes()) == digest for name, digest in kept.items())
     return {
         "study": study,
-        "killed": None if killed is None else f"the Ray worker of card {cards[-1]}, with SIGKILL",
+        "killed": None if killed is None else "a Ray worker, with SIGKILL",
         "exit_code": process.returncode,
         "finished_records_then": len(kept),
         "exit_code_of_the_same_command_again": again.returncode,
@@ -268,15 +297,14 @@ def kill_and_go_on(workspace: Workspace, cards: Sequence[int]) -> dict[str, Any]
     }
 
 
-def worker_of_card(card: int) -> int | None:
-    """The process that launches trials on this card: the parent of the one that they are forked from, whose environment names it."""
-    for process in psutil.process_iter():
-        try:
-            if "lowbit_vit.study.fork_server" in process.cmdline() and process.environ().get("CUDA_VISIBLE_DEVICES") == str(card):
-                return int(process.ppid())
-        except psutil.Error:
-            continue
-    return None
+def worker_of(driver: int) -> int | None:
+    """The newest process that launches trials for this driver."""
+    found = None
+    for process in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(WORKER):
+                found = process.pid
+    return found
 
 
 if __name__ == "__main__":

@@ -39,12 +39,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RECORD, help="the record that is written")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
-    found = {}
-    for trial in track(chosen(root, arguments.profile, arguments.arms), "arms, each twice"):
-        first, second = (run_once(trial, root) for _ in range(2))
-        found[trial.label] = compare(first, second)
-        print(f"{trial.label}: {json.dumps(found[trial.label])}", flush=True)
     facts = provenance("python benchmarks/determinism.py")
+    arms: dict[str, Any] = {}
     record = {
         "machine": {
             "cpu": facts.cpu,
@@ -54,10 +50,15 @@ def main() -> None:
             **{name: version(name) for name in ("torch", "bitsandbytes")},
         },
         "profile": arguments.profile,
-        "arms": found,
+        "git_revision": facts.git_revision,
+        "arms": arms,
     }
     arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    for trial in track(chosen(root, arguments.profile, arguments.arms), "arms, each twice"):
+        first, second = (run_once(trial, root) for _ in range(2))
+        arms[trial.label] = compare(first, second)
+        print(f"{trial.label}: {json.dumps(arms[trial.label])}", flush=True)
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")  # each time: a run that is cut leaves what it has
 
 
 def chosen(root: Path, name: str, labels: list[str]) -> list[Trial]:
