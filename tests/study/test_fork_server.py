@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,50 +19,15 @@ from lowbit_vit.schema.code import imported_files
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.fork_server import libraries
-from lowbit_vit.study.forked import ForkedProcess, start_forked, stop_server
+from lowbit_vit.study.forked import stop_server, take_servers_from
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import launch, log_file, scratch_folder
+from lowbit_vit.study.nursery import open_nursery
+from stand_in import OURS, SOURCES, Starts, gone, server_of, wait_until, write_package
 
 ProfileOf = Callable[..., Profile]
 
-SOURCES = Path(__file__).parents[2] / "src"
 HASHED = imported_files(SOURCES / "lowbit_vit", ("trial/run.py", "trial/scan.py"))
-OURS = "lowbit_vit"
-
-# In the place of the package that trials run: it does what the words after the program's name say.
-PACKAGE = {
-    "__init__.py": "",
-    "errors.py": "class LowbitVitError(Exception): ...",
-    "cli.py": "",
-    "study/__init__.py": "",
-    **dict.fromkeys((f"model/kernels/{name}.py" for name in ("nf4", "product", "quantize")), ""),
-    "study/lifeline.py": (SOURCES / OURS / "study" / "lifeline.py").read_text(),
-    "study/fork_server.py": (SOURCES / OURS / "study" / "fork_server.py").read_text(),
-    "trial/__init__.py": "",
-    "trial/scan.py": "",
-    "trial/run.py": (
-        "import pathlib, sys, time, types\n"
-        "import torch; torch.cuda = types.SimpleNamespace(is_initialized=lambda: False, _is_in_bad_fork=lambda: False)\n"
-        "IMPORTED = time.monotonic_ns()\n"
-    ),
-    "__main__.py": (
-        "import json, logging, os, signal, subprocess, sys, threading, time\n"
-        "from lowbit_vit.study.lifeline import stop_with_parent\n"
-        "from lowbit_vit.trial.run import IMPORTED\n"
-        "stop_with_parent()\n"
-        "word, *rest = sys.argv[1:]\n"
-        "if word == 'say':\n"
-        "    said = dict(argv=sys.argv, folder=os.getcwd(), pid=os.getpid(), group=os.getpgid(0), session=os.getsid(0), main=__name__,\n"
-        "        imported=IMPORTED, environment=dict(os.environ), threads=threading.active_count(), files=os.listdir('/proc/self/fd'),\n"
-        "        child=repr(signal.getsignal(signal.SIGCHLD)), interrupt=repr(signal.getsignal(signal.SIGINT)))\n"
-        "    print(json.dumps(said)); print('and to stderr', file=sys.stderr)\n"
-        "elif word == 'exit': sys.exit(eval(rest[0]))\n"
-        "elif word == 'raise': raise RuntimeError('the matter')\n"
-        "elif word == 'die': os.kill(os.getpid(), getattr(signal, rest[0]))\n"
-        "elif word == 'sleep':\n"
-        "    helper = subprocess.Popen(['sleep', '60']); print(helper.pid, flush=True); time.sleep(60)\n"
-    ),
-}
 
 
 @pytest.mark.parametrize("installed", [False, True])
@@ -83,19 +49,7 @@ def test_where_torchao_is_installed_a_card_is_not_asked_through_transformers(
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A folder for PYTHONPATH with a package whose imports cost nothing, around the real server and the real lifeline."""
-    for name, source in PACKAGE.items():
-        file = tmp_path / "sources" / OURS / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(source)
-    for library in libraries(card=False):
-        file = tmp_path / "sources" / Path(*library.split("."))
-        for folder in (file, *file.parents):
-            if folder == tmp_path / "sources":
-                break
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "__init__.py").touch()
-    return tmp_path / "sources"
+    return write_package(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -105,59 +59,32 @@ def fresh_server() -> Iterator[None]:
     stop_server()
 
 
-class Starts:
-    """Starts trials of that package, each with a log of its own."""
-
-    def __init__(self, package: Path, folder: Path) -> None:
-        self.environment = {**os.environ, "PYTHONPATH": str(package), "LOWBIT_VIT_LIFELINE": "stdin"}
-        self.folder = folder
-        self.logs: list[Path] = []
-
-    def __call__(self, *arguments: str, **variables: str) -> ForkedProcess:
-        self.logs.append(self.folder / f"{len(self.logs)}.log")
-        with self.logs[-1].open("ab") as output:
-            return start_forked(arguments, folder=self.folder, output=output.fileno(), environment=self.environment | variables)
-
-    def run(self, *arguments: str, **variables: str) -> tuple[int, list[str]]:
-        process = self(*arguments, **variables)
-        code = process.wait()
-        process.stdin.close()
-        return code, self.logs[-1].read_text().splitlines()
-
-
 @pytest.fixture
 def start(package: Path, tmp_path: Path) -> Starts:
     return Starts(package, tmp_path)
 
 
-def server_of(process: ForkedProcess) -> psutil.Process:
-    parent = psutil.Process(process.pid).parent()
-    assert parent is not None
-    return parent
+@pytest.fixture(params=["imports for itself", "is a fork of the nursery"])
+def start_either(request: pytest.FixtureRequest, start: Starts) -> Iterator[Starts]:
+    """Whatever the server is."""
+    if request.param == "imports for itself":
+        yield start
+        return
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        place = Path(folder) / "nursery"
+        with open_nursery(place, start.environment, folder=start.folder, card=False):
+            take_servers_from(place)
+            yield start
+            take_servers_from(None)
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def gone(pid: int) -> bool:
-    """Ended, even if nobody buries it."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def test_a_fork_is_what_a_fresh_process_is(start: Starts) -> None:
-    code, (line, second) = start.run("say", "a", "b c")
+def test_a_fork_is_what_a_fresh_process_is(start_either: Starts) -> None:
+    code, (line, second) = start_either.run("say", "a", "b c")
     found = json.loads(line)
     with subprocess.Popen(
         [sys.executable, "-m", OURS, "say", "a", "b c"],
-        cwd=start.folder,
-        env=start.environment,
+        cwd=start_either.folder,
+        env=start_either.environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -173,15 +100,15 @@ def test_a_fork_is_what_a_fresh_process_is(start: Starts) -> None:
     assert len(found["files"]) == len(fresh["files"])
 
 
-def test_forks_share_one_import_and_have_logs_of_their_own(start: Starts) -> None:
-    said = [json.loads(start.run("say")[1][0]) for _ in range(3)]
+def test_forks_share_one_import_and_have_logs_of_their_own(start_either: Starts) -> None:
+    said = [json.loads(start_either.run("say")[1][0]) for _ in range(3)]
     assert len({found["imported"] for found in said}) == 1
     assert len({found["pid"] for found in said}) == 3
-    assert all(len(log.read_text().splitlines()) == 2 for log in start.logs)
+    assert all(len(log.read_text().splitlines()) == 2 for log in start_either.logs)
 
 
-def test_another_environment_gets_imports_of_its_own(start: Starts) -> None:
-    first, second = (json.loads(start.run("say", OMP_NUM_THREADS=threads)[1][0]) for threads in "12")
+def test_another_environment_gets_imports_of_its_own(start_either: Starts) -> None:
+    first, second = (json.loads(start_either.run("say", OMP_NUM_THREADS=threads)[1][0]) for threads in "12")
     assert first["imported"] != second["imported"]
     assert [found["environment"]["OMP_NUM_THREADS"] for found in (first, second)] == ["1", "2"]
 
@@ -198,13 +125,13 @@ ENDS = {
 
 
 @pytest.mark.parametrize("words", ENDS, ids=" ".join)
-def test_how_a_fork_ends_is_known(words: tuple[str, str], start: Starts) -> None:
-    code, said = start.run(*words)
+def test_how_a_fork_ends_is_known(words: tuple[str, str], start_either: Starts) -> None:
+    code, said = start_either.run(*words)
     assert (code, said[-1] if said else None) == ENDS[words]
 
 
-def test_a_fork_runs_until_it_ends(start: Starts) -> None:
-    process = start("sleep")
+def test_a_fork_runs_until_it_ends(start_either: Starts) -> None:
+    process = start_either("sleep")
     time.sleep(0.3)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
@@ -213,8 +140,8 @@ def test_a_fork_runs_until_it_ends(start: Starts) -> None:
     process.stdin.close()
 
 
-def test_forks_side_by_side_end_each_for_itself(start: Starts) -> None:
-    first, second = start("sleep"), start("sleep")
+def test_forks_side_by_side_end_each_for_itself(start_either: Starts) -> None:
+    first, second = start_either("sleep"), start_either("sleep")
     os.killpg(second.pid, signal.SIGKILL)
     assert second.wait() == -signal.SIGKILL
     assert first.poll() is None
@@ -223,17 +150,17 @@ def test_forks_side_by_side_end_each_for_itself(start: Starts) -> None:
     second.stdin.close()
 
 
-def test_a_fork_whose_server_is_killed_is_stopped_and_the_next_has_another(start: Starts) -> None:
-    process = start("sleep")
+def test_a_fork_whose_server_is_killed_is_stopped_and_the_next_has_another(start_either: Starts) -> None:
+    process = start_either("sleep")
     server = server_of(process)
-    wait_until(lambda: start.logs[0].read_text().strip() != "")
-    helper = int(start.logs[0].read_text())
+    wait_until(lambda: start_either.logs[0].read_text().strip() != "")
+    helper = int(start_either.logs[0].read_text())
     server.kill()
     wait_until(lambda: process.poll() is not None)
     assert (process.returncode, process.orphaned) == (-signal.SIGKILL, True)
     wait_until(lambda: gone(process.pid) and gone(helper))
     process.stdin.close()
-    assert start.run("exit", "3")[0] == 3
+    assert start_either.run("exit", "3")[0] == 3
 
 
 def test_an_idle_server_that_was_killed_costs_nothing_but_its_imports(start: Starts) -> None:
@@ -289,16 +216,16 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=FAULTS.values())
-def test_imports_that_leave_nothing_to_fork_are_an_error_in_one_line(fault: str, package: Path, start: Starts) -> None:
+def test_imports_that_leave_nothing_to_fork_are_an_error_in_one_line(fault: str, package: Path, start_either: Starts) -> None:
     with (package / OURS / "trial" / "run.py").open("a") as file:
         file.write(f"{fault}\n")
     with pytest.raises(LowbitVitError, match=FAULTS[fault]):
-        start("say")
+        start_either("say")
 
 
-def test_a_library_that_cannot_be_imported_is_left_to_the_trial_that_needs_it(package: Path, start: Starts) -> None:
+def test_a_library_that_cannot_be_imported_is_left_to_the_trial_that_needs_it(package: Path, start_either: Starts) -> None:
     (package / "peft" / "__init__.py").write_text("raise ImportError('broken')")
-    code, said = start.run("say")
+    code, said = start_either.run("say")
     assert code == 0
     assert "not imported beforehand: peft (ImportError: broken)" in said
 

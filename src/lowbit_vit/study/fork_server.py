@@ -3,7 +3,8 @@
 A trial must be a process of its own, and most of a short one is the import of torch, transformers and peft: seconds on any
 machine, and on a card seconds that the card waits. `forked` starts this program once for a launching process and sends it one
 request a trial; each fork has a session, a log, limits and, on a card, a CUDA context of its own, and then does what
-`python -m lowbit_vit` does.
+`python -m lowbit_vit` does. Where a `nursery` has imported all this already, the launching process gets a fork of that instead,
+which then serves as this program does.
 
 What a fork cannot take over must not be here: no thread of Python's, no parallel region of OpenMP, no CUDA. bitsandbytes asks
 for the card's capability when it is imported, and peft imports it; so on a machine with a card both are left to the trial, and
@@ -119,14 +120,12 @@ def require_cuda_untouched() -> None:
         raise LowbitVitError("the process that trials are forked from: an import asked CUDA for its cards, so no fork could use one")
 
 
-# ------------------------------------------------------------------------------------------------------------- the server
+def prepare(control: socket.socket, *, card: bool) -> dict[str, str]:
+    """Make this process one to fork, or end it with a line on why it cannot be; it ends, too, when the other end of the socket does.
 
-
-def main() -> None:
-    """Import, say so, and fork until nobody is there to ask for more."""
-    control = socket.socket(fileno=int(sys.argv[1]))
-    control.set_inheritable(False)
-    card = sys.argv[2] == "card"
+    Returns:
+        As `preload`.
+    """
     with _ending_with(control):
         left_out = preload(card=card)
     try:
@@ -138,9 +137,7 @@ def main() -> None:
     os.chdir("/")  # the folder that it started in may be a trial's, which is removed
     gc.collect()
     gc.freeze()  # a collection in a fork would otherwise write to, and so copy, every page of what was imported
-    control.send(READY)
-    _Server(control, left_out).run()
-    os._exit(0)  # nothing of what was imported was used
+    return left_out
 
 
 @contextmanager
@@ -163,7 +160,20 @@ def _ending_with(control: socket.socket) -> Iterator[None]:
         os.close(woken)
 
 
-class _Server:
+# ------------------------------------------------------------------------------------------------------------- the server
+
+
+def main() -> None:
+    """Import, say so, and fork until nobody is there to ask for more."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    left_out = prepare(control, card=sys.argv[2] == "card")
+    control.send(READY)
+    Server(control, left_out).run()
+    os._exit(0)  # nothing of what was imported was used
+
+
+class Server:
     """Forks on request and says how each fork ended, on the pipe that came with its request."""
 
     def __init__(self, control: socket.socket, left_out: dict[str, str]) -> None:

@@ -1,7 +1,8 @@
 """Start trials as forks of one process that has imported everything (`fork_server`), and see each to its end.
 
-One such process belongs to each process that launches trials, from its first launch on, and ends with it. The forks' lifelines
-(`lifeline`) are ours: a fork ends when we do, whatever became of the process between us.
+One such process belongs to each process that launches trials, from its first launch on, and ends with it: a fork of the study's
+`nursery` where there is one for us, else one that imports for itself. The forks' lifelines (`lifeline`) are ours: a fork ends when
+we do, whatever became of the process between us.
 """
 
 import atexit
@@ -22,6 +23,7 @@ import psutil
 
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.environment import visible_gpu
+from lowbit_vit.study.nursery import take_server
 
 _PROGRAM = "lowbit_vit.study.fork_server"
 # Seconds for the imports, which a busy disk can make slow, and for a killed fork to be gone.
@@ -74,8 +76,8 @@ class ForkedProcess:
 def start_forked(arguments: Sequence[str], *, folder: Path, output: int, environment: Mapping[str, str]) -> ForkedProcess:
     """Start what `python -m lowbit_vit ARGUMENTS` is in a process, session and group of its own.
 
-    The first call takes as long as the imports; so does one with another environment, since libraries read theirs when they are
-    imported, and it waits for the forks of the environment before.
+    The first call takes as long as the imports, or what is left of the nursery's; so does one with another environment, since
+    libraries read theirs when they are imported, and it waits for the forks of the environment before.
 
     Args:
         arguments: of the command line.
@@ -94,42 +96,42 @@ def start_forked(arguments: Sequence[str], *, folder: Path, output: int, environ
     raise LowbitVitError("the process that trials are forked from was killed twice before it could fork; is there enough memory?")
 
 
+class _Adopted:
+    """A server that the nursery forked, and buries: as much of `subprocess.Popen` as `_ForkServer` uses.
+
+    A number could be another process's by the time that it is used; a file descriptor of the process (pidfd) is nobody else's.
+    """
+
+    def __init__(self, pidfd: int) -> None:
+        self._pidfd: int | None = pidfd
+
+    def poll(self) -> int | None:
+        """Zero once it has ended, however that was; None while it runs."""
+        if self._pidfd is not None and select.select([self._pidfd], [], [], 0)[0]:
+            self.wait()
+        return 0 if self._pidfd is None else None
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        if self._pidfd is not None:
+            select.select([self._pidfd], [], [])
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def kill(self) -> None:
+        """End it now."""
+        if self._pidfd is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+
 class _ForkServer:
     """The process, as we see it."""
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
-        """Start it and wait for its imports.
-
-        Raises:
-            LowbitVitError: they failed.
-        """
+    def __init__(self, environment: dict[str, str], control: socket.socket, process: subprocess.Popen[bytes] | _Adopted) -> None:
         self.environment = environment
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, tempfile.TemporaryFile() as said:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", _PROGRAM, str(theirs.fileno()), "card" if visible_gpu() else "none"],
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
-            theirs.close()
-            try:
-                self._control.settimeout(_PATIENCE)
-                ready = self._control.recv(16)
-                self._control.settimeout(None)
-            except BaseException as error:
-                self.kill()
-                if not isinstance(error, TimeoutError):
-                    raise
-                ready = b""
-            if not ready:
-                self.kill()
-                said.seek(0)
-                raise LowbitVitError(f"the process that trials are forked from did not start: {_last_line(said.read())}")
+        self._control = control
+        self._process = process
 
     def start(self, arguments: Sequence[str], *, folder: Path, output: int) -> ForkedProcess | None:
         """Fork; None if there is no such process any more."""
@@ -172,15 +174,71 @@ class _ForkServer:
         self._process.wait()
 
 
+def _from_nursery(environment: dict[str, str]) -> _ForkServer | None:
+    """One that has imported everything already; None if there is none for this environment."""
+    taken = take_server(_nurseries[0], environment) if _nurseries else None
+    if taken is None:
+        return None
+    control, pidfd = taken
+    return _ForkServer(environment, control, _Adopted(pidfd))
+
+
+def _of_our_own(environment: dict[str, str], folder: Path) -> _ForkServer:
+    """Start one and wait for its imports.
+
+    Raises:
+        LowbitVitError: they failed.
+    """
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", _PROGRAM, str(theirs.fileno()), "card" if visible_gpu() else "none"],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+        theirs.close()
+        server = _ForkServer(environment, control, process)
+        try:
+            control.settimeout(_PATIENCE)
+            ready = control.recv(16)
+            control.settimeout(None)
+        except BaseException as error:
+            server.kill()
+            if not isinstance(error, TimeoutError):
+                raise
+            ready = b""
+        if not ready:
+            server.kill()
+            said.seek(0)
+            raise LowbitVitError(f"the process that trials are forked from did not start: {_last_line(said.read())}")
+    return server
+
+
 _lock = threading.Lock()
 _servers: list[_ForkServer] = []  # one, or none yet
+_nurseries: list[Path] = []  # the same
+
+
+def take_servers_from(nursery: Path | None) -> None:
+    """Say where the next servers of this process are forked.
+
+    Args:
+        nursery: the socket of the study's; None: each imports for itself.
+    """
+    with _lock:
+        _nurseries[:] = [] if nursery is None else [nursery]
 
 
 def _server_for(environment: dict[str, str], folder: Path) -> _ForkServer:
     if _servers and not (_servers[0].environment == environment and _servers[0].lives()):
         _servers.pop().close()
     if not _servers:
-        _servers.append(_ForkServer(environment, folder))
+        _servers.append(_from_nursery(environment) or _of_our_own(environment, folder))
     return _servers[0]
 
 

@@ -51,6 +51,16 @@ class _Ending:
     at: tuple[str, ...] = ()  # ids of the trials that it was at, where it said so
 
 
+def is_forked(command: Starter) -> bool:
+    """Whether what this command starts is a fork of a process that has imported everything, and no new program."""
+    return not isinstance(command, Container) and tuple(command) == COMMAND
+
+
+def own_variables(threads: int) -> dict[str, str]:
+    """What a trial's process has in its environment beside that of the process that launches it."""
+    return {"OMP_NUM_THREADS": str(threads), "COLUMNS": "200", LIFELINE: "stdin"}
+
+
 def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter = COMMAND) -> Record:
     """Run one trial in a process of its own with the whole of `trial.limits`, and put its record among the study's.
 
@@ -131,7 +141,7 @@ def _run_process(
     output.parent.mkdir(parents=True, exist_ok=True)
     # Relative, because the command stands in the record, and a folder of this machine says nothing elsewhere.
     arguments = [verb, str(request.relative_to(workspace.root)), "--out", str(out.relative_to(workspace.root))]
-    variables = {"OMP_NUM_THREADS": str(threads), "COLUMNS": "200", LIFELINE: "stdin"}
+    variables = own_variables(threads)
     if isinstance(command, Container):
         command.admit(scratch, out)
         limits = trials[0].limits
@@ -157,7 +167,7 @@ def _run_process(
 
 
 def _start(beginning: Sequence[str], arguments: Sequence[str], *, folder: Path, output: int, environment: dict[str, str]) -> Process:
-    if tuple(beginning) == COMMAND:
+    if is_forked(beginning):
         return start_forked(arguments, folder=folder, output=output, environment=environment)
     return subprocess.Popen(
         [*beginning, *arguments],
