@@ -6,10 +6,12 @@
 Sides come in groups: this package and bitsandbytes, then torchao and gemlite where they are installed; gemlite last, for it tunes its
 kernels for minutes. Sides of a group are timed in turns, `ROUNDS` times, so that a slow spell of the card meets all of them, and the
 reference, bf16 with compiled blocks in a CUDA graph, takes part in every group. What is said of each side is the median of all its
-samples and its ratio to the reference in its group. A side that cannot run is in the record with the reason. Speed depends on weights
-only through LLM.int8's outliers, which random weights hardly have, so that side is flattered.
+samples and its ratio to the reference in its group, and of one forward of ours the time of each kernel. A side that cannot run is in the
+record with the reason. Speed depends on weights only through LLM.int8's outliers, which random weights hardly have, so that side is
+flattered.
 
-The bound: the products at their best rates at the model's shapes and the attention, nothing else.
+The bound: the products at their best rates at the model's shapes and the attention, nothing else. Beside it, what the passes that make
+codes take.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import importlib.metadata
 import importlib.util
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -26,6 +29,8 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor, nn
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # not in its __all__
+from torch.profiler import ProfilerActivity, profile
 
 from lowbit_vit.errors import Unavailable
 from lowbit_vit.model import decoded_ahead, precision
@@ -59,6 +64,7 @@ TILES = (  # what the package has, and what was tried beside
 )
 SHAPES = {"qkv": (3072, 1024), "out": (1024, 1024), "fc1": (4096, 1024), "fc2": (1024, 4096)}  # columns, depth
 REFERENCE = "bf16, compiled, graph"
+NAME_LENGTH = 80  # templates' names run to a thousand characters
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -244,23 +250,39 @@ def time_group(group: str, sides: dict[str, Callable[[Tensor], Forward]], batch:
         for name, forward in forwards.items():
             samples[name] += [ms_on_card(forward, example) for _ in range(CALLS)]
     medians = {name: round(median(values), 4) for name, values in samples.items()}
+    ours_too = group == next(iter(GROUPS))
     return {
         "prepare_s": prepared,
         "median_ms": medians,
         "times_the_reference": {name: round(medians[REFERENCE] / value, 3) for name, value in medians.items()},
+        "kernels_us": {name: kernels_us(forward, example) for name, forward in forwards.items()} if ours_too else {},
         "skipped": skipped,
     }
 
 
+def kernels_us(forward: Forward, example: Tensor) -> dict[str, float]:
+    """Microseconds of each kernel in one forward, summed by name, the twelve longest."""
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        forward(example)
+        torch.cuda.synchronize()
+    times: Counter[str] = Counter()
+    for event in seen.events() or ():
+        if event.device_type == DeviceType.CUDA:
+            times[event.name[:NAME_LENGTH]] += event.time_range.end - event.time_range.start
+    return {name: round(microseconds, 1) for name, microseconds in times.most_common(12)}
+
+
 def ceilings(batch: int, reference_ms: float) -> dict[str, object]:
     """Rates of the products at the model's shapes, the bound that they set, and how near the reference comes to the large cube's rate."""
-    rates = {"bf16, 8192 cube": cube()} | products(batch * ARCH.tokens)
+    rows = batch * ARCH.tokens
+    rates = {"bf16, 8192 cube": cube()} | products(rows)
     attention = attention_ms(batch)
     flop = forward_flop(ARCH, num_classes=CLASSES, batch_size=batch)
     kinds = [kind for kind in ("bf16", "int8", "fp8") if f"{kind}, qkv" in rates]
     return {
         "tera_operations_per_s": rates,
         "attention_ms": round(attention, 4),
+        "passes_of_a_block_us": {kind: passes_us(rows, codes) for kind, codes in code_types().items()},
         "bound_ms": {kind: round(bound_ms(rates, kind, batch) + attention, 3) for kind in kinds},
         "reference_share_of_cube": round(flop / (reference_ms / 1e3) / (rates["bf16, 8192 cube"] * 1e12), 3),
     }
@@ -343,6 +365,18 @@ def attention_ms(batch: int) -> float:
     """Milliseconds of all blocks' attention by the pinned kernel."""
     q, k, v = (torch.randn(batch, ARCH.tokens, ARCH.heads, ARCH.head_width, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     return ARCH.depth * replayed_ms(lambda: attend(q, k, v, "cudnn"))
+
+
+def passes_us(rows: int, codes: torch.dtype) -> dict[str, float]:
+    """Microseconds of the passes that make codes: after the norms, of the attention's result, after GELU."""
+    narrow, wide = (torch.randn(rows, width, device="cuda").bfloat16() for width in (ARCH.width, ARCH.mlp_width))
+    norm = nn.LayerNorm(ARCH.width, device="cuda", dtype=torch.bfloat16)
+    calls = {
+        "norm": lambda: quantize.normalize_rows(narrow, norm, codes=codes),
+        "plain": lambda: quantize.quantize_rows(narrow, codes=codes),
+        "GELU": lambda: quantize.gelu_rows(wide, codes=codes),
+    }
+    return {name: round(1e3 * replayed_ms(call), 2) for name, call in calls.items()}
 
 
 def all_tiles() -> dict[str, object]:

@@ -17,15 +17,11 @@ def restored_weights(block: FusedBlock) -> tuple[dict[str, Tensor], torch.dtype]
     return {name: made.codes.float() * made.scales[:, None] for name, made in coded.items()}, coded["mlp.fc1"].codes.dtype
 
 
-def rounded(x: Tensor, codes: torch.dtype, *, group: int | None = None) -> Tensor:
-    """What is left of fp32 numbers after quantization by rows, or by groups of a row's columns."""
-    parts = torch.split(x, group or x.shape[-1], dim=-1)
-    made = []
-    for part in parts:
-        scale = part.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / LARGEST[codes]
-        scaled = (part / scale).clamp(-LARGEST[codes], LARGEST[codes])
-        made.append((scaled.round() if codes == torch.int8 else scaled.to(codes).float()) * scale)
-    return torch.cat(made, dim=-1)
+def rounded(x: Tensor, codes: torch.dtype) -> Tensor:
+    """What is left of fp32 numbers after quantization by rows."""
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / LARGEST[codes]
+    scaled = (x / scale).clamp(-LARGEST[codes], LARGEST[codes])
+    return (scaled.round() if codes == torch.int8 else scaled.to(codes).float()) * scale
 
 
 def emulated(block: FusedBlock, x: Tensor, weights: dict[str, Tensor], codes: torch.dtype, *, dtype: torch.dtype) -> Tensor:
@@ -45,5 +41,5 @@ def emulated(block: FusedBlock, x: Tensor, weights: dict[str, Tensor], codes: to
     q, k, v = (part.transpose(1, 2) for part in qkv.view(*x.shape[:2], 3, attention.heads, -1).unbind(2))
     heads = kept(f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
     x = kept(x + linear("attention.out", rounded(heads, codes), attention.out))
-    hidden = f.gelu(linear("mlp.fc1", rounded(norm(x, block.norm2), codes), mlp.fc1))
-    return kept(x + linear("mlp.fc2", rounded(hidden, codes, group=128), mlp.fc2))
+    hidden = f.gelu(kept(linear("mlp.fc1", rounded(norm(x, block.norm2), codes), mlp.fc1)))
+    return kept(x + linear("mlp.fc2", rounded(hidden, codes), mlp.fc2))

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 if torch.cuda.is_available():
     from lowbit_vit.model.kernels import nf4, product, quantize, tiles
-    from lowbit_vit.model.kernels.arguments import GROUP, Coded
+    from lowbit_vit.model.kernels.arguments import Coded
 
 DEVICE = "cuda"
 FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
@@ -33,8 +33,7 @@ def values(rows: int, columns: int) -> Tensor:
 
 
 def restored(made: "Coded") -> Tensor:
-    scales = made.scales.double()
-    return made.codes.double() * (scales[:, None] if scales.ndim == 1 else scales.repeat_interleave(GROUP, dim=1))
+    return made.codes.double() * made.scales.double()[:, None]
 
 
 @TYPES
@@ -60,10 +59,9 @@ def test_codes_are_those_that_pytorch_computes(codes: torch.dtype, rows: int, no
 def test_products_are_those_of_the_codes_in_float64(codes: torch.dtype, rows: int, columns: int, depth: int) -> None:
     a, w = (quantize.quantize_rows(values(count, depth), codes=codes) for count in (rows, columns))
     bias, residual = values(1, columns)[0], values(rows, columns)
-    for gelu in (False, True):
-        exact = restored(a) @ restored(w).T + bias.double()
-        exact = (nn.functional.gelu(exact) if gelu else exact) + residual.double()
-        out = product.multiply(a, w, bias, dtype=torch.bfloat16, gelu=gelu, residual=residual)
+    for added in (None, residual):
+        exact = restored(a) @ restored(w).T + bias.double() + (0 if added is None else added.double())
+        out = product.multiply(a, w, bias, dtype=torch.bfloat16, residual=added)
         # int8's sums are exact; e4m3's are cut to fewer bits than fp32's inside the tensor cores, once more for each 32 columns.
         atol = {torch.int8: 2e-5, torch.float8_e4m3fn: 2e-6 * depth}[codes] * float(exact.abs().max())
         assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=atol)
@@ -71,18 +69,14 @@ def test_products_are_those_of_the_codes_in_float64(codes: torch.dtype, rows: in
 
 @TYPES
 @ROWS
-def test_the_mlp_in_codes_of_groups_is_the_mlp(codes: torch.dtype, rows: int) -> None:
-    a = quantize.quantize_rows(values(rows, 1024), codes=codes)
-    up, down = (quantize.quantize_rows(values(*shape), codes=codes) for shape in ((4096, 1024), (1024, 4096)))
-    hidden = product.multiply_to_codes(a, up, torch.zeros(4096, device=DEVICE), gelu=True)
-    exact = nn.functional.gelu(restored(a) @ restored(up).T)
-    largest = exact.view(rows, -1, GROUP).abs().amax(dim=2)
-    assert torch.allclose(hidden.scales.double() * LARGEST[codes], largest, rtol=2e-2, atol=1e-6)
-    step = (0.5 / 127 if codes == torch.int8 else 1 / 16) * largest.repeat_interleave(GROUP, dim=1)
-    assert ((restored(hidden) - exact).abs() <= 1.2 * step + 1e-6).all()
-    out = product.multiply(hidden, down, torch.zeros(1024, device=DEVICE), dtype=torch.bfloat16)
-    expected = restored(hidden) @ restored(down).T
-    assert torch.allclose(out.double(), expected, rtol=1.01 * 2**-8, atol=2e-3 * float(expected.abs().max()))
+def test_codes_after_gelu_are_those_of_the_exact_one(codes: torch.dtype, rows: int) -> None:
+    x = values(rows, 4096)
+    exact = nn.functional.gelu(x.double())
+    made = quantize.gelu_rows(x, codes=codes)
+    largest = exact.abs().amax(dim=1, keepdim=True)
+    assert torch.allclose(made.scales.double() * LARGEST[codes], largest[:, 0], rtol=1e-5)
+    step = 0.5 / 127 * largest if codes == torch.int8 else exact.abs() / 16 + largest / 448 * 2**-10
+    assert ((restored(made) - exact).abs() <= step * 1.01 + 1e-6).all()
 
 
 @pytest.mark.parametrize("rows", [197, 6304])
@@ -98,12 +92,12 @@ def test_every_candidate_tile_runs_and_gives_the_same_int8_product(rows: int) ->
 def test_what_is_not_finite_makes_its_own_row_nan(codes: torch.dtype, bad: float) -> None:
     x, w = values(300, 1024), quantize.quantize_rows(values(4096, 1024), codes=codes)
     x[7, 5] = bad
-    hidden = product.multiply_to_codes(quantize.quantize_rows(x, codes=codes), w, torch.zeros(4096, device=DEVICE), gelu=True)
-    assert hidden.scales[7].isnan().all()
     out = product.multiply(quantize.quantize_rows(x, codes=codes), w, torch.zeros(4096, device=DEVICE), dtype=torch.bfloat16)
-    assert out[7].isnan().all()
-    assert out[:7].isfinite().all()
-    assert out[8:].isfinite().all()
+    scales = quantize.gelu_rows(out, codes=codes).scales
+    for found in (out, scales[:, None]):
+        assert found[7].isnan().all()
+        assert found[:7].isfinite().all()
+        assert found[8:].isfinite().all()
 
 
 def layer(columns: int, depth: int, *, nested: bool) -> tuple["nf4.NF4Weights", Tensor, Any]:

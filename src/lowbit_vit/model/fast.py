@@ -5,11 +5,11 @@ What a block in 8 bits launches, for rows = images x tokens (docs/fast-path.md s
     norm1 + codes of its rows   ->  qkv product + bias
     attention (the pinned kernel)
     codes of its rows           ->  out product + bias + residual
-    norm2 + codes of its rows   ->  fc1 product + bias + GELU + codes of each 128 columns
-                                ->  fc2 product + bias + residual
+    norm2 + codes of its rows   ->  fc1 product + bias
+    GELU + codes of its rows    ->  fc2 product + bias + residual
 
-Seven launches beside the attention's own, and one more for each product where the codes are made from NF4. No integer sum, GELU
-input or GELU result in 16 bits reaches memory. Weights are codes of the fp32 weights.
+Eight launches beside the attention's own, and one more for each product where the codes are made from NF4. No integer sum, norm or
+GELU result in 16 bits reaches memory. Weights are codes of the fp32 weights.
 The kernels need Triton and CUDA; building, counting and saving a model needs neither.
 """
 
@@ -184,7 +184,8 @@ class FusedBlock(nn.Module):
         x_TW = product.multiply(codes, out.coded(), out.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
 
         codes = quantize.normalize_rows(x_TW, self.norm2, codes=kind)
-        codes = product.multiply_to_codes(codes, fc1.coded(), fc1.bias, gelu=True)  # type: ignore[operator,arg-type]
+        hidden_TM = product.multiply(codes, fc1.coded(), fc1.bias, dtype=dtype)  # type: ignore[operator,arg-type]
+        codes = quantize.gelu_rows(hidden_TM, codes=kind)
         x_TW = product.multiply(codes, fc2.coded(), fc2.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
         return x_TW.view(x_BNW.shape)
 

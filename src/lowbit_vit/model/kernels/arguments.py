@@ -12,7 +12,6 @@ from lowbit_vit.errors import Unavailable
 # Read when this module is imported, as @triton.jit reads it: under the interpreter kernels run on the CPU, slowly, for tests.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-GROUP = 128  # columns of a row that share one scale where an epilogue quantizes: what one tile holds of a row without asking others
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 CODES = (torch.int8, torch.float8_e4m3fn)
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # the code that a row's largest magnitude takes
@@ -24,7 +23,7 @@ class Coded(NamedTuple):
 
     Attributes:
         codes: int8 or float8_e4m3fn, [R, K], contiguous.
-        scales: fp32, [R], one for each row; or [R, ceil(K / GROUP)], one for each GROUP columns of a row.
+        scales: fp32, [R], one for each row.
     """
 
     codes: Tensor
@@ -74,7 +73,7 @@ def require_device(device: torch.device, codes: torch.dtype | None = None) -> No
         )
 
 
-def require_coded(name: str, coded: Coded, *, depth: int, device: torch.device, grouped: bool) -> None:
+def require_coded(name: str, coded: Coded, *, depth: int, device: torch.device) -> None:
     """Refuse codes and scales that do not fit each other or the product.
 
     Args:
@@ -82,7 +81,6 @@ def require_coded(name: str, coded: Coded, *, depth: int, device: torch.device, 
         coded: what was given.
         depth: K.
         device: where the kernel will run.
-        grouped: whether scales for each GROUP columns are allowed as well.
 
     Raises:
         ValueError: as `require_matrix`, or K is no multiple of 16.
@@ -91,5 +89,4 @@ def require_coded(name: str, coded: Coded, *, depth: int, device: torch.device, 
     if depth % VECTOR:
         raise ValueError(f"{name}: {depth} columns given; a multiple of {VECTOR} is needed, so that rows start at whole vectors")
     require_matrix(f"{name}.codes", coded.codes, dtypes=CODES, shape=(rows, depth), device=device)
-    scales = (rows, triton.cdiv(depth, GROUP)) if grouped and coded.scales.ndim == 2 else (rows,)
-    require_matrix(f"{name}.scales", coded.scales, dtypes=(torch.float32,), shape=scales, device=device)
+    require_matrix(f"{name}.scales", coded.scales, dtypes=(torch.float32,), shape=(rows,), device=device)

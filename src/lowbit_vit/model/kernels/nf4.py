@@ -78,8 +78,8 @@ def decode_kernel(
     second = tl.load(levels_ptr + (packed & 15)) * absmax
     if TO_CODES:
         scales = tl.load(row_scales_ptr + tl.minimum(byte, count - 1) * 2 // depth)
-        first = codes_of(first, scales, LARGEST, out_ptr.dtype.element_ty)
-        second = codes_of(second, scales, LARGEST, out_ptr.dtype.element_ty)
+        first = codes_of(first / scales, LARGEST, out_ptr.dtype.element_ty)
+        second = codes_of(second / scales, LARGEST, out_ptr.dtype.element_ty)
     else:
         first, second = first.to(out_ptr.dtype.element_ty), second.to(out_ptr.dtype.element_ty)
     place = start * 2 + tl.arange(0, 2 * BYTES)

@@ -28,8 +28,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-# Products of 8-bit codes. The depth is GROUP where scales come for each GROUP columns; columns are a multiple of GROUP where the
-# epilogue quantizes. Largest first.
+# Products of 8-bit codes. Largest first.
 EIGHT_BIT = (
     Tile(128, 128, 128, 4, 3),
     Tile(64, 128, 128, 4, 4),
@@ -37,7 +36,7 @@ EIGHT_BIT = (
 )
 
 
-def tile_for(candidates: tuple[Tile, ...], *, rows: int, columns: int, multiprocessors: int, multiple: int = 1) -> Tile:
+def tile_for(candidates: tuple[Tile, ...], *, rows: int, columns: int, multiprocessors: int) -> Tile:
     """The largest candidate that gives two thirds of the multiprocessors a piece; where none does, the one with most pieces.
 
     Two thirds: at one image, large tiles on 96 of 132 multiprocessors were faster than small ones on all, on 64 they were not.
@@ -47,11 +46,9 @@ def tile_for(candidates: tuple[Tile, ...], *, rows: int, columns: int, multiproc
         rows: of the result.
         columns: of the result.
         multiprocessors: of the card.
-        multiple: of which the tile's columns must be a multiple.
     """
-    fitting = [tile for tile in candidates if tile.columns % multiple == 0]
 
     def pieces(tile: Tile) -> int:
         return int(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns))
 
-    return next((tile for tile in fitting if 3 * pieces(tile) >= 2 * multiprocessors), max(fitting, key=pieces))
+    return next((tile for tile in candidates if 3 * pieces(tile) >= 2 * multiprocessors), max(candidates, key=pieces))
