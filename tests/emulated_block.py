@@ -17,9 +17,10 @@ def restored_weights(block: FusedBlock) -> tuple[dict[str, Tensor], torch.dtype]
     return {name: made.codes.float() * made.scales[:, None] for name, made in coded.items()}, coded["mlp.fc1"].codes.dtype
 
 
-def rounded(x: Tensor, codes: torch.dtype) -> Tensor:
-    """What is left of fp32 numbers after quantization by rows."""
-    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / LARGEST[codes]
+def rounded(x: Tensor, codes: torch.dtype, *, largest: Tensor | None = None) -> Tensor:
+    """What is left of fp32 numbers after quantization by rows, by their largest magnitude or by another number for each."""
+    known = x.abs().amax(dim=-1, keepdim=True) if largest is None else largest
+    scale = known.clamp(min=1e-30) / LARGEST[codes]
     scaled = (x / scale).clamp(-LARGEST[codes], LARGEST[codes])
     return (scaled.round() if codes == torch.int8 else scaled.to(codes).float()) * scale
 
@@ -41,5 +42,11 @@ def emulated(block: FusedBlock, x: Tensor, weights: dict[str, Tensor], codes: to
     q, k, v = (part.transpose(1, 2) for part in qkv.view(*x.shape[:2], 3, attention.heads, -1).unbind(2))
     heads = kept(f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
     x = kept(x + linear("attention.out", rounded(heads, codes), attention.out))
-    hidden = f.gelu(kept(linear("mlp.fc1", rounded(norm(x, block.norm2), codes), mlp.fc1)))
-    return kept(x + linear("mlp.fc2", rounded(hidden, codes), mlp.fc2))
+    normed = rounded(norm(x, block.norm2), codes)
+    hidden = linear("mlp.fc1", normed, mlp.fc1)
+    if codes == torch.int8:
+        hidden = rounded(f.gelu(kept(hidden)), codes)
+    else:  # by what the product can reach at most
+        reach = normed.norm(dim=-1, keepdim=True) * weights["mlp.fc1"].norm(dim=1).max() + mlp.fc1.bias.abs().max().float()  # type: ignore[operator]
+        hidden = rounded(f.gelu(hidden), codes, largest=reach)
+    return kept(x + linear("mlp.fc2", hidden, mlp.fc2))

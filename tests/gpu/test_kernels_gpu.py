@@ -79,6 +79,21 @@ def test_codes_after_gelu_are_those_of_the_exact_one(codes: torch.dtype, rows: i
     assert ((restored(made) - exact).abs() <= step * 1.01 + 1e-6).all()
 
 
+@ROWS
+def test_fp8_codes_after_gelu_have_scales_that_no_value_passes(rows: int) -> None:
+    e4m3 = torch.float8_e4m3fn
+    x, w, bias = values(rows, 1024), quantize.quantize_rows(values(4096, 1024), codes=e4m3), values(1, 4096)[0]
+    norm = nn.LayerNorm(1024, eps=1e-6, device=DEVICE, dtype=torch.bfloat16)
+    with torch.no_grad():
+        a, scales = quantize.normalize_rows_towards(x, norm, quantize.reach_of(w, bias), codes=e4m3)
+    made = product.multiply_to_gelu_codes(a, w, bias, scales)
+    before = restored(a) @ restored(w).T + bias.double()
+    assert (before.abs() <= 448 * scales.double()[:, None] * (1 + 1e-5)).all()
+    exact = nn.functional.gelu(before)
+    bound = exact.abs() / 16 * 1.01 + scales.double()[:, None] * 2**-10 * 1.01 + 2e-3 * exact.abs().amax(dim=1, keepdim=True)
+    assert ((restored(made) - exact).abs() <= bound).all()
+
+
 @pytest.mark.parametrize("rows", [197, 6304])
 def test_every_candidate_tile_runs_and_gives_the_same_int8_product(rows: int) -> None:
     a, w = (quantize.quantize_rows(values(count, 1024), codes=torch.int8) for count in (rows, 3072))

@@ -5,11 +5,11 @@ What a block in 8 bits launches, for rows = images x tokens (docs/fast-path.md s
     norm1 + codes of its rows   ->  qkv product + bias
     attention (the pinned kernel)
     codes of its rows           ->  out product + bias + residual
-    norm2 + codes of its rows   ->  fc1 product + bias
-    GELU + codes of its rows    ->  fc2 product + bias + residual
+    norm2 + codes of its rows   ->  fc1 product + bias + GELU + codes     (int8: fc1 product + bias  ->  GELU + codes of its rows)
+                                ->  fc2 product + bias + residual
 
-Eight launches beside the attention's own, and one more for each product where the codes are made from NF4. No integer sum, norm or
-GELU result in 16 bits reaches memory. Weights are codes of the fp32 weights.
+Seven launches beside the attention's own, eight in int8, and one more for each product where the codes are made from NF4. No integer
+sum, norm or GELU result in 16 bits reaches memory. Weights are codes of the fp32 weights.
 The kernels need Triton and CUDA; building, counting and saving a model needs neither.
 """
 
@@ -158,7 +158,7 @@ class FusedBlock(nn.Module):
     """An encoder block whose four linears are coded in 8 bits, run as the module's docstring lists. Its parts keep their names.
 
     Args:
-        block: with all linears of one 8-bit format; its parts are taken over.
+        block: with all linears of one 8-bit format; its parts are taken over. Their weights are not to be changed after the first forward.
     """
 
     def __init__(self, block: Block) -> None:
@@ -167,6 +167,7 @@ class FusedBlock(nn.Module):
         self.attention: Attention = block.attention
         self.norm2: nn.LayerNorm = block.norm2
         self.mlp: Mlp = block.mlp
+        self._reach: Tensor | None = None  # of fc1, once it is known
 
     def forward(self, x_BNW: Tensor) -> Tensor:
         """Map tokens to tokens, [B, N, W] -> [B, N, W], fp16 or bf16. T below: tokens of all images."""
@@ -183,11 +184,20 @@ class FusedBlock(nn.Module):
         codes = quantize.quantize_rows(heads_TW, codes=kind)
         x_TW = product.multiply(codes, out.coded(), out.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
 
-        codes = quantize.normalize_rows(x_TW, self.norm2, codes=kind)
-        hidden_TM = product.multiply(codes, fc1.coded(), fc1.bias, dtype=dtype)  # type: ignore[operator,arg-type]
-        codes = quantize.gelu_rows(hidden_TM, codes=kind)
+        codes = self._hidden(x_TW, fc1.coded(), fc1.bias)  # type: ignore[operator,arg-type]
         x_TW = product.multiply(codes, fc2.coded(), fc2.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
         return x_TW.view(x_BNW.shape)
+
+    def _hidden(self, x_TW: Tensor, w: "Coded", bias: Tensor) -> "Coded":
+        """Codes of GELU's result, [T, M]."""
+        kind = w.codes.dtype
+        if kind == torch.int8:
+            hidden_TM = product.multiply(quantize.normalize_rows(x_TW, self.norm2, codes=kind), w, bias, dtype=x_TW.dtype)
+            return quantize.gelu_rows(hidden_TM, codes=kind)
+        if self._reach is None or self._reach.device != x_TW.device:
+            self._reach = quantize.reach_of(w, bias)
+        codes, scales = quantize.normalize_rows_towards(x_TW, self.norm2, self._reach, codes=kind)
+        return product.multiply_to_gelu_codes(codes, w, bias, scales)
 
 
 def eight_bit(weights: Weights) -> bool:

@@ -85,6 +85,14 @@ def test_what_is_not_finite_makes_its_own_row_nan_through_every_step(
     for out in (hidden, kernels.product.multiply(after_gelu, w2, torch.zeros(16), dtype=torch.bfloat16)):
         assert out[1].isnan().all()
         assert out[[0, 2, 3]].isfinite().all()
+    if codes == torch.float8_e4m3fn:
+        norm = nn.LayerNorm(64)
+        with torch.no_grad():
+            given, scales = kernels.quantize.normalize_rows_towards(x, norm, kernels.quantize.reach_of(w, torch.ones(256)), codes=codes)
+        hidden_codes = kernels.product.multiply_to_gelu_codes(given, w, torch.ones(256), scales)
+        out = kernels.product.multiply(hidden_codes, w2, torch.zeros(16), dtype=torch.bfloat16)
+        assert out[1].isnan().all()
+        assert out[[0, 2, 3]].isfinite().all()
 
 
 @KINDS
@@ -126,6 +134,35 @@ def test_the_polynomial_for_gelu_is_within_what_it_says(kernels: SimpleNamespace
     found = kernels.quantize.gelu_rows(x.repeat(1, 2), codes=torch.int8).scales.double() * 127
     exact = nn.functional.gelu(x[:, 0].double()).abs()
     assert ((found - exact).abs() <= 2.5e-7 * exact.clamp(min=1)).all()
+
+
+@pytest.mark.parametrize("kind", ["random", "outliers", "zero", "tiny"])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (5, 48, 80), (33, 130, 256)])
+def test_fp8_codes_after_gelu_have_scales_that_no_value_passes(
+    kernels: SimpleNamespace, codes_of: Callable[..., Any], kind: str, rows: int, columns: int, depth: int
+) -> None:
+    e4m3 = torch.float8_e4m3fn
+    x, w, bias = values(kind, rows, depth), codes_of("random", columns, depth, e4m3), values("random", 1, columns)[0]
+    norm = nn.LayerNorm(depth, eps=1e-6)
+    nn.init.normal_(norm.weight)
+    reach = kernels.quantize.reach_of(w, bias)
+    with torch.no_grad():
+        a, scales = kernels.quantize.normalize_rows_towards(x, norm, reach, codes=e4m3)
+        alone = kernels.quantize.normalize_rows(x, norm, codes=e4m3)
+    assert torch.equal(a.codes.float(), alone.codes.float())
+    made = kernels.product.multiply_to_gelu_codes(a, w, bias, scales)
+    before = restored(a) @ restored(w).T + bias.double()
+    assert (before.abs() <= 448 * scales.double()[:, None] * (1 + 1e-5)).all()
+    exact = nn.functional.gelu(before)
+    # Half a step of the value, half of the least step of a code, and fp32's own errors.
+    bound = STEP[e4m3] * exact.abs() + scales.double()[:, None] * 2**-10 * 1.001 + 1e-5 * exact.abs().amax(dim=1, keepdim=True)
+    assert ((restored(made) - exact).abs() <= bound).all()
+
+
+def test_int8_has_no_codes_before_its_largest_value_is_known(kernels: SimpleNamespace, codes_of: Callable[..., Any]) -> None:
+    a = codes_of("random", 4, 64, torch.int8)
+    with pytest.raises(ValueError, match=r"a\.codes: torch.int8 given; only float8_e4m3fn"):
+        kernels.product.multiply_to_gelu_codes(a, a, torch.ones(4), torch.ones(4))
 
 
 def test_every_candidate_tile_gives_the_same_int8_product(kernels: SimpleNamespace, codes_of: Callable[..., Any]) -> None:

@@ -1,12 +1,12 @@
-"""Products of 8-bit codes with scales, bias and residual sum in the epilogue.
+"""Products of 8-bit codes with what follows them in the epilogue: scales, bias and residual sum, or GELU and its result's codes.
 
 One kernel for int8 (sums in int32, exact) and e4m3 (sums in fp32). What it saves is traffic: int32 sums never reach memory, and neither
-does a product's result before the residual is added.
+does a product's result before the residual is added, or in fp8 GELU's before it is coded.
 
-The MLP's second product needs GELU's result in 8 bits, and no program sees a whole row of it. A first version made the codes in the
-first product's epilogue, with a scale for each 128 columns, by which the second scaled its sums every 128 columns. It moved the fewest
-bytes and was slow (docs/fast-path.md): two sets of sums do not fit a program's registers. So the first product writes 16 bits, and a
-pass of its own makes codes of GELU's result (`quantize.gelu_rows`).
+The MLP's second product needs GELU's result in 8 bits, and no program sees a whole row of it. A first version gave each 128 columns a
+scale of their own, by which the second product scaled its sums every 128 columns. It moved the fewest bytes and was slow
+(docs/fast-path.md): two sets of sums do not fit a program's registers. Now e4m3 has its scales before the product
+(`quantize.normalize_rows_towards`). int8 cannot: its product writes 16 bits, and a pass makes the codes (`quantize.gelu_rows`).
 """
 
 import torch
@@ -15,7 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lowbit_vit.model.kernels import arguments, tiles
-from lowbit_vit.model.kernels.arguments import SIXTEEN_BIT, Coded, require_coded, require_device, require_matrix
+from lowbit_vit.model.kernels.arguments import LARGEST, SIXTEEN_BIT, Coded, require_coded, require_device, require_matrix
+from lowbit_vit.model.kernels.gelu import gelu
+from lowbit_vit.model.kernels.rounding import codes_of
 
 _STRIPE = 8  # tiles of rows that share their weights' tiles in the second-level cache
 _INTERPRETED = 6  # stands for a card's multiprocessors under the interpreter
@@ -23,8 +25,9 @@ _INTERPRETED = 6  # stands for a card's multiprocessors under the interpreter
 
 @triton.jit
 def product_kernel(
-    a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, bias_ptr, residual_ptr, out_ptr, rows, columns, depth,
-    RESIDUAL: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STRIPE: tl.constexpr,
+    a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, bias_ptr, residual_ptr, out_ptr, out_scales_ptr, rows, columns, depth,
+    RESIDUAL: tl.constexpr, GELU_CODES: tl.constexpr, EVEN: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STRIPE: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     """One tile of a w^T with its epilogue: a [rows, depth] and w [columns, depth] in codes; the constants say which parts it has."""
     # Programs go down a stripe of row tiles before they go to the next tile of columns.
@@ -57,7 +60,11 @@ def product_kernel(
     place = row.to(tl.int64)[:, None] * columns + column[None, :]
     if RESIDUAL:
         x += tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + place, x.to(out_ptr.dtype.element_ty), mask=inside)
+    if GELU_CODES:
+        inverse = 1.0 / tl.load(out_scales_ptr + row % rows)
+        tl.store(out_ptr + place, codes_of(gelu(x) * inverse[:, None], LARGEST, out_ptr.dtype.element_ty), mask=inside)
+    else:
+        tl.store(out_ptr + place, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def multiply(
@@ -88,27 +95,67 @@ def multiply(
     """
     if dtype not in SIXTEEN_BIT:
         raise ValueError(f"dtype: {dtype} asked for, allowed: float16, bfloat16")
+    rows, columns = _require(a, w, bias)
+    if residual is not None:
+        require_matrix("residual", residual, dtypes=SIXTEEN_BIT, shape=(rows, columns), device=bias.device)
+    out = torch.empty(rows, columns, dtype=dtype, device=bias.device)
+    _launch(a, w, bias, out, residual=residual, out_scales=None, tile=tile)
+    return out
+
+
+def multiply_to_gelu_codes(a: Coded, w: Coded, bias: Tensor, out_scales: Tensor, *, tile: tiles.Tile | None = None) -> Coded:
+    """Codes of the exact GELU of a w^T + bias, in fp32 from the sums on.
+
+    Args:
+        a: e4m3 codes [M, K] and scales [M].
+        w: e4m3 codes [N, K] and scales [N].
+        bias: fp16, bf16 or fp32, [N].
+        out_scales: fp32, [M], of the result, large enough for it: what is above the largest code becomes the largest code.
+        tile: None: chosen by shape.
+
+    Returns:
+        Codes [M, N] with these scales.
+
+    Raises:
+        ValueError, Unavailable: as `multiply`; other codes than e4m3.
+    """
+    rows, columns = _require(a, w, bias)
+    if a.codes.dtype != torch.float8_e4m3fn:
+        raise ValueError(f"a.codes: {a.codes.dtype} given; only float8_e4m3fn can do with scales that are known before the product")
+    require_matrix("out_scales", out_scales, dtypes=(torch.float32,), shape=(rows,), device=bias.device)
+    out = torch.empty(rows, columns, dtype=a.codes.dtype, device=bias.device)
+    _launch(a, w, bias, out, residual=None, out_scales=out_scales, tile=tile)
+    return Coded(out, out_scales)
+
+
+def _require(a: Coded, w: Coded, bias: Tensor) -> tuple[int, int]:
+    """Rows and columns of the product."""
     (rows, depth), columns, device = a.codes.shape, len(w.codes), a.codes.device
     require_coded("a", a, depth=depth, device=device)
     require_coded("w", w, depth=depth, device=device)
     if w.codes.dtype != a.codes.dtype:
         raise ValueError(f"w.codes: {w.codes.dtype} given, a.codes are {a.codes.dtype}")
     require_matrix("bias", bias, dtypes=(*SIXTEEN_BIT, torch.float32), shape=(columns,), device=device)
-    if residual is not None:
-        require_matrix("residual", residual, dtypes=SIXTEEN_BIT, shape=(rows, columns), device=device)
     require_device(device, a.codes.dtype)
-    out = torch.empty(rows, columns, dtype=dtype, device=device)
+    return rows, columns
+
+
+def _launch(
+    a: Coded, w: Coded, bias: Tensor, out: Tensor, *, residual: Tensor | None, out_scales: Tensor | None, tile: tiles.Tile | None
+) -> None:
+    (rows, columns), depth = out.shape, a.codes.shape[1]
     if rows == 0:
-        return out
+        return
     if tile is None:
-        count = _INTERPRETED if arguments.INTERPRETED else multiprocessors(device)
+        count = _INTERPRETED if arguments.INTERPRETED else multiprocessors(out.device)
         tile = tiles.tile_for(tiles.EIGHT_BIT, rows=rows, columns=columns, multiprocessors=count)
     product_kernel[triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),](
-        a.codes, a.scales, w.codes, w.scales, bias, out if residual is None else residual, out, rows, columns, depth,
-        RESIDUAL=residual is not None, EVEN=depth % tile.depth == 0, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
-        STRIPE=_STRIPE, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        a.codes, a.scales, w.codes, w.scales, bias, out if residual is None else residual, out,
+        a.scales if out_scales is None else out_scales, rows, columns, depth,
+        RESIDUAL=residual is not None, GELU_CODES=out_scales is not None, EVEN=depth % tile.depth == 0,
+        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, STRIPE=_STRIPE, LARGEST=LARGEST[a.codes.dtype],
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip
-    return out
 
 
 def multiprocessors(device: torch.device) -> int:
