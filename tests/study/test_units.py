@@ -11,6 +11,7 @@ from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.record import read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study import units
 from lowbit_vit.study.cluster import Node, cluster_address, places_on
 from lowbit_vit.study.costs import expected_seconds
 from lowbit_vit.study.finished import missing_trials
@@ -70,6 +71,21 @@ def test_a_timing_on_a_card_has_its_share_of_the_cores_and_one_on_the_cpu_all(
     (on_cpu,), (on_gpu,) = (make_units(trials, places, ALIKE) for trials in (timed, on_card(timed)))
     assert (on_cpu.threads, on_cpu.resources) == (32, {"CPU": 32, "profile_slot": 1})
     assert (on_gpu.threads, on_gpu.resources) == (16, {"CPU": 1, "GPU": 1, "profile_slot": 1})
+
+
+@pytest.mark.parametrize(("in_sight", "slots", "threads_of_scans"), [(1, 1, 8), (2, 2, 8), (4, 4, 8)])
+def test_cards_that_are_not_in_sight_have_their_cores_too(
+    in_sight: int, slots: int, threads_of_scans: int, profile_of: ProfileOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in {"cpu_cores": 64, "gpu_count": in_sight, "card_place": (0, 4)}.items():
+        monkeypatch.setattr(units, name, lambda value=value: value)
+    places = units.this_machine()
+    assert (places.slots, places.cores_of_card) == (slots, 16)
+    timed, scanned = (cells(profile_of("finish"), study) for study in ("variants", "sensitivity"))
+    assert {unit.threads for unit in make_units(on_card(timed), places, ALIKE)} == {16}
+    many = [trial.model_copy(update={"seed": seed}) for seed in range(9) for trial in scanned]
+    assert {unit.threads for unit in make_units(on_card(many), places, ALIKE)} == {threads_of_scans}
 
 
 def test_cells_fill_all_places_in_chunks_of_a_bounded_size_and_each_cell_is_in_one(profile_of: ProfileOf) -> None:

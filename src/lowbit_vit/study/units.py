@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.environment import cpu_cores, gpu_count
+from lowbit_vit.schema.environment import card_place, cpu_cores, gpu_count
 from lowbit_vit.schema.plan import Weights, linear_names
 from lowbit_vit.study.chunks import cut
 
@@ -33,6 +33,7 @@ class Places:
         cores: of the node that a timing trial gets to itself, or shares with those on the node's other cards.
         card: what every unit asks for, as Ray names it (H100); None: any.
         slots: timing trials that such a node takes at a time.
+        card_cores: to which the processes of one card are kept (`cores`); None: an equal share of a slot.
     """
 
     cpus: int
@@ -40,6 +41,12 @@ class Places:
     cores: int
     card: str | None = None
     slots: int = 1
+    card_cores: int | None = None
+
+    @property
+    def cores_of_card(self) -> int:
+        """What one card's processes have."""
+        return self.cores // self.slots if self.card_cores is None else self.card_cores
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,11 @@ class Unit:
 
 def this_machine() -> Places:
     """The cores and cards that this process may use."""
-    return Places(cpus=cpu_cores(), gpus=gpu_count(), cores=cpu_cores(), slots=timing_slots(cores=cpu_cores(), cards=gpu_count()))
+    cores, cards, place = cpu_cores(), gpu_count(), card_place()
+    # Cards that are not in sight have their cores, too.
+    of_machine = max(cards, 0 if place is None else place[1])
+    share = cores // timing_slots(cores=cores, cards=of_machine)
+    return Places(cpus=cores, gpus=cards, cores=cores, slots=timing_slots(cores=cores, cards=cards), card_cores=share)
 
 
 def timing_slots(*, cores: int, cards: int) -> int:
@@ -80,7 +91,7 @@ def _timing_unit(trial: Trial, places: Places, card: dict[str, float]) -> Unit:
     on_gpu = trial.device == "cuda"
     resources: dict[str, float] = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": places.cores}
     # Trials on a node's other cards have the other cores; one on the CPU has them all.
-    cores = places.cores // places.slots if on_gpu else places.cores
+    cores = places.cores_of_card if on_gpu else places.cores
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores))
     return Unit(trials=(trial,), timed=True, threads=threads, resources={**resources, "profile_slot": 1, **card})
 
@@ -96,7 +107,7 @@ def _chunks(scanned: Sequence[Trial], places: Places, card: dict[str, float]) ->
     chunks = max(min(most, math.ceil(len(scanned) / _CELLS_PER_CHUNK)), math.ceil(len(scanned) / _MOST_CELLS))
     bounds = cut([_blocks(trial) for trial in scanned], chunks=chunks, most=_MOST_CELLS)
     # One thread for each scan on the CPU, however many run: sums in another order would be other last bits.
-    threads = max(1, places.cores // min(chunks, at_once)) if on_gpu else 1
+    threads = max(1, places.cores_of_card * places.gpus // min(chunks, at_once)) if on_gpu else 1
     # Few scans get a card each: Ray fills one card before it takes the next.
     on_each = min(_SCANS_PER_GPU, math.ceil(chunks / max(1, places.gpus)))
     resources: dict[str, float] = {"CPU": 1, "GPU": 1 / on_each} if on_gpu else {"CPU": 1}

@@ -5,9 +5,9 @@ few instructions of the card, so a value must not take many more: a row's scale 
 and GELU is a polynomial.
 
 A pass may also say what scale is large enough for the row of the product that follows, before that is computed: by Cauchy and Schwarz
-no value of it is larger than the row's length times the greatest length of a row of the weights, plus the greatest bias. Such a scale
-is, for random numbers, some nine times as large as it would have to be. e4m3, a floating-point format of 15 binades and denormal numbers, loses nothing that
-matters by that; int8 would lose three of its bits.
+no value of it is larger than the row's length times the greatest length of a row of the weights, plus the greatest bias. For random
+numbers such a scale is some nine times as large as it would have to be. e4m3, a floating-point format with denormal numbers, loses
+nothing that matters by that; int8 would lose three of its bits.
 """
 
 import torch
