@@ -38,8 +38,9 @@ from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.chunks import cost
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.units import Places, Unit, make_units
+from lowbit_vit.study.units import Places, Unit, blocks_of, make_units
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -192,8 +193,7 @@ def row(studies: dict[str, list[Trial]], seconds: dict[str, float], *, gpus: int
         units = make_units(trials, Places(cpus=8 * gpus, gpus=gpus, cores=8), seconds)
         # Timing trials first: a card's scans wait for them. A scan's cells were measured with two of them on a card.
         timed = [total(unit, seconds) for unit in units if unit.timed]
-        scans = [SCAN_LOAD_S + total(unit, seconds) for unit in units if not unit.timed]
-        spans[study] = makespan(timed, gpus) + makespan(scans, 2 * gpus)
+        spans[study] = makespan(timed, gpus) + makespan(scan_lengths([unit for unit in units if not unit.timed], seconds), 2 * gpus)
     parallel = sum(spans.values())
     whole = parallel + sum(serial().values())
     used = sum(seconds[trial.trial_id] / (1 if trial.measurement else 2) for trials in studies.values() for trial in trials)
@@ -203,6 +203,13 @@ def row(studies: dict[str, list[Trial]], seconds: dict[str, float], *, gpus: int
         "with_serial_s": round(whole),
         "gpu_use": round(used / (gpus * whole), 3),
     }
+
+
+def scan_lengths(scans: Sequence[Unit], seconds: dict[str, float]) -> list[float]:
+    """Seconds of scans: what all of their cells take, shared out by the blocks that each scan computes."""
+    costs = [cost([blocks_of(trial) for trial in unit.trials]) for unit in scans]
+    of_cells = sum(total(unit, seconds) for unit in scans)
+    return [SCAN_LOAD_S + of_cells * part / sum(costs) for part in costs]
 
 
 def total(unit: Unit, seconds: dict[str, float]) -> float:

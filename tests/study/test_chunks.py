@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Weights
-from lowbit_vit.study.chunks import Path, cut
+from lowbit_vit.study.chunks import Path, cost, cut
 
 DEPTH = 24
 HIGH = HighPrecision()
@@ -38,6 +38,7 @@ def test_scans_of_the_study_of_blocks_cost_about_the_same(chunks: int) -> None:
     paths = study_of_blocks()
     bounds = cut(paths, chunks=chunks, most=99)
     costs = [cost_of_scan(paths[start:stop]) for start, stop in pairwise(bounds)]
+    assert [cost(paths[start:stop]) + DEPTH for start, stop in pairwise(bounds)] == pytest.approx(costs)  # and the high-precision path
     assert (bounds[0], bounds[-1], len(costs)) == (0, len(paths), chunks)
     assert max(costs) <= 1.12 * sum(costs) / chunks
     by_number = [len(paths) * index // chunks for index in range(chunks + 1)]

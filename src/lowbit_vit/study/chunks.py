@@ -29,10 +29,7 @@ def cut(paths: Sequence[Path], *, chunks: int, most: int) -> list[int]:
     Returns:
         The bounds: chunk i holds the cells bounds[i] up to bounds[i + 1].
     """
-    high_precision = tuple(tuple(HighPrecision() for _ in block) for block in paths[0])
-    begun = [_cost(path, _shared(high_precision, path)) for path in paths]
-    after_another = [_cost(path, _shared(before, path)) for before, path in pairwise(paths)]
-    going_on = [0.0, *map(min, begun[1:], after_another)]
+    begun, going_on = _costs(paths)
     low, high = 0.0, sum(begun)
     while high - low > high / 1000:
         middle = (low + high) / 2
@@ -41,6 +38,20 @@ def cut(paths: Sequence[Path], *, chunks: int, most: int) -> list[int]:
         else:
             low = middle
     return _fill(begun, going_on, most=most, budget=high)
+
+
+def cost(paths: Sequence[Path]) -> float:
+    """Of one scan of these cells, in this order, in blocks of 16 bits; beside the high-precision path."""
+    begun, going_on = _costs(paths)
+    return begun[0] + sum(going_on)
+
+
+def _costs(paths: Sequence[Path]) -> tuple[list[float], list[float]]:
+    """What each cell costs as a scan's first, and what it costs after the one before it (of the very first: nothing)."""
+    high_precision = tuple(tuple(HighPrecision() for _ in block) for block in paths[0])
+    begun = [_cost(path, _shared(high_precision, path)) for path in paths]
+    after_another = [_cost(path, _shared(before, path)) for before, path in pairwise(paths)]
+    return begun, [0.0, *map(min, begun[1:], after_another)]
 
 
 def _fill(begun: Sequence[float], going_on: Sequence[float], *, most: int, budget: float) -> list[int]:

@@ -103,9 +103,9 @@ def _chunks(scanned: Sequence[Trial], places: Places, card: dict[str, float]) ->
     at_once = max(1, places.gpus * _SCANS_PER_GPU if on_gpu else places.cpus)
     most = at_once * _SCANS_PER_PLACE if on_gpu else at_once
     # Cells that begin with the same blocks go together: a scan computes what they share once.
-    scanned = sorted(scanned, key=lambda trial: [[weights.name for weights in block] for block in _blocks(trial)])
+    scanned = sorted(scanned, key=lambda trial: [[weights.name for weights in block] for block in blocks_of(trial)])
     chunks = max(min(most, math.ceil(len(scanned) / _CELLS_PER_CHUNK)), math.ceil(len(scanned) / _MOST_CELLS))
-    bounds = cut([_blocks(trial) for trial in scanned], chunks=chunks, most=_MOST_CELLS)
+    bounds = cut([blocks_of(trial) for trial in scanned], chunks=chunks, most=_MOST_CELLS)
     # One thread for each scan on the CPU, however many run: sums in another order would be other last bits.
     threads = max(1, places.cores_of_card * places.gpus // min(chunks, at_once)) if on_gpu else 1
     # Few scans get a card each: Ray fills one card before it takes the next.
@@ -117,7 +117,7 @@ def _chunks(scanned: Sequence[Trial], places: Places, card: dict[str, float]) ->
     ]
 
 
-def _blocks(trial: Trial) -> tuple[tuple[Weights, ...], ...]:
+def blocks_of(trial: Trial) -> tuple[tuple[Weights, ...], ...]:
     """Of each block, the weights of its linears."""
     names = linear_names(trial.backbone.depth, fused=trial.qkv == "fused")
     weights, each = list(trial.plan.resolve(names).values()), len(names) // trial.backbone.depth
