@@ -2,12 +2,16 @@
 
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.environment import command_line, provenance
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
@@ -20,6 +24,19 @@ def empty_reports(root: Path, profile: str) -> Iterator[Workspace]:
         for name in ("data", "checkpoints"):
             (Path(folder) / name).symlink_to(root / name)
         yield Workspace(root=Path(folder), profile=profile)
+
+
+def put_profile(root: Path, workspace: Workspace, reduce: Callable[[dict[str, Any]], None]) -> None:
+    """Write the project's profile into a workspace beside it, with what `reduce` changes in its document.
+
+    Raises:
+        ConfigError: what comes of it is no profile.
+    """
+    profile = yaml.safe_load(Workspace(root=root, profile=workspace.profile).profile_file.read_text())
+    reduce(profile)
+    workspace.profile_file.parent.mkdir()
+    workspace.profile_file.write_text(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True))
+    load_profile(workspace.profile_file)
 
 
 def predictions_of(record: Record) -> str:

@@ -2,7 +2,7 @@
 
     python benchmarks/cards.py PROFILE [--cards 0 1] [--root FOLDER] [--out FILE]      (after lowbit-vit data and backbone)
 
-Arms of the profile that are not trained and the cells of its studies of blocks: `reduced` says which. Each study runs through
+Arms of the profile that are not trained and the cells of its studies of blocks: `reduce` says which. Each study runs through
 `lowbit-vit STUDY`, all of them on all cards first and then on the first card alone, so whatever only a first run pays counts against
 several cards. Meanwhile NVML is asked twice a second how busy each card is. From the records of both runs: wall times and their ratio,
 of each study and of the whole; whether each timing trial saw one card and had it alone; the same arm's latency in both runs, an A/A
@@ -29,11 +29,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pynvml
-import yaml
 
-from aside import empty_reports, machine, predictions_of
+from aside import empty_reports, machine, predictions_of, put_profile
 from lowbit_vit.errors import DataError, Unavailable
-from lowbit_vit.schema.config import Study, load_profile
+from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.record import Record, read_records, sha256
 from lowbit_vit.schema.workspace import Workspace
@@ -88,7 +87,7 @@ def main() -> None:
     with ExitStack() as stack:
         places = {name: stack.enter_context(empty_reports(root, arguments.profile)) for name in (ALL, ONE, KILLED)}
         for workspace in places.values():
-            reduce_profile(root, workspace)
+            put_profile(root, workspace, reduce)
 
         def run_all(name: str, cards: Sequence[int]) -> None:
             for study in STUDIES:
@@ -122,27 +121,18 @@ def save(record: dict[str, Any], path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ a reduced run
 
 
-def reduce_profile(root: Path, workspace: Workspace) -> None:
-    """Write the project's profile, reduced, into a workspace beside it."""
-    workspace.profile_file.parent.mkdir()
-    workspace.profile_file.write_text(reduced(Workspace(root=root, profile=workspace.profile).profile_file.read_text()))
-    load_profile(workspace.profile_file)
-
-
-def reduced(text: str) -> str:
-    """The profile with the arms of `ARMS`, 200 latencies each, both directions of sensitivity, and twenty random plans of one size.
+def reduce(profile: dict[str, Any]) -> None:
+    """Leave the arms of `ARMS`, 200 latencies each, both directions of sensitivity, and twenty random plans of one size.
 
     Raises:
         DataError: the profile lacks one of the arms.
     """
-    profile = yaml.safe_load(text)
     arms = [arm for arm in profile["variants"]["arms"] if arm["label"] in ARMS]
     if missing := set(ARMS) - {arm["label"] for arm in arms}:
         raise DataError(f"benchmarks/cards.py: profile {profile['name']} has no arm {', '.join(sorted(missing))}")
     profile["variants"]["arms"] = [{**{key: value for key, value in arm.items() if key != "samples"}, "seeds": [0]} for arm in arms]
     profile["measurement"] |= {"samples": 200, "seconds": 20, "invariance_images": None}
     profile["mixed"] |= {"spared": profile["mixed"]["spared"][:1], "random_plans": 20, "timed": [], "plans": []}
-    return yaml.safe_dump(profile, sort_keys=False, allow_unicode=True)
 
 
 def command(study: Study, workspace: Workspace) -> list[str]:

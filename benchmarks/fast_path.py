@@ -250,12 +250,11 @@ def time_group(group: str, sides: dict[str, Callable[[Tensor], Forward]], batch:
         for name, forward in forwards.items():
             samples[name] += [ms_on_card(forward, example) for _ in range(CALLS)]
     medians = {name: round(median(values), 4) for name, values in samples.items()}
-    ours_too = group == next(iter(GROUPS))
     return {
         "prepare_s": prepared,
         "median_ms": medians,
         "times_the_reference": {name: round(medians[REFERENCE] / value, 3) for name, value in medians.items()},
-        "kernels_us": {name: kernels_us(forward, example) for name, forward in forwards.items()} if ours_too else {},
+        "kernels_us": {name: kernels_us(forward, example) for name, forward in forwards.items()} if sides is OURS else {},
         "skipped": skipped,
     }
 

@@ -18,11 +18,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import yaml
 from rich.progress import track
 
-from aside import empty_reports, machine, predictions_of
+from aside import empty_reports, machine, predictions_of, put_profile
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.record import read_records
 from lowbit_vit.schema.workspace import Workspace
@@ -64,18 +64,20 @@ def main() -> None:
     print(json.dumps(record, indent=1))
 
 
+def reduce(profile: dict[str, Any]) -> None:
+    """Leave two post-training arms and ten latencies."""
+    arms = [arm for arm in profile["variants"]["arms"] if arm["adaptation"] == "ptq"]
+    profile["variants"]["arms"] = [{**arm, "seeds": [0]} for arm in arms[:2]]
+    profile["measurement"] |= {"samples": 10, "invariance_images": None}
+
+
 def run(program: str, workspace: Workspace, root: Path) -> tuple[float, tuple[str, ...]]:
     """Run the study once: seconds beside the trials' own, and what the trials predicted.
 
     Raises:
         subprocess.CalledProcessError: it failed; its output is above.
     """
-    profile = yaml.safe_load(Workspace(root=root, profile=PROFILE).profile_file.read_text())
-    arms = [arm for arm in profile["variants"]["arms"] if arm["adaptation"] == "ptq"]
-    profile["variants"]["arms"] = [{**arm, "seeds": [0]} for arm in arms[:2]]
-    profile["measurement"] |= {"samples": 10, "invariance_images": None}
-    workspace.profile_file.parent.mkdir()
-    workspace.profile_file.write_text(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True))
+    put_profile(root, workspace, reduce)
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", program, "variants", PROFILE, "--root", str(workspace.root)], check=True)
     wall = time.perf_counter() - started

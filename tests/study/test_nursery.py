@@ -250,6 +250,7 @@ def test_a_worker_that_is_gone_before_its_server_leaves_none(start: Starts, pack
         nursery = nursery_of(psutil.Process())
         stop_server()
         wait_until(lambda: nursery.children() == [])
+        assert nursery.children() == []
 
 
 DRIVER = (

@@ -122,6 +122,7 @@ def _by_blocks(model: VisionTransformer, *, compiled: bool, rows: int | None) ->
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
+        """Images [B, 3, image_size, image_size] -> logits [B, K]."""
         # Past its limit the compiler would quietly run a block op by op under the label `compile`.
         limited = compiler.config.patch(fail_on_recompile_limit_hit=True) if compiled else nullcontext()
         with limited, nullcontext() if decoder is None else decoder.running():

@@ -27,7 +27,7 @@ from ray import tune
 from lowbit_vit.errors import DataError, LowbitVitError, TrialsFailed, Unavailable
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, Study
-from lowbit_vit.schema.environment import cpu_cores, gpu_count
+from lowbit_vit.schema.environment import cpu_cores, gpu_count, visible_gpu
 from lowbit_vit.schema.hold import hold
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
@@ -190,7 +190,7 @@ def _nursery(units: Sequence[Unit], workspace: Workspace, command: Starter) -> I
         return
     ((threads, _),) = Counter(unit.threads for unit in units).most_common(1)
     environment = {**os.environ, **own_variables(threads)}
-    card = gpu_count() > 0
+    card = visible_gpu() is not None  # as a worker asks that imports for itself
     # Not Ray's folder: Ray opens that to everyone.
     with _temporary_folder() as folder, open_nursery(folder / "nursery", environment, folder=workspace.root, card=card) as nursery:
         yield nursery

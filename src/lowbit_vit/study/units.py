@@ -103,16 +103,18 @@ def _chunks(scanned: Sequence[Trial], places: Places, card: dict[str, float]) ->
     at_once = max(1, places.gpus * _SCANS_PER_GPU if on_gpu else places.cpus)
     most = at_once * _SCANS_PER_PLACE if on_gpu else at_once
     # Cells that begin with the same blocks go together: a scan computes what they share once.
-    scanned = sorted(scanned, key=lambda trial: [[weights.name for weights in block] for block in blocks_of(trial)])
+    cells = sorted(
+        ((blocks_of(trial), trial) for trial in scanned), key=lambda cell: [[weights.name for weights in block] for block in cell[0]]
+    )
     chunks = max(min(most, math.ceil(len(scanned) / _CELLS_PER_CHUNK)), math.ceil(len(scanned) / _MOST_CELLS))
-    bounds = cut([blocks_of(trial) for trial in scanned], chunks=chunks, most=_MOST_CELLS)
+    bounds = cut([path for path, _ in cells], chunks=chunks, most=_MOST_CELLS)
     # One thread for each scan on the CPU, however many run: sums in another order would be other last bits.
     threads = max(1, places.cores_of_card * places.gpus // min(chunks, at_once)) if on_gpu else 1
     # Few scans get a card each: Ray fills one card before it takes the next.
     on_each = min(_SCANS_PER_GPU, math.ceil(chunks / max(1, places.gpus)))
     resources: dict[str, float] = {"CPU": 1, "GPU": 1 / on_each} if on_gpu else {"CPU": 1}
     return [
-        Unit(trials=tuple(scanned[start:stop]), timed=False, threads=threads, resources={**resources, **card})
+        Unit(trials=tuple(trial for _, trial in cells[start:stop]), timed=False, threads=threads, resources={**resources, **card})
         for start, stop in pairwise(bounds)
     ]
 
