@@ -168,6 +168,7 @@ class FusedBlock(nn.Module):
         self.norm2: nn.LayerNorm = block.norm2
         self.mlp: Mlp = block.mlp
         self._reach: Tensor | None = None  # of fc1, once it is known
+        self._arrivals: Tensor | None = None  # of the parts of fc2's depth
 
     def forward(self, x_BNW: Tensor) -> Tensor:
         """Map tokens to tokens, [B, N, W] -> [B, N, W], fp16 or bf16. T below: tokens of all images."""
@@ -185,7 +186,9 @@ class FusedBlock(nn.Module):
         x_TW = product.multiply(codes, out.coded(), out.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
 
         codes = self._hidden(x_TW, fc1.coded(), fc1.bias)  # type: ignore[operator,arg-type]
-        x_TW = product.multiply(codes, fc2.coded(), fc2.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
+        if self._arrivals is None or self._arrivals.device != x_TW.device:
+            self._arrivals = torch.zeros(product.ARRIVALS, dtype=torch.int32, device=x_TW.device)
+        x_TW = product.multiply(codes, fc2.coded(), fc2.bias, dtype=dtype, residual=x_TW, arrivals=self._arrivals)  # type: ignore[operator,arg-type]
         return x_TW.view(x_BNW.shape)
 
     def _hidden(self, x_TW: Tensor, w: "Coded", bias: Tensor) -> "Coded":

@@ -33,15 +33,17 @@ def compiled(kernel: Any, *, capability: int, constants: dict[str, Any], types: 
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def product_constants(tile: tiles.Tile, *, residual: bool, gelu_codes: bool) -> dict[str, Any]:
-    sizes = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "STRIPE": 8}
-    return {"RESIDUAL": residual, "GELU_CODES": gelu_codes, "EVEN": True, "LARGEST": 448.0 if gelu_codes else 127.0, **sizes}
+def product_constants(tile: tiles.Tile, *, residual: bool, gelu_codes: bool, early: bool) -> dict[str, Any]:
+    sizes = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "STRIPE": 8, "PARTS": tile.parts}
+    parts = {"RESIDUAL": residual, "GELU_CODES": gelu_codes, "EVEN": True, "EARLY": early}
+    return parts | sizes | {"LARGEST": 448.0 if gelu_codes else 127.0}
 
 
 def product_types(codes: str, *, gelu_codes: bool) -> dict[str, str]:
+    own = {"sums_ptr": "*i32" if codes == "*i8" else "*fp32", "arrivals_ptr": "*i32"}
     sixteen = dict.fromkeys(("bias_ptr", "residual_ptr", "out_ptr"), "*bf16")
     scales = dict.fromkeys(("a_scales_ptr", "w_scales_ptr", "out_scales_ptr"), "*fp32")
-    return {"a_ptr": codes, "w_ptr": codes, **sixteen, **scales} | ({"out_ptr": codes} if gelu_codes else {})
+    return {"a_ptr": codes, "w_ptr": codes, **sixteen, **scales, **own} | ({"out_ptr": codes} if gelu_codes else {})
 
 
 def spilled_bytes(made: Any, capability: int) -> int:
@@ -62,13 +64,13 @@ CODES = pytest.mark.parametrize(
 
 @CODES
 @pytest.mark.parametrize("follows", ["bias", "residual", "GELU's codes"])
-@pytest.mark.parametrize("tile", tiles.EIGHT_BIT, ids=str)
+@pytest.mark.parametrize("tile", [*tiles.EIGHT_BIT, tiles.IN_PARTS], ids=str)
 def test_every_tile_of_the_product_fits_the_card(capability: int, codes: str, tile: tiles.Tile, follows: str) -> None:
     gelu_codes = follows == "GELU's codes"  # which only e4m3 has; that int8's would fit as well does no harm
     made = compiled(
         product.product_kernel,
         capability=capability,
-        constants=product_constants(tile, residual=follows == "residual", gelu_codes=gelu_codes),
+        constants=product_constants(tile, residual=follows == "residual", gelu_codes=gelu_codes, early=capability == 90),
         types=product_types(codes, gelu_codes=gelu_codes),
         warps=tile.warps,
         stages=tile.stages,
@@ -86,6 +88,7 @@ def test_the_quantizing_pass_compiles(capability: int, codes: str, before: str |
     types = dict.fromkeys(("x_ptr", "gain_ptr", "shift_ptr"), "*fp16") | {"codes_ptr": codes, "eps": "fp32"}
     types |= dict.fromkeys(("scales_ptr", "reach_ptr", "next_scales_ptr"), "*fp32")
     constants = {"NORM": before == "NORM", "GELU": before == "GELU", "NEXT": before == "NORM", "LARGEST": 127.0, "WIDTH": width}
+    constants["EARLY"] = capability == 90
     made = compiled(quantize.quantize_kernel, capability=capability, constants=constants, types=types, warps=width // 512)
     assert "ld.global.v4" in made.asm["ptx"]  # whole vectors
 
@@ -99,7 +102,7 @@ NF4_TYPES = {
 @pytest.mark.parametrize(("capability", "out"), [(80, "*bf16"), (80, "*i8"), (90, "*bf16"), (90, "*fp8e4nv")])
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_nf4_decoding_compiles(capability: int, out: str, nested: bool) -> None:
-    constants = {"NESTED": nested, "NESTED_BLOCK": 256, "TO_CODES": out != "*bf16", "LARGEST": 127.0, "BYTES": 1024}
+    constants = {"NESTED": nested, "NESTED_BLOCK": 256, "TO_CODES": out != "*bf16", "LARGEST": 127.0, "BLOCKS": 64, "BLOCK": 64}
     types = NF4_TYPES | {"absmax_ptr": "*u8" if nested else "*fp32", "out_ptr": out}
     assert compiled(nf4.decode_kernel, capability=capability, constants=constants, types=types).asm["cubin"]
 

@@ -112,6 +112,42 @@ def test_products_are_those_of_the_codes_in_float64(
     assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=2e-5 * float(exact.abs().max()))
 
 
+@TYPES
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (33, 130, 256), (33, 130, 400)])
+def test_a_depth_in_parts_gives_the_same_product(
+    kernels: SimpleNamespace, codes_of: Callable[..., Any], codes: torch.dtype, rows: int, columns: int, depth: int, parts: int
+) -> None:
+    a, w = codes_of("random", rows, depth, codes), codes_of("random", columns, depth, codes)
+    bias, residual = values("random", 1, columns)[0], values("random", rows, columns)
+    arrivals, tile = torch.zeros(kernels.product.ARRIVALS, dtype=torch.int32), kernels.tiles.IN_PARTS._replace(parts=parts)
+    whole, *in_parts = (
+        kernels.product.multiply(a, w, bias, dtype=torch.bfloat16, residual=residual, arrivals=arrivals, tile=taken)
+        for taken in (tile._replace(parts=1), tile, tile)  # twice: the first leaves what the second needs
+    )
+    assert torch.equal(*in_parts)
+    # int32's sums are exact in any order; fp32's may round to the next bf16.
+    assert torch.allclose(in_parts[0].float(), whole.float(), rtol=0 if codes == torch.int8 else 2**-7, atol=0)
+    assert not arrivals.any()
+
+
+def test_parts_without_arrivals_are_refused(kernels: SimpleNamespace, codes_of: Callable[..., Any]) -> None:
+    a, w = codes_of("random", 5, 80, torch.int8), codes_of("random", 48, 80, torch.int8)
+    with pytest.raises(ValueError, match="tile: 2 parts given; they need arrivals, and at most 1024 tiles; there are 1"):
+        kernels.product.multiply(a, w, torch.zeros(48), dtype=torch.bfloat16, tile=kernels.tiles.IN_PARTS)
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_long_depth_is_cut_where_tiles_leave_a_card_idle(kernels: SimpleNamespace, in_parts: bool) -> None:
+    shapes = [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)]
+    parts = {
+        (rows, shape): kernels.tiles.tile_for(rows=rows, columns=shape[0], depth=shape[1], multiprocessors=132, in_parts=in_parts).parts
+        for rows in (197, 6304)
+        for shape in shapes
+    }
+    assert [key for key, count in parts.items() if count > 1] == ([(197, (1024, 4096))] if in_parts else [])  # fc2 at one image
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says in the interpreter that the polynomial of 1e30 is infinite
 @KINDS
 @TYPES

@@ -15,6 +15,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 CODES = (torch.int8, torch.float8_e4m3fn)
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # the code that a row's largest magnitude takes
+EARLY_ROWS = 512  # at 197 kernels that start early save time, at 6,304 they cost some (benchmarks/records/fast_path.json)
 VECTOR = 16  # bytes of one load: rows of codes start at a multiple of it
 
 
@@ -71,6 +72,11 @@ def require_device(device: torch.device, codes: torch.dtype | None = None) -> No
             f"{'fp8' if least == (8, 9) else 'these'} kernels need compute capability {least[0]}.{least[1]}; "
             f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
         )
+
+
+def starts_early(device: torch.device, rows: int) -> bool:
+    """Whether kernels over so many rows start before the kernel before them has ended (`early`): where the device can and it pays."""
+    return not INTERPRETED and rows <= EARLY_ROWS and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def require_coded(name: str, coded: Coded, *, depth: int, device: torch.device) -> None:

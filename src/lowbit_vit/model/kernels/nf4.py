@@ -25,7 +25,7 @@ from lowbit_vit.model.kernels.rounding import codes_of
 BLOCK = 64  # weights that share one absmax
 NESTED_BLOCK = 256  # absmax bytes that share one second-level scale
 LEVELS = 256  # that an absmax byte can stand for
-_BYTES = 1024  # of codes that one program decodes
+_BLOCKS = 64  # that one program decodes
 
 
 class NF4Weights(NamedTuple):
@@ -54,36 +54,30 @@ class NF4Weights(NamedTuple):
 
 
 @triton.jit
-def absmax_of(block, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr):
-    """The absmax of blocks in fp32: loaded, or with double quantization level x scale + mean."""
-    absmax = tl.load(absmax_ptr + block)
+def decode_kernel(
+    codes_ptr, levels_ptr, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, row_scales_ptr, out_ptr, count, of_row,
+    NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, TO_CODES: tl.constexpr, LARGEST: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Decode BLOCKS of `count` blocks of weights; `of_row`, how many a row has, and the row scales serve 8-bit codes alone."""
+    block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
+    inside = block < count
+    absmax = tl.load(absmax_ptr + block, mask=inside, other=0)
     if NESTED:
         level = tl.load(nested_levels_ptr + absmax.to(tl.int32))
-        absmax = level * tl.load(nested_scales_ptr + block // NESTED_BLOCK) + tl.load(nested_mean_ptr)
-    return absmax
-
-
-@triton.jit
-def decode_kernel(
-    codes_ptr, levels_ptr, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, row_scales_ptr, out_ptr, count, depth,
-    NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, TO_CODES: tl.constexpr, LARGEST: tl.constexpr, BYTES: tl.constexpr,
-):  # fmt: skip
-    """Decode BYTES of `count` bytes into twice as many weights; `depth` and the row scales serve 8-bit codes alone."""
-    start = tl.program_id(0).to(tl.int64) * BYTES
-    byte = start + tl.arange(0, BYTES)
-    packed = tl.load(codes_ptr + byte, mask=byte < count, other=0).to(tl.int32)
-    block = tl.minimum(byte, count - 1) // 32  # a byte holds 2 of a block's 64 weights
-    absmax = absmax_of(block, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED, NESTED_BLOCK)
-    first = tl.load(levels_ptr + (packed >> 4)) * absmax
-    second = tl.load(levels_ptr + (packed & 15)) * absmax
+        absmax = level * tl.load(nested_scales_ptr + block // NESTED_BLOCK, mask=inside, other=0.0) + tl.load(nested_mean_ptr)
+    byte = block.to(tl.int64)[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
+    packed = tl.load(codes_ptr + byte, mask=inside[:, None], other=0).to(tl.int32)
+    first = tl.load(levels_ptr + (packed >> 4)) * absmax[:, None]
+    second = tl.load(levels_ptr + (packed & 15)) * absmax[:, None]
     if TO_CODES:
-        scales = tl.load(row_scales_ptr + tl.minimum(byte, count - 1) * 2 // depth)
+        scales = tl.load(row_scales_ptr + block // of_row, mask=inside, other=1.0)[:, None]
         first = codes_of(first / scales, LARGEST, out_ptr.dtype.element_ty)
         second = codes_of(second / scales, LARGEST, out_ptr.dtype.element_ty)
     else:
         first, second = first.to(out_ptr.dtype.element_ty), second.to(out_ptr.dtype.element_ty)
-    place = start * 2 + tl.arange(0, 2 * BYTES)
-    tl.store(out_ptr + place, tl.interleave(first, second), mask=place < 2 * count)
+    place = block.to(tl.int64)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    tl.store(out_ptr + place, tl.interleave(first, second), mask=inside[:, None])
 
 
 def decode(w: NF4Weights, dtype: torch.dtype) -> Tensor:
@@ -157,11 +151,11 @@ def multiply_nf4(x: Tensor, w: NF4Weights, bias: Tensor) -> Tensor:
 
 
 def _decode(w: NF4Weights, out: Tensor, scales: Tensor | None) -> None:
-    count = w.codes.numel()
-    decode_kernel[triton.cdiv(count, _BYTES),](
-        w.codes, w.levels, w.absmax, *_nested(w), w.levels if scales is None else scales, out, count, w.shape[1],
+    count = w.absmax.numel()
+    decode_kernel[triton.cdiv(count, _BLOCKS),](
+        w.codes, w.levels, w.absmax, *_nested(w), w.levels if scales is None else scales, out, count, w.shape[1] // BLOCK,
         NESTED=w.nested_levels is not None, NESTED_BLOCK=NESTED_BLOCK, TO_CODES=scales is not None,
-        LARGEST=LARGEST.get(out.dtype, 0.0), BYTES=_BYTES, num_warps=4,
+        LARGEST=LARGEST.get(out.dtype, 0.0), BLOCKS=_BLOCKS, BLOCK=BLOCK, num_warps=4,
         enable_fp_fusion=False,  # level x scale + mean is rounded twice in bitsandbytes
     )  # fmt: skip
 

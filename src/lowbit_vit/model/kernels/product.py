@@ -7,6 +7,9 @@ The MLP's second product needs GELU's result in 8 bits, and no program sees a wh
 scale of their own, by which the second product scaled its sums every 128 columns. It moved the fewest bytes and was slow
 (docs/fast-path.md): two sets of sums do not fit a program's registers. Now e4m3 has its scales before the product
 (`quantize.normalize_rows_towards`). int8 cannot: its product writes 16 bits, and a pass makes the codes (`quantize.gelu_rows`).
+
+One image gives too few tiles to fill a card. So a long depth can be cut in parts: each program sums its part, and the last to arrive at
+a tile adds them up, always in the same order, and does the epilogue.
 """
 
 import torch
@@ -16,17 +19,20 @@ from torch import Tensor
 
 from lowbit_vit.model.kernels import arguments, tiles
 from lowbit_vit.model.kernels.arguments import LARGEST, SIXTEEN_BIT, Coded, require_coded, require_device, require_matrix
+from lowbit_vit.model.kernels.early import early_options, prefetch_rows, release_the_next, wait_for_the_last
 from lowbit_vit.model.kernels.gelu import gelu
 from lowbit_vit.model.kernels.rounding import codes_of
 
+ARRIVALS = 1024  # tiles that a depth in parts may have
 _STRIPE = 8  # tiles of rows that share their weights' tiles in the second-level cache
 _INTERPRETED = 6  # stands for a card's multiprocessors under the interpreter
 
 
 @triton.jit
 def product_kernel(
-    a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, bias_ptr, residual_ptr, out_ptr, out_scales_ptr, rows, columns, depth,
-    RESIDUAL: tl.constexpr, GELU_CODES: tl.constexpr, EVEN: tl.constexpr,
+    a_ptr, a_scales_ptr, w_ptr, w_scales_ptr, bias_ptr, residual_ptr, out_ptr, out_scales_ptr, sums_ptr, arrivals_ptr,
+    rows, columns, depth,
+    RESIDUAL: tl.constexpr, GELU_CODES: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STRIPE: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     """One tile of a w^T with its epilogue: a [rows, depth] and w [columns, depth] in codes; the constants say which parts it has."""
@@ -37,14 +43,22 @@ def product_kernel(
     within = tl.program_id(0) % (STRIPE * across)
     row = (stripe * STRIPE + within % height) * ROWS + tl.arange(0, ROWS)
     column = (within // height) * COLUMNS + tl.arange(0, COLUMNS)
-    k = tl.arange(0, DEPTH)
+    part_steps = tl.cdiv(tl.cdiv(depth, DEPTH), PARTS)
+    first = tl.program_id(1) * part_steps * DEPTH  # of the depth that this program sums
+    k = first + tl.arange(0, DEPTH)
+
+    if EARLY:
+        release_the_next()
+        if EVEN and within % height == 0:  # of the programs that read the same weights, one
+            prefetch_rows(w_ptr + first, (column % columns).to(tl.int64) * depth, part_steps * DEPTH)
+        wait_for_the_last()
 
     # Past the last row or column the first ones are read again; the result is not stored. int64: rows x columns may pass 2^31.
     a_ptrs = a_ptr + (row % rows).to(tl.int64)[:, None] * depth + k[None, :]
     w_ptrs = w_ptr + (column % columns).to(tl.int64)[None, :] * depth + k[:, None]
     integer: tl.constexpr = a_ptr.dtype.element_ty == tl.int8
     sums = tl.zeros((ROWS, COLUMNS), dtype=tl.int32 if integer else tl.float32)
-    for step in range(tl.cdiv(depth, DEPTH)):
+    for step in range(part_steps):
         if EVEN:
             a, w = tl.load(a_ptrs), tl.load(w_ptrs)
         else:
@@ -53,6 +67,18 @@ def product_kernel(
         sums = tl.dot(a, w, acc=sums, out_dtype=tl.int32 if integer else tl.float32)
         a_ptrs += DEPTH
         w_ptrs += DEPTH
+
+    if PARTS > 1:
+        own = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        of_tile = sums_ptr + tl.program_id(0).to(tl.int64) * (PARTS * ROWS * COLUMNS) + own
+        tl.store(of_tile + tl.program_id(1) * (ROWS * COLUMNS), sums)
+        tl.debug_barrier()  # all threads have written before one of them says so
+        if tl.atomic_add(arrivals_ptr + tl.program_id(0), 1, sem="acq_rel") < PARTS - 1:
+            return
+        tl.store(arrivals_ptr + tl.program_id(0), 0)  # for the next launch
+        sums = tl.load(of_tile, cache_modifier=".cg")
+        for part in tl.static_range(1, PARTS):
+            sums += tl.load(of_tile + part * (ROWS * COLUMNS), cache_modifier=".cg")
 
     x = sums.to(tl.float32) * tl.load(a_scales_ptr + row % rows)[:, None]
     x = x * tl.load(w_scales_ptr + column % columns)[None, :] + tl.load(bias_ptr + column % columns).to(tl.float32)[None, :]
@@ -74,6 +100,7 @@ def multiply(
     *,
     dtype: torch.dtype,
     residual: Tensor | None = None,
+    arrivals: Tensor | None = None,
     tile: tiles.Tile | None = None,
 ) -> Tensor:
     """The product a w^T + bias + residual; in fp32 from the sums on, rounded once.
@@ -84,6 +111,8 @@ def multiply(
         bias: fp16, bf16 or fp32, [N].
         dtype: of the result, fp16 or bf16.
         residual: fp16 or bf16, [M, N].
+        arrivals: int32 [ARRIVALS], zeros, and zeros again afterwards; with it a long depth may be cut in parts. Two products that
+            use the same must not run at the same time.
         tile: None: chosen by shape.
 
     Returns:
@@ -99,7 +128,9 @@ def multiply(
     if residual is not None:
         require_matrix("residual", residual, dtypes=SIXTEEN_BIT, shape=(rows, columns), device=bias.device)
     out = torch.empty(rows, columns, dtype=dtype, device=bias.device)
-    _launch(a, w, bias, out, residual=residual, out_scales=None, tile=tile)
+    if arrivals is not None:
+        require_matrix("arrivals", arrivals, dtypes=(torch.int32,), shape=(ARRIVALS,), device=bias.device)
+    _launch(a, w, bias, out, residual=residual, out_scales=None, arrivals=arrivals, tile=tile)
     return out
 
 
@@ -124,7 +155,7 @@ def multiply_to_gelu_codes(a: Coded, w: Coded, bias: Tensor, out_scales: Tensor,
         raise ValueError(f"a.codes: {a.codes.dtype} given; only float8_e4m3fn can do with scales that are known before the product")
     require_matrix("out_scales", out_scales, dtypes=(torch.float32,), shape=(rows,), device=bias.device)
     out = torch.empty(rows, columns, dtype=a.codes.dtype, device=bias.device)
-    _launch(a, w, bias, out, residual=None, out_scales=out_scales, tile=tile)
+    _launch(a, w, bias, out, residual=None, out_scales=out_scales, arrivals=None, tile=tile)
     return Coded(out, out_scales)
 
 
@@ -141,20 +172,36 @@ def _require(a: Coded, w: Coded, bias: Tensor) -> tuple[int, int]:
 
 
 def _launch(
-    a: Coded, w: Coded, bias: Tensor, out: Tensor, *, residual: Tensor | None, out_scales: Tensor | None, tile: tiles.Tile | None
+    a: Coded,
+    w: Coded,
+    bias: Tensor,
+    out: Tensor,
+    *,
+    residual: Tensor | None,
+    out_scales: Tensor | None,
+    arrivals: Tensor | None,
+    tile: tiles.Tile | None,
 ) -> None:
     (rows, columns), depth = out.shape, a.codes.shape[1]
     if rows == 0:
         return
     if tile is None:
         count = _INTERPRETED if arguments.INTERPRETED else multiprocessors(out.device)
-        tile = tiles.tile_for(tiles.EIGHT_BIT, rows=rows, columns=columns, multiprocessors=count)
-    product_kernel[triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),](
+        tile = tiles.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, in_parts=arrivals is not None)
+    pieces = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+    sums = a.scales  # not read where the depth is whole
+    if tile.parts > 1:
+        if arrivals is None or pieces > ARRIVALS:
+            raise ValueError(f"tile: {tile.parts} parts given; they need arrivals, and at most {ARRIVALS} tiles; there are {pieces}")
+        dtype = torch.int32 if a.codes.dtype == torch.int8 else torch.float32
+        sums = torch.empty(pieces * tile.parts * tile.rows * tile.columns, dtype=dtype, device=out.device)
+    early = arguments.starts_early(out.device, rows)
+    product_kernel[pieces, tile.parts](
         a.codes, a.scales, w.codes, w.scales, bias, out if residual is None else residual, out,
-        a.scales if out_scales is None else out_scales, rows, columns, depth,
-        RESIDUAL=residual is not None, GELU_CODES=out_scales is not None, EVEN=depth % tile.depth == 0,
-        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, STRIPE=_STRIPE, LARGEST=LARGEST[a.codes.dtype],
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        a.scales if out_scales is None else out_scales, sums, a.scales if arrivals is None else arrivals, rows, columns, depth,
+        RESIDUAL=residual is not None, GELU_CODES=out_scales is not None, EVEN=depth % (tile.parts * tile.depth) == 0, EARLY=early,
+        PARTS=tile.parts, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, STRIPE=_STRIPE, LARGEST=LARGEST[a.codes.dtype],
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True, **early_options(early=early),
     )  # fmt: skip
 
 

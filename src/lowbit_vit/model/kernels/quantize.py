@@ -15,7 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from lowbit_vit.model.kernels import arguments
 from lowbit_vit.model.kernels.arguments import CODES, LARGEST, SIXTEEN_BIT, Coded, require_device, require_matrix
+from lowbit_vit.model.kernels.early import early_options, release_the_next, wait_for_the_last
 from lowbit_vit.model.kernels.gelu import gelu
 from lowbit_vit.model.kernels.rounding import SMALLEST, codes_of
 
@@ -25,12 +27,15 @@ WIDEST = 16384  # columns that one program's registers can hold
 @triton.jit
 def quantize_kernel(
     x_ptr, gain_ptr, shift_ptr, codes_ptr, scales_ptr, reach_ptr, next_scales_ptr, columns, eps,
-    NORM: tl.constexpr, GELU: tl.constexpr, NEXT: tl.constexpr, LARGEST: tl.constexpr, WIDTH: tl.constexpr,
+    NORM: tl.constexpr, GELU: tl.constexpr, NEXT: tl.constexpr, EARLY: tl.constexpr, LARGEST: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One row of x [rows, columns] in fp32, after LayerNorm if NORM and GELU if GELU, to codes and a scale; if NEXT the product's, too."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     inside = column < columns
+    if EARLY:
+        release_the_next()
+        wait_for_the_last()
     x = tl.load(x_ptr + row * columns + column, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         mean = tl.sum(x, axis=0) / columns
@@ -144,9 +149,10 @@ def _quantize(
     width = triton.next_power_of_2(columns)
     gain, shift = (x, x) if norm is None else (norm.weight, norm.bias)  # not read without a norm
     reach, next_scales = following or (made.scales, made.scales)  # the same
+    early = arguments.starts_early(x.device, rows)
     quantize_kernel[(rows,)](
         x, gain, shift, made.codes, made.scales, reach, next_scales, columns, 0.0 if norm is None else norm.eps,
-        NORM=norm is not None, GELU=gelu, NEXT=following is not None, LARGEST=LARGEST[codes], WIDTH=width,
-        num_warps=max(1, min(8, width // 512)), enable_fp_fusion=True,
+        NORM=norm is not None, GELU=gelu, NEXT=following is not None, EARLY=early, LARGEST=LARGEST[codes],
+        WIDTH=width, num_warps=max(1, min(8, width // 512)), enable_fp_fusion=True, **early_options(early=early),
     )  # fmt: skip
     return made
