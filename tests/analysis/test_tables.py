@@ -11,8 +11,8 @@ import synthetic
 from lowbit_vit.analysis.tables import Tables, find, read_paper_table, write_tables
 from lowbit_vit.errors import DataError
 
-# The synthetic records are of a CPU, where the peak is the process's and has no parts.
-OF_CARDS_ALONE = {"memory_parts.csv"}
+# The synthetic records are of a CPU, which has no CUDA graphs, and where the peak is the process's and has no parts.
+OF_CARDS_ALONE = {"graphs.csv", "memory_parts.csv"}
 # The demo measures no pairs of blocks.
 NOT_ASKED_FOR = "pairs.csv"
 

@@ -3,7 +3,8 @@
 The trace inside each trial confirms the attention label; what may not be captured is skipped with its reason, never replaced.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,15 +67,15 @@ def forget_compiled_code() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def records() -> dict[str, Record]:
-    """Filled by the arms' tests, for the comparisons after them."""
-    return {}
+def recorded(workspace: Workspace) -> Callable[[str], Record]:
+    """The record of an arm, by its label; run when it is first asked for, whichever tests this process has."""
+    trials = {trial.label: trial for trial in TRIALS}
+    return functools.cache(lambda label: record_trial(trials[label], workspace, workspace.records("variants")))
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=[trial.label for trial in TRIALS])
-def test_every_arm_runs_as_labelled_or_says_why_not(trial: Trial, workspace: Workspace, records: dict[str, Record]) -> None:
-    record = record_trial(trial, workspace, workspace.records("variants"))
-    records[trial.label] = record
+def test_every_arm_runs_as_labelled_or_says_why_not(trial: Trial, recorded: Callable[[str], Record]) -> None:
+    record = recorded(trial.label)
     if trial.execution == "cuda_graph" and trial.plan.name == "int8-6/fp16":
         assert record.status == "skipped"
         assert record.reason is not None
@@ -105,20 +106,22 @@ def test_every_arm_runs_as_labelled_or_says_why_not(trial: Trial, workspace: Wor
     assert record.evaluation.whole.top1 > 0.5  # chance is 0.1
 
 
-def test_int8_with_outliers_waits_for_the_host_in_every_linear_and_without_never(records: dict[str, Record]) -> None:
+def test_int8_with_outliers_waits_for_the_host_in_every_linear_and_without_never(recorded: Callable[[str], Record]) -> None:
     linears = 4 * 6
     syncs = {}
     for label in ("int8, threshold 6", "int8, threshold 0"):
-        measurement = records[label].measurement
+        measurement = recorded(label).measurement
         assert measurement is not None
         syncs[label] = measurement.kernels[0].host_syncs
     assert syncs["int8, threshold 0"] == 0
     assert (syncs["int8, threshold 6"] or 0) >= linears
 
 
-def test_a_trial_repeated_predicts_the_same_images_the_same_way(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_trial_repeated_predicts_the_same_images_the_same_way(
+    workspace: Workspace, recorded: Callable[[str], Record], tmp_path: Path
+) -> None:
     trial = next(trial for trial in TRIALS if trial.label == "NF4")
-    first = workspace.records("variants") / f"{trial.trial_id}.npz"
+    first = workspace.records("variants") / f"{recorded('NF4').trial_id}.npz"
     record_trial(trial, workspace, tmp_path)
     assert (load_predictions(first).top5 == load_predictions(tmp_path / first.name).top5).all()
 

@@ -13,6 +13,7 @@ from lowbit_vit.analysis.contests import contests
 from lowbit_vit.analysis.estimates import estimator_agreement
 from lowbit_vit.analysis.footprints import invariances, memory_parts
 from lowbit_vit.analysis.fronts import fronts
+from lowbit_vit.analysis.graphs import graphs
 from lowbit_vit.analysis.pairs import pairs
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.rooflines import rooflines
@@ -37,6 +38,7 @@ class Tables:
         paper_table: one row an arm and batch size: all columns of the paper's table, seeds averaged.
         variants: one row a trial and batch size.
         kernel_classes: microseconds of each kernel class for each arm and batch size.
+        graphs: arms in CUDA graphs against 16 bits with compiled blocks in one.
         rooflines: latency over what the device's own ceilings allow, for each arm and batch size.
         memory_parts: what the peak of device memory is made of, for each arm and batch size.
         invariance: whether predictions depend on the size of the batch, for each arm.
@@ -60,6 +62,7 @@ class Tables:
     paper_table: pl.DataFrame
     variants: pl.DataFrame
     kernel_classes: pl.DataFrame
+    graphs: pl.DataFrame
     rooflines: pl.DataFrame
     memory_parts: pl.DataFrame
     invariance: pl.DataFrame
@@ -117,6 +120,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         paper_table=table,
         variants=variants,
         kernel_classes=_with_rows(arms.kernel_classes(results["variants"], arms=labels)),
+        graphs=graphs(results["variants"], arms=labels),
         rooflines=rooflines(results["variants"], arms=labels),
         memory_parts=memory_parts(results["variants"], arms=labels),
         invariance=invariances(results["variants"], arms=labels),

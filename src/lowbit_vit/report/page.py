@@ -22,6 +22,7 @@ from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_
 from lowbit_vit.report.classes import MOST, class_words, lost_grid
 from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.gallery import all_figures
+from lowbit_vit.report.graphs import graph_grid, graph_words
 from lowbit_vit.report.headings import headings
 from lowbit_vit.report.latex import beside_latex, grid_latex
 from lowbit_vit.report.ledger import SIGNS, TONES, claims_frame, command, counts, sections, source_address
@@ -63,6 +64,7 @@ class Content:
             "arms": grids.result_grid(tables.paper_table),
             "lost": lost_grid(tables),
             "twins": grids.twin_grid(tables.paper_table),
+            "graphs": graph_grid(tables.graphs),
             "rooflines": roofline_grid(tables.rooflines),
             "memory": memory_grid(tables.memory_parts),
             "invariance": invariance_grid(tables.invariance),
@@ -157,6 +159,7 @@ def _render(
         **_ledger(content),
         **printed,
         additivity=additivity_words(content.findings.tables.additivity_fits),
+        graph_words=graph_words(content.findings.tables.graphs),
         pairs=pair_words(content.findings.tables.pairs),
         scan_cost={study: scan_words(content.findings.records[study], content.profile.backbone.depth) for study in STUDIES},
         beside=beside,

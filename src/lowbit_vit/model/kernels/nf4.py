@@ -2,7 +2,7 @@
 
 The weights are decoded into memory that the next layer uses again, then multiplied as any other. Decoding in the product's main loop
 was built and measured on an H100: 2.7 to 8.5 times slower at every shape of a ViT-L/16, from 1 row to 6,304
-(benchmarks/records/fast_tiles.json), since each tile of rows decodes all weights again; it is gone.
+(docs/fast-path.md), since each tile of rows decodes all weights again; it is gone.
 
 The same codes can also be turned into 8-bit codes, for `product`: 4 bits in memory, 8 in the arithmetic.
 
