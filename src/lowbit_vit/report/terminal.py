@@ -90,4 +90,5 @@ def _caption(records: Sequence[Record]) -> Text:
     counts = sorted({record.evaluation.whole.images for record in records if record.evaluation is not None})
     devices = sorted({record.trial.device for record in records if record.evaluation is not None})
     images = " or ".join(f"{count:,}" for count in counts) or "no"
-    return Text(f"Top-1 on {images} test images; measured on {', '.join(devices) or 'nothing'}; peak memory on the cpu is the resident set")
+    resident = "; peak memory on the cpu is the resident set" if "cpu" in devices else ""
+    return Text(f"Top-1 on {images} test images; measured on {', '.join(devices) or 'nothing'}{resident}")
