@@ -12,8 +12,6 @@ flattered.
 
 The bound: the products at their best rates at the model's shapes and the attention, nothing else. Beside it, what the passes that make
 codes take. A product is timed over the weights of all layers in turn, for in a model each layer's weights come from memory.
-
-Kernels that start before the one before has ended (`model/kernels/early.py`) count their waiting as their own time.
 """
 
 import argparse
@@ -22,7 +20,7 @@ import importlib.metadata
 import importlib.util
 import json
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -46,6 +44,7 @@ from lowbit_vit.schema.config import Execution
 from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.plan import FP8, NF4, W8A8, FusedNF4, HighPrecision, Int8, Plan, Weights, uniform
 from lowbit_vit.trial.call_time import ms_on_card
+from lowbit_vit.trial.trace import own_times
 
 RECORDS = Path(__file__).parent / "records"
 ARCH = ARCHITECTURES["vit_l_16"]
@@ -283,15 +282,15 @@ def time_group(group: str, sides: dict[str, Callable[[Tensor], Forward]], batch:
 
 
 def kernels_us(forward: Forward, example: Tensor) -> dict[str, float]:
-    """Microseconds of each kernel in one forward, summed by name, the twelve longest."""
+    """Microseconds of each kernel in one forward, summed by name, the twelve longest; without what a kernel waits for another."""
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         forward(example)
         torch.cuda.synchronize()
-    times: Counter[str] = Counter()
-    for event in seen.events() or ():
-        if event.device_type == DeviceType.CUDA:
-            times[event.name[:NAME_LENGTH]] += event.time_range.end - event.time_range.start
-    return {name: round(microseconds, 1) for name, microseconds in times.most_common(12)}
+    times: dict[str, float] = defaultdict(float)
+    for name, microseconds in own_times(event for event in seen.events() or () if event.device_type == DeviceType.CUDA):
+        times[name[:NAME_LENGTH]] += microseconds
+    longest = sorted(times, key=lambda name: -times[name])[:12]
+    return {name: round(times[name], 1) for name in longest}
 
 
 def ceilings(batch: int, reference_ms: float) -> dict[str, object]:

@@ -2,13 +2,14 @@ from typing import get_args
 
 import pytest
 import torch
+from torch.autograd.profiler_util import FunctionEvent
 
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.model.precision import apply_plan
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import AttentionName
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, uniform
-from lowbit_vit.trial.trace import CLASSES, confirm_attention, kernel_class, low_bit_names, trace
+from lowbit_vit.trial.trace import CLASSES, confirm_attention, kernel_class, low_bit_names, own_times, trace
 
 ARCH = Architecture(name="small", image_size=8, patch_size=2, depth=2, heads=4, width=64, mlp_width=128)
 FORMATS = [HighPrecision(), NF4(format="nf4", double_quantization=True), Int8(format="int8", threshold=6.0)]
@@ -120,3 +121,15 @@ def test_a_label_that_the_trace_contradicts_fails_the_trial() -> None:
 def test_the_kernels_of_the_fast_path_are_known(name: str, kind: str) -> None:
     assert kernel_class(name) == kind
     assert low_bit_names([name]) == (name,)
+
+
+def kernel(name: str, start_us: float, end_us: float) -> FunctionEvent:
+    return FunctionEvent(id=0, name=name, thread=0, start_us=start_us, end_us=end_us)  # type: ignore[no-untyped-call]
+
+
+def test_what_a_kernel_waits_for_another_is_the_others_time() -> None:
+    # b starts early and waits for a; c lies within b, on another stream; d comes after a pause.
+    kernels = [kernel("d", 30, 34), kernel("b", 5, 20), kernel("a", 0, 10), kernel("c", 12, 18)]
+    found = dict(own_times(kernels))
+    assert found == {"a": 10, "b": 10, "c": 0, "d": 4}
+    assert sum(found.values()) == 20 + 4  # at least one ran

@@ -165,7 +165,9 @@ class KernelTime(Frozen):
     batch_size: int
     device: Literal["cpu", "cuda"]
     wall_us: float
-    by_class_us: dict[str, float] = Field(description="gemm, quantize, attention, norm_elementwise, copy, other")
+    by_class_us: dict[str, float] = Field(
+        description="gemm, quantize, attention, norm_elementwise, copy, other; where kernels overlap, the time is the earlier one's"
+    )
     idle_us: float | None = Field(description="wall minus busy")
     launches: int | None
     host_syncs: int | None

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -141,17 +141,17 @@ def _profile(forward: Callable[[Tensor], Tensor], example: Tensor, device: Devic
 
 def _cuda_times(events: list[FunctionEvent], *, attention: AttentionName, batch_size: int, wall_us: float) -> KernelTime:
     kernels = [event for event in events if event.device_type == DeviceType.CUDA and event.name != _RANGE]
-    by_class = Counter(dict.fromkeys(CLASSES, 0.0))
-    for kernel in kernels:
-        by_class[kernel_class(kernel.name)] += kernel.time_range.end - kernel.time_range.start
+    by_class = dict.fromkeys(CLASSES, 0.0)
+    for name, microseconds in own_times(kernels):
+        by_class[kernel_class(name)] += microseconds
     forward = next(event for event in events if event.device_type == DeviceType.CPU and event.name == _RANGE)
     inside = [event for event in events if forward.time_range.start <= event.time_range.start <= forward.time_range.end]
     return KernelTime(
         batch_size=batch_size,
         device="cuda",
         wall_us=wall_us,
-        by_class_us=dict(by_class),
-        idle_us=max(0.0, wall_us - _busy_us(kernels)),
+        by_class_us=by_class,
+        idle_us=max(0.0, wall_us - sum(by_class.values())),
         launches=len(kernels),
         host_syncs=sum(event.device_type == DeviceType.CPU and _SYNCS.search(event.name) is not None for event in inside),
         attention_kernels=confirm_attention(attention, (kernel.name for kernel in kernels)),
@@ -159,13 +159,17 @@ def _cuda_times(events: list[FunctionEvent], *, attention: AttentionName, batch_
     )
 
 
-def _busy_us(kernels: list[FunctionEvent]) -> float:
-    """Time in which at least one kernel ran: the union of their intervals, since streams may overlap."""
-    busy, reached = 0.0, float("-inf")
-    for start, end in sorted((kernel.time_range.start, kernel.time_range.end) for kernel in kernels):
-        busy += max(0.0, end - max(start, reached))
+def own_times(kernels: Iterable[FunctionEvent]) -> Iterator[tuple[str, float]]:
+    """Name and microseconds of each kernel, in the order of their starts; they add up to the time in which at least one ran.
+
+    Where kernels overlap, the time is that of the one that started first: a kernel that starts early waits for the one before it, and
+    on another stream the later one takes what the first leaves.
+    """
+    reached = float("-inf")
+    for kernel in sorted(kernels, key=lambda kernel: (kernel.time_range.start, kernel.time_range.end)):
+        start, end = kernel.time_range.start, kernel.time_range.end
+        yield kernel.name, max(0.0, end - max(start, reached))
         reached = max(reached, end)
-    return busy
 
 
 def _cpu_times(events: list[FunctionEvent], *, attention: AttentionName, batch_size: int, wall_us: float) -> KernelTime:
