@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--nodes 1 2 4]
 
 The model: each study is a list of units (study.units) that free places take in order; its length is the makespan. Seconds of an arm
-come from its own committed record (ARMS, 21 arms on H200s), seconds of a cell from the committed cells of its study (CELLS, an H100),
+come from its own committed record (ARMS, 29 arms on H200s), seconds of a cell from the committed cells of its study (CELLS, an H100),
 by rules stated in `seconds_of`.
 
 The check: study.sweep.run_study runs the model's variants study for real on a Ray cluster of this machine, with nodes of one
@@ -45,7 +45,7 @@ from lowbit_vit.study.units import Places, Unit, blocks_of, make_units
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 REFERENCE = ROOT / "reports" / "reference"
-ARMS = REFERENCE / "h200-2026-11"
+ARMS = (REFERENCE / "h200-2026-11", REFERENCE / "h200-2026-11-fast")
 CELLS = REFERENCE / "h100-2026-11-plans"
 RECORD = HERE / "records" / "scaling.json"
 GPUS = (1, 8, 64, 512)
@@ -108,14 +108,14 @@ def measured() -> Known:
         DataError: an arm of the committed records has no times, or a study no cells.
     """
     found: Known = {}
-    for record in study_records(ARMS / "records" / "variants"):
-        if record.status != "success":
-            continue
+    records = [record for folder in ARMS for record in study_records(folder / "records" / "variants") if record.status == "success"]
+    for record in sorted(records, key=lambda record: record.trial.seed):
         if record.measurement is None:
-            raise DataError(f"{ARMS}: {record.trial.label} has no measurement, so no times to reckon with")
+            raise DataError(f"{ARMS[0].parent}: {record.trial.label} has no measurement, so no times to reckon with")
         steps = None if record.training is None else record.training.steps
         latencies = [(len(latency.samples_ms), latency.mean_ms / 1000) for latency in record.measurement.latency]
-        found[record.trial.label] = {"parts": record.durations_s, "steps": steps, "latencies": latencies}
+        # The first seed, and of an arm that both pieces have the first piece's.
+        found.setdefault(record.trial.label, {"parts": record.durations_s, "steps": steps, "latencies": latencies})
     for study in ("sensitivity", "mixed"):
         cells_s = [sum(r.durations_s.values()) for r in study_records(CELLS / "records" / study) if r.measurement is None]
         if not cells_s:
@@ -127,8 +127,8 @@ def measured() -> Known:
 def seconds_of(trial: Trial, known: Known) -> float:
     """Seconds of a trial on one card.
 
-    - A timing trial counts as its own arm's record: load, quantize, evaluate, measure. An arm without a record, as those of our own
-      kernels, counts as the fp16 model in a CUDA graph; a timed plan of `mixed` as eager NF4.
+    - A timing trial counts as its own arm's record: load, quantize, evaluate, measure. An arm without a record counts as the fp16
+      model in a CUDA graph; a timed plan of `mixed` as eager NF4.
     - Latencies are as many as the trial asks for, each of the arm's mean, up to measurement.seconds for a batch size.
     - A training step counts as a measured one, of 120 images: too much for steps of 32 where the card is the limit, and about right
       where the host is, which launches as many kernels for either.
@@ -157,7 +157,7 @@ def serial() -> dict[str, float]:
 
     The adapted model of the post-training trials is reckoned as the training of the fine-tuned fp32 arm, for the paper profile's steps.
     """
-    card = json.loads((ARMS / "backbone.json").read_text())
+    card = json.loads((ARMS[0] / "backbone.json").read_text())
     arm = measured()["Baseline ViT"]
     pipeline = json.loads((HERE / "records" / "input_pipeline.json").read_text())
     return {
@@ -170,7 +170,7 @@ def serial() -> dict[str, float]:
 
 def bytes_of(profile: Profile) -> dict[str, int]:
     """What the studies store and send: fp32 weights of the backbone and of one adapted model; arrays; a trial's record."""
-    card = json.loads((ARMS / "backbone.json").read_text())
+    card = json.loads((ARMS[0] / "backbone.json").read_text())
     images, views = card["splits"], profile.data.views
     arrays = 3 * (sum(images.values()) * views.image_size**2 + (images["train"] + images["val"]) * views.train_resize**2)
     # Loose ones, as a study writes them.
