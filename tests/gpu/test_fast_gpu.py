@@ -11,7 +11,7 @@ from torch import Tensor
 from drawn_model import drawn_model
 from emulated_block import emulated, restored_weights
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model import decoded_ahead, fast, precision, quantized_file
+from lowbit_vit.model import adapted_nf4, decoded_ahead, fast, lora, precision, quantized_file
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import Execution
@@ -125,6 +125,29 @@ def test_nf4_is_nearer_to_bitsandbytes_than_bf16_is_to_fp32() -> None:
         reference, found = theirs(images()).float(), ours(images()).float()
         control = (reference - exact(images().float())).norm()
     assert (found - reference).norm() <= control
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11 warns of what its own compiler does with an autograd function
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
+def test_adapters_over_our_nf4_are_pefts_over_bitsandbytes_in_every_execution() -> None:
+    model = drawn_model(WIDE, attention="flash", qkv="separate", std=0.03).to(DEVICE)
+    precision.apply_plan(model, adapted_nf4.training_plan(uniform(SIXTEEN, "bf16")))
+    lora.wrap(model.eval(), rank=16, alpha=32, dropout=0.0)
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in lora.trainable_parameters(model).items():
+        if ".lora_" in name:
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator).to(DEVICE)
+    lora.settle(model)
+    expected = prepare(model, "eager", images())(images()).float()
+    adapted_nf4.take_over(model)
+    eager = prepare(model, "eager", images())(images()).float()
+    assert ((eager - expected).norm() / expected.norm()).item() < 0.02
+    replay = prepare(model, "cuda_graph", images())
+    for _ in range(20):
+        assert torch.equal(replay(images()).float(), eager)
+    torch.compiler.reset()
+    compiled = prepare(model, "compile_graph", images())(images()).float()
+    assert ((compiled - expected).norm() / expected.norm()).item() < 0.05
 
 
 @pytest.mark.parametrize("weights", [*EIGHT_BIT, SIXTEEN], ids=lambda weights: weights.name)

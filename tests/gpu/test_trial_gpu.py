@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lowbit_vit.data.prepare import prepare_dataset
-from lowbit_vit.schema.config import Profile, SmallVit, Trial, load_profile
+from lowbit_vit.schema.config import Arm, Profile, SmallVit, Trial, load_profile
+from lowbit_vit.schema.plan import FusedNF4
 from lowbit_vit.schema.record import Record, load_predictions
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
@@ -25,8 +26,19 @@ pytestmark = pytest.mark.gpu
 PROFILES = Path(__file__).parents[2] / "profiles"
 
 
+ADAPTED = Arm(
+    label="NF4, fused kernels, adapters",
+    weights=FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit"),
+    compute_dtype="bf16",
+    attention="flash",
+    adaptation="qlora",
+    qkv="fused",
+    execution="compile_graph",
+)
+
+
 def small_cuda_profile() -> Profile:
-    """The paper profile's arms and settings on the demo's data; heads of 64, as in ViT-L/16."""
+    """The paper profile's arms and one of our own, and its settings, on the demo's data; heads of 64, as in ViT-L/16."""
     paper, demo = load_profile(PROFILES / "paper.yaml"), load_profile(PROFILES / "demo.yaml")
     small = SmallVit(patch_size=2, depth=4, heads=4, width=256, mlp_width=1024)
     assert demo.backbone.training is not None
@@ -35,7 +47,7 @@ def small_cuda_profile() -> Profile:
     backbone = demo.backbone.model_copy(update={"architecture": small, "training": short})
     lora = paper.lora.model_copy(update={"training": short.model_copy(update={"epochs": 2, "warmup_epochs": 0.5})})
     measurement = paper.measurement.model_copy(update={"samples": 20, "seconds": 5.0, "invariance_images": 32, "exclusive": "waived"})
-    arms = tuple(arm.model_copy(update={"samples": None, "seeds": (0,)}) for arm in paper.variants.arms)
+    arms = tuple(arm.model_copy(update={"samples": None, "seeds": (0,)}) for arm in (*paper.variants.arms, ADAPTED))
     return paper.model_copy(
         update={
             "data": demo.data,

@@ -205,6 +205,18 @@ def test_a_format_of_our_own_kernels_says_what_it_needs(
         load_profile(write_changed(tmp_path, {"variants.arms": [*arms, {**FAST, "weights": weights, **change}]}))
 
 
+@pytest.mark.parametrize("double_quantization", [False, True])
+def test_our_nf4_carries_adapters_unless_its_constants_are_quantized(tmp_path: Path, double_quantization: bool) -> None:
+    arms = yaml.safe_load(DEMO.read_text())["variants"]["arms"]
+    weights = {"format": "nf4_fused", "double_quantization": double_quantization, "products": "16-bit"}
+    path = write_changed(tmp_path, {"variants.arms": [*arms, {**FAST, "weights": weights, "adaptation": "qlora"}]})
+    if double_quantization:
+        with pytest.raises(ConfigError, match="or nf4_fused without double quantization"):
+            load_profile(path)
+    else:
+        assert load_profile(path).variants.arms[-1].adaptation == "qlora"
+
+
 def test_scans_of_blocks_take_no_format_of_our_own_kernels(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sensitivity\.formats: formats of our own kernels are for whole models"):
         load_profile(write_changed(tmp_path, {"sensitivity.formats": [{"format": "w8a8"}]}))

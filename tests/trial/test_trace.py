@@ -116,7 +116,7 @@ def test_a_label_that_the_trace_contradicts_fails_the_trial() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("product_kernel", "gemm"), ("nf4_product_kernel", "gemm"), ("quantize_kernel", "quantize"), ("decode_kernel", "quantize")],
+    [("product_kernel", "gemm"), ("nf4_product_kernel", "gemm"), ("quantize_kernel", "quantize"), ("decode_adapted_kernel", "quantize")],
 )
 def test_the_kernels_of_the_fast_path_are_known(name: str, kind: str) -> None:
     assert kernel_class(name) == kind

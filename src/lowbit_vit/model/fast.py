@@ -69,6 +69,7 @@ class FusedNF4Linear(nn.Module):
         nested: with double quantization its scales, fp32 [ceil(N K / 64 / 256)], and mean, fp32 [1].
         bias: [N], in the compute dtype.
         products: in 16 bits, or with the weights as int8 or fp8 codes.
+        update: what adapters add to the weights, up [N, R] and down [R, K] in the compute dtype; for products in 16 bits alone.
     """
 
     weight: Tensor
@@ -77,8 +78,19 @@ class FusedNF4Linear(nn.Module):
     scales: Tensor
     nested_scales: Tensor
     nested_mean: Tensor
+    up: Tensor
+    down: Tensor
 
-    def __init__(self, codes: Tensor, absmax: Tensor, nested: tuple[Tensor, Tensor] | None, bias: Tensor, *, products: str) -> None:
+    def __init__(
+        self,
+        codes: Tensor,
+        absmax: Tensor,
+        nested: tuple[Tensor, Tensor] | None,
+        bias: Tensor,
+        *,
+        products: str,
+        update: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = codes.shape[0], 2 * codes.shape[1]
         self.products = products
@@ -93,8 +105,15 @@ class FusedNF4Linear(nn.Module):
         if products != "16-bit":
             # The largest magnitude of every block has the code of -1 or 1, so the largest absmax is the row's largest weight.
             tensors["scales"] = decoded.abs().amax(dim=1).clamp(min=_SMALLEST) / _LARGEST[_CODES[products]]
+        self.adapted = update is not None
+        if update is not None:
+            tensors |= {"up": update[0], "down": update[1]}
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
+    def update(self) -> list[Tensor]:
+        """What adapters add: up and down, or nothing."""
+        return [self.up, self.down] if self.adapted else []
 
     def nested(self) -> list[Tensor]:
         """What double quantization adds: its levels, scales and mean."""
@@ -102,7 +121,7 @@ class FusedNF4Linear(nn.Module):
 
     def stored(self) -> "nf4.NF4Weights":
         """The weights as the kernels take them."""
-        return nf4.NF4Weights(self.weight, self._constants[0], self.absmax, *self.nested())
+        return _stored(self.weight, self._constants[0], self.absmax, self.nested(), self.update())
 
     def decode_into(self, weight: Tensor) -> None:
         """Write the weights in 16 bits, [N, K], into memory that is there."""
@@ -114,8 +133,13 @@ class FusedNF4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply in 16 bits, [..., K] -> [..., N]."""
-        out: Tensor = nf4_linear(x, self.weight, self._constants[0], self.absmax, self.nested(), self.bias)
+        out: Tensor = nf4_linear(x, self.weight, self._constants[0], self.absmax, self.nested(), self.update(), self.bias)
         return out
+
+
+def _stored(codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor]) -> "nf4.NF4Weights":
+    adapters = dict(zip(("up", "down"), update, strict=bool(update)))
+    return nf4.NF4Weights(codes, levels, absmax, *nested, **adapters)
 
 
 class Decoder(Protocol):
@@ -139,18 +163,22 @@ def decoded_by(decoder: Decoder) -> Iterator[None]:
 
 
 @torch.library.custom_op("lowbit_vit::nf4_linear", mutates_args=())
-def nf4_linear(x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], bias: Tensor) -> Tensor:  # noqa: PLR0917
+def nf4_linear(  # noqa: PLR0917  (an operator's arguments have places)
+    x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor], bias: Tensor
+) -> Tensor:
     """The NF4 product as one operator, which the compiler takes as it is: [..., K] -> [..., N]."""
     x_MK, decoder = x.reshape(-1, x.shape[-1]).contiguous(), _decoder.get()
     if decoder is None:
-        rows = nf4.multiply_nf4(x_MK, nf4.NF4Weights(codes, levels, absmax, *nested), bias)
+        rows = nf4.multiply_nf4(x_MK, _stored(codes, levels, absmax, nested, update), bias)
     else:
         rows = decoder.multiply(x_MK, codes, bias)
     return rows.view(*x.shape[:-1], len(codes))
 
 
 @nf4_linear.register_fake
-def _(x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], bias: Tensor) -> Tensor:  # noqa: PLR0917
+def _(  # noqa: PLR0917
+    x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor], bias: Tensor
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(codes))
 
 
@@ -248,7 +276,8 @@ def restore(weights: Fused, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The layer that a saved state describes; the inverse of its state_dict."""
     if isinstance(weights, FusedNF4):
         nested = (tensors["nested_scales"], tensors["nested_mean"]) if weights.double_quantization else None
-        return FusedNF4Linear(tensors["weight"], tensors["absmax"], nested, tensors["bias"], products=weights.products)
+        update = (tensors["up"], tensors["down"]) if "up" in tensors else None
+        return FusedNF4Linear(tensors["weight"], tensors["absmax"], nested, tensors["bias"], products=weights.products, update=update)
     return EightBitLinear(tensors["weight"], tensors["scales"], tensors["bias"])
 
 

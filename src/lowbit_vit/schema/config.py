@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.plan import ComputeDtype, Frozen, Fused, HighPrecision, Plan, WeightFormat, uniform
+from lowbit_vit.schema.plan import ComputeDtype, Frozen, Fused, FusedNF4, HighPrecision, Plan, WeightFormat, Weights, uniform
 
 AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2"]
 Execution = Literal["eager", "cuda_graph", "compile", "compile_graph"]
@@ -472,9 +472,16 @@ def unfit(plan: Plan, qkv: QkvLayout, adaptation: AdaptationMethod) -> str | Non
         return f"weights {ours[0]} have no {plan.compute_dtype} kernel; allowed compute_dtype: fp16, bf16"
     if qkv != "fused":
         return f"weights {ours[0]} take q, k and v as one layer; set qkv: fused"
-    if adaptation == "qlora":
-        return f"weights {ours[0]} cannot carry adapters, and merging one would make other codes; use adaptation: ptq, which merges before"
+    if adaptation == "qlora" and not all(_carries_adapters(rule.weights) for rule in plan.rules):
+        return (
+            f"weights {ours[0]} cannot carry adapters, and merging one would make other codes; use adaptation: ptq, which merges before, "
+            "or nf4_fused without double quantization and with 16-bit products in every block"
+        )
     return None
+
+
+def _carries_adapters(weights: Weights) -> bool:
+    return isinstance(weights, FusedNF4) and weights.products == "16-bit" and not weights.double_quantization
 
 
 # -------------------------------------------------------------------------------------------------------------- studies

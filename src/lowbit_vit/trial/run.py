@@ -16,6 +16,7 @@ import torch
 
 from lowbit_vit.data.arrays import Dataset, load_dataset
 from lowbit_vit.errors import DataError, Unavailable
+from lowbit_vit.model.adapted_nf4 import take_over, training_plan
 from lowbit_vit.model.attention import require
 from lowbit_vit.model.checkpoint import load_state, restore
 from lowbit_vit.model.execution import prepare
@@ -27,7 +28,7 @@ from lowbit_vit.model.work import needed_bytes
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.environment import command_line, provenance, why_unavailable
-from lowbit_vit.schema.plan import Plan
+from lowbit_vit.schema.plan import Fused, Plan
 from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.card_state import exclusive, require_memory
@@ -71,10 +72,13 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
         import_peft()
     clock = Stopwatch()
     dtype = compute_dtype(trial.plan)
+    # Adapters over our NF4 are trained through bitsandbytes' layers of the same codes, with q, k and v apart.
+    ours = trial.adaptation == "qlora" and any(isinstance(rule.weights, Fused) for rule in trial.plan.rules)
+    trained = trial.model_copy(update={"plan": training_plan(trial.plan), "qkv": "separate"}) if ours else trial
     with clock.part("load"), matmul_mode(trial.plan):
         check_available(trial)
         dataset = load_data(trial, workspace)
-        model, origin = load_backbone(trial, workspace, dataset)
+        model, origin = load_backbone(trained, workspace, dataset)
         parameters = sum(parameter.numel() for parameter in model.parameters())
     # The high-precision model's logits, where the study asks how far quantization moves them.
     with clock.part("reference"), matmul_mode(trial.plan):
@@ -82,7 +86,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
 
     # III-C: the encoder's linears become low-bit, everything else takes the compute dtype.
     with clock.part("quantize"):
-        apply_plan(model, trial.plan)
+        apply_plan(model, trained.plan)
         model.eval()  # bitsandbytes' new layers start in training mode, where int8 on the CPU is another computation
 
     # III-D: adapters on q and v, the base frozen in its quantized state. (`ptq` was adapted before, in high precision.)
@@ -96,6 +100,8 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
             model.zero_grad(set_to_none=True)  # else the last gradients would count as the model's memory
             trainable = sum(parameter.numel() for parameter in trainable_parameters(model).values())
             settle(model)
+            if ours:
+                take_over(model)
 
     with clock.part("count"):
         facts = model_facts(model, trial, origin=origin, parameters=parameters, trainable=trainable)

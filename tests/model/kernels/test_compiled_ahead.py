@@ -120,6 +120,15 @@ def test_the_nf4_decoding_compiles(capability: int, out: str, nested: bool) -> N
     assert compiled(nf4.decode_kernel, capability=capability, constants=constants, types=types).asm["cubin"]
 
 
+@pytest.mark.parametrize(("capability", "out"), [(80, "*bf16"), (90, "*bf16"), (90, "*fp16")])
+@pytest.mark.parametrize("rank", [16, 32])
+def test_the_nf4_decoding_with_adapters_compiles(capability: int, out: str, rank: int) -> None:
+    constants = {"NESTED": False, "NESTED_BLOCK": 256, "RANK": rank, "ROWS": 64, "BLOCK": 64}
+    types = NF4_TYPES | {"absmax_ptr": "*fp32"} | dict.fromkeys(("up_ptr", "down_ptr", "out_ptr"), out)
+    made = compiled(nf4.decode_adapted_kernel, capability=capability, constants=constants, types=types)
+    assert re.search(r"wgmma|mma\.sync", made.asm["ptx"])
+
+
 def test_without_a_card_the_kernels_say_what_they_need() -> None:
     with pytest.raises(Unavailable, match="these kernels need CUDA, the tensors are on cpu"):
         quantize.quantize_rows(torch.ones(2, 64).half(), codes=torch.int8)

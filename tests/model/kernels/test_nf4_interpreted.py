@@ -38,6 +38,33 @@ def test_decoded_weights_are_those_of_bitsandbytes(
 
 
 @NESTED
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 16, 24])
+def test_what_adapters_add_is_in_the_decoded_weights(kernels: SimpleNamespace, nested: bool, dtype: torch.dtype, rank: int) -> None:
+    plain, _, _ = quantized(kernels, 70, 192, nested=nested)
+    generator = torch.Generator().manual_seed(rank)
+    up, down = (torch.randn(shape, generator=generator).to(dtype) for shape in ((70, rank), (rank, 192)))
+    found = kernels.nf4.decode(plain._replace(up=up, down=down), dtype).double()
+    exact = kernels.nf4.decode(plain, torch.float32).double() + up.double() @ down.double()
+    # One rounding; fp32's own errors are next to the largest terms.
+    step = {torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
+    assert ((found - exact).abs() <= 1.01 * step * exact.abs() + 1e-6 * exact.abs().max()).all()
+
+
+def test_adapters_that_do_not_fit_are_refused(kernels: SimpleNamespace) -> None:
+    plain, _, _ = quantized(kernels, 70, 192, nested=False)
+    up, down = torch.zeros(70, 4).bfloat16(), torch.zeros(4, 192).bfloat16()
+    with pytest.raises(ValueError, match="w: adapters need up and down, or none of them"):
+        kernels.nf4.decode(plain._replace(up=up), torch.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"w\.down: shape \[5, 192\] given, needed \[4, 192\]|w\.up: shape \[70, 4\] given, needed \[70, 5\]"
+    ):
+        kernels.nf4.decode(plain._replace(up=up, down=torch.zeros(5, 192).bfloat16()), torch.bfloat16)
+    with pytest.raises(ValueError, match=r"w\.up: adapters given; only weights in 16 bits can have them added"):
+        kernels.nf4.decode_to_codes(plain._replace(up=up, down=down), torch.ones(70), codes=torch.int8)
+
+
+@NESTED
 @pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
 def test_eight_bit_codes_are_the_decoded_weights_rounded(kernels: SimpleNamespace, nested: bool, codes: torch.dtype) -> None:
     ours, _, _ = quantized(kernels, 40, 192, nested=nested)

@@ -4,7 +4,8 @@ The weights are decoded into memory that the next layer uses again, then multipl
 was built and measured on an H100: 2.7 to 8.5 times slower at every shape of a ViT-L/16, from 1 row to 6,304
 (docs/fast-path.md), since each tile of rows decodes all weights again; it is gone.
 
-The same codes can also be turned into 8-bit codes, for `product`: 4 bits in memory, 8 in the arithmetic.
+The same codes can also be turned into 8-bit codes, for `product`: 4 bits in memory, 8 in the arithmetic. And adapters that were trained
+over the codes can be added while they are decoded, so that a layer with adapters costs one product as well.
 
 Format: byte i holds weight 2i in its upper and weight 2i + 1 in its lower four bits; 64 weights of a row share one absmax. With
 double quantization an absmax is a byte: one of 256 levels, times a second-level scale of 256 such bytes, plus one mean a layer.
@@ -26,6 +27,8 @@ BLOCK = 64  # weights that share one absmax
 NESTED_BLOCK = 256  # absmax bytes that share one second-level scale
 LEVELS = 256  # that an absmax byte can stand for
 _BLOCKS = 64  # that one program decodes
+_ROWS = 64  # of one block each, that one program decodes where an update is added
+_LEAST_RANK = 16  # that the tensor cores multiply
 
 
 class NF4Weights(NamedTuple):
@@ -38,6 +41,8 @@ class NF4Weights(NamedTuple):
         nested_levels: fp32, [256]; with double quantization, as the next two.
         nested_scales: fp32, [ceil(N K / 64 / 256)].
         nested_mean: fp32, [1].
+        up: fp16 or bf16, [N, R]; with adapters, as the next one. What is decoded is then the weights + up down.
+        down: of the same dtype, [R, K].
     """
 
     codes: Tensor
@@ -46,11 +51,25 @@ class NF4Weights(NamedTuple):
     nested_levels: Tensor | None = None
     nested_scales: Tensor | None = None
     nested_mean: Tensor | None = None
+    up: Tensor | None = None
+    down: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """N and K."""
         return self.codes.shape[0], 2 * self.codes.shape[1]
+
+
+@triton.jit
+def absmax_of(
+    block, inside, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr
+):
+    """The absmax of blocks in fp32: loaded, or with double quantization level x scale + mean."""
+    absmax = tl.load(absmax_ptr + block, mask=inside, other=0)
+    if NESTED:
+        level = tl.load(nested_levels_ptr + absmax.to(tl.int32))
+        absmax = level * tl.load(nested_scales_ptr + block // NESTED_BLOCK, mask=inside, other=0.0) + tl.load(nested_mean_ptr)
+    return absmax
 
 
 @triton.jit
@@ -62,10 +81,7 @@ def decode_kernel(
     """Decode BLOCKS of `count` blocks of weights; `of_row`, how many a row has, and the row scales serve 8-bit codes alone."""
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block < count
-    absmax = tl.load(absmax_ptr + block, mask=inside, other=0)
-    if NESTED:
-        level = tl.load(nested_levels_ptr + absmax.to(tl.int32))
-        absmax = level * tl.load(nested_scales_ptr + block // NESTED_BLOCK, mask=inside, other=0.0) + tl.load(nested_mean_ptr)
+    absmax = absmax_of(block, inside, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED, NESTED_BLOCK)
     byte = block.to(tl.int64)[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
     packed = tl.load(codes_ptr + byte, mask=inside[:, None], other=0).to(tl.int32)
     first = tl.load(levels_ptr + (packed >> 4)) * absmax[:, None]
@@ -80,8 +96,32 @@ def decode_kernel(
     tl.store(out_ptr + place, tl.interleave(first, second), mask=inside[:, None])
 
 
+@triton.jit
+def decode_adapted_kernel(
+    codes_ptr, levels_ptr, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, up_ptr, down_ptr, out_ptr, rows, of_row, rank,
+    NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Decode one block of each of ROWS rows, and add up down: up [rows, rank], down [rank, of_row blocks]; RANK holds rank."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    block = row * of_row + tl.program_id(1)
+    absmax = absmax_of(block, inside, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED, NESTED_BLOCK)
+    byte = block.to(tl.int64)[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
+    packed = tl.load(codes_ptr + byte, mask=inside[:, None], other=0).to(tl.int32)
+    r = tl.arange(0, RANK)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    up = tl.load(up_ptr + row[:, None] * rank + r[None, :], mask=inside[:, None] & (r < rank)[None, :], other=0.0)
+    down = tl.load(down_ptr + r[:, None] * (of_row * BLOCK) + column[None, :], mask=(r < rank)[:, None], other=0.0)
+    even, odd = tl.split(tl.reshape(tl.dot(up, down), (ROWS, BLOCK // 2, 2)))
+    first = tl.load(levels_ptr + (packed >> 4)) * absmax[:, None] + even
+    second = tl.load(levels_ptr + (packed & 15)) * absmax[:, None] + odd
+    place = block.to(tl.int64)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    tl.store(out_ptr + place, tl.interleave(first.to(dtype), second.to(dtype)), mask=inside[:, None])
+
+
 def decode(w: NF4Weights, dtype: torch.dtype) -> Tensor:
-    """The weights [N, K] in fp16, bf16 or fp32: level x absmax in fp32, rounded once.
+    """The weights [N, K] in fp16, bf16 or fp32: level x absmax, and what adapters add, in fp32, rounded once.
 
     Raises:
         ValueError: tensors that do not fit each other, or another dtype.
@@ -114,8 +154,10 @@ def decode_to_codes(w: NF4Weights, scales: Tensor, *, codes: torch.dtype) -> Cod
         codes: int8 or float8_e4m3fn.
 
     Raises:
-        ValueError, Unavailable: as `decode`.
+        ValueError, Unavailable: as `decode`; or there are adapters, with which the scales would not be those of the rows.
     """
+    if w.up is not None:
+        raise ValueError("w.up: adapters given; only weights in 16 bits can have them added")
     if codes not in CODES:
         raise ValueError(f"codes: {codes} asked for, allowed: {', '.join(map(str, CODES))}")
     _require(w)
@@ -151,6 +193,15 @@ def multiply_nf4(x: Tensor, w: NF4Weights, bias: Tensor) -> Tensor:
 
 
 def _decode(w: NF4Weights, out: Tensor, scales: Tensor | None) -> None:
+    if w.up is not None and w.down is not None:
+        rows, rank = w.up.shape
+        of_row = w.shape[1] // BLOCK
+        decode_adapted_kernel[triton.cdiv(rows, _ROWS), of_row](
+            w.codes, w.levels, w.absmax, *_nested(w), w.up, w.down, out, rows, of_row, rank,
+            NESTED=w.nested_levels is not None, NESTED_BLOCK=NESTED_BLOCK, RANK=max(_LEAST_RANK, triton.next_power_of_2(rank)),
+            ROWS=_ROWS, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+        return
     count = w.absmax.numel()
     decode_kernel[triton.cdiv(count, _BLOCKS),](
         w.codes, w.levels, w.absmax, *_nested(w), w.levels if scales is None else scales, out, count, w.shape[1] // BLOCK,
@@ -183,4 +234,10 @@ def _require(w: NF4Weights) -> None:
         sizes = {"levels": LEVELS, "scales": triton.cdiv(w.absmax.numel(), NESTED_BLOCK), "mean": 1}
         for (name, size), part in zip(sizes.items(), _nested(w), strict=True):
             require_matrix(f"w.nested_{name}", part, dtypes=(torch.float32,), shape=(size,), device=device)
+    if (w.up is None) != (w.down is None):
+        raise ValueError("w: adapters need up and down, or none of them")
+    if w.up is not None and w.down is not None:
+        rank = len(w.down)
+        require_matrix("w.up", w.up, dtypes=SIXTEEN_BIT, shape=(columns, rank), device=device)
+        require_matrix("w.down", w.down, dtypes=(w.up.dtype,), shape=(rank, depth), device=device)
     require_device(device)
