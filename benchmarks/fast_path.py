@@ -1,6 +1,7 @@
 """The fast path against what else a user could pick, in one run on one card: ViT-L/16, batch 1 and 32, bf16, random weights.
 
     python benchmarks/fast_path.py                  every side, and the products' ceilings; more than 5 minutes, most of them compiling
+    python benchmarks/fast_path.py --group gemlite  one group alone, into a record of its own
     python benchmarks/fast_path.py --tiles          every candidate tile at every shape instead; a minute
 
 Sides come in groups: this package and bitsandbytes, then torchao and gemlite where they are installed; gemlite last, for it tunes its
@@ -34,13 +35,13 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]  # not in it
 from torch.profiler import ProfilerActivity, profile
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model import decoded_ahead, precision
+from lowbit_vit.model import adapted_nf4, decoded_ahead, lora, precision
 from lowbit_vit.model.attention import attend
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.kernels import arguments, nf4, product, quantize, tiles
 from lowbit_vit.model.vit import ARCHITECTURES, VisionTransformer, encoder_linears
 from lowbit_vit.model.work import forward_flop
-from lowbit_vit.schema.config import Execution
+from lowbit_vit.schema.config import Execution, QkvLayout
 from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.plan import FP8, NF4, W8A8, FusedNF4, HighPrecision, Int8, Plan, Weights, uniform
 from lowbit_vit.trial.call_time import ms_on_card
@@ -74,13 +75,15 @@ def main() -> None:
     """Time what was asked for and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", action="store_true", help="time every candidate tile at every shape instead")
+    parser.add_argument("--group", choices=GROUPS, help="time this group alone, beside the reference")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         raise Unavailable("benchmarks/fast_path.py needs CUDA")
-    facts = provenance("python benchmarks/fast_path.py" + (" --tiles" if asked.tiles else ""))
+    facts = provenance("python benchmarks/fast_path.py")
     machine = {"gpu": facts.gpu, "driver": facts.driver, "cuda": facts.cuda, "git_revision": facts.git_revision, "packages": packages()}
-    path = RECORDS / ("fast_tiles.json" if asked.tiles else "fast_path.json")
-    for found in [all_tiles()] if asked.tiles else all_sides():
+    path = RECORDS / ("fast_tiles.json" if asked.tiles else f"fast_path-{asked.group}.json" if asked.group else "fast_path.json")
+    groups = {asked.group: GROUPS[asked.group]} if asked.group else GROUPS
+    for found in [all_tiles()] if asked.tiles else all_sides(groups):
         path.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
     print(path.read_text())
 
@@ -143,6 +146,21 @@ def decoded(*, by_blocks: bool) -> Callable[[Tensor], Forward]:
     return made
 
 
+def adapted(execution: Execution, *, ours: bool) -> Callable[[Tensor], Forward]:
+    """NF4 with LoRA of rank 16 on q and v: peft's over bitsandbytes, as training leaves it, or taken over by our layers."""
+
+    def make(example: Tensor) -> Forward:
+        model = fresh(qkv="separate")
+        precision.apply_plan(model, uniform(SINGLE, "bf16"))
+        lora.wrap(model, rank=16, alpha=32, dropout=0.0)
+        lora.settle(model)
+        if ours:
+            adapted_nf4.take_over(model)
+        return prepare(model.eval(), execution, example)
+
+    return make
+
+
 def torchao(name: str) -> Callable[[Tensor], Forward]:
     """Its configuration on every encoder linear, with compiled blocks in a CUDA graph: its best setting as documented."""
 
@@ -191,6 +209,9 @@ OURS: dict[str, Callable[[Tensor], Forward]] = {
     ),
     "NF4 fused, decoded by layers, compiled, graph": decoded(by_blocks=False),
     "NF4 fused, decoded by blocks, compiled, graph": decoded(by_blocks=True),
+    "NF4 fused with adapters, compiled, graph": adapted("compile_graph", ours=True),
+    "bitsandbytes NF4 with peft's adapters, eager": adapted("eager", ours=False),
+    "bitsandbytes NF4 with peft's adapters, graph": adapted("cuda_graph", ours=False),
     "NF4, int8 products, graph": ours(FusedNF4(format="nf4_fused", double_quantization=False, products="int8"), "cuda_graph"),
     "NF4, fp8 products, graph": ours(FusedNF4(format="nf4_fused", double_quantization=False, products="fp8"), "cuda_graph"),
     "bitsandbytes NF4, eager": ours(SINGLE, "eager"),
@@ -208,14 +229,14 @@ GEMLITE = {
     "gemlite int8 dynamic, graph": gemlite("A8W8_int8_dynamic"),
     "gemlite fp8 dynamic, graph": gemlite("A8W8_fp8_dynamic"),
 }
-GROUPS = {"this package and bitsandbytes": OURS, "torchao": TORCHAO, "gemlite": GEMLITE}
+GROUPS = {"ours": OURS, "torchao": TORCHAO, "gemlite": GEMLITE}
 
 
-def fresh() -> VisionTransformer:
+def fresh(qkv: QkvLayout = "fused") -> VisionTransformer:
     """A ViT-L/16 in fp32 on the card, the same for every side."""
     torch.manual_seed(0)
     with torch.device("cuda"):  # drawn there: on a CPU it takes seconds, once for each side
-        return VisionTransformer(ARCH, num_classes=CLASSES, attention="cudnn", qkv="fused").eval()
+        return VisionTransformer(ARCH, num_classes=CLASSES, attention="cudnn", qkv=qkv).eval()
 
 
 def plain() -> VisionTransformer:
@@ -225,18 +246,18 @@ def plain() -> VisionTransformer:
     return model.eval()
 
 
-def all_sides() -> Iterator[dict[str, object]]:
+def all_sides(chosen: dict[str, dict[str, Callable[[Tensor], Forward]]]) -> Iterator[dict[str, object]]:
     """A group at one batch size more each time, the ceilings after the first group: a run that is cut short leaves what it has."""
     batches: dict[int, dict[str, object]] = {batch: {} for batch in BATCHES}
     found = {"rounds": ROUNDS, "calls": CALLS, "batches": batches}
     reference_ms: dict[int, float] = {}
-    for group, sides in GROUPS.items():
+    for group, sides in chosen.items():
         for batch, groups in batches.items():
             groups[group] = timed = time_group(group, sides, batch)
             reference_ms.setdefault(batch, timed["median_ms"][REFERENCE])
             yield found
         for batch, groups in batches.items():
-            if "ceilings" not in groups:
+            if sides is OURS and "ceilings" not in groups:
                 groups["ceilings"] = ceilings(batch, reference_ms[batch])
                 yield found
 
