@@ -116,9 +116,8 @@ def ours(weights: Weights, execution: Execution) -> Callable[[Tensor], Forward]:
     return make
 
 
-def altered(weights: Weights, module: ModuleType, name: str, value: object) -> Callable[[Tensor], Forward]:
-    """A side that this package runs in a CUDA graph, with one name of a kernels' module set to something else."""
-    make = ours(weights, "cuda_graph")
+def altered(make: Callable[[Tensor], Forward], module: ModuleType, name: str, value: object) -> Callable[[Tensor], Forward]:
+    """A side that is made while one name of a module is set to something else."""
 
     def made(example: Tensor) -> Forward:
         before = getattr(module, name)
@@ -127,21 +126,6 @@ def altered(weights: Weights, module: ModuleType, name: str, value: object) -> C
             return make(example)
         finally:
             setattr(module, name, before)
-
-    return made
-
-
-def decoded(*, by_blocks: bool) -> Callable[[Tensor], Forward]:
-    """Our NF4 in a CUDA graph of compiled blocks, decoded ahead layer by layer or block by block whatever the batch."""
-    make = ours(FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit"), "compile_graph")
-
-    def made(example: Tensor) -> Forward:
-        before = decoded_ahead.BY_BLOCKS_FROM
-        decoded_ahead.BY_BLOCKS_FROM = 0 if by_blocks else 1 << 40
-        try:
-            return make(example)
-        finally:
-            decoded_ahead.BY_BLOCKS_FROM = before
 
     return made
 
@@ -194,21 +178,24 @@ def gemlite(name: str) -> Callable[[Tensor], Forward]:
 
 
 SINGLE = NF4(format="nf4", double_quantization=False)
+W8A8_GRAPH, FP8_GRAPH = ours(W8A8(format="w8a8"), "cuda_graph"), ours(FP8(format="fp8"), "cuda_graph")
+NF4_GRAPH = ours(FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit"), "compile_graph")
+MORE = 1 << 40  # than there are rows or columns
 OURS: dict[str, Callable[[Tensor], Forward]] = {
     "bf16, graph": ours(HighPrecision(), "cuda_graph"),
     "bf16, eager": ours(HighPrecision(), "eager"),
-    "W8A8, graph": ours(W8A8(format="w8a8"), "cuda_graph"),
-    "fp8, graph": ours(FP8(format="fp8"), "cuda_graph"),
-    "W8A8, no kernel starts early, graph": altered(W8A8(format="w8a8"), arguments, "EARLY_ROWS", 0),
-    "fp8, no kernel starts early, graph": altered(FP8(format="fp8"), arguments, "EARLY_ROWS", 0),
-    "fp8, every kernel starts early, graph": altered(FP8(format="fp8"), arguments, "EARLY_ROWS", 1 << 30),
-    "fp8, no depth in parts, graph": altered(FP8(format="fp8"), tiles, "LONG", 1 << 30),
-    "NF4 fused, compiled, graph": ours(FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit"), "compile_graph"),
+    "W8A8, graph": W8A8_GRAPH,
+    "fp8, graph": FP8_GRAPH,
+    "W8A8, no kernel starts early, graph": altered(W8A8_GRAPH, arguments, "EARLY_ROWS", 0),
+    "fp8, no kernel starts early, graph": altered(FP8_GRAPH, arguments, "EARLY_ROWS", 0),
+    "fp8, every kernel starts early, graph": altered(FP8_GRAPH, arguments, "EARLY_ROWS", MORE),
+    "fp8, no depth in parts, graph": altered(FP8_GRAPH, tiles, "LONG", MORE),
+    "NF4 fused, compiled, graph": NF4_GRAPH,
     "NF4 fused, double quantization, compiled, graph": ours(
         FusedNF4(format="nf4_fused", double_quantization=True, products="16-bit"), "compile_graph"
     ),
-    "NF4 fused, decoded by layers, compiled, graph": decoded(by_blocks=False),
-    "NF4 fused, decoded by blocks, compiled, graph": decoded(by_blocks=True),
+    "NF4 fused, decoded by layers, compiled, graph": altered(NF4_GRAPH, decoded_ahead, "BY_BLOCKS_FROM", MORE),
+    "NF4 fused, decoded by blocks, compiled, graph": altered(NF4_GRAPH, decoded_ahead, "BY_BLOCKS_FROM", 0),
     "NF4 fused with adapters, compiled, graph": adapted("compile_graph", ours=True),
     "bitsandbytes NF4 with peft's adapters, eager": adapted("eager", ours=False),
     "bitsandbytes NF4 with peft's adapters, graph": adapted("cuda_graph", ours=False),

@@ -105,7 +105,7 @@ def variants(results: Sequence[Result], *, arms: Sequence[str], margin: float | 
     baselines = {
         result.record.trial.seed: result for result in results if result.record.trial.paper_row == 0 and result.predictions is not None
     }
-    compared = [_against(baselines.get(result.record.trial.seed), result, margin=margin) for result in results]
+    compared = [compared_with(baselines.get(result.record.trial.seed), result, margin=margin) for result in results]
     adjusted = holm([against.get("p_value") for against in compared])
     rows: list[dict[str, Any]] = []
     for result, against, p_holm in zip(results, compared, adjusted, strict=True):
@@ -158,8 +158,8 @@ def _accuracy(record: Record) -> dict[str, Any]:
     }
 
 
-def _against(baseline: Result | None, result: Result, *, margin: float | None) -> dict[str, Any]:
-    """Paired comparison with the baseline; empty for the baseline itself and where the images differ."""
+def compared_with(baseline: Result | None, result: Result, *, margin: float | None) -> dict[str, Any]:
+    """Paired comparison with the baseline, as `variants` has it; empty for the baseline itself and where the images differ."""
     if baseline is None or baseline is result or baseline.predictions is None or result.predictions is None:
         return {}
     if not same_images((baseline, result)):

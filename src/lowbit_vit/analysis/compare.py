@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import track
 
 from lowbit_vit.analysis.bootstrap import macro_f1_difference
-from lowbit_vit.analysis.latencies import ratio_of_medians
+from lowbit_vit.analysis.latencies import by_batch_size, ratio_of_medians
 from lowbit_vit.analysis.sides import Pair, Side, match, other_settings, right, same_test_images, timing_obstacle
 from lowbit_vit.analysis.statistics import compare, compare_unpaired, holm, margin_test
 from lowbit_vit.schema.config import Study
-from lowbit_vit.schema.record import Accuracy, Latency, Record
+from lowbit_vit.schema.record import Accuracy
 
 PAIRED, UNPAIRED = "paired", "unpaired: other images"
 
@@ -152,7 +152,7 @@ def _hits(whole: Accuracy) -> tuple[int, int]:
 
 def _timings(pair: Pair) -> list[dict[str, Any]]:
     """One row for each batch size that either side measured; a row without one where neither did."""
-    one, two = (_latencies(result.record) if result is not None else {} for result in (pair.first, pair.second))
+    one, two = (by_batch_size(result.record) if result is not None else {} for result in (pair.first, pair.second))
     rows = []
     for batch in sorted({*one, *two}):
         row: dict[str, Any] = {"batch_size": batch}
@@ -173,7 +173,3 @@ def _timings(pair: Pair) -> list[dict[str, Any]]:
             row |= {"ratio_low": ratio.interval.low, "ratio_high": ratio.interval.high}
         rows.append(row)
     return rows or [{}]
-
-
-def _latencies(record: Record) -> dict[int, Latency]:
-    return {} if record.measurement is None else {latency.batch_size: latency for latency in record.measurement.latency}

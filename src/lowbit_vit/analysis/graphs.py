@@ -5,13 +5,11 @@ from typing import Any
 
 import polars as pl
 
-from lowbit_vit.analysis.latencies import ratio_of_medians
+from lowbit_vit.analysis.arms import MIB, compared_with
+from lowbit_vit.analysis.latencies import by_batch_size, ratio_of_medians
 from lowbit_vit.analysis.results import Result, same_images
-from lowbit_vit.analysis.statistics import compare, margin_test
-from lowbit_vit.schema.record import Latency
 
 MARGIN = 0.005  # of Top-1, that an arm may be worse than the reference: half a point
-_MIB = 2**20
 _SCHEMA: dict[str, Any] = {
     "order": pl.Int64, "arm": pl.String, "reference": pl.String, "seed": pl.Int64, "batch_size": pl.Int64, "p50_ms": pl.Float64,
     "times": pl.Float64, "times_low": pl.Float64, "times_high": pl.Float64, "over_weights_mib": pl.Float64, "images": pl.Int64,
@@ -69,24 +67,23 @@ def _flips(result: Result, other: Result | None) -> int | None:
 
 
 def _accuracy(result: Result, reference: Result) -> dict[str, Any]:
-    if result is reference or result.predictions is None or reference.predictions is None or not same_images((result, reference)):
+    compared = compared_with(reference, result, margin=MARGIN)
+    if not compared or result.record.evaluation is None:
         return {}
-    outcome = compare(reference.predictions.right, result.predictions.right)
-    test = margin_test(outcome.lost, outcome.gained, images=outcome.images, margin=MARGIN)
-    counts = {"images": outcome.images, "lost": outcome.lost, "gained": outcome.gained}
-    return counts | {"difference": outcome.difference, "p_inferior": test.p_inferior}
+    names = ("lost", "gained", "difference", "p_inferior")
+    return {"images": result.record.evaluation.whole.images} | {name: compared[name] for name in names}
 
 
 def _timings(result: Result, reference: Result) -> Iterable[dict[str, Any]]:
     """A row a batch size that both were timed at."""
-    mine, theirs = _latencies(result), _latencies(reference)
+    mine, theirs = by_batch_size(result.record), by_batch_size(reference.record)
     measured, model = result.record.measurement, result.record.model
     for batch in mine.keys() & theirs.keys():
         ratio = ratio_of_medians(mine[batch].samples_ms, theirs[batch].samples_ms)
         memory = next((item for item in measured.memory if item.batch_size == batch), None) if measured else None
         over = None
         if memory and model and memory.peak_allocated_bytes is not None and memory.workspace_bytes is not None:
-            over = (memory.peak_allocated_bytes - memory.workspace_bytes - model.weight_bytes) / _MIB
+            over = (memory.peak_allocated_bytes - memory.workspace_bytes - model.weight_bytes) / MIB
         yield {
             "batch_size": batch,
             "p50_ms": mine[batch].p50_ms,
@@ -95,8 +92,3 @@ def _timings(result: Result, reference: Result) -> Iterable[dict[str, Any]]:
             "times_high": ratio.interval.high if ratio.interval else None,
             "over_weights_mib": over,
         }
-
-
-def _latencies(result: Result) -> dict[int, Latency]:
-    measured = result.record.measurement
-    return {latency.batch_size: latency for latency in measured.latency} if measured else {}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowbit_vit.schema.percentiles import percentile, percentile_interval
-from lowbit_vit.schema.record import Interval
+from lowbit_vit.schema.record import Interval, Latency, Record
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Ratio:
 
     value: float
     interval: Interval | None
+
+
+def by_batch_size(record: Record) -> dict[int, Latency]:
+    """The latencies of a record; none where nothing was measured."""
+    return {} if record.measurement is None else {latency.batch_size: latency for latency in record.measurement.latency}
 
 
 def samples_needed(q: float, *, confidence: float = 0.95) -> int:

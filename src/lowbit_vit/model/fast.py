@@ -138,8 +138,8 @@ class FusedNF4Linear(nn.Module):
 
 
 def _stored(codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor]) -> "nf4.NF4Weights":
-    adapters = dict(zip(("up", "down"), update, strict=bool(update)))
-    return nf4.NF4Weights(codes, levels, absmax, *nested, **adapters)
+    up, down = update or (None, None)
+    return nf4.NF4Weights(codes, levels, absmax, *nested)._replace(up=up, down=down)
 
 
 class Decoder(Protocol):

@@ -7,6 +7,7 @@ import polars as pl
 from lowbit_vit.analysis.graphs import MARGIN
 from lowbit_vit.report.cells import DASH, MINUS, milliseconds, number, points, probability
 from lowbit_vit.report.grids import Cell, Grid, Row
+from lowbit_vit.report.limits import arm_cells
 
 
 def graph_grid(frame: pl.DataFrame) -> Grid:
@@ -14,9 +15,7 @@ def graph_grid(frame: pl.DataFrame) -> Grid:
     rows = [
         Row(
             (
-                Cell(str(row["order"] + 1)),
-                Cell(row["arm"]),
-                Cell(str(row["batch_size"])),
+                *arm_cells(row),
                 Cell(milliseconds(row["p50_ms"])),
                 _times(row),
                 _flips(row),

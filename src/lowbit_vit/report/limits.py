@@ -1,9 +1,16 @@
 """Printed tables of what stands beside the latencies: rooflines, the parts of the memory peaks, batch invariance."""
 
+from typing import Any
+
 import polars as pl
 
 from lowbit_vit.report.cells import milliseconds, number
 from lowbit_vit.report.grids import Cell, Grid, Row
+
+
+def arm_cells(row: dict[str, Any]) -> tuple[Cell, Cell, Cell]:
+    """What an arm's line at one batch size begins with: its number, its name, the batch size."""
+    return Cell(str(row["order"] + 1)), Cell(row["arm"]), Cell(str(row["batch_size"]))
 
 
 def roofline_grid(frame: pl.DataFrame) -> Grid:
@@ -11,9 +18,7 @@ def roofline_grid(frame: pl.DataFrame) -> Grid:
     rows = [
         Row(
             (
-                Cell(str(row["order"] + 1)),
-                Cell(row["arm"]),
-                Cell(str(row["batch_size"])),
+                *arm_cells(row),
                 Cell(milliseconds(row["p50_ms"])),
                 Cell(milliseconds(row["roofline_ms"]), f"bound by {row['bound']}"),
                 Cell(number(row["over_roofline"], 1)),
@@ -44,7 +49,7 @@ def memory_grid(frame: pl.DataFrame) -> Grid:
     parts = ("weights_mib", "resident_mib", "workspace_mib", "activation_mib", "peak_mib", "process_mib")
     rows = [
         Row(
-            (Cell(str(row["order"] + 1)), Cell(row["arm"]), Cell(str(row["batch_size"])), *(Cell(number(row[name], 1)) for name in parts)),
+            (*arm_cells(row), *(Cell(number(row[name], 1)) for name in parts)),
             records=row["records"],
         )
         for row in frame.to_dicts()
