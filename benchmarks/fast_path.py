@@ -35,10 +35,10 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]  # not in it
 from torch.profiler import ProfilerActivity, profile
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model import adapted_nf4, decoded_ahead, lora, precision
+from lowbit_vit.model import adapted_nf4, decoded_ahead, fast, lora, precision
 from lowbit_vit.model.attention import attend
 from lowbit_vit.model.execution import prepare
-from lowbit_vit.model.kernels import arguments, nf4, product, quantize, tiles
+from lowbit_vit.model.kernels import arguments, gelu, nf4, product, quantize, tiles
 from lowbit_vit.model.vit import ARCHITECTURES, VisionTransformer, encoder_linears
 from lowbit_vit.model.work import forward_flop
 from lowbit_vit.schema.config import Execution, QkvLayout
@@ -55,7 +55,10 @@ ROUNDS, CALLS = 5, 40  # 200 samples a side
 WARMUP = 10
 TILES = (  # what the package has, and what was tried beside
     *tiles.EIGHT_BIT,
+    tiles.BULK,
     tiles.IN_PARTS,
+    tiles.Tile(128, 256, 128, 8, 3, bulk=True),
+    tiles.Tile(128, 128, 128, 4, 4, bulk=True),
     tiles.Tile(128, 256, 128, 8, 3),
     tiles.Tile(128, 128, 128, 8, 4),
     tiles.Tile(64, 256, 128, 8, 3),
@@ -116,8 +119,8 @@ def ours(weights: Weights, execution: Execution) -> Callable[[Tensor], Forward]:
     return make
 
 
-def altered(make: Callable[[Tensor], Forward], module: ModuleType, name: str, value: object) -> Callable[[Tensor], Forward]:
-    """A side that is made while one name of a module is set to something else."""
+def altered(make: Callable[[Tensor], Forward], module: ModuleType | type, name: str, value: object) -> Callable[[Tensor], Forward]:
+    """A side that is made while one name of a module or class is set to something else."""
 
     def made(example: Tensor) -> Forward:
         before = getattr(module, name)
@@ -143,6 +146,43 @@ def adapted(execution: Execution, *, ours: bool) -> Callable[[Tensor], Forward]:
         return prepare(model.eval(), execution, example)
 
     return make
+
+
+@torch.library.custom_op("lowbit_vit_benchmarks::linear_gelu", mutates_args=())
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A product and our pass of GELU after it: [B, N, K] -> [B, N, M]."""
+    out = nn.functional.linear(x, weight, bias)
+    gelu.gelu_in_place(out.view(-1, out.shape[-1]))
+    return out
+
+
+@linear_gelu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(bias))
+
+
+class LinearGelu(nn.Linear):
+    """fc1 in 16 bits with our pass of GELU."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as nn.Linear names it)
+        """[B, N, K] -> [B, N, M]."""
+        out: Tensor = linear_gelu(input, self.weight, self.bias)
+        return out
+
+
+def with_our_gelu(example: Tensor) -> Forward:
+    """bf16 with compiled blocks, given the pass of GELU that our NF4 has: what of NF4's speed is not owed to its decoding."""
+    model = plain()
+    for block in model.blocks:
+        block.mlp.fc1.__class__ = LinearGelu  # type: ignore[union-attr]
+        block.mlp.activation = nn.Identity()  # type: ignore[union-attr]
+    return prepare(model, "compile_graph", example)
+
+
+def convolved(model: VisionTransformer, images: Tensor) -> Tensor:
+    """The patch embedding as a convolution: [B, 3, S, S] -> [B, (S / P)^2, W]."""
+    patches_BWYX: Tensor = model.patch_embedding(images)
+    return patches_BWYX.flatten(2).transpose(1, 2)
 
 
 def torchao(name: str) -> Callable[[Tensor], Forward]:
@@ -181,8 +221,12 @@ SINGLE = NF4(format="nf4", double_quantization=False)
 W8A8_GRAPH, FP8_GRAPH = ours(W8A8(format="w8a8"), "cuda_graph"), ours(FP8(format="fp8"), "cuda_graph")
 NF4_GRAPH = ours(FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit"), "compile_graph")
 MORE = 1 << 40  # than there are rows or columns
+NO_CARD = (99, 0)
+BY_CONVOLUTION: tuple[type, str, object] = (VisionTransformer, "patches", convolved)
 OURS: dict[str, Callable[[Tensor], Forward]] = {
     "bf16, graph": ours(HighPrecision(), "cuda_graph"),
+    "bf16, compiled, patches by convolution, graph": altered(ours(HighPrecision(), "compile_graph"), *BY_CONVOLUTION),
+    "bf16, compiled, GELU by our pass, graph": with_our_gelu,
     "bf16, eager": ours(HighPrecision(), "eager"),
     "W8A8, graph": W8A8_GRAPH,
     "fp8, graph": FP8_GRAPH,
@@ -190,12 +234,16 @@ OURS: dict[str, Callable[[Tensor], Forward]] = {
     "fp8, no kernel starts early, graph": altered(FP8_GRAPH, arguments, "EARLY_ROWS", 0),
     "fp8, every kernel starts early, graph": altered(FP8_GRAPH, arguments, "EARLY_ROWS", MORE),
     "fp8, no depth in parts, graph": altered(FP8_GRAPH, tiles, "LONG", MORE),
+    "fp8, no tile in bulk, graph": altered(FP8_GRAPH, arguments, "BULK_FROM", NO_CARD),
+    "W8A8, no tile in bulk, graph": altered(W8A8_GRAPH, arguments, "BULK_FROM", NO_CARD),
+    "fp8, patches by convolution, graph": altered(FP8_GRAPH, *BY_CONVOLUTION),
     "NF4 fused, compiled, graph": NF4_GRAPH,
+    "NF4 fused, GELU left to the compiler, compiled, graph": altered(NF4_GRAPH, fast, "computes_gelu", lambda _: False),
     "NF4 fused, double quantization, compiled, graph": ours(
         FusedNF4(format="nf4_fused", double_quantization=True, products="16-bit"), "compile_graph"
     ),
-    "NF4 fused, decoded by layers, compiled, graph": altered(NF4_GRAPH, decoded_ahead, "BY_BLOCKS_FROM", MORE),
-    "NF4 fused, decoded by blocks, compiled, graph": altered(NF4_GRAPH, decoded_ahead, "BY_BLOCKS_FROM", 0),
+    "NF4 fused, turns as large as a layer, compiled, graph": altered(NF4_GRAPH, decoded_ahead, "BY_BLOCKS_FROM", MORE),
+    "NF4 fused, turns as large as a block, compiled, graph": altered(NF4_GRAPH, decoded_ahead, "BY_BLOCKS_FROM", 0),
     "NF4 fused with adapters, compiled, graph": adapted("compile_graph", ours=True),
     "bitsandbytes NF4 with peft's adapters, eager": adapted("eager", ours=False),
     "bitsandbytes NF4 with peft's adapters, graph": adapted("cuda_graph", ours=False),
@@ -375,14 +423,16 @@ def code_types() -> dict[str, torch.dtype]:
 
 def chosen(rows: int, columns: int, depth: int) -> str:
     """The tile that the package takes where the depth may be in parts."""
-    count = product.multiprocessors(torch.device("cuda"))
-    return label(tiles.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, in_parts=True))
+    device = torch.device("cuda")
+    count, in_bulk = product.multiprocessors(device), arguments.copies_in_bulk(device, rows)
+    return label(tiles.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, in_parts=True, in_bulk=in_bulk))
 
 
 def label(tile: tiles.Tile) -> str:
     """Its numbers: rows x columns x depth, warps, stages, and parts of the depth."""
     in_parts = f", {tile.parts} parts" if tile.parts > 1 else ""
-    return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages{in_parts}"
+    in_bulk = ", in bulk" if tile.bulk else ""
+    return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages{in_parts}{in_bulk}"
 
 
 def tile_times(rows: int, columns: int, depth: int, codes: torch.dtype) -> dict[str, float]:
@@ -390,7 +440,9 @@ def tile_times(rows: int, columns: int, depth: int, codes: torch.dtype) -> dict[
     a = quantize.quantize_rows(drawn(rows, depth), codes=codes)
     layers = [quantize.quantize_rows(drawn(columns, depth), codes=codes) for _ in range(ARCH.depth)]
     bias, arrivals = torch.zeros(columns, device="cuda"), torch.zeros(product.ARRIVALS, dtype=torch.int32, device="cuda")
-    fitting = [tile for tile in TILES if tile.parts == 1 or -(-rows // tile.rows) * -(-columns // tile.columns) <= product.ARRIVALS]
+    engine = torch.cuda.get_device_capability() >= arguments.BULK_FROM
+    usable = [tile for tile in TILES if engine or not tile.bulk]
+    fitting = [tile for tile in usable if tile.parts == 1 or -(-rows // tile.rows) * -(-columns // tile.columns) <= product.ARRIVALS]
     return {
         label(tile): by_layers_ms(
             lambda w, tile=tile: product.multiply(a, w, bias, dtype=torch.bfloat16, arrivals=arrivals, tile=tile),  # type: ignore[misc]
@@ -451,8 +503,10 @@ def nf4_times(rows: int, columns: int, depth: int) -> dict[str, float]:
     w, bias = layer.stored(), torch.zeros(columns, device="cuda", dtype=torch.bfloat16)  # type: ignore[operator]
     x = torch.randn(rows, depth, device="cuda", dtype=torch.bfloat16)
     plain = nf4.decode(w, torch.bfloat16)
+    four = torch.empty(4 * plain.numel(), device="cuda", dtype=torch.bfloat16)
     calls = {
         "decoding": lambda: nf4.decode_into(w, plain),
+        "decoding, four times together": lambda: nf4.decode_together([w] * 4, four),
         "NF4": lambda: nf4.multiply_nf4(x, w, bias),
         "bf16": lambda: nn.functional.linear(x, plain, bias),
     }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
 if torch.cuda.is_available():
-    from lowbit_vit.model.kernels import nf4, product, quantize, tiles
+    from lowbit_vit.model.kernels import arguments, gelu, nf4, product, quantize, tiles
     from lowbit_vit.model.kernels.arguments import Coded
 
 DEVICE = "cuda"
@@ -104,7 +104,8 @@ def test_fp8_codes_after_gelu_have_scales_that_no_value_passes(rows: int) -> Non
 def test_every_candidate_tile_runs_and_gives_the_same_int8_product(rows: int) -> None:
     a, w = (quantize.quantize_rows(values(count, 1024), codes=torch.int8) for count in (rows, 3072))
     bias = values(1, 3072)[0]
-    made = [product.multiply(a, w, bias, dtype=torch.bfloat16, tile=tile) for tile in tiles.EIGHT_BIT]
+    in_bulk = [tiles.BULK] if torch.cuda.get_device_capability() >= arguments.BULK_FROM else []
+    made = [product.multiply(a, w, bias, dtype=torch.bfloat16, tile=tile) for tile in (*tiles.EIGHT_BIT, *in_bulk)]
     assert all(torch.equal(out, made[0]) for out in made)
 
 
@@ -134,6 +135,26 @@ def test_decoded_weights_are_those_of_bitsandbytes_to_the_bit(columns: int, dept
     ours, codes, state = layer(columns, depth, nested=nested)
     state.dtype = dtype
     assert torch.equal(nf4.decode(ours, dtype), bnb.functional.dequantize_4bit(codes, state))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "shapes", [[(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)], [(3072, 1024), (1024, 1024)], [(1024, 4096)]], ids=len
+)
+def test_layers_decoded_together_are_what_each_is_alone(nested: bool, shapes: list[tuple[int, int]]) -> None:
+    layers = [layer(columns, depth, nested=nested)[0] for columns, depth in shapes]
+    out = torch.full((sum(columns * depth for columns, depth in shapes),), float("nan"), dtype=torch.bfloat16, device=DEVICE)
+    nf4.decode_together(layers, out)
+    assert torch.equal(out, torch.cat([nf4.decode(each, torch.bfloat16).flatten() for each in layers]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@ROWS
+def test_gelu_in_place_is_the_exact_one_rounded_once(dtype: torch.dtype, rows: int) -> None:
+    x = values(rows, 4096).to(dtype)
+    exact = nn.functional.gelu(x.double())
+    gelu.gelu_in_place(x)
+    assert ((x.double() - exact).abs() <= 0.51 * torch.finfo(dtype).eps * exact.abs() + 2e-7).all()
 
 
 @SHAPES

@@ -110,6 +110,13 @@ def test_every_cpu_kernel_and_layout_gives_torchvisions_numbers(attention: Atten
     assert worst(our_outputs(model, channels_last), torchvision_outputs(theirs, images)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_patch_embedding_by_a_product_is_the_convolution(memory_format: torch.memory_format) -> None:
+    model = VisionTransformer(SMALL, num_classes=CLASSES, attention="math", qkv="separate").double()
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64).to(memory_format=memory_format)  # no square: rows and columns are told apart
+    torch.testing.assert_close(model.patches_by_product(images), model.patches(images), rtol=0, atol=1e-12)
+
+
 # In exact arithmetic the k biases change nothing: q . (k + b) adds the same number to a whole row before its softmax.
 WITHOUT_EFFECT = {f"blocks.{block}.attention.k.bias" for block in range(SMALL.depth)}
 
@@ -178,13 +185,13 @@ def test_the_comparison_notices_a_wrong_encoder(mutate: Callable[[VisionTransfor
     assert worst(our_outputs(model, images), torchvision_outputs(theirs, images)) > 100 * TOLERANCE
 
 
-def test_the_comparison_notices_the_tanh_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_notices_the_tanh_gelu() -> None:
     theirs = torchvision_model(SMALL)
     images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     expected = torchvision_outputs(theirs, images)
     model = our_model(theirs.state_dict(), SMALL, attention="math", qkv="separate")
-    exact = nn.functional.gelu
-    monkeypatch.setattr(nn.functional, "gelu", lambda x: exact(x, approximate="tanh"))
+    for block in model.blocks:
+        block.mlp.activation = nn.GELU(approximate="tanh")  # type: ignore[union-attr]
     assert worst(our_outputs(model, images), expected) > 10 * TOLERANCE
 
 

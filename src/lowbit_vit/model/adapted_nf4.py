@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model import lora
-from lowbit_vit.model.fast import FusedNF4Linear, from_bitsandbytes
+from lowbit_vit.model.fast import FusedNF4Linear, from_bitsandbytes, fuse_blocks
 from lowbit_vit.model.precision import base_layer, is_nf4
 from lowbit_vit.model.vit import Block, VisionTransformer
 from lowbit_vit.schema.plan import NF4, FusedNF4, Plan
@@ -48,6 +48,7 @@ def take_over(model: VisionTransformer) -> None:
         attention.layout = "fused"
         attention.out = _taken(f"{name}.attention.out", attention.out)
         mlp.fc1, mlp.fc2 = _taken(f"{name}.mlp.fc1", mlp.fc1), _taken(f"{name}.mlp.fc2", mlp.fc2)
+    fuse_blocks(model.blocks)
     model.qkv = "fused"
     vars(model).pop("peft_config", None)
 

@@ -2,8 +2,9 @@
 
 Two buffers of 16-bit weights take turns. A second stream decodes into one while the first stream computes from the other, so what is
 computed is an ordinary 16-bit product, by the kernels that cuBLAS has for it, and decoding costs no time of its own as long as it ends
-before the computing does. It costs memory instead, whatever the depth of the model: two layers of a ViT-L/16, 16 MiB, where the batch
-is small and memory is what NF4 is for; where it is large, two blocks, 48 MiB, for each change of turns costs the card a microsecond.
+before the computing does. It costs memory instead, whatever the depth of the model: twice the largest layer, 16 MiB in a ViT-L/16, where
+the batch is small and memory is what NF4 is for; where it is large, two blocks, 48 MiB, for each change of turns costs the card a
+microsecond. Layers that share a turn are decoded in one launch.
 
 Made for capture into a CUDA graph. Launched one by one, the host would be what decides how much overlaps.
 """
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowbit_vit.model.fast import FusedNF4Linear, decoded_by
+from lowbit_vit.model.fast import FusedNF4Linear, decode_together, decoded_by
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
 
-# Rows (images x tokens) from which four layers, a block's, change turns together.
+# Rows (images x tokens) from which a turn holds three times the largest layer: a block of a ViT, whose MLP is four times as wide as it.
 BY_BLOCKS_FROM = 2048
-_OF_BLOCK = 4
+_BLOCK = 3
 
 
 def coded_layers(model: VisionTransformer) -> list[FusedNF4Linear]:
@@ -43,11 +44,11 @@ class DecodedAhead:
 
     Args:
         layers: at least one, on a CUDA device; no layer twice.
-        together: how many are decoded in one turn.
+        capacity: weights that a turn may hold; at least those of the largest layer.
     """
 
-    def __init__(self, layers: Sequence[FusedNF4Linear], *, together: int) -> None:
-        self.turns = [layers[start : start + together] for start in range(0, len(layers), together)]
+    def __init__(self, layers: Sequence[FusedNF4Linear], *, capacity: int) -> None:
+        self.turns = turns(layers, capacity=capacity)
         largest = max(sum(_count(layer) for layer in turn) for turn in self.turns)
         dtype, device = layers[0].bias.dtype, layers[0].weight.device
         self.buffers = [torch.empty(largest, dtype=dtype, device=device) for _ in self.turns[:2]]
@@ -87,16 +88,32 @@ class DecodedAhead:
 
     def _decode(self, turn: int) -> None:
         """Fill the buffer whose turn it is, on the second stream; the event says when it is full."""
+        layers = self.turns[turn]
         with torch.cuda.stream(self.stream):
-            for layer in self.turns[turn]:
-                layer.decode_into(self.places[layer.weight.data_ptr()].weight)
+            if all(not layer.adapted and layer.double_quantization == layers[0].double_quantization for layer in layers):
+                decode_together(layers, self.buffers[turn % 2][: sum(map(_count, layers))])
+            else:
+                for layer in layers:
+                    layer.decode_into(self.places[layer.weight.data_ptr()].weight)
             self.decoded.append(self.stream.record_event())
 
 
 def decoded_ahead(model: VisionTransformer, *, rows: int) -> DecodedAhead | None:
     """What decodes a model's layers for batches of so many rows; None: it has no such layers."""
     layers = coded_layers(model)
-    return DecodedAhead(layers, together=_OF_BLOCK if rows >= BY_BLOCKS_FROM else 1) if layers else None
+    if not layers:
+        return None
+    return DecodedAhead(layers, capacity=(_BLOCK if rows >= BY_BLOCKS_FROM else 1) * max(map(_count, layers)))
+
+
+def turns(layers: Sequence[FusedNF4Linear], *, capacity: int) -> list[list[FusedNF4Linear]]:
+    """Layers in their order, as many in each turn as the capacity holds."""
+    found: list[list[FusedNF4Linear]] = [[]]
+    for layer in layers:
+        if found[-1] and sum(map(_count, found[-1])) + _count(layer) > capacity:
+            found.append([])
+        found[-1].append(layer)
+    return found
 
 
 def _count(layer: FusedNF4Linear) -> int:

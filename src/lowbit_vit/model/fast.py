@@ -13,10 +13,10 @@ sum, norm or GELU result in 16 bits reaches memory. Weights are codes of the fp3
 The kernels need Triton and CUDA; building, counting and saving a model needs neither.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     import bitsandbytes as bnb
 
     from lowbit_vit.model.kernels import arguments, nf4, product, quantize
+    from lowbit_vit.model.kernels import gelu as gelu_pass
     from lowbit_vit.model.kernels.arguments import Coded
 else:
     bnb = Deferred("bitsandbytes")
     arguments = Deferred("lowbit_vit.model.kernels.arguments")
+    gelu_pass = Deferred("lowbit_vit.model.kernels.gelu")
     nf4 = Deferred("lowbit_vit.model.kernels.nf4")
     product = Deferred("lowbit_vit.model.kernels.product")
     quantize = Deferred("lowbit_vit.model.kernels.quantize")
@@ -70,6 +72,9 @@ class FusedNF4Linear(nn.Module):
         bias: [N], in the compute dtype.
         products: in 16 bits, or with the weights as int8 or fp8 codes.
         update: what adapters add to the weights, up [N, R] and down [R, K] in the compute dtype; for products in 16 bits alone.
+
+    Attributes:
+        gelu: whether the result is the GELU of the product; for products in 16 bits alone.
     """
 
     weight: Tensor
@@ -94,6 +99,7 @@ class FusedNF4Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = codes.shape[0], 2 * codes.shape[1]
         self.products = products
+        self.gelu = False
         self.double_quantization = nested is not None
         tensors = {"weight": codes, "absmax": absmax, "bias": bias}
         self._constants: list[Tensor] = [bnb.functional.get_4bit_type("nf4", device=codes.device)]  # of the format, in every model
@@ -133,8 +139,13 @@ class FusedNF4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply in 16 bits, [..., K] -> [..., N]."""
-        out: Tensor = nf4_linear(x, self.weight, self._constants[0], self.absmax, self.nested(), self.update(), self.bias)
+        out: Tensor = nf4_linear(x, self.weight, self._constants[0], self.absmax, self.nested(), self.update(), self.bias, gelu=self.gelu)
         return out
+
+
+def decode_together(layers: Sequence[FusedNF4Linear], weights: Tensor) -> None:
+    """Write the weights of layers without adapters in 16 bits, one after another, into memory that is there; in one launch."""
+    nf4.decode_together([layer.stored() for layer in layers], weights)
 
 
 def _stored(codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor]) -> "nf4.NF4Weights":
@@ -164,20 +175,22 @@ def decoded_by(decoder: Decoder) -> Iterator[None]:
 
 @torch.library.custom_op("lowbit_vit::nf4_linear", mutates_args=())
 def nf4_linear(  # noqa: PLR0917  (an operator's arguments have places)
-    x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor], bias: Tensor
+    x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor], bias: Tensor, *, gelu: bool
 ) -> Tensor:
-    """The NF4 product as one operator, which the compiler takes as it is: [..., K] -> [..., N]."""
+    """The NF4 product, with its GELU if asked, as one operator, which the compiler takes as it is: [..., K] -> [..., N]."""
     x_MK, decoder = x.reshape(-1, x.shape[-1]).contiguous(), _decoder.get()
     if decoder is None:
         rows = nf4.multiply_nf4(x_MK, _stored(codes, levels, absmax, nested, update), bias)
     else:
         rows = decoder.multiply(x_MK, codes, bias)
+    if gelu:
+        gelu_pass.gelu_in_place(rows)
     return rows.view(*x.shape[:-1], len(codes))
 
 
 @nf4_linear.register_fake
 def _(  # noqa: PLR0917
-    x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor], bias: Tensor
+    x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor], bias: Tensor, *, gelu: bool
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(codes))
 
@@ -234,6 +247,11 @@ class FusedBlock(nn.Module):
 def eight_bit(weights: Weights) -> bool:
     """Whether the arithmetic is that of a fused block."""
     return isinstance(weights, W8A8 | FP8) or (isinstance(weights, FusedNF4) and weights.products != "16-bit")
+
+
+def computes_gelu(fc1: nn.Module) -> TypeGuard[FusedNF4Linear]:
+    """Whether an MLP's first layer makes GELU of its product itself."""
+    return isinstance(fc1, FusedNF4Linear) and fc1.products == "16-bit"
 
 
 def convert(weight: Tensor, bias: Tensor, weights: Fused, *, name: str) -> nn.Module:
@@ -313,9 +331,13 @@ def require_whole(formats: Mapping[str, Weights], *, fused: bool) -> None:
 
 
 def fuse_blocks(blocks: nn.ModuleList) -> None:
-    """Replace every block whose linears are coded in 8 bits by one that runs fused, in place."""
+    """Replace every block whose linears are coded in 8 bits by one that runs fused; let fc1 in NF4 compute GELU itself. In place."""
     for place, block in enumerate(blocks):
-        if isinstance(block, Block):
-            found = format_of(block.mlp.fc1)
-            if found is not None and eight_bit(found):
-                blocks[place] = FusedBlock(block).train(block.training)
+        if not isinstance(block, Block):
+            continue
+        fc1 = block.mlp.fc1
+        found = format_of(fc1)
+        if found is not None and eight_bit(found):
+            blocks[place] = FusedBlock(block).train(block.training)
+        elif computes_gelu(fc1):
+            block.mlp.activation, fc1.gelu = nn.Identity(), True

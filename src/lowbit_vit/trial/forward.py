@@ -98,7 +98,7 @@ def embed_small(model: VisionTransformer, images: Tensor, factor: int) -> Tensor
     [B, 3, S, S] -> [B, 1 + (S / P / factor)^2, W].
     """
     small = torch.nn.functional.avg_pool2d(images, factor)
-    patches_BNW = model.patch_embedding(small).flatten(2).transpose(1, 2)
+    patches_BNW = model.patches(small)
     of_class, of_patches = model.position_embedding[:, :1], model.position_embedding[:, 1:]
     positions = torch.cat([of_class, average_squares(of_patches, factor)], dim=1)
     return torch.cat([model.class_token.expand(len(images), -1, -1), patches_BNW], dim=1) + positions

@@ -14,7 +14,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model.kernels import nf4, product, quantize, tiles
+from lowbit_vit.model.kernels import bulk, gelu, nf4, product, quantize, tiles
 
 TARGETS = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that one program may take
@@ -94,6 +94,35 @@ def test_every_tile_of_the_product_fits_the_card(capability: int, codes: str, ti
         assert waits_before_it_reads(made)
 
 
+@pytest.mark.parametrize("codes", ["i8", "fp8e4nv"])
+@pytest.mark.parametrize("follows", ["bias", "residual", "GELU's codes"])
+def test_the_tile_that_is_moved_in_bulk_fits_twice_and_is_moved_so(codes: str, follows: str) -> None:
+    gelu_codes, tile = follows == "GELU's codes", tiles.BULK
+    of_result = f"[{tile.rows}, {tile.columns}]"
+    types = {
+        "a_tiles": f"tensordesc<{codes}[{tile.rows}, {tile.depth}]>",
+        "w_tiles": f"tensordesc<{codes}[{tile.columns}, {tile.depth}]>",
+        "residual_tiles": f"tensordesc<bf16{of_result}>",
+        "out_tiles": f"tensordesc<{codes if gelu_codes else 'bf16'}{of_result}>",
+        "bias_ptr": "*bf16",
+        **dict.fromkeys(("a_scales_ptr", "w_scales_ptr", "out_scales_ptr"), "*fp32"),
+    }
+    constants = {"INTEGER": codes == "i8", "RESIDUAL": follows == "residual", "GELU_CODES": gelu_codes, "LARGEST": 448.0, "STRIPE": 8}
+    sizes = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth}
+    made = compiled(bulk.bulk_product_kernel, capability=90, constants=constants | sizes, types=types, warps=tile.warps, stages=tile.stages)
+    assert 2 * made.metadata.shared <= SHARED_BYTES[90]
+    assert "wgmma" in made.asm["ptx"]
+    assert "cp.async.bulk.tensor" in made.asm["ptx"]
+    assert not re.search(r"st\.global", made.asm["ptx"])
+    assert spilled_bytes(made, 90) <= 32
+
+
+@TARGETS
+def test_the_pass_of_gelu_compiles(capability: int) -> None:
+    made = compiled(gelu.gelu_kernel, capability=capability, constants={"VALUES": 1024}, types={"x_ptr": "*bf16"})
+    assert "ld.global.v4" in made.asm["ptx"]
+
+
 @CODES
 @pytest.mark.parametrize(("before", "width"), [(None, 1024), ("NORM", 1024), ("GELU", 4096)])
 def test_the_quantizing_pass_compiles(capability: int, codes: str, before: str | None, width: int) -> None:
@@ -101,7 +130,7 @@ def test_the_quantizing_pass_compiles(capability: int, codes: str, before: str |
     types |= dict.fromkeys(("scales_ptr", "reach_ptr", "next_scales_ptr"), "*fp32")
     constants = {"NORM": before == "NORM", "GELU": before == "GELU", "NEXT": before == "NORM", "LARGEST": 127.0, "WIDTH": width}
     constants["EARLY"] = capability == 90
-    made = compiled(quantize.quantize_kernel, capability=capability, constants=constants, types=types, warps=width // 512)
+    made = compiled(quantize.quantize_kernel, capability=capability, constants=constants, types=types, warps=width // 1024)
     assert capability == 80 or waits_before_it_reads(made)
     assert "ld.global.v4" in made.asm["ptx"]  # whole vectors
 
@@ -118,6 +147,17 @@ def test_the_nf4_decoding_compiles(capability: int, out: str, nested: bool) -> N
     constants = {"NESTED": nested, "NESTED_BLOCK": 256, "TO_CODES": out != "*bf16", "LARGEST": 127.0, "BLOCKS": 64, "BLOCK": 64}
     types = NF4_TYPES | {"absmax_ptr": "*u8" if nested else "*fp32", "out_ptr": out}
     assert compiled(nf4.decode_kernel, capability=capability, constants=constants, types=types).asm["cubin"]
+
+
+@TARGETS
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_nf4_decoding_of_layers_together_compiles(capability: int, nested: bool) -> None:
+    places = range(nf4.TOGETHER)
+    types = {f"{name}_{place}": kind for name, kind in (("codes", "*u8"), ("absmax", "*u8" if nested else "*fp32")) for place in places}
+    types |= {f"{name}_{place}": "*fp32" for name in ("nested_scales", "nested_mean") for place in places}
+    types |= dict.fromkeys(("levels_ptr", "nested_levels_ptr"), "*fp32") | {"out_ptr": "*bf16"}
+    constants = {"NESTED": nested, "NESTED_BLOCK": 256, "BLOCKS": 32, "BLOCK": 64}
+    assert compiled(nf4.decode_together_kernel, capability=capability, constants=constants, types=types).asm["cubin"]
 
 
 @pytest.mark.parametrize(("capability", "out"), [(80, "*bf16"), (90, "*bf16"), (90, "*fp16")])

@@ -38,6 +38,27 @@ def test_decoded_weights_are_those_of_bitsandbytes(
 
 
 @NESTED
+@pytest.mark.parametrize("shapes", [[(37, 192)], [(37, 192), (70, 64)], [(3, 64), (37, 192), (5, 128), (64, 64), (70, 64)]], ids=len)
+def test_layers_decoded_together_are_what_each_is_alone(kernels: SimpleNamespace, nested: bool, shapes: list[tuple[int, int]]) -> None:
+    layers = [quantized(kernels, columns, depth, nested=nested)[0] for columns, depth in shapes]
+    out = torch.full((sum(columns * depth for columns, depth in shapes),), float("nan"), dtype=torch.bfloat16)
+    kernels.nf4.decode_together(layers, out)
+    assert torch.equal(out, torch.cat([kernels.nf4.decode(layer, torch.bfloat16).flatten() for layer in layers]))
+
+
+def test_layers_that_cannot_be_decoded_together_are_refused(kernels: SimpleNamespace) -> None:
+    plain, nested = (quantized(kernels, 16, 64, nested=nested)[0] for nested in (False, True))
+    adapted = plain._replace(up=torch.zeros(16, 4).bfloat16(), down=torch.zeros(4, 64).bfloat16())
+    out = torch.empty(2 * 16 * 64).bfloat16()
+    with pytest.raises(ValueError, match="layers: some have double quantization and some have not"):
+        kernels.nf4.decode_together([plain, nested], out)
+    with pytest.raises(ValueError, match="layers: one has adapters"):
+        kernels.nf4.decode_together([plain, adapted], out)
+    with pytest.raises(ValueError, match=r"out: shape \[2048\] given, needed \[1024\]"):
+        kernels.nf4.decode_together([plain], out)
+
+
+@NESTED
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rank", [1, 16, 24])
 def test_what_adapters_add_is_in_the_decoded_weights(kernels: SimpleNamespace, nested: bool, dtype: torch.dtype, rank: int) -> None:

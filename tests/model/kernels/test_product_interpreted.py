@@ -141,7 +141,9 @@ def test_parts_without_arrivals_are_refused(kernels: SimpleNamespace, codes_of: 
 def test_a_long_depth_is_cut_where_tiles_leave_a_card_idle(kernels: SimpleNamespace, in_parts: bool) -> None:
     shapes = [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)]
     parts = {
-        (rows, shape): kernels.tiles.tile_for(rows=rows, columns=shape[0], depth=shape[1], multiprocessors=132, in_parts=in_parts).parts
+        (rows, shape): kernels.tiles.tile_for(
+            rows=rows, columns=shape[0], depth=shape[1], multiprocessors=132, in_parts=in_parts, in_bulk=False
+        ).parts
         for rows in (197, 6304)
         for shape in shapes
     }
@@ -205,6 +207,73 @@ def test_every_candidate_tile_gives_the_same_int8_product(kernels: SimpleNamespa
     a, w = codes_of("random", 37, 144, torch.int8), codes_of("random", 72, 144, torch.int8)
     made = [kernels.product.multiply(a, w, torch.ones(72), dtype=torch.bfloat16, tile=tile) for tile in kernels.tiles.EIGHT_BIT]
     assert all(torch.equal(out, made[0]) for out in made)
+
+
+SMALL_BULK = {"rows": 32, "columns": 32, "depth": 64, "warps": 4, "stages": 2, "bulk": True}
+
+
+@TYPES
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (33, 48, 80), (70, 144, 256)])
+def test_tiles_moved_in_bulk_give_the_product_that_pointers_give(
+    kernels: SimpleNamespace, codes_of: Callable[..., Any], codes: torch.dtype, added: bool, rows: int, columns: int, depth: int
+) -> None:
+    a, w = codes_of("outliers", rows, depth, codes), codes_of("random", columns, depth, codes)
+    bias, residual = values("random", 1, columns)[0], values("random", rows, columns) if added else None
+    made, pointed = (
+        kernels.product.multiply(a, w, bias, dtype=torch.bfloat16, residual=residual, tile=tile)
+        for tile in (kernels.tiles.Tile(**SMALL_BULK), None)
+    )
+    # int8's sums are exact in any order; fp32's may round to the next bf16.
+    assert torch.allclose(made.float(), pointed.float(), rtol=0 if codes == torch.int8 else 2**-7, atol=0 if codes == torch.int8 else 1e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (33, 48, 80)])
+def test_tiles_moved_in_bulk_give_the_codes_after_gelu(
+    kernels: SimpleNamespace, codes_of: Callable[..., Any], rows: int, columns: int, depth: int
+) -> None:
+    a, w = codes_of("random", rows, depth, torch.float8_e4m3fn), codes_of("random", columns, depth, torch.float8_e4m3fn)
+    bias, scales = values("random", 1, columns)[0], torch.linspace(0.1, 0.4, rows)
+    made, pointed = (
+        kernels.product.multiply_to_gelu_codes(a, w, bias, scales, tile=tile) for tile in (kernels.tiles.Tile(**SMALL_BULK), None)
+    )
+    away = (made.codes.float() - pointed.codes.float()).abs()
+    assert (away <= pointed.codes.float().abs() / 8 + 2**-9).all()  # a neighbour where a sum's last bit decides
+    assert (away > 0).float().mean() < 0.01
+
+
+def test_columns_that_cannot_be_moved_in_bulk_are_refused(kernels: SimpleNamespace, codes_of: Callable[..., Any]) -> None:
+    a, w = codes_of("random", 5, 80, torch.int8), codes_of("random", 72, 80, torch.int8)
+    with pytest.raises(ValueError, match="tile: 72 columns are no multiple of 16"):
+        kernels.product.multiply(a, w, torch.zeros(72), dtype=torch.bfloat16, tile=kernels.tiles.Tile(**SMALL_BULK))
+
+
+def test_only_the_largest_tile_is_moved_in_bulk(kernels: SimpleNamespace) -> None:
+    def chosen(rows: int, *, in_bulk: bool) -> Any:
+        return kernels.tiles.tile_for(rows=rows, columns=3072, depth=1024, multiprocessors=132, in_parts=True, in_bulk=in_bulk)
+
+    assert (chosen(6304, in_bulk=True), chosen(6304, in_bulk=False)) == (kernels.tiles.BULK, kernels.tiles.EIGHT_BIT[0])
+    assert chosen(197, in_bulk=True) == chosen(197, in_bulk=False)
+    assert not chosen(197, in_bulk=True).bulk
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["random", "outliers", "zero", "tiny"])
+def test_gelu_in_place_is_the_exact_one_rounded_once(kernels: SimpleNamespace, dtype: torch.dtype, kind: str) -> None:
+    x = values(kind, 33, 80, dtype=dtype)
+    exact = nn.functional.gelu(x.double())
+    kernels.gelu.gelu_in_place(x)
+    step = {torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
+    assert ((x.double() - exact).abs() <= 1.01 * step * exact.abs() + 2e-7).all()
+
+
+def test_gelu_in_place_keeps_what_is_not_a_number_and_refuses_what_it_cannot_read(kernels: SimpleNamespace) -> None:
+    x = torch.tensor([[1.0, float("nan")]]).bfloat16()
+    kernels.gelu.gelu_in_place(x)
+    assert x.isnan().tolist() == [[False, True]]
+    for wrong in (torch.ones(2, 2), torch.ones(4).half(), torch.ones(4, 2).half().T):
+        with pytest.raises(ValueError, match=r"^x: (float32|shape \[4\]|strides)"):
+            kernels.gelu.gelu_in_place(wrong)
 
 
 def test_no_rows_give_no_rows(kernels: SimpleNamespace) -> None:

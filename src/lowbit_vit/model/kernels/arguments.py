@@ -16,6 +16,7 @@ SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 CODES = (torch.int8, torch.float8_e4m3fn)
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # the code that a row's largest magnitude takes
 EARLY_ROWS = 512  # at 197 kernels that start early save time, at 6,304 they cost some (benchmarks/records/fast_path.json)
+BULK_FROM = (9, 0)  # compute capability
 VECTOR = 16  # bytes of one load: rows of codes start at a multiple of it
 
 
@@ -77,6 +78,11 @@ def require_device(device: torch.device, codes: torch.dtype | None = None) -> No
 def starts_early(device: torch.device, rows: int) -> bool:
     """Whether kernels over so many rows start before the kernel before them has ended (`early`): where the device can and it pays."""
     return not INTERPRETED and rows <= EARLY_ROWS and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def copies_in_bulk(device: torch.device, rows: int) -> bool:
+    """Whether products over so many rows leave copying to the card's engine for tiles (`bulk`): where it has one and it pays."""
+    return not INTERPRETED and rows > EARLY_ROWS and torch.cuda.get_device_capability(device) >= BULK_FROM
 
 
 def require_coded(name: str, coded: Coded, *, depth: int, device: torch.device) -> None:

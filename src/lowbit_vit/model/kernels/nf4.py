@@ -12,6 +12,8 @@ double quantization an absmax is a byte: one of 256 levels, times a second-level
 Source: Dettmers et al., "QLoRA", 2023, https://arxiv.org/abs/2305.14314, section 3.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -26,7 +28,9 @@ from lowbit_vit.model.kernels.rounding import codes_of
 BLOCK = 64  # weights that share one absmax
 NESTED_BLOCK = 256  # absmax bytes that share one second-level scale
 LEVELS = 256  # that an absmax byte can stand for
+TOGETHER = 4  # layers that one launch decodes at most
 _BLOCKS = 64  # that one program decodes
+_BLOCKS_TOGETHER = 32  # the same where layers are decoded together
 _ROWS = 64  # of one block each, that one program decodes where an update is added
 _LEAST_RANK = 16  # that the tensor cores multiply
 
@@ -73,6 +77,14 @@ def absmax_of(
 
 
 @triton.jit
+def decoded_pairs(codes_ptr, levels_ptr, block, inside, absmax, BLOCK: tl.constexpr):
+    """The even and the odd weights of blocks in fp32, [blocks, BLOCK / 2] each."""
+    byte = block.to(tl.int64)[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
+    packed = tl.load(codes_ptr + byte, mask=inside[:, None], other=0).to(tl.int32)
+    return tl.load(levels_ptr + (packed >> 4)) * absmax[:, None], tl.load(levels_ptr + (packed & 15)) * absmax[:, None]
+
+
+@triton.jit
 def decode_kernel(
     codes_ptr, levels_ptr, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, row_scales_ptr, out_ptr, count, of_row,
     NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, TO_CODES: tl.constexpr, LARGEST: tl.constexpr,
@@ -82,10 +94,7 @@ def decode_kernel(
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block < count
     absmax = absmax_of(block, inside, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED, NESTED_BLOCK)
-    byte = block.to(tl.int64)[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
-    packed = tl.load(codes_ptr + byte, mask=inside[:, None], other=0).to(tl.int32)
-    first = tl.load(levels_ptr + (packed >> 4)) * absmax[:, None]
-    second = tl.load(levels_ptr + (packed & 15)) * absmax[:, None]
+    first, second = decoded_pairs(codes_ptr, levels_ptr, block, inside, absmax, BLOCK)
     if TO_CODES:
         scales = tl.load(row_scales_ptr + block // of_row, mask=inside, other=1.0)[:, None]
         first = codes_of(first / scales, LARGEST, out_ptr.dtype.element_ty)
@@ -94,6 +103,35 @@ def decode_kernel(
         first, second = first.to(out_ptr.dtype.element_ty), second.to(out_ptr.dtype.element_ty)
     place = block.to(tl.int64)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     tl.store(out_ptr + place, tl.interleave(first, second), mask=inside[:, None])
+
+
+@triton.jit
+def decode_together_kernel(
+    codes_0, codes_1, codes_2, codes_3, absmax_0, absmax_1, absmax_2, absmax_3,
+    nested_scales_0, nested_scales_1, nested_scales_2, nested_scales_3, nested_mean_0, nested_mean_1, nested_mean_2, nested_mean_3,
+    levels_ptr, nested_levels_ptr, out_ptr, count_0, count_1, count_2, count_3, program_1, program_2, program_3,
+    NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Decode BLOCKS blocks of one of four layers, which lie one after another in out; count_i: its blocks, program_i: its first."""
+    program = tl.program_id(0)
+    codes_ptr, absmax_ptr, nested_scales_ptr, nested_mean_ptr = codes_0, absmax_0, nested_scales_0, nested_mean_0
+    first_program, count, before = 0, count_0, 0
+    if program >= program_3:
+        codes_ptr, absmax_ptr, nested_scales_ptr, nested_mean_ptr = codes_3, absmax_3, nested_scales_3, nested_mean_3
+        first_program, count, before = program_3, count_3, count_0 + count_1 + count_2
+    elif program >= program_2:
+        codes_ptr, absmax_ptr, nested_scales_ptr, nested_mean_ptr = codes_2, absmax_2, nested_scales_2, nested_mean_2
+        first_program, count, before = program_2, count_2, count_0 + count_1
+    elif program >= program_1:
+        codes_ptr, absmax_ptr, nested_scales_ptr, nested_mean_ptr = codes_1, absmax_1, nested_scales_1, nested_mean_1
+        first_program, count, before = program_1, count_1, count_0
+    block = (program - first_program) * BLOCKS + tl.arange(0, BLOCKS)
+    inside = block < count
+    absmax = absmax_of(block, inside, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED, NESTED_BLOCK)
+    first, second = decoded_pairs(codes_ptr, levels_ptr, block, inside, absmax, BLOCK)
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    place = (before + block).to(tl.int64)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    tl.store(out_ptr + place, tl.interleave(first.to(dtype), second.to(dtype)), mask=inside[:, None])
 
 
 @triton.jit
@@ -106,18 +144,15 @@ def decode_adapted_kernel(
     inside = row < rows
     block = row * of_row + tl.program_id(1)
     absmax = absmax_of(block, inside, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED, NESTED_BLOCK)
-    byte = block.to(tl.int64)[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
-    packed = tl.load(codes_ptr + byte, mask=inside[:, None], other=0).to(tl.int32)
+    first, second = decoded_pairs(codes_ptr, levels_ptr, block, inside, absmax, BLOCK)
     r = tl.arange(0, RANK)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     up = tl.load(up_ptr + row[:, None] * rank + r[None, :], mask=inside[:, None] & (r < rank)[None, :], other=0.0)
     down = tl.load(down_ptr + r[:, None] * (of_row * BLOCK) + column[None, :], mask=(r < rank)[:, None], other=0.0)
     even, odd = tl.split(tl.reshape(tl.dot(up, down), (ROWS, BLOCK // 2, 2)))
-    first = tl.load(levels_ptr + (packed >> 4)) * absmax[:, None] + even
-    second = tl.load(levels_ptr + (packed & 15)) * absmax[:, None] + odd
     place = block.to(tl.int64)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     dtype: tl.constexpr = out_ptr.dtype.element_ty
-    tl.store(out_ptr + place, tl.interleave(first.to(dtype), second.to(dtype)), mask=inside[:, None])
+    tl.store(out_ptr + place, tl.interleave((first + even).to(dtype), (second + odd).to(dtype)), mask=inside[:, None])
 
 
 def decode(w: NF4Weights, dtype: torch.dtype) -> Tensor:
@@ -143,6 +178,34 @@ def decode_into(w: NF4Weights, out: Tensor) -> None:
     _require(w)
     require_matrix("out", out, dtypes=(*SIXTEEN_BIT, torch.float32), shape=w.shape, device=w.codes.device)
     _decode(w, out, None)
+
+
+def decode_together(layers: Sequence[NF4Weights], out: Tensor) -> None:
+    """The weights of layers one after another, as `decode` of each, into memory that is there; in one launch for every TOGETHER layers.
+
+    A launch of its own for each of a block's four layers takes 17.4 us on an H200, one for all 11.0.
+
+    Args:
+        layers: without adapters, all with double quantization or all without.
+        out: fp16, bf16 or fp32, with a place for each weight, contiguous.
+
+    Raises:
+        ValueError, Unavailable: as `decode`; or a layer with adapters, or layers of both kinds.
+    """
+    if any(w.up is not None for w in layers):
+        raise ValueError("layers: one has adapters; decode it alone")
+    if len({w.nested_levels is None for w in layers}) > 1:
+        raise ValueError("layers: some have double quantization and some have not; decode them apart")
+    for w in layers:
+        _require(w)
+    total = sum(w.shape[0] * w.shape[1] for w in layers)
+    require_matrix("out", out, dtypes=(*SIXTEEN_BIT, torch.float32), shape=(total,), device=layers[0].codes.device)
+    done = 0
+    for start in range(0, len(layers), TOGETHER):
+        some = layers[start : start + TOGETHER]
+        count = sum(w.shape[0] * w.shape[1] for w in some)
+        _decode_some(some, out[done : done + count])
+        done += count
 
 
 def decode_to_codes(w: NF4Weights, scales: Tensor, *, codes: torch.dtype) -> Coded:
@@ -208,6 +271,20 @@ def _decode(w: NF4Weights, out: Tensor, scales: Tensor | None) -> None:
         NESTED=w.nested_levels is not None, NESTED_BLOCK=NESTED_BLOCK, TO_CODES=scales is not None,
         LARGEST=LARGEST.get(out.dtype, 0.0), BLOCKS=_BLOCKS, BLOCK=BLOCK, num_warps=4,
         enable_fp_fusion=False,  # level x scale + mean is rounded twice in bitsandbytes
+    )  # fmt: skip
+
+
+def _decode_some(layers: Sequence[NF4Weights], out: Tensor) -> None:
+    """At most TOGETHER layers; places that are left repeat the last layer, and no program comes to them."""
+    filled = [*layers, *[layers[-1]] * (TOGETHER - len(layers))]
+    counts = [w.absmax.numel() for w in filled]
+    ends = list(accumulate(triton.cdiv(count, _BLOCKS_TOGETHER) for count in counts))
+    nested = [_nested(w) for w in filled]
+    decode_together_kernel[ends[len(layers) - 1],](
+        *(w.codes for w in filled), *(w.absmax for w in filled), *(scales for _, scales, _ in nested), *(mean for _, _, mean in nested),
+        filled[0].levels, nested[0][0], out, *counts, *ends[:-1],
+        NESTED=filled[0].nested_levels is not None, NESTED_BLOCK=NESTED_BLOCK, BLOCKS=_BLOCKS_TOGETHER, BLOCK=BLOCK, num_warps=4,
+        enable_fp_fusion=False,
     )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ scale of their own, by which the second product scaled its sums every 128 column
 (docs/fast-path.md): two sets of sums do not fit a program's registers. Now e4m3 has its scales before the product
 (`quantize.normalize_rows_towards`). int8 cannot: its product writes 16 bits, and a pass makes the codes (`quantize.gelu_rows`).
 
+Many rows on a card with a copy engine for tiles have a kernel of their own (`bulk`), with the same epilogue.
+
 One image gives too few tiles to fill a card. So a long depth can be cut in parts: each program sums its part, and the last to arrive at
 a tile adds them up, always in the same order, and does the epilogue.
 """
@@ -17,14 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowbit_vit.model.kernels import arguments, tiles
+from lowbit_vit.model.kernels import arguments, bulk, tiles
 from lowbit_vit.model.kernels.arguments import LARGEST, SIXTEEN_BIT, Coded, require_coded, require_device, require_matrix
 from lowbit_vit.model.kernels.early import early_options, prefetch_rows, release_the_next, wait_for_the_last
-from lowbit_vit.model.kernels.gelu import gelu
-from lowbit_vit.model.kernels.rounding import codes_of
+from lowbit_vit.model.kernels.epilogue import corner_of_tile, gelu_codes, scaled
 
 ARRIVALS = 1024  # tiles that a depth in parts may have
-_STRIPE = 8  # tiles of rows that share their weights' tiles in the second-level cache
 _INTERPRETED = 6  # stands for a card's multiprocessors under the interpreter
 
 
@@ -36,20 +36,15 @@ def product_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STRIPE: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     """One tile of a w^T with its epilogue: a [rows, depth] and w [columns, depth] in codes; the constants say which parts it has."""
-    # Programs go down a stripe of row tiles before they go to the next tile of columns.
-    down, across = tl.cdiv(rows, ROWS), tl.cdiv(columns, COLUMNS)
-    stripe = tl.program_id(0) // (STRIPE * across)
-    height = min(down - stripe * STRIPE, STRIPE)
-    within = tl.program_id(0) % (STRIPE * across)
-    row = (stripe * STRIPE + within % height) * ROWS + tl.arange(0, ROWS)
-    column = (within // height) * COLUMNS + tl.arange(0, COLUMNS)
+    top, left = corner_of_tile(rows, columns, ROWS, COLUMNS, STRIPE)
+    row, column = top + tl.arange(0, ROWS), left + tl.arange(0, COLUMNS)
     part_steps = tl.cdiv(tl.cdiv(depth, DEPTH), PARTS)
     first = tl.program_id(1) * part_steps * DEPTH  # of the depth that this program sums
     k = first + tl.arange(0, DEPTH)
 
     if EARLY:
         release_the_next()
-        if EVEN and within % height == 0:  # of the programs that read the same weights, one
+        if EVEN and top % (STRIPE * ROWS) == 0:  # of the programs of a stripe that read the same weights, one
             prefetch_rows(w_ptr + first, (column % columns).to(tl.int64) * depth, part_steps * DEPTH)
         wait_for_the_last()
 
@@ -80,15 +75,13 @@ def product_kernel(
         for part in tl.static_range(1, PARTS):
             sums += tl.load(of_tile + part * (ROWS * COLUMNS), cache_modifier=".cg")
 
-    x = sums.to(tl.float32) * tl.load(a_scales_ptr + row % rows)[:, None]
-    x = x * tl.load(w_scales_ptr + column % columns)[None, :] + tl.load(bias_ptr + column % columns).to(tl.float32)[None, :]
+    x = scaled(sums, row, column, rows, columns, a_scales_ptr, w_scales_ptr, bias_ptr)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     place = row.to(tl.int64)[:, None] * columns + column[None, :]
     if RESIDUAL:
         x += tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if GELU_CODES:
-        inverse = 1.0 / tl.load(out_scales_ptr + row % rows)
-        tl.store(out_ptr + place, codes_of(gelu(x) * inverse[:, None], LARGEST, out_ptr.dtype.element_ty), mask=inside)
+        tl.store(out_ptr + place, gelu_codes(x, row, rows, out_scales_ptr, LARGEST, out_ptr.dtype.element_ty), mask=inside)
     else:
         tl.store(out_ptr + place, x.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -187,7 +180,14 @@ def _launch(
         return
     if tile is None:
         count = _INTERPRETED if arguments.INTERPRETED else multiprocessors(out.device)
-        tile = tiles.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, in_parts=arrivals is not None)
+        in_bulk = columns % bulk.ALIGNED == 0 and arguments.copies_in_bulk(out.device, rows)
+        in_parts = arrivals is not None
+        tile = tiles.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, in_parts=in_parts, in_bulk=in_bulk)
+    if tile.bulk:
+        if columns % bulk.ALIGNED:
+            raise ValueError(f"tile: {columns} columns are no multiple of {bulk.ALIGNED}, which tiles that are moved in bulk need")
+        bulk.launch(a, w, bias, out, residual=residual, out_scales=out_scales, tile=tile)
+        return
     pieces = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
     sums = a.scales  # not read where the depth is whole
     if tile.parts > 1:
@@ -200,7 +200,7 @@ def _launch(
         a.codes, a.scales, w.codes, w.scales, bias, out if residual is None else residual, out,
         a.scales if out_scales is None else out_scales, sums, a.scales if arrivals is None else arrivals, rows, columns, depth,
         RESIDUAL=residual is not None, GELU_CODES=out_scales is not None, EVEN=depth % (tile.parts * tile.depth) == 0, EARLY=early,
-        PARTS=tile.parts, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, STRIPE=_STRIPE, LARGEST=LARGEST[a.codes.dtype],
+        PARTS=tile.parts, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, STRIPE=tiles.STRIPE, LARGEST=LARGEST[a.codes.dtype],
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True, **early_options(early=early),
     )  # fmt: skip
 

@@ -153,6 +153,6 @@ def _quantize(
     quantize_kernel[(rows,)](
         x, gain, shift, made.codes, made.scales, reach, next_scales, columns, 0.0 if norm is None else norm.eps,
         NORM=norm is not None, GELU=gelu, NEXT=following is not None, EARLY=early, LARGEST=LARGEST[codes],
-        WIDTH=width, num_warps=max(1, min(8, width // 512)), enable_fp_fusion=True, **early_options(early=early),
+        WIDTH=width, num_warps=max(1, min(8, width // 1024)), enable_fp_fusion=True, **early_options(early=early),
     )  # fmt: skip
     return made

@@ -21,6 +21,7 @@ class Tile(NamedTuple):
         warps: of the program.
         stages: loads in flight.
         parts: of the depth, a program for each.
+        bulk: whether the card's copy engine moves it (`bulk`); then in one part.
     """
 
     rows: int
@@ -29,19 +30,22 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     parts: int = 1
+    bulk: bool = False
 
 
+STRIPE = 8  # tiles of rows that share their weights' tiles in the second-level cache
 # Products of 8-bit codes. Largest first.
 EIGHT_BIT = (
     Tile(128, 128, 128, 4, 3),
     Tile(64, 128, 128, 4, 6),
     Tile(64, 64, 256, 4, 3),
 )
+BULK = EIGHT_BIT[0]._replace(bulk=True)
 IN_PARTS = Tile(64, 64, 128, 4, 8, parts=2)
 LONG = 2048  # a depth from which adding up two parts costs less than it saves
 
 
-def tile_for(*, rows: int, columns: int, depth: int, multiprocessors: int, in_parts: bool) -> Tile:
+def tile_for(*, rows: int, columns: int, depth: int, multiprocessors: int, in_parts: bool, in_bulk: bool) -> Tile:
     """The largest tile that gives two thirds of the multiprocessors a piece; where none does, the one with most pieces.
 
     Two thirds: at one image, large tiles on 96 of 132 multiprocessors were faster than small ones on all, on 64 they were not.
@@ -52,6 +56,7 @@ def tile_for(*, rows: int, columns: int, depth: int, multiprocessors: int, in_pa
         depth: of the product.
         multiprocessors: of the card.
         in_parts: whether a long depth may be cut where no tile gives so many pieces.
+        in_bulk: whether the largest tile may be moved by the copy engine.
     """
 
     def pieces(tile: Tile) -> int:
@@ -60,4 +65,6 @@ def tile_for(*, rows: int, columns: int, depth: int, multiprocessors: int, in_pa
     filling = next((tile for tile in EIGHT_BIT if 3 * pieces(tile) >= 2 * multiprocessors), None)
     if filling is None and in_parts and depth >= LONG:
         return IN_PARTS
+    if filling == EIGHT_BIT[0] and in_bulk:
+        return BULK
     return filling or max(EIGHT_BIT, key=pieces)
