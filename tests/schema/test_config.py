@@ -78,6 +78,8 @@ def write_changed(folder: Path, change: dict[str, object]) -> Path:
         ({"mixed.spared": [3]}, ["mixed", "[3]", "even"]),
         ({"mixed.compute_dtype": "fp32", "mixed.attention": "fa2"}, ["mixed", "fa2 has no fp32 kernel", "fp16, bf16"]),
         ({"variants.arms.0.attention": "fa2"}, ["variants.arms.0 (Baseline ViT)", "fa2 has no fp32 kernel on cpu", "fp16, bf16"]),
+        ({"variants.arms.0.attention": "cudnn"}, ["variants.arms.0 (Baseline ViT)", "cudnn has no gradient that repeats", "flash"]),
+        ({"lora.training.attention": "cudnn"}, ["lora.training.attention", "'math', 'efficient', 'flash' or 'fa2'", "'cudnn'"]),
         ({"variants.arms.0.compute_dtype": "tf32"}, ["variants.arms.0", "tf32 is a CUDA matmul mode"]),
         ({"variants.arms.1.weights": {"format": "nf4"}}, ["variants.arms.1.weights", "double_quantization", "required"]),
         ({"variants.arms.2.weights": {"format": "int8"}}, ["variants.arms.2.weights", "threshold", "required"]),

@@ -204,7 +204,7 @@ class Training(Frozen):
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="ours: the moving average of the weights is what is kept; null: the last weights"
     )
-    attention: AttentionName | None = Field(
+    attention: Literal["math", "efficient", "flash", "fa2"] | None = Field(
         default=None, description="ours: kernel of the training forward; null: the model's own, which takes fp32 too"
     )
     compile: bool = Field(default=False, description="ours: blocks compiled and AdamW fused, CUDA only: faster, rounded otherwise")
@@ -431,7 +431,7 @@ class Trial(Frozen):
 
     @model_validator(mode="after")
     def _combination_exists(self) -> Self:
-        problem = impossible(self.plan, self.attention, self.device) or unfit(self.plan, self.qkv, self.adaptation)
+        problem = impossible(self.plan, self.attention, self.device, self.adaptation) or unfit(self.plan, self.qkv, self.adaptation)
         if problem is not None:
             raise ValueError(problem)
         if self.adaptation != "none" and self.lora is None:
@@ -448,12 +448,14 @@ class Trial(Frozen):
         return f"{precision}-{self.attention}-{self.adaptation}-{self.execution}-s{self.seed}-{digest[:10]}"
 
 
-def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | None:
+def impossible(plan: Plan, attention: AttentionName, device: Device, adaptation: AdaptationMethod) -> str | None:
     """Say why this combination can exist on no machine, or None.
 
     FlashAttention-2 and cuDNN attention have fp16 and bf16 kernels only; PyTorch's own flash kernel is 16-bit on CUDA but
-    takes fp32 on the CPU.
+    takes fp32 on the CPU. Training repeats to the bit, and PyTorch refuses cuDNN's attention where results have to.
     """
+    if adaptation == "qlora" and attention == "cudnn":
+        return "attention cudnn has no gradient that repeats, and adaptation qlora trains; allowed with it: math, efficient, flash, fa2"
     sixteen_bit = plan.compute_dtype in ("fp16", "bf16")
     needs_16_bit = attention in ("fa2", "cudnn") or (attention == "flash" and device == "cuda")
     if needs_16_bit and not sixteen_bit:
@@ -591,13 +593,14 @@ class Profile(Frozen):
     def _arms_exist(self) -> Self:
         for index, arm in enumerate(self.variants.arms):
             plan = uniform(arm.weights, arm.compute_dtype)
-            problem = impossible(plan, arm.attention, arm.device or self.device) or unfit(plan, arm.qkv, arm.adaptation)
+            device = arm.device or self.device
+            problem = impossible(plan, arm.attention, device, arm.adaptation) or unfit(plan, arm.qkv, arm.adaptation)
             if problem is None and arm.adaptation != "none" and self.lora is None:
                 problem = f"adaptation {arm.adaptation} needs the lora section"
             if problem is not None:
                 raise ValueError(f"variants.arms.{index} ({arm.label}): {problem}")
         for name, study in (("sensitivity", self.sensitivity), ("mixed", self.mixed)):
-            problem = impossible(Plan(compute_dtype=study.compute_dtype), study.attention, self.device)
+            problem = impossible(Plan(compute_dtype=study.compute_dtype), study.attention, self.device, "none")
             if problem is not None:
                 raise ValueError(f"{name}: {problem}")
         return self
