@@ -192,7 +192,7 @@ FAST = {"label": "fast", "compute_dtype": "bf16", "attention": "cudnn", "adaptat
     [
         ({"qkv": "separate"}, "take q, k and v as one layer; set qkv: fused"),
         ({"compute_dtype": "fp32", "attention": "efficient"}, "have no fp32 kernel; allowed compute_dtype: fp16, bf16"),
-        ({"adaptation": "qlora"}, "cannot carry adapters"),
+        ({"adaptation": "qlora", "attention": "flash"}, "cannot carry adapters"),
     ],
 )
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_format_of_our_own_kernels_says_what_it_needs(
 def test_our_nf4_carries_adapters_unless_its_constants_are_quantized(tmp_path: Path, double_quantization: bool) -> None:
     arms = yaml.safe_load(DEMO.read_text())["variants"]["arms"]
     weights = {"format": "nf4_fused", "double_quantization": double_quantization, "products": "16-bit"}
-    path = write_changed(tmp_path, {"variants.arms": [*arms, {**FAST, "weights": weights, "adaptation": "qlora"}]})
+    path = write_changed(tmp_path, {"variants.arms": [*arms, {**FAST, "weights": weights, "adaptation": "qlora", "attention": "flash"}]})
     if double_quantization:
         with pytest.raises(ConfigError, match="or nf4_fused without double quantization"):
             load_profile(path)
