@@ -1,3 +1,5 @@
+import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -5,6 +7,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 
 from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.model import kernels
 from lowbit_vit.model.precision import apply_plan
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import AttentionName
@@ -114,13 +117,22 @@ def test_a_label_that_the_trace_contradicts_fails_the_trial() -> None:
         trace(torch.inference_mode()(a_model("math")), torch.zeros(1, 3, 8, 8), attention="flash", device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("product_kernel", "gemm"), ("nf4_product_kernel", "gemm"), ("quantize_kernel", "quantize"), ("decode_adapted_kernel", "quantize")],
+KERNELS = sorted(
+    name
+    for path in Path(kernels.__path__[0]).glob("*.py")
+    for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), flags=re.MULTILINE)
 )
-def test_the_kernels_of_the_fast_path_are_known(name: str, kind: str) -> None:
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_of_ours_has_a_class_by_its_name(name: str) -> None:
+    kind = next(
+        kind
+        for word, kind in (("product", "gemm"), ("decode", "quantize"), ("quant", "quantize"), ("gelu", "norm_elementwise"))
+        if word in name
+    )
     assert kernel_class(name) == kind
-    assert low_bit_names([name]) == (name,)
+    assert low_bit_names([name]) == (() if name == "gelu_kernel" else (name,))
 
 
 def kernel(name: str, start_us: float, end_us: float) -> FunctionEvent:

@@ -47,13 +47,13 @@ _PATTERNS = {
             r"_mm\b|addmm|aten::b?mm\b|aten::linear|matmul(_|\b)",
             "convolution|conv2d",
         ],
-        "quantize": ["quant|decode_(adapted_)?kernel|Int8Vector|mm_int32|MatMul8bit|MatMul4bit|bitsandbytes"],
+        "quantize": [r"quant|decode_(\w+_)?kernel|Int8Vector|mm_int32|MatMul8bit|MatMul4bit|bitsandbytes"],
         "copy": ["memcpy|memset|copy|CatArray|aten::cat|clone|contiguous"],
         "norm_elementwise": ["norm|elementwise|vectorized|reduce|triton|gelu", "aten::(add|mul|sub|div|where|all|mean|sum)"],
     }.items()
 }
 # What reads or makes low-bit values: bitsandbytes' own kernels and operators, cuBLAS's int8 products, and our kernels.
-_LOW_BIT = re.compile(r"quant|product_kernel|decode_(adapted_)?kernel|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE)
+_LOW_BIT = re.compile(r"quant|product_kernel|decode_(\w+_)?kernel|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE)
 _NAME_LENGTH = 160  # templates' names run to a thousand characters
 _SYNCS = re.compile(r"^cuda(Stream|Device|Event)Synchronize$|^cudaMemcpy$")
 
