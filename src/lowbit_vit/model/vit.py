@@ -211,8 +211,8 @@ class VisionTransformer(nn.Module):
     def patches(self, images: Tensor) -> Tensor:
         """The patch embedding, [B, 3, S, S] -> [B, (S / P)^2, W], for any S that patches tile.
 
-        A convolution whose windows do not overlap is a product of flattened patches. On a card it is computed so: for 32 images in
-        bf16 cuDNN's convolution took 278 us on an H200, the product with its copy of the patches 32.
+        A convolution whose windows do not overlap is a product of flattened patches. On a card it is computed so, for cuDNN's
+        convolution takes several times as long (docs/fast-path.md).
         """
         if images.device.type == "cuda":
             return self.patches_by_product(images)

@@ -204,7 +204,7 @@ class Training(Frozen):
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="ours: the moving average of the weights is what is kept; null: the last weights"
     )
-    attention: Literal["math", "efficient", "flash", "fa2"] | None = Field(
+    attention: AttentionName | None = Field(
         default=None, description="ours: kernel of the training forward; null: the model's own, which takes fp32 too"
     )
     compile: bool = Field(default=False, description="ours: blocks compiled and AdamW fused, CUDA only: faster, rounded otherwise")
@@ -448,6 +448,9 @@ class Trial(Frozen):
         return f"{precision}-{self.attention}-{self.adaptation}-{self.execution}-s{self.seed}-{digest[:10]}"
 
 
+_NO_GRADIENT = "attention cudnn has no gradient that repeats; allowed in training: math, efficient, flash, fa2"
+
+
 def impossible(plan: Plan, attention: AttentionName, device: Device, adaptation: AdaptationMethod) -> str | None:
     """Say why this combination can exist on no machine, or None.
 
@@ -455,7 +458,7 @@ def impossible(plan: Plan, attention: AttentionName, device: Device, adaptation:
     takes fp32 on the CPU. Training repeats to the bit, and PyTorch refuses cuDNN's attention where results have to.
     """
     if adaptation == "qlora" and attention == "cudnn":
-        return "attention cudnn has no gradient that repeats, and adaptation qlora trains; allowed with it: math, efficient, flash, fa2"
+        return f"adaptation qlora trains; {_NO_GRADIENT}"
     sixteen_bit = plan.compute_dtype in ("fp16", "bf16")
     needs_16_bit = attention in ("fa2", "cudnn") or (attention == "flash" and device == "cuda")
     if needs_16_bit and not sixteen_bit:
@@ -603,6 +606,14 @@ class Profile(Frozen):
             problem = impossible(Plan(compute_dtype=study.compute_dtype), study.attention, self.device, "none")
             if problem is not None:
                 raise ValueError(f"{name}: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _training_repeats(self) -> Self:
+        # Here and not in Training, which reads old records too: cuDNN's attention was trained with before training had to repeat.
+        for name, section in (("backbone", self.backbone), ("lora", self.lora)):
+            if section is not None and section.training is not None and section.training.attention == "cudnn":
+                raise ValueError(f"{name}.training: {_NO_GRADIENT}")
         return self
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
 """The same product where the card's copy engine brings and stores whole tiles (TMA; compute capability 9.0 and up).
 
 Addresses are then a matter of two numbers and not of a register for each vector, and the result leaves through shared memory in whole
-lines. So a multiprocessor holds two programs of the largest tile, and one's epilogue runs under the other's main loop. On an H200, 32
-images: 6 to 11 % less time than by pointers; at one image none less.
+lines. So a multiprocessor holds two programs of the largest tile, and one's epilogue runs under the other's main loop. What it saves,
+and that a larger tile saves nothing, is in benchmarks/records/fast_tiles.json.
 """
 
 import triton

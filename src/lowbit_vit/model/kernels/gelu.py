@@ -40,7 +40,7 @@ def gelu_kernel(x_ptr, count, VALUES: tl.constexpr):
 def gelu_in_place(x: Tensor) -> None:
     """Each value becomes its exact GELU, computed in fp32 and rounded once; fp16 or bf16, [M, N], contiguous.
 
-    After the product of fc1 for 32 images this takes 23 us on an H200, PyTorch's GELU 38.
+    Right after the product that wrote x, it finds the end of it in the second-level cache (docs/fast-path.md has the times).
 
     Raises:
         ValueError: another dtype, shape or stride.

@@ -183,7 +183,7 @@ def decode_into(w: NF4Weights, out: Tensor) -> None:
 def decode_together(layers: Sequence[NF4Weights], out: Tensor) -> None:
     """The weights of layers one after another, as `decode` of each, into memory that is there; in one launch for every TOGETHER layers.
 
-    A launch of its own for each of a block's four layers takes 17.4 us on an H200, one for all 11.0.
+    A launch has a slow start and end: four of a block's layers take half as long again one by one (docs/fast-path.md).
 
     Args:
         layers: without adapters, all with double quantization or all without.
