@@ -156,7 +156,7 @@ OURS: dict[str, Callable[[Tensor], Forward]] = {
     "W8A8, no tile in bulk, graph": altered(W8A8_GRAPH, arguments, "BULK_FROM", NO_CARD),
     "fp8, patches by convolution, graph": altered(FP8_GRAPH, *BY_CONVOLUTION),
     "NF4 fused, compiled, graph": NF4_GRAPH,
-    "NF4 fused, GELU left to the compiler, compiled, graph": altered(NF4_GRAPH, fast, "computes_gelu", lambda _: False),
+    "NF4 fused, GELU left to the compiler, compiled, graph": altered(NF4_GRAPH, fast, "nf4_in_16_bits", lambda _: False),
     "NF4 fused, double quantization, compiled, graph": ours(
         FusedNF4(format="nf4_fused", double_quantization=True, products="16-bit"), "compile_graph"
     ),

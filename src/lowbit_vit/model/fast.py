@@ -249,9 +249,9 @@ def eight_bit(weights: Weights) -> bool:
     return isinstance(weights, W8A8 | FP8) or (isinstance(weights, FusedNF4) and weights.products != "16-bit")
 
 
-def computes_gelu(fc1: nn.Module) -> TypeGuard[FusedNF4Linear]:
-    """Whether an MLP's first layer makes GELU of its product itself."""
-    return isinstance(fc1, FusedNF4Linear) and fc1.products == "16-bit"
+def nf4_in_16_bits(layer: nn.Module) -> TypeGuard[FusedNF4Linear]:
+    """Whether it is our NF4 with products in 16 bits: what is decoded ahead, and what can make GELU of its product."""
+    return isinstance(layer, FusedNF4Linear) and layer.products == "16-bit"
 
 
 def convert(weight: Tensor, bias: Tensor, weights: Fused, *, name: str) -> nn.Module:
@@ -339,5 +339,5 @@ def fuse_blocks(blocks: nn.ModuleList) -> None:
         found = format_of(fc1)
         if found is not None and eight_bit(found):
             blocks[place] = FusedBlock(block).train(block.training)
-        elif computes_gelu(fc1):
+        elif nf4_in_16_bits(fc1):
             block.mlp.activation, fc1.gelu = nn.Identity(), True

@@ -431,7 +431,7 @@ class Trial(Frozen):
 
     @model_validator(mode="after")
     def _combination_exists(self) -> Self:
-        problem = impossible(self.plan, self.attention, self.device, self.adaptation) or unfit(self.plan, self.qkv, self.adaptation)
+        problem = impossible(self.plan, self.attention, self.device) or unfit(self.plan, self.qkv, self.adaptation)
         if problem is not None:
             raise ValueError(problem)
         if self.adaptation != "none" and self.lora is None:
@@ -448,17 +448,12 @@ class Trial(Frozen):
         return f"{precision}-{self.attention}-{self.adaptation}-{self.execution}-s{self.seed}-{digest[:10]}"
 
 
-_NO_GRADIENT = "attention cudnn has no gradient that repeats; allowed in training: math, efficient, flash, fa2"
-
-
-def impossible(plan: Plan, attention: AttentionName, device: Device, adaptation: AdaptationMethod) -> str | None:
+def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | None:
     """Say why this combination can exist on no machine, or None.
 
     FlashAttention-2 and cuDNN attention have fp16 and bf16 kernels only; PyTorch's own flash kernel is 16-bit on CUDA but
-    takes fp32 on the CPU. Training repeats to the bit, and PyTorch refuses cuDNN's attention where results have to.
+    takes fp32 on the CPU.
     """
-    if adaptation == "qlora" and attention == "cudnn":
-        return f"adaptation qlora trains; {_NO_GRADIENT}"
     sixteen_bit = plan.compute_dtype in ("fp16", "bf16")
     needs_16_bit = attention in ("fa2", "cudnn") or (attention == "flash" and device == "cuda")
     if needs_16_bit and not sixteen_bit:
@@ -593,27 +588,31 @@ class Profile(Frozen):
     container: ContainerPin | None = Field(default=None, description="null: no image is pinned")
 
     @model_validator(mode="after")
+    def _training_repeats(self) -> Self:
+        # PyTorch refuses cuDNN's attention where results have to repeat. Here and not in Training or Trial, which read old records too:
+        # it was trained with before training had to repeat.
+        trained = {f"{name}.training": section.training for name, section in (("backbone", self.backbone), ("lora", self.lora)) if section}
+        found = [name for name, training in trained.items() if training is not None and training.attention == "cudnn"]
+        for index, arm in enumerate(self.variants.arms):
+            if arm.adaptation == "qlora" and arm.attention == "cudnn":
+                found.append(f"variants.arms.{index} ({arm.label}): adaptation qlora trains")
+        if found:
+            raise ValueError(f"{found[0]}: attention cudnn has no gradient that repeats; allowed in training: math, efficient, flash, fa2")
+        return self
+
+    @model_validator(mode="after")
     def _arms_exist(self) -> Self:
         for index, arm in enumerate(self.variants.arms):
             plan = uniform(arm.weights, arm.compute_dtype)
-            device = arm.device or self.device
-            problem = impossible(plan, arm.attention, device, arm.adaptation) or unfit(plan, arm.qkv, arm.adaptation)
+            problem = impossible(plan, arm.attention, arm.device or self.device) or unfit(plan, arm.qkv, arm.adaptation)
             if problem is None and arm.adaptation != "none" and self.lora is None:
                 problem = f"adaptation {arm.adaptation} needs the lora section"
             if problem is not None:
                 raise ValueError(f"variants.arms.{index} ({arm.label}): {problem}")
         for name, study in (("sensitivity", self.sensitivity), ("mixed", self.mixed)):
-            problem = impossible(Plan(compute_dtype=study.compute_dtype), study.attention, self.device, "none")
+            problem = impossible(Plan(compute_dtype=study.compute_dtype), study.attention, self.device)
             if problem is not None:
                 raise ValueError(f"{name}: {problem}")
-        return self
-
-    @model_validator(mode="after")
-    def _training_repeats(self) -> Self:
-        # Here and not in Training, which reads old records too: cuDNN's attention was trained with before training had to repeat.
-        for name, section in (("backbone", self.backbone), ("lora", self.lora)):
-            if section is not None and section.training is not None and section.training.attention == "cudnn":
-                raise ValueError(f"{name}.training: {_NO_GRADIENT}")
         return self
 
     @model_validator(mode="after")
