@@ -50,8 +50,11 @@ BARS = (
 
 def main() -> None:
     """Draw the figure."""
-    specification = time_by_class(frame(json.loads(RECORD.read_text())))
-    svg: str = vl_convert.vegalite_to_svg({**(specification or {}), "background": "white"})
+    specification = time_by_class(frame(json.loads(RECORD.read_text()))) or {}
+    # A reader's fonts may be wider than those that the picture is laid out with.
+    specification["config"]["legend"]["columnPadding"] = 30
+    room = {"left": 50, "top": 5, "right": 15, "bottom": 5}
+    svg: str = vl_convert.vegalite_to_svg({**specification, "padding": room, "background": "white"})
     write_atomic(FIGURE, re.sub(r"gradient_\d+", "gradient", svg).encode())
     print(FIGURE)
 
