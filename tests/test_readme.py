@@ -2,7 +2,7 @@
 
 Every shell block carries a mark after `sh`:
 
-- `sh test`: run here, line by line, in a fresh copy of the project, with the environment's programs on PATH;
+- `sh test`: run here, line by line, in a fresh copy of the project, with the environment's programs on PATH; `sh test 1`: they exit with 1;
 - `sh ci`: run by .ci/run in a fresh clone, because it installs or takes minutes;
 - `sh manual`: needs a GPU, a download or hours, and is run by hand.
 """
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MARKS = ("test", "ci", "manual")
+MARKS = ("test", "test 1", "ci", "manual")
 SECONDS = 240  # one command
 ACTIVATE = "source .tox/main/bin/activate"  # the tests run in that environment already
 
@@ -42,7 +42,8 @@ def _blocks() -> Iterator[Block]:
 
 
 BLOCKS = list(_blocks())
-TESTED = [block for block in BLOCKS if block.mark == "test"]
+TESTED = [block for block in BLOCKS if block.mark.startswith("test")]
+TYPED = [(command, 1 if block.mark == "test 1" else 0) for block in TESTED for command in block.commands if command != ACTIVATE]
 
 
 def test_every_shell_block_says_who_runs_it() -> None:
@@ -78,9 +79,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.readme
 @pytest.mark.timeout(SECONDS + 10)
-@pytest.mark.parametrize("command", [command for block in TESTED for command in block.commands if command != ACTIVATE])
-def test_command_runs_as_it_stands(command: str, project: Path) -> None:
+@pytest.mark.parametrize(("command", "code"), TYPED, ids=[command for command, _ in TYPED])
+def test_command_runs_as_it_stands(command: str, code: int, project: Path) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     typed = ["bash", "-c", command.replace(".tox/main/bin/", "")]
     done = subprocess.run(typed, cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS)
-    assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, f"$ {command}\n{done.stdout}\n{done.stderr}"

@@ -151,7 +151,7 @@ H100: dict[str, Verdict] = {
     "abstract-8-bit-preserves": "reproduced",
     "abstract-4-bit-drop": "not reproduced",
     "mean-fp32": "not comparable",
-    "top1-nf4-sdpa": "suspicious",
+    "top1-nf4-sdpa": "not comparable",
     "abstract-blocks-20-23": "not run",
     "discussion-negligible": "not run",
     "discussion-8-bit-frontier": "underpowered",

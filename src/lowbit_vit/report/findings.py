@@ -1,34 +1,125 @@
 """The audit's findings for the terminal, for Markdown and for programs. Needs no torch."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
-from lowbit_vit.analysis.audit import Finding
+from lowbit_vit.analysis.audit import GOOD, Finding, ResultsTable, Verdict
+from lowbit_vit.report.markdown import escaped
 
-_STYLES = {"holds": "green", "exact": "green", "not checked": "dim"}
-_HEADINGS = ("check", "verdict", "rows", "what the numbers say")
+_STYLES = {"impossible": "bold red", "contradicts itself": "bold red", "holds": "green", "exact": "green", "not checked": "dim"}
+_HEADINGS = ("verdict", "check", "rows", "what the numbers say")
+# Worst first.
+_ORDER: tuple[Verdict, ...] = (
+    "impossible",
+    "contradicts itself",
+    "understated",
+    "confounded",
+    "not supported",
+    "suspicious",
+    "underpowered",
+    "underspecified",
+    "holds",
+    "exact",
+    "not checked",
+)
+_EXAMPLES = 3
+# What a reader asks first where nothing is wrong.
+_TOLD = ("split-size", "hidden-images", "batch-size")
+_NEEDS = "not checked: needs "
 
 
-def findings_table(findings: Sequence[Finding], *, title: str) -> Table:
-    """One line a finding, the counts by verdict below; rows count from 0, as in the table's order."""
-    table = Table(title=Text(title), title_justify="left", caption=Text(counts(findings)), caption_justify="left")
+@dataclass(frozen=True)
+class Line:
+    """What is printed of the findings of one check with one verdict.
+
+    Attributes:
+        verdict: of all of them.
+        check: the check's name.
+        rows: how many of how many.
+        words: of the first, and who else.
+    """
+
+    verdict: Verdict
+    check: str
+    rows: str
+    words: str
+
+
+def summary(findings: Sequence[Finding], table: ResultsTable, *, every_row: bool = False) -> list[Line]:
+    """One line a check and verdict, worst first, at most three rows named; with `every_row` one a finding. Then what was not checked."""
+    ordered = sorted(findings, key=lambda finding: _ORDER.index(finding.verdict))
+    if every_row:
+        return [Line(finding.verdict, finding.check, _share([finding], table), finding.words) for finding in ordered]
+    groups: defaultdict[tuple[Verdict, str], list[Finding]] = defaultdict(list)
+    for finding in ordered:
+        if finding.fault:
+            groups[finding.verdict, finding.check].append(finding)
+    lines = [Line(verdict, check, _share(group, table), _words(group, table)) for (verdict, check), group in groups.items()]
+    return [*lines, *_good(ordered), *_lacking(ordered)]
+
+
+def _good(findings: Sequence[Finding]) -> list[Line]:
+    """One line for what holds: the counts of images in words, the other checks by name."""
+    good = [finding for finding in findings if finding.verdict in GOOD]
+    names = dict.fromkeys(finding.check for finding in good)
+    told = [finding.words for finding in good if finding.check in _TOLD]
+    return [Line("holds", "", "", "; ".join([", ".join(names), *told]))] if good else []
+
+
+def _share(group: Sequence[Finding], table: ResultsTable) -> str:
+    """How many rows, or rates where each is a finding."""
+    rates = group[0].numbers.get("rates")
+    if rates is not None and len(group) > 1:
+        return f"{len(group):,} of {int(rates):,} rates"
+    rows = {row for finding in group for row in finding.rows}
+    return f"{len(rows):,} of {len(table.rows):,}" if rows else "table"
+
+
+def _words(group: Sequence[Finding], table: ResultsTable) -> str:
+    # The row that all of them are compared with names none of them.
+    shared = set.intersection(*(set(finding.rows) for finding in group))
+    own = [[row for row in finding.rows if row not in shared] for finding in group[1:]]
+    more = [table.labels[rows[0]] for rows in own if rows]
+    if not more:
+        return group[0].words
+    named = ", ".join(more[: _EXAMPLES - 1])
+    rest = len(more) - (_EXAMPLES - 1)
+    return f"{group[0].words}. Likewise {named}" + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _lacking(findings: Sequence[Finding]) -> list[Line]:
+    """One line for what was not checked: cells without a number, and what the checks need, the most wanted first."""
+    lacking = [finding for finding in findings if finding.words.startswith(_NEEDS)]
+    others = [finding.words for finding in findings if finding.verdict == "not checked" and finding not in lacking]
+    needs = Counter(need for finding in lacking for need in finding.words.removeprefix(_NEEDS).split(" and "))
+    named = ", ".join(f"{need} ({count})" for need, count in needs.most_common(2 * _EXAMPLES))
+    words = f"{len({finding.check for finding in lacking})} checks lack {named}"
+    words += f" and {len(needs) - 2 * _EXAMPLES} more" if len(needs) > 2 * _EXAMPLES else ""
+    told = [*others, *([words] if lacking else [])]
+    return [Line("not checked", "", "", "; ".join(told))] if told else []
+
+
+def findings_table(findings: Sequence[Finding], table: ResultsTable, *, title: str, every_row: bool = False) -> Table:
+    """The summary, the counts by verdict below."""
+    shown = Table(title=Text(title), title_justify="left", caption=Text(counts(findings)), caption_justify="left")
     for heading in _HEADINGS:
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("check", "verdict"))
-    for finding in findings:
-        style = _STYLES.get(finding.verdict, "yellow")
-        table.add_row(finding.check, Text(finding.verdict, style=style), _rows(finding), Text(finding.words))
-    return table
+        shown.add_column(heading, overflow="fold", no_wrap=heading in ("verdict", "check"))
+    for line in summary(findings, table, every_row=every_row):
+        style = _STYLES.get(line.verdict, "yellow")
+        shown.add_row(Text(line.verdict, style=style), Text(line.check), Text(line.rows), Text(line.words))
+    return shown
 
 
-def findings_markdown(findings: Sequence[Finding]) -> str:
+def findings_markdown(findings: Sequence[Finding], table: ResultsTable, *, every_row: bool = False) -> str:
     """The same in GitHub's Markdown."""
     lines = [_HEADINGS, ("---",) * len(_HEADINGS)]
-    lines += [(finding.check, finding.verdict, _rows(finding), finding.words) for finding in findings]
-    body = "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)
+    lines += [(line.verdict, line.check, line.rows, line.words) for line in summary(findings, table, every_row=every_row)]
+    body = "\n".join(f"| {' | '.join(escaped(cell) for cell in line)} |" for line in lines)
     return f"{body}\n\n{counts(findings)}\n"
 
 
@@ -40,15 +131,5 @@ def findings_json(findings: Sequence[Finding]) -> str:
 def counts(findings: Sequence[Finding]) -> str:
     """How many findings there are of each verdict."""
     number = Counter(finding.verdict for finding in findings)
-    said = ", ".join(f"{count} {verdict}" for verdict, count in number.most_common())
-    return f"{sum(finding.fault for finding in findings)} faults of {len(findings)} findings: {said}"
-
-
-def _rows(finding: Finding) -> str:
-    return ", ".join(map(str, finding.rows)) or "table"
-
-
-def _escaped(text: str) -> str:
-    for character in "\\`*_[]<>|":
-        text = text.replace(character, {"<": "&lt;", ">": "&gt;"}.get(character, f"\\{character}"))
-    return " ".join(text.split())
+    said = ", ".join(f"{number[verdict]:,} {verdict}" for verdict in _ORDER if number[verdict])
+    return f"{sum(finding.hard for finding in findings):,} findings that no honest reading allows; of all {len(findings):,}: {said}"

@@ -99,17 +99,10 @@ def _slow_memory() -> Any:
 
 
 PLANTS = [
-    Plant("a missing cell", {("missing", "underspecified", (2,))}, cells={(2, "cpu"): "N/A"}),
-    Plant("a time of nothing", {("zero", "impossible", (0,))}, cells={(0, "attention"): "0.000"}),
+    Plant("a time of nothing", {("zero", "impossible", (0,))}, cells={(0, "attention"): "0.000000"}),
     Plant("a time copied", {("repeated", "suspicious", (1, 3))}, cells={(3, "cpu"): "15031.52"}),
-    Plant("a digit dropped", {("digits", "suspicious", (0, 1, 2, 3, 4))}, cells={(1, "mean"): "25.6"}),
-    Plant(
-        "times in picoseconds",
-        {("finer-than-clock", "suspicious", (0, 1, 2, 3, 4))},
-        cells={(row, "kernel"): f"{20000 + 50 * row}.1234567" for row in range(5)}
-        | {(2, "kernel"): "38204.7501234", (1, "kernel"): "22913.2501234", (3, "kernel"): "22682.5001234", (4, "kernel"): "37977.1251234"},
-    ),
-    Plant("another batch claimed", {("batch-size", "contradicts itself", (0, 1, 2, 3, 4))}, context={"claims": {"batch_size": 16}}),
+    Plant("a digit dropped", {("digits", "suspicious", (0, 1, 2, 3, 4))}, cells={(1, "mean"): "25.6", (0, "mean"): "22.500"}),
+    Plant("another batch claimed", {("batch-size", "suspicious", (0, 1, 2, 3, 4))}, context={"claims": {"batch_size": 16}}),
     Plant("a slipped digit", {("slipped-digit", "contradicts itself", (1,))}, cells={(1, "throughput"): "1350.00"}),
     Plant("P50 above P95", {("percentile-order", "impossible", (3,))}, cells={(3, "p50"): "25.93"}),
     Plant(
@@ -119,16 +112,16 @@ PLANTS = [
     ),
     Plant(
         "a mean above P99",
-        {("mean-and-percentiles", "suspicious", (0,))},
-        cells={(0, "mean"): "24.90", (0, "throughput"): "1285.14"},
+        {("mean-and-percentiles", "suspicious", (4,))},
+        cells={(4, "mean"): "52.00", (4, "throughput"): "615.38"},
     ),
     Plant("Top-5 below Top-1", {("top-5-order", "impossible", (0,))}, cells={(0, "top5"): "0.8011"}),
-    Plant("a rate of other images", {("split-size", "contradicts itself", (2,))}, cells={(2, "top5"): "0.9568"}),
+    Plant("a rate of other images", {("split-size", "suspicious", (2,))}, cells={(2, "top5"): "0.9568"}),
     Plant(
-        "a difference of a fifth of an image",
-        {("split-size", "contradicts itself", (0, 1, 2, 3, 4)), ("whole-image", "contradicts itself", (1, 3))},
+        "rates of fewer images than are stated",
+        {("split-size", "impossible", (row,)) for row in range(5)} | {("whole-image", "suspicious", (1, 3))},
         cells={(3, "top1"): "0.8456"},
-        context={"reference": None, "claims": {"images": 2000, "negligible_gain": None}},
+        context={"reference": None, "claims": {"images": 97, "negligible_gain": None}},
     ),
     Plant(
         "a difference that is not resolved",
@@ -165,9 +158,14 @@ PLANTS = [
         cells={(3, "vram"): "173.90"},
         context={"claims": {"batch_size": None}},
     ),
-    Plant("no room for the batch", {("vram-batch", "contradicts itself", (4,))}, cells={(4, "vram"): "330.00"}),
+    Plant("no room for the batch", {("vram-batch", "suspicious", (4,))}, cells={(4, "vram"): "330.00"}),
     Plant("a twin that needs more", {("twin-memory", "suspicious", (2, 4))}, cells={(4, "vram"): "415.00"}),
-    Plant("a model left in memory", {("resident-models", "suspicious", (0,))}, cells={(0, "vram"): "818.50"}),
+    Plant(
+        "models left in memory",
+        {*(("resident-models", "suspicious", (row,)) for row in (0, 2, 4)), ("twin-memory", "suspicious", (2, 4))},
+        cells={(0, "vram"): "750.60", (1, "vram"): "172.00", (2, "vram"): "463.50", (3, "vram"): "171.80", (4, "vram"): "877.40"},
+        context={"model": None},
+    ),
     Plant("memory that was not short", {("fits-already", "not supported", (0,))}, context={"claims": {"memory_gib": 16}}),
     Plant(
         "kernels faster than the card",
@@ -182,11 +180,11 @@ PLANTS = [
     Plant("weights read too fast", {("kernel-bytes", "impossible", (0,))}, context={"card": _slow_memory()}),
     Plant(
         "a batch faster than the card",
-        {("batch-flop", "impossible", (0,))},
+        {("batch-flop", "suspicious", (0,))},
         context={"card": _peaks(fp16=170.0)},
     ),
     Plant("latency without kernels", {("kernel-share", "not supported", (0, 2))}, cells={(2, "kernel"): "21204.750"}),
-    Plant("kernels longer than the call", {("kernel-share", "impossible", (1,))}, cells={(1, "kernel"): "27913.250"}),
+    Plant("kernels longer than the call", {("kernel-share", "suspicious", (1,))}, cells={(1, "kernel"): "27913.250"}),
     Plant(
         "attention faster than a launch",
         {("attention-flop", "suspicious", (3,)), ("same-kernel", "suspicious", (3, 4))},
@@ -199,7 +197,7 @@ PLANTS = [
     ),
     Plant(
         "a twin without attention time",
-        {("missing", "underspecified", (1,)), ("attention-gain", "confounded", (0, 1, 3))},
+        {("attention-gain", "confounded", (0, 1, 3))},
         cells={(1, "attention"): "N/A"},
     ),
     Plant("one kernel, two times", {("same-kernel", "suspicious", (3, 4))}, cells={(4, "attention"): "2912.375"}),
@@ -227,15 +225,48 @@ def test_a_clean_table_has_nothing_against_it_and_every_check_was_asked(tmp_path
     assert {finding.check for finding in findings} >= {"batch-size", "split-size", "whole-image", "resolution", "size", "kernel-share"}
 
 
+# In this table a megabyte is 2^20 bytes, which its heading then has to say.
+ALLOWED = {("megabytes", "understated", (0, 1, 2, 3, 4))}
+# What is nearest to a fault and innocent: a table by cells, headings and context.
+INNOCENT: list[tuple[str, dict[str, Any]]] = [
+    ("cells without a number", {"cells": {(2, "cpu"): "N/A", (3, "cpu"): "-"}}),
+    ("a time that rounds to nothing", {"cells": {(0, "attention"): "0.0"}}),
+    ("equal times of four digits", {"cells": {(3, "p50"): "25.52"}}),
+    ("zeros dropped", {"cells": {(0, "mean"): "22.5", (1, "mean"): "25.6"}}),
+    (
+        "throughput of a pass of its own",
+        {"cells": {(row, "throughput"): text for row, text in enumerate(("1424.10", "1247.50", "776.35", "1271.93", "786.20"))}},
+    ),
+    ("percentiles one digit apart", {"cells": {(0, "p50"): "23.06", (0, "mean"): "22.50"}}),
+    ("a mean carried by a few calls", {"cells": {(4, "p99"): "42.01", (4, "mean"): "43.10", (4, "throughput"): "742.46"}}),
+    ("Top-5 of a task of five classes", {"cells": {(0, "top5"): "0.8863"}}),
+    ("constants double-quantized", {"cells": {(1, "size"): "151.3", (3, "size"): "151.3"}}),
+    (
+        "a peak in MB above weights in MiB",
+        {"cells": {(2, "vram"): "340.00"}, "headings": {"vram": "Peak VRAM (MB)"}, "claims": {"batch_size": None}},
+    ),
+    ("a peak that other models do not explain", {"cells": {(0, "vram"): "818.50"}}),
+    ("a unit of 1024 that the context states", {"headings": {"size": "Model Size (MB)"}, "megabyte": "MiB"}),
+    ("kernels as long as the call", {"cells": {(1, "kernel"): "25604.999"}}),
+    ("F1 as far from Top-1 as its images resolve", {"cells": {(3, "f1"): "0.8480"}}),
+    ("a reduction that was rounded up", {"claims": {"size_reduction": 0.72}}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), INNOCENT, ids=[name for name, _ in INNOCENT])
+def test_the_nearest_innocent_neighbour_has_nothing_against_it(name: str, change: dict[str, Any], tmp_path: Path) -> None:
+    assert faults(run(tmp_path, **change)) - ALLOWED == set()
+
+
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_a_planted_fault_is_found_and_nothing_else(plant: Plant, tmp_path: Path) -> None:
     assert faults(run(tmp_path, cells=plant.cells, headings=plant.headings, **plant.context)) == plant.expected
 
 
 def test_every_check_has_a_plant() -> None:
-    # A number of images betrayed by the rates needs rates of its own: tests/analysis/audit/test_audit_counts.py.
+    # Numbers of images that the rates betray need rates of their own: test_audit_counts.py. Missing cells are no fault.
     planted = {check for plant in PLANTS for check, _, _ in plant.expected}
-    assert {"hidden-images"} == set(CHECKS) - planted
+    assert {"hidden-images", "missing"} == set(CHECKS) - planted
     assert planted - set(CHECKS) == {"size-constants"}
 
 
@@ -244,7 +275,7 @@ def test_without_context_a_check_says_what_it_needs_or_needs_none(check: str, tm
     path = tmp_path / "table.csv"
     path.write_text("Model\none\ntwo\n")
     findings = CHECKS[check](load_table(path), Context())
-    if check in ("missing", "zero", "repeated", "digits", "finer-than-clock"):
+    if check in ("missing", "zero", "repeated", "digits"):
         assert findings == []  # these look at the cells that there are
     else:
         assert [finding.verdict for finding in findings] == ["not checked"]
@@ -271,4 +302,46 @@ def test_throughput_measured_apart_agrees_roughly(binary: bool, tmp_path: Path) 
     )
     table = load_table(tmp_path / "table.csv")
     found = [finding for finding in audit(table, Context.model_validate({"claims": {"batch_size": 32}})) if finding.check == "batch-size"]
-    assert {finding.verdict for finding in found} == ({"holds"} if binary else {"contradicts itself"})
+    assert {finding.verdict for finding in found} == ({"holds"} if binary else {"suspicious"})
+
+
+def test_the_batch_of_the_claim_cannot_be_that_fast_even_image_by_image(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("Model,Latency (ms)\nfp16,0.30\n")
+    keys = ("model", "card", "rows", "claims")
+    known = {key: CONTEXT[key] for key in keys}
+    context = Context(**{**known, "rows": {"fp16": CONTEXT["rows"]["fp16"]}, "claims": {"batch_size": 32}})
+    (found,) = (finding for finding in audit(load_table(path), context) if finding.check == "batch-flop")
+    assert (found.verdict, found.rows) == ("impossible", (0,))
+
+
+OFF = [("8", "suspicious"), ("0.125", "contradicts itself"), ("1.03", "suspicious"), ("1.004", None)]
+
+
+@pytest.mark.parametrize(("off", "verdict"), OFF)
+def test_one_row_of_a_column_that_was_measured_apart(off: str, verdict: str | None, tmp_path: Path) -> None:
+    # Twelve rows of batch 32, throughput .2 % apart from latency; one is off.
+    rows = [(10 + 1.37 * at, 32_000 / (10 + 1.37 * at) * (1.002 if at % 2 else 0.998)) for at in range(12)]
+    rows[5] = (rows[5][0], rows[5][1] * float(off))
+    path = tmp_path / "table.csv"
+    lines = [f"row {at},{one:.3f},{two:.3f}" for at, (one, two) in enumerate(rows)]
+    path.write_text("\n".join(["Model,Latency (ms),Throughput (img/s)", *lines]))
+    findings = audit(load_table(path), Context.model_validate({"claims": {"batch_size": 32}}))
+    found = {(finding.verdict, finding.rows) for finding in findings if finding.fault}
+    assert found == (set() if verdict is None else {(verdict, (5,))})
+
+
+def test_the_sixteenth_digit_of_a_float_is_no_slip(tmp_path: Path) -> None:
+    latencies = [16.353219032287598, 58.72002029418945, 109.00324249267578, 62.019962310791016]
+    path = tmp_path / "table.csv"
+    lines = [f"row {at},{latency!r},{1000 / latency * (1 + 1e-15)!r}" for at, latency in enumerate(latencies)]
+    path.write_text("Model,Latency (ms),Throughput (img/s)\n" + "\n".join(lines))
+    assert [finding for finding in audit(load_table(path)) if finding.fault] == []
+
+
+def test_times_equal_by_chance_in_many_rows_are_not_doubted(tmp_path: Path) -> None:
+    # 1,500 times of five digits between 10 and 11 ms: some ten equal pairs by chance.
+    path = tmp_path / "table.csv"
+    times = [10 + (at * 7919 % 10_007) / 10_007 for at in range(1_500)]
+    path.write_text("Model,Latency (ms)\n" + "\n".join(f"row {at},{time:.3f}" for at, time in enumerate(times)))
+    assert [finding for finding in audit(load_table(path)) if finding.fault] == []

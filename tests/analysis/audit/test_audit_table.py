@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowbit_vit.analysis.audit import Context, audit, load_context, load_table
-from lowbit_vit.analysis.audit.table import QUANTITIES
+from lowbit_vit.analysis.audit.table import QUANTITIES, above
 from lowbit_vit.errors import ConfigError, DataError
 
 
@@ -44,13 +44,45 @@ def test_a_cell_keeps_its_digits(tmp_path: Path) -> None:
     assert table.cell(1, "top1") is None
 
 
+def test_a_step_is_the_last_digit_that_counts(tmp_path: Path) -> None:
+    text = "Model,Latency (ms),Throughput (img/s),Latency P50 (ms)\none,9.5,1230,16.353219032287598\ntwo,12.25,845,1.0\n"
+    table = load_table(write(tmp_path, text))
+    steps = {(row, quantity): cell.step for (row, quantity), cell in table.cells.items()}
+    assert (steps[0, "mean"], steps[1, "mean"]) == (Fraction("0.1"), Fraction("0.01"))
+    # Three significant digits at most in this column: 1230 may be any number from 1225 to 1235.
+    assert (steps[0, "throughput"], steps[1, "throughput"]) == (Fraction(10), Fraction(1))
+    assert float(steps[0, "p50"]) == pytest.approx(16.353219 * 2**-22)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_above"),
+    [("1.25", "1.24", False), ("1.26", "1.24", True), ("1.29", "1.2", False), ("1.31", "1.2", True), ("1.2", "1.29", False)],
+)
+def test_a_number_is_above_another_if_it_was_so_before_both_were_rounded_or_truncated(
+    one: str, other: str, is_above: bool, tmp_path: Path
+) -> None:
+    table = load_table(write(tmp_path, f"Model,Latency P50 (ms),Latency P95 (ms)\none,{one},{other}\n"))
+    lower, upper = table.cell(0, "p50"), table.cell(0, "p95")
+    assert lower is not None
+    assert upper is not None
+    assert above(lower, upper) is is_above
+
+
+def test_images_and_batches_of_a_row_count_before_those_of_the_table(tmp_path: Path) -> None:
+    table = load_table(write(tmp_path, "Model,Test images,Batch size\none,100,8\ntwo,-,-\nthree,300,8\n"))
+    row = {"weights": "fp32", "compute": "fp32", "attention": "sdpa", "images": 7, "batch_size": 2}
+    context = Context.model_validate({"claims": {"images": 50, "batch_size": 32}, "rows": {"three": row}})
+    assert [context.images(table, at) for at in table.rows] == [100, 50, 7]
+    assert [context.batch_size(table, at) for at in table.rows] == [8, 32, 2]
+
+
 def test_megabytes_are_read_as_the_context_says(tmp_path: Path) -> None:
     table = load_table(write(tmp_path, "Model,Size (MB),Peak VRAM (MiB)\none,1.0,1.0\n"))
-    size, vram = table.cell(0, "size"), table.binary().cell(0, "size")
+    size, vram = table.cell(0, "size"), table.binary.cell(0, "size")
     assert size is not None
     assert vram is not None
     assert (size.exact, vram.exact) == (Fraction(10**6), Fraction(2**20))
-    assert table.column("vram") == table.binary().column("vram")
+    assert table.column("vram") == table.binary.column("vram")
 
 
 def test_a_column_that_starts_with_a_hash_is_left_out(tmp_path: Path) -> None:
@@ -71,6 +103,9 @@ def test_a_column_that_starts_with_a_hash_is_left_out(tmp_path: Path) -> None:
         ("Model,Top-1\none,59.5\n", "row 0, Top-1: 59.5 is above 1; if it is in percent, write (%) into the heading"),
         ("Model,Top-1 (%)\none,159.5\n", "row 0, Top-1 (%): 159.5 is above 100 %"),
         ('Model,Latency (ms)\none,"1,234.5"\n', "'1,234.5' is not a number such as 12.50"),
+        (f"Model,Latency (ms)\none,{'1' * 5000}\n", f"'{'1' * 40}...' is not a number such as 12.50 (no separators, no sign, at most 30"),
+        ("Model,Test images\none,0\n", "row 0, Test images: 0 is no whole number of images from 1 on"),
+        ("Model,Batch size\none,1.5\n", "row 0, Batch size: 1.5 is no whole number of images from 1 on"),
         ("Model,Latency (ms)\none,-3\n", "'-3' is not a number"),
         ("Model,Latency (ms)\none\n", "row 0: 1 cells under 2 headings"),
         ("Model,Latency (ms)\none,1\none,2\n", "Model 'one' must be there and be there once"),
@@ -101,6 +136,14 @@ def test_a_table_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         ("refrence: one\n", "key refrence: unknown key"),
         ("claims: {batch: 32}\n", "key claims.batch: unknown key"),
         ("megabyte: mb\n", "key megabyte: "),
+        ("cpu_peak_tflops: .inf\n", "key cpu_peak_tflops: Input should be a finite number"),
+        ("cpu_peak_tflops: .nan\n", "key cpu_peak_tflops: Input should be"),
+        ("card: {name: A, peak_tflops: {fp32: 0}, bandwidth_gb_s: 1}\n", "key card.peak_tflops.fp32: Input should be greater than 0"),
+        ("card: {name: A, peak_tflops: {fp32: -5}, bandwidth_gb_s: 1}\n", "key card.peak_tflops.fp32: Input should be greater than 0"),
+        ("card: {name: A, peak_tflops: {fp32: 5}, bandwidth_gb_s: .inf}\n", "key card.bandwidth_gb_s: Input should be a finite number"),
+        ("split_sizes: {test: 0}\n", "key split_sizes.test: Input should be greater than or equal to 1"),
+        ("published_top1: {others: 95}\n", "key published_top1.others: Input should be less than 1"),
+        ("claims: {images: -1}\n", "key claims.images: Input should be greater than or equal to 1"),
         ("claims: {batch_size: '32'}\n", "key claims.batch_size: "),
         ("rows: {one: {weights: nf4, compute: fp16, attention: sdpa}}\n", "block_size is needed with weights: nf4"),
         (
@@ -128,7 +171,8 @@ def test_a_context_may_name_only_rows_of_the_table(tmp_path: Path) -> None:
 
 # Two decimals, so that rates stay below 1 and costs may be zero.
 _CELLS = st.one_of(st.just("N/A"), st.decimals(min_value=0, max_value=1, places=2).map(str))
-_ROW = st.lists(_CELLS, min_size=len(QUANTITIES), max_size=len(QUANTITIES))
+_MEASURED = len(QUANTITIES) - len(("images", "batch"))
+_ROW = st.lists(_CELLS, min_size=_MEASURED, max_size=_MEASURED)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -5,7 +5,7 @@ No check needs a run. Each is a function of the table and its context, in one mo
 
 from lowbit_vit.analysis.audit.checks import CHECKS, audit
 from lowbit_vit.analysis.audit.context import Context, load_context
-from lowbit_vit.analysis.audit.finding import Finding, Verdict
+from lowbit_vit.analysis.audit.finding import GOOD, Finding, Verdict
 from lowbit_vit.analysis.audit.table import ResultsTable, load_table
 
-__all__ = ["CHECKS", "Context", "Finding", "ResultsTable", "Verdict", "audit", "load_context", "load_table"]
+__all__ = ["CHECKS", "GOOD", "Context", "Finding", "ResultsTable", "Verdict", "audit", "load_context", "load_table"]

@@ -1,18 +1,17 @@
 """Checks of what accuracies can carry: their order, how small a difference they resolve, and F1 beside Top-1."""
 
 import math
-
-from scipy.stats import norm
+from itertools import groupby
+from statistics import NormalDist
 
 from lowbit_vit.analysis.audit.context import Context
-from lowbit_vit.analysis.audit.counts import found_images
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about, not_checked
-from lowbit_vit.analysis.audit.table import Cell, ResultsTable
+from lowbit_vit.analysis.audit.table import Cell, ResultsTable, above
 
-_Z = float(norm.ppf(0.975))
+_Z = NormalDist().inv_cdf(0.975)
 # Share of the images on which two variants of one network disagree in being right: a usual one for low-bit weights.
 DISCORDANT = 0.05
-# F1 and Top-1 are of the same predictions: beyond this the one moves without the other.
+# F1 and Top-1 are of the same predictions: beyond this, and twice what the images resolve, the one moves without the other.
 _F1_ALONE = 0.01
 # A fine-tuned model this far below published ones was trained in another way.
 _FAR_BELOW = 0.10
@@ -40,8 +39,11 @@ def order(table: ResultsTable, context: Context) -> list[Finding]:
     found = []
     for row in table.rows:
         top1, top5 = table.cell(row, "top1"), table.cell(row, "top5")
-        if top1 is not None and top5 is not None and top1.low > top5.high:
-            words = f"{table.labels[row]}: {top1.heading} {top1.text} is above {top5.heading} {top5.text}, which counts those images too"
+        if top1 is not None and top5 is not None and above(top1, top5):
+            words = (
+                f"{table.labels[row]}: {top1.heading} {top1.text} is above {top5.heading} {top5.text}, which counts those images too: "
+                f"the two cannot both be right"
+            )
             numbers = {"top1": top1.value, "top5": top5.value}
             found.append(about("top-5-order", (top1, top5), verdict="impossible", words=words, **numbers))
     return found
@@ -65,7 +67,7 @@ def resolution(table: ResultsTable, context: Context) -> list[Finding]:
                 "claims.images or test_images in the context": images,
             },
         )
-    found, hidden = [], found_images(table)
+    found = []
     for cell in table.column("top1"):
         if cell.row == reference.row:
             continue
@@ -83,9 +85,6 @@ def resolution(table: ResultsTable, context: Context) -> list[Finding]:
             "paired_half_width_points": 100 * paired,
             "images": images,
         }
-        if hidden is not None and hidden.images != images:
-            numbers["unpaired_half_width_of_hidden_points"] = 100 * unpaired_half_width(cell.value, reference.value, hidden.images)
-            words += f" ({hidden.images}: {numbers['unpaired_half_width_of_hidden_points']:.2f} unpaired)"
         found.append(about("resolution", (reference, cell), verdict=verdict, words=words, **numbers))
     return found
 
@@ -110,44 +109,47 @@ def negligible_gain(table: ResultsTable, context: Context) -> list[Finding]:
     words = f"a gain below {100 * gain:.1f} points: {resolved}"
     if gain >= paired:
         return [about("negligible-gain", (), verdict="holds", words=words, **numbers)]
-    found = found_images(table)
-    if found is not None and 1 / found.images > gain:
-        words = f"a gain below {100 * gain:.1f} points is no image of {found.images} (one is {100 / found.images:.2f} points); {resolved}"
-        numbers["image_points"] = 100 / found.images
     return [about("negligible-gain", (), verdict="underpowered", words=words, **numbers)]
 
 
 def frontier(table: ResultsTable, context: Context) -> list[Finding]:
     """Which rows lie on the front of Top-1 and latency only by a lead that the images do not resolve?"""
     images = _images(context)
-    rows = [(top1, mean) for row in table.rows if (top1 := table.cell(row, "top1")) and (mean := table.cell(row, "mean")) and mean.exact]
-    if images is None or len(rows) < 2:
+    rows = [(mean, top1) for row in table.rows if (top1 := table.cell(row, "top1")) and (mean := table.cell(row, "mean")) and mean.exact]
+    if images is None or context.reference is None or len(rows) < 2:
         return not_checked(
             "frontier",
             {
                 "column Top-1": table.column("top1"),
                 "column latency": table.column("mean"),
+                "reference in the context": context.reference,
                 "claims.images or test_images in the context": images,
                 "two rows": len(rows) > 1,
             },
         )
     found = []
-    for top1, mean in rows:
-        faster = [other for other, latency in rows if latency.exact < mean.exact]
-        if not faster:
-            continue
-        best = max(faster, key=lambda cell: cell.exact)
-        lead = top1.value - best.value
-        if not 0 < lead < unpaired_half_width(top1.value, best.value, images):
-            continue
-        slower = mean.value / next(latency.value for other, latency in rows if other.row == best.row)
-        words = (
-            f"{table.labels[top1.row]} is {slower:.2f} times as slow as {table.labels[best.row]}, and lies on the front of Top-1 and "
-            f"latency by {100 * lead:.2f} points alone, less than {images} images resolve"
-        )
-        numbers = {"lead_points": 100 * lead, "latency_ratio": slower, "images": images}
-        found.append(about("frontier", (top1, mean), verdict="underpowered", words=words, **numbers))
-    return found
+    best: tuple[Cell, Cell] | None = None
+    for _, group in groupby(sorted(rows, key=lambda pair: pair[0].exact), key=lambda pair: pair[0].exact):
+        slower = list(group)
+        if best is not None:
+            found += [_lead(table, best, pair, images) for pair in slower if _unresolved(best, pair, images)]
+        best = max([*slower, *([best] if best is not None else [])], key=lambda pair: pair[1].exact)
+    return sorted(found, key=lambda finding: finding.rows)
+
+
+def _unresolved(best: tuple[Cell, Cell], pair: tuple[Cell, Cell], images: int) -> bool:
+    lead = pair[1].value - best[1].value
+    return 0 < lead < unpaired_half_width(pair[1].value, best[1].value, images)
+
+
+def _lead(table: ResultsTable, best: tuple[Cell, Cell], pair: tuple[Cell, Cell], images: int) -> Finding:
+    (faster, lower), (mean, top1) = best, pair
+    lead, ratio = 100 * (top1.value - lower.value), mean.value / faster.value
+    words = (
+        f"{table.labels[top1.row]} is {ratio:.2f} times as slow as {table.labels[lower.row]}, and lies on the front of Top-1 and "
+        f"latency by {lead:.2f} points alone, less than {images} images resolve"
+    )
+    return about("frontier", (top1, mean), verdict="underpowered", words=words, lead_points=lead, latency_ratio=ratio, images=images)
 
 
 def f1_beside_top1(table: ResultsTable, context: Context) -> list[Finding]:
@@ -156,11 +158,18 @@ def f1_beside_top1(table: ResultsTable, context: Context) -> list[Finding]:
     index = {label: row for row, label in enumerate(table.labels)}
     twins = [(index[twin.plain], index[twin.fused]) for twin in context.twins]
     pairs = twins + [(reference.row, row) for row in table.rows if reference is not None and row != reference.row]
-    if not table.column("f1") or not table.column("top1") or not pairs:
+    images = _images(context)
+    if not table.column("f1") or not table.column("top1") or not pairs or images is None:
         return not_checked(
             "f1-beside-top1",
-            {"column Top-1": table.column("top1"), "column F1": table.column("f1"), "reference or twins in the context": pairs},
+            {
+                "column Top-1": table.column("top1"),
+                "column F1": table.column("f1"),
+                "reference or twins in the context": pairs,
+                "claims.images or test_images in the context": images,
+            },
         )
+    alone = max(_F1_ALONE, 2 * paired_half_width(images))
     found = []
     for one, other in pairs:
         cells = [table.cell(one, "top1"), table.cell(other, "top1"), table.cell(one, "f1"), table.cell(other, "f1")]
@@ -168,7 +177,7 @@ def f1_beside_top1(table: ResultsTable, context: Context) -> list[Finding]:
         if len(given) < len(cells):
             continue
         top1, f1 = given[1].value - given[0].value, given[3].value - given[2].value
-        if abs(f1 - top1) <= _F1_ALONE or abs(f1) <= abs(top1):
+        if abs(f1 - top1) <= alone or abs(f1) <= abs(top1):
             continue
         verdict: Verdict = "suspicious" if (one, other) in twins else "not supported"
         means = "another attention kernel on the same weights" if (one, other) in twins else "equal accuracy by one measure alone"

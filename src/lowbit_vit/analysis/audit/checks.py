@@ -13,7 +13,6 @@ CHECKS: dict[str, Callable[[ResultsTable, Context], list[Finding]]] = {
     "zero": cells.zero,
     "repeated": cells.repeated,
     "digits": cells.digits,
-    "finer-than-clock": cells.finer_than_clock,
     "batch-size": latency.batch_size,
     "slipped-digit": latency.slipped_digit,
     "percentile-order": latency.percentile_order,
@@ -56,7 +55,7 @@ def audit(table: ResultsTable, context: Context | None = None) -> tuple[Finding,
     """
     known = Context() if context is None else context
     check_labels(table, known)
-    read = table.binary() if known.megabyte == "MiB" else table
+    read = table.binary if known.megabyte == "MiB" else table
     return (*_undescribed(read, known), *(finding for check in CHECKS.values() for finding in check(read, known)))
 
 

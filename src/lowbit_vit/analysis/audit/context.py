@@ -5,16 +5,20 @@ Everything is optional. A check that lacks its key says which one it needs.
 
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
-from lowbit_vit.analysis.audit.table import ResultsTable
+from lowbit_vit.analysis.audit.table import Cell, ResultsTable
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import one_line
 from lowbit_vit.schema.plan import Frozen
 
+# JSON and YAML know infinity and NaN; no size, peak or rate is one.
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+Share = Annotated[FiniteFloat, Field(gt=0, lt=1)]
+Images = Annotated[int, Field(ge=1)]
 Weights = Literal["fp32", "fp16", "bf16", "int8", "nf4"]
 Dtype = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 WEIGHT_BYTES: dict[Weights, float] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "nf4": 0.5}
@@ -24,11 +28,11 @@ DTYPE_BYTES: dict[Dtype, int] = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "in
 class Claims(Frozen):
     """Numbers from the text around the table."""
 
-    batch_size: int | None = Field(default=None, ge=1, description="images a forward, of latency and memory")
-    images: int | None = Field(default=None, ge=1, description="test images")
-    size_reduction: float | None = Field(default=None, gt=0, lt=1, description="the smallest model is at least this much smaller")
-    negligible_gain: float | None = Field(default=None, gt=0, lt=1, description="a gain of Top-1, as a rate, that is called none")
-    memory_gib: float | None = Field(default=None, gt=0, description="device memory that the reference is said to strain")
+    batch_size: Images | None = Field(default=None, description="images a forward, of latency, throughput and memory")
+    images: Images | None = Field(default=None, description="test images")
+    size_reduction: Share | None = Field(default=None, description="the smallest model is at least this much smaller")
+    negligible_gain: Share | None = Field(default=None, description="a gain of Top-1, as a rate, that is called none")
+    memory_gib: Positive | None = Field(default=None, description="device memory that the reference is said to strain")
 
 
 class Model(Frozen):
@@ -40,8 +44,8 @@ class Model(Frozen):
     largest_layer: int = Field(ge=1, description="parameters of the largest quantized layer")
     layer_output: int = Field(ge=1, description="elements a layer puts out for one image, at most")
     blocks: int = Field(ge=1, description="encoder blocks: attention kernels in one forward")
-    flop: float = Field(gt=0, description="of one image's forward; a multiply-add counts 2")
-    attention_flop: float = Field(gt=0, description="of it, the two products inside attention")
+    flop: Positive = Field(description="of one image's forward; a multiply-add counts 2")
+    attention_flop: Positive = Field(description="of it, the two products inside attention")
     adapter_parameters: int | None = Field(default=None, ge=1, description="of adapters of rank 1")
 
 
@@ -49,8 +53,8 @@ class Card(Frozen):
     """The device of latency and kernel time."""
 
     name: str
-    peak_tflops: dict[Dtype, float] = Field(description="dense, by dtype of the factors")
-    bandwidth_gb_s: float = Field(gt=0)
+    peak_tflops: dict[Dtype, Positive] = Field(description="dense, by dtype of the factors")
+    bandwidth_gb_s: Positive
 
 
 class Row(Frozen):
@@ -61,6 +65,8 @@ class Row(Frozen):
     compute: Dtype = Field(description="of activations; the parameters that are not quantized have its size")
     product: Dtype | None = Field(default=None, description="of the factors of the layers' products; null: as compute")
     attention: str = Field(min_length=1, description="name of the attention kernel")
+    images: Images | None = Field(default=None, description="test images, where not all rows have the same")
+    batch_size: Images | None = Field(default=None, description="images a forward, where not all rows have the same")
 
     @model_validator(mode="after")
     def _blocks_belong_to_nf4(self) -> Self:
@@ -84,15 +90,17 @@ class Twin(Frozen):
 class Context(Frozen):
     """All that is known beside the table."""
 
-    megabyte: Literal["MB", "MiB"] = Field(default="MB", description="what MB in a heading means: 10^6 bytes, or 2^20")
+    megabyte: Literal["MB", "MiB"] | None = Field(
+        default=None, description="what MB in a heading means: 10^6 bytes, or 2^20; null: not known, either may be meant"
+    )
     reference: str | None = Field(default=None, description="row that the others are compared with")
     claims: Claims = Claims()
-    split_sizes: dict[str, int] = Field(default={}, description="images that the accuracies may be of, by name")
-    test_images: int | None = Field(default=None, ge=1, description="images of the largest split without training images")
-    published_top1: dict[str, float] = Field(default={}, description="of the same model and data, by source")
+    split_sizes: dict[str, Images] = Field(default={}, description="images that the accuracies may be of, by name")
+    test_images: Images | None = Field(default=None, description="images of the largest split without training images")
+    published_top1: dict[str, Share] = Field(default={}, description="of the same model and data, by source, as shares of 1")
     model: Model | None = None
     card: Card | None = None
-    cpu_peak_tflops: float | None = Field(default=None, gt=0, description="fp32, of the fastest host that may be meant")
+    cpu_peak_tflops: Positive | None = Field(default=None, description="fp32, of the fastest host that may be meant")
     rows: dict[str, Row] = Field(default={}, description="by the row's name")
     twins: tuple[Twin, ...] = ()
 
@@ -107,6 +115,19 @@ class Context(Frozen):
     def row(self, table: ResultsTable, index: int) -> Row | None:
         """What the table's row `index` is, if that is known."""
         return self.rows.get(table.labels[index])
+
+    def images(self, table: ResultsTable, index: int) -> int | None:
+        """Test images that are stated of a row: in `rows`, in the table's column, or for the whole table."""
+        return self._stated(self.row(table, index), table.cell(index, "images"), "images")
+
+    def batch_size(self, table: ResultsTable, index: int) -> int | None:
+        """Images a forward that are stated of a row, likewise."""
+        return self._stated(self.row(table, index), table.cell(index, "batch"), "batch_size")
+
+    def _stated(self, row: Row | None, cell: Cell | None, name: Literal["images", "batch_size"]) -> int | None:
+        of_row: int | None = None if row is None else getattr(row, name)
+        of_table: int | None = getattr(self.claims, name)
+        return of_row or (int(cell.exact) if cell is not None else of_table)
 
 
 def load_context(path: Path) -> Context:

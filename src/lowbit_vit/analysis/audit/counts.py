@@ -4,169 +4,173 @@ The test of granularity is Brown and Heathers', "The GRIM test", Social Psycholo
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
-import numpy as np
-import numpy.typing as npt
-from scipy.stats import binom
-
 from lowbit_vit.analysis.audit.context import Context
-from lowbit_vit.analysis.audit.finding import Finding, about, not_checked
+from lowbit_vit.analysis.audit.finding import LEVEL, Finding, Verdict, about, not_checked
+from lowbit_vit.analysis.audit.mixtures import MOST_IMAGES, Mixture, best_mixture, least_readings
+from lowbit_vit.analysis.audit.readings import PUBLIC, Reading, Split, resolution
 from lowbit_vit.analysis.audit.table import Cell, ResultsTable
 
-# Loaders that drop their last partial batch evaluate a multiple of one of these.
-_DROPPED = (2, 4, 8, 16, 32, 64, 128, 256, 512)
-# A number of images counts as found if chance gives so many fits less often than this, all numbers tried together.
-_BEYOND_CHANCE = 0.01
-_MOST_IMAGES = 20_000
-
-
-@dataclass(frozen=True)
-class Granularity:
-    """How well the rates of a table are whole numbers over one n.
-
-    Attributes:
-        images: n.
-        misfits: cells that no whole number over n rounds to.
-        chance: probability that random rates fit n at least as often.
-    """
-
-    images: int
-    misfits: tuple[Cell, ...]
-    chance: float
+_NAMED = 3
 
 
 def rates(table: ResultsTable) -> list[Cell]:
-    """Top-1 and Top-5 of all rows, those of the commonest number of digits: F1 is no count."""
-    cells = [*table.column("top1"), *table.column("top5")]
-    halves = Counter(cell.half for cell in cells)
-    return [cell for cell in cells if cell.half == halves.most_common(1)[0][0]]
+    """Top-1 and Top-5 of all rows: F1 is no count."""
+    return [*table.column("top1"), *table.column("top5")]
 
 
-def fits(cell: Cell, images: int) -> bool:
-    """Whether some whole number over `images` rounds to what is printed."""
-    low, high = cell.low, cell.high
-    # In whole numbers: thousands of n are tried.
-    return -(-low.numerator * images // low.denominator) <= high.numerator * images // high.denominator
-
-
-def granularity(cells: list[Cell], images: int) -> Granularity:
-    """Which rates cannot be of `images` images."""
-    misfits = tuple(cell for cell in cells if not fits(cell, images))
-    # Of the 10^d + 1 rates that can be printed with d digits, whole numbers over n reach n + 1.
-    share = min(1.0, (images + 1) / float(1 / (2 * cells[0].half) + 1))
-    return Granularity(images=images, misfits=misfits, chance=float(binom.sf(len(cells) - len(misfits) - 1, len(cells), share)))
-
-
-def found_images(table: ResultsTable) -> Granularity | None:
-    """The n that fits far more rates than chance would, if there is one: of all n, the least likely by chance.
-
-    All n below the printed resolution are tried, and the chance is of the best of them (Bonferroni). Rates of few rows can
-    be explained by many n, so None is the usual answer.
-    """
-    cells = rates(table)
-    if len(cells) < 2:
-        return None
-    resolution = int(1 / (2 * cells[0].half))
-    most = min(resolution, _MOST_IMAGES)
-    images: npt.NDArray[np.int64] = np.arange(2, most + 1)
-    fitting = np.zeros(len(images), dtype=np.int64)
-    for cell in cells:
-        doubled = int(2 * cell.exact * resolution)
-        fitting += -(-(doubled - 1) * images // (2 * resolution)) <= (doubled + 1) * images // (2 * resolution)
-    share = np.minimum(1.0, (images + 1) / (resolution + 1))
-    chances = np.asarray(binom.sf(fitting - 1, len(cells), share))
-    best = int(np.argmin(chances))
-    if float(chances[best]) * len(images) > _BEYOND_CHANCE:
-        return None
-    return granularity(cells, int(images[best]))
+def _printed_alike(cells: list[Cell]) -> list[Cell]:
+    """Those of the commonest last digit, the finest of several: only rates of one resolution are compared."""
+    last = {cell: cell.scale / 10**cell.decimals for cell in cells}
+    number = Counter(last.values())
+    chosen = max(number, key=lambda digit: (number[digit], -digit))
+    return [cell for cell in cells if last[cell] == chosen]
 
 
 def split_sizes(table: ResultsTable, context: Context) -> list[Finding]:
-    """Can all printed rates be counts over one of the natural split sizes (or over the stated number of images)?"""
+    """Are the rates whole numbers of the images that are stated, or of a split that is known?"""
     cells = rates(table)
-    sizes = dict(context.split_sizes)
-    if context.claims.images is not None:
-        sizes = {"stated": context.claims.images}
-    if not cells or not sizes:
-        return not_checked("split-size", {"column Top-1 or Top-5": cells, "claims.images or split_sizes in the context": sizes})
-    judged = {name: granularity(cells, images) for name, images in sizes.items()}
-    numbers = {f"misfits_of_{one.images}": float(len(one.misfits)) for one in judged.values()}
-    fitting = [f"{one.images} ({name})" for name, one in judged.items() if not one.misfits]
-    if fitting:
-        words = f"all {len(cells)} rates are whole images of {' or '.join(fitting)}"
+    if not cells:
+        return not_checked("split-size", {"column Top-1 or Top-5": cells})
+    stated: dict[int, list[Cell]] = {}
+    for cell in cells:
+        images = context.images(table, cell.row)
+        if images is not None:
+            stated.setdefault(images, []).append(cell)
+    found = [finding for images, of_them in stated.items() for finding in _stated(table, Split(images), of_them)]
+    if len(cells) == sum(map(len, stated.values())):
+        return found
+    return [*found, *_listed([cell for cell in cells if context.images(table, cell.row) is None], context)]
+
+
+def _stated(table: ResultsTable, split: Split, cells: list[Cell]) -> list[Finding]:
+    """The rates of rows whose number of images is stated."""
+    called = f"{split.images:,} images"
+    if all(split.images >= resolution(cell) for cell in cells):
+        words = f"{len(cells)} rates have too few digits to tell whether they are whole numbers of {called}"
+        return [about("split-size", cells, verdict="holds", words=words, images=split.images, rates=len(cells))]
+    best = min(split.readings, key=lambda reading: len(reading.misfits(cells)))
+    wrong = [cell for cell in cells if not any(reading.allows(cell) for reading in split.readings)]
+    tried = f"tried: {split.images:,} and what dropped last batches leave of it; rounded half up, half to even, truncated"
+    numbers = {"images": split.images, "rates": len(cells), "misfits": len(wrong), "misfits_of_best_reading": len(best.misfits(cells))}
+    if wrong:
+        return [_impossible(table, split, cell, tried=tried, numbers=numbers) for cell in wrong]
+    way = "" if best.rounding == "rounded" else ", truncated"
+    left = "" if best.images == split.images else f" ({best.images:,} of them: without a last batch)"
+    misfits = best.misfits(cells)
+    if not misfits:
+        words = f"all {len(cells)} rates are whole numbers of the stated {called}{left}{way}"
         return [about("split-size", cells, verdict="holds", words=words, **numbers)]
-    failing = ", ".join(f"{one.images} fails {len(one.misfits)}" for one in judged.values())
-    if context.claims.images is not None:
-        misfits = next(iter(judged.values())).misfits
-        words = f"of {len(cells)} rates, {len(misfits)} are no whole number of the stated {context.claims.images} images"
-        return [about("split-size", misfits, verdict="contradicts itself", words=words, **numbers)]
-    dropped = _dropped(cells, context)
-    words = f"no natural split fits all {len(cells)} rates: {failing}; not excluded: means over batches" + (
-        f", a dropped last batch ({'; '.join(f'{n} = {n // b} x {b}' for n, b in dropped.items())})" if dropped else ""
+    shown = "; ".join(f"{table.labels[cell.row]}, {cell.heading} {cell.text}" for cell in misfits[:_NAMED])
+    words = (
+        f"{len(cells) - len(misfits)} of {len(cells)} rates are whole numbers of the stated {called}{left}{way}; the others need another "
+        f"rounding or another dropped batch than those ({shown})"
     )
-    numbers |= {f"dropped_fits_{n}": float(b) for n, b in dropped.items()}
-    return [about("split-size", cells, verdict="suspicious", words=words, **numbers)]
+    return [about("split-size", misfits, verdict="suspicious", words=words, **numbers)]
 
 
-def _dropped(cells: list[Cell], context: Context) -> dict[int, int]:
-    """Split sizes less a last partial batch that fit all rates, each with its least batch size."""
-    found: dict[int, int] = {}
-    for images in context.split_sizes.values():
-        for batch in _DROPPED:
-            whole = images - images % batch
-            if whole not in (0, images) and not granularity(cells, whole).misfits:
-                found.setdefault(whole, batch)
-    return found
+def _impossible(table: ResultsTable, split: Split, cell: Cell, *, tried: str, numbers: dict[str, int]) -> Finding:
+    below, over = split.nearest(cell)
+    digits = cell.decimals + 1
+    near = " and ".join(f"{float(rate / cell.scale):.{digits}f} ({rate * split.images} images)" for rate in (below, over))
+    words = (
+        f"{table.labels[cell.row]}: {cell.heading} {cell.text} is {float(cell.exact * split.images):.2f} of the stated {split.images:,} "
+        f"images; the nearest rates are {near}; {tried}. A mean of several runs or of batches would explain it"
+    )
+    values = {"below": float(below), "above": float(over), **{name: float(number) for name, number in numbers.items()}}
+    return about("split-size", (cell,), verdict="impossible", words=words, **values)
+
+
+def _known(cells: list[Cell], context: Context) -> tuple[Reading, str, float] | None:
+    """The known split that explains rates best: in which reading, its name, and the chance that one of all splits does.
+
+    At or above what the digits resolve, any rate is of that many images.
+    """
+    alike = _printed_alike(cells)
+    finest = max(map(resolution, cells))
+    listed = {name: images for name, images in {**context.split_sizes, **PUBLIC}.items() if images < finest}
+    best: tuple[Reading, str, float] | None = None
+    for name, images in listed.items():
+        reading = Split(images).explains(cells)
+        if reading is None:
+            continue
+        left = "" if reading.images == images else " without a last batch"
+        way = ", truncated" if reading.rounding == "truncated" else ""
+        chance = min(1.0, len(listed) * len(Split(images).readings) * reading.chance(alike))
+        if best is None or chance < best[2]:
+            best = reading, f"{name}{left}{way}", chance
+        if chance <= LEVEL:
+            break
+    return best
+
+
+def _listed(cells: list[Cell], context: Context) -> list[Finding]:
+    """Rates whose number of images is not stated: which of the known splits explains all of them?"""
+    known = _known(cells, context)
+    if known is None:
+        words = f"the number of images is not stated, and no listed split explains all {len(cells)} rates: no evidence either way"
+        return [about("split-size", cells, verdict="not checked", words=words, rates=len(cells))]
+    reading, name, chance = known
+    words = f"all {len(cells)} rates are whole numbers of {reading.images:,} images ({name})"
+    words += "" if chance <= LEVEL else f": no evidence, since rates of other images fit some listed split as well (p = {chance:.2g})"
+    verdict: Verdict = "holds" if chance <= LEVEL else "not checked"
+    return [about("split-size", cells, verdict=verdict, words=words, images=reading.images, rates=len(cells), p=chance)]
 
 
 def hidden_images(table: ResultsTable, context: Context) -> list[Finding]:
-    """An n that fits more rates than chance: the number of images that the table does not state, or that some cells betray."""
-    cells = rates(table)
-    if len(cells) < 2:
-        return not_checked("hidden-images", {"two rates or more of equally many digits, in columns Top-1 and Top-5": len(cells) > 1})
-    found = found_images(table)
-    if found is None:
+    """Rates whose number of images is not stated: are they better explained by two numbers of images than by one?"""
+    every = rates(table)
+    cells = [cell for cell in every if context.images(table, cell.row) is None]
+    if every and not cells:
         return []
-    names = [name for name, images in context.split_sizes.items() if images == found.images]
-    called = f"{found.images} images" + (f" ({names[0]})" if names else "")
-    fitting = len(cells) - len(found.misfits)
-    anywhere = min(1.0, found.chance * int(1 / (2 * cells[0].half)))
-    words = f"{fitting} of {len(cells)} rates are whole numbers of {called}; "
-    words += f"as many by chance: {found.chance:.1g}, and {anywhere:.1g} for any number of images"
-    numbers = {"images": float(found.images), "fitting": fitting, "rates": len(cells), "chance": found.chance, "chance_of_any": anywhere}
-    if not found.misfits:
-        return [about("hidden-images", cells, verdict="exact", words=words, **numbers)]
-    least = next((n for n in range(2, _MOST_IMAGES) if all(fits(cell, n) for cell in cells)), None)
-    if least is not None:
-        numbers["least_that_fits_all"] = least
-    counts = "; ".join(f"{table.labels[cell.row]}, {cell.heading} {cell.text} is {cell.value * found.images:.2f}" for cell in found.misfits)
-    words = f"{words}, and the other {len(found.misfits)} are none ({counts}): not all are of the same images, counted alike"
-    words += f"; the least number that fits all is {least}" if least is not None else ""
-    return [about("hidden-images", found.misfits, verdict="contradicts itself", words=words, **numbers)]
+    alike = _printed_alike(cells) if cells else []
+    different = list({cell.exact: cell for cell in alike}.values())
+    if len(different) < _NAMED:
+        need = {"three different rates of equally many digits, of rows without a stated number of images": False}
+        return not_checked("hidden-images", need)
+    known = _known(cells, context)
+    if known is not None and known[2] <= LEVEL:
+        return []
+    mixture = best_mixture(different, listed=frozenset([*context.split_sizes.values(), *PUBLIC.values()]))
+    if mixture is not None and mixture.p <= LEVEL:
+        return [_two_numbers(different, mixture)]
+    for reading in least_readings(different):
+        p = 2 * min(MOST_IMAGES, resolution(alike[0])) * reading.chance(different)
+        if p <= LEVEL:
+            words = f"all {len(different)} different rates are whole numbers of {reading.images:,} images, and of no fewer (p = {p:.1g})"
+            return [about("hidden-images", alike, verdict="exact", words=words, images=reading.images, rates=len(different), p=p)]
+    return []
+
+
+def _two_numbers(cells: list[Cell], mixture: Mixture) -> Finding:
+    first = [cell for cell, fits in zip(cells, mixture.of_first, strict=True) if fits]
+    rest = [cell for cell, fits in zip(cells, mixture.of_first, strict=True) if not fits]
+    second = f"{mixture.second:,}" if mixture.second is not None else "another number"
+    words = (
+        f"{len(first)} of {len(cells)} different rates are whole numbers of {mixture.first:,} images, and {len(rest)} of {second}; no one "
+        f"number explains all nearly as well (p = {mixture.p:.1g}, for all numbers up to a million). Rows of two splits would "
+        f"explain it, or rates quoted with fewer digits"
+    )
+    fewer = min(first, rest, key=len)
+    numbers = {"first": mixture.first, "second": mixture.second or 0, "of_first": len(first), "rates": len(cells), "p": mixture.p}
+    return about("hidden-images", fewer, verdict="suspicious", words=words, **numbers)
 
 
 def smallest_difference(table: ResultsTable, context: Context) -> list[Finding]:
-    """Two rows cannot differ by less than one image."""
-    column = table.column("top1")
-    if len(column) < 2:
-        return not_checked("whole-image", {"Top-1 of two rows or more": len(column) > 1})
-    pairs = [(one, other) for at, one in enumerate(column) for other in column[at + 1 :] if one.exact != other.exact]
+    """Two rows whose rates differ do so by one image at least."""
+    column = sorted(table.column("top1"), key=lambda cell: cell.exact)
+    pairs = [(other.high - one.low, one, other) for one, other in pairwise(column) if one.exact != other.exact]
     if not pairs:
-        return []
-    one, other = min(pairs, key=lambda pair: abs(pair[0].exact - pair[1].exact))
-    most = abs(one.exact - other.exact) + one.half + other.half
+        return not_checked("whole-image", {"two different rates in column Top-1": pairs})
+    most, one, other = min(pairs, key=lambda pair: pair[0])
     needed = ceil(1 / most)
-    found = found_images(table)
-    images = context.claims.images or (found.images if found is not None else None)
-    apart = abs(one.value - other.value)
-    words = f"{one.heading} {one.text} and {other.text} are at most {float(most):.4f} apart: that takes {needed} images at least"
-    numbers = {"difference": apart, "least_images": needed}
-    if images is None:
-        return [about("whole-image", (one, other), verdict="exact", words=words, **numbers)]
-    numbers |= {"images": images, "difference_images": apart * images}
-    if images >= needed:
-        return [about("whole-image", (one, other), verdict="holds", words=words, **numbers)]
-    words = f"{words}, and of {images} the difference is {apart * images:.2f} of one"
-    return [about("whole-image", (one, other), verdict="contradicts itself", words=words, **numbers)]
+    words = f"{one.heading} {one.text} and {other.text} are at most {float(most):.3g} apart: one image of {needed:,} at least"
+    numbers = {"difference": float(other.exact - one.exact), "least_images": needed}
+    images = {context.images(table, cell.row) for cell in (one, other)}
+    stated = next(iter(images)) if len(images) == 1 else None
+    if stated is None or stated >= needed:
+        return [about("whole-image", (one, other), verdict="exact" if stated is None else "holds", words=words, **numbers)]
+    words += f", and both rows state {stated:,}: they cannot both be right, unless a last batch was dropped in one of them"
+    return [about("whole-image", (one, other), verdict="suspicious", words=words, images=stated, **numbers)]

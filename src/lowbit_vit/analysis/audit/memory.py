@@ -1,12 +1,13 @@
 """Checks of file sizes and peak memory: what must be in them, by the number of parameters and their formats."""
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations_with_replacement
 
 from lowbit_vit.analysis.audit.context import DTYPE_BYTES, WEIGHT_BYTES, Context, Model, Row
-from lowbit_vit.analysis.audit.finding import Finding, Verdict, about, not_checked
-from lowbit_vit.analysis.audit.table import Cell, ResultsTable
+from lowbit_vit.analysis.audit.finding import LEVEL, Finding, Verdict, about, at_least, not_checked
+from lowbit_vit.analysis.audit.table import Cell, Quantity, ResultsTable
 
 MIB = 2**20
 # Double quantization keeps the constants in 8 bits, with one fp32 constant for 256 of them (QLoRA, 2023, section 3).
@@ -15,9 +16,14 @@ _OUTER_BLOCK = 256
 _FILE_OVERHEAD = 1.05
 # Twins do the same work, so their peaks differ by one kernel's scratch space at most.
 _TWINS_APART = 0.10
+# A share in whole per cents was rounded by up to this.
+_CLAIM_ROUNDED = 0.005
 # Models left in memory: the remainder must look like what rows without them need beside their weights.
 _REMAINDER = (0.75, 1.25)
 _MOST_MODELS = 2
+# Sums of more sizes than these lie so densely that they explain any peak.
+_MOST_SIZES = 50
+_MOST_NAMED = 2
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def parameter_bytes(model: Model, row: Row) -> Bytes:
 
 
 def _near(cell: Cell, size: float) -> bool:
-    return cell.low <= Fraction(size) <= cell.high
+    return cell.low <= Fraction(size) <= cell.most
 
 
 def _is_sum(cell: Cell, bytes_: Bytes) -> bool:
@@ -68,16 +74,17 @@ def sizes(table: ResultsTable, context: Context) -> list[Finding]:
             "size", {"column model size": table.column("size"), "model in the context": context.model, "rows in the context": context.rows}
         )
     found = []
-    for decimal, binary in zip(table.column("size"), table.binary().column("size"), strict=True):
+    for decimal, binary in zip(table.column("size"), table.binary.column("size"), strict=True):
         row = context.row(table, decimal.row)
         if row is not None:
             # MB that can only be MiB are said once, by `megabytes`.
             cell = binary if _is_sum(binary, parameter_bytes(context.model, row)) else decimal
-            found += _size(table, cell, bytes_=parameter_bytes(context.model, row), row=row, model=context.model)
+            most = _most(table, context, decimal, "size")
+            found += _size(table, cell, most=most, bytes_=parameter_bytes(context.model, row), row=row, model=context.model)
     return found
 
 
-def _size(table: ResultsTable, cell: Cell, *, bytes_: Bytes, row: Row, model: Model) -> list[Finding]:
+def _size(table: ResultsTable, cell: Cell, *, most: Fraction, bytes_: Bytes, row: Row, model: Model) -> list[Finding]:
     label = table.labels[cell.row]
     mib = {"plain_mib": bytes_.plain / MIB, "constants_mib": bytes_.constants / MIB, "double_mib": bytes_.double / MIB}
     numbers = {"printed_mib": cell.value / MIB, **mib}
@@ -85,9 +92,9 @@ def _size(table: ResultsTable, cell: Cell, *, bytes_: Bytes, row: Row, model: Mo
     named = {name: size for name, size in known.items() if name == "parameters" or row.quantized}
     match = next((name for name, size in named.items() if _near(cell, size)), None)
     if match is None:
-        return [_inexact(label, cell, bytes_=bytes_, row=row, numbers=numbers)]
+        return [_inexact(label, cell, most=most, bytes_=bytes_, row=row, numbers=numbers)]
     words = f"{label}: {cell.text} is {named[match] / MIB:.2f} MiB, {model.parameters:,} parameters in {row.weights}"
-    if match != "parameters" or not row.quantized:
+    if match != "parameters" or not row.quantized or cell.most >= bytes_.least:
         return [about("size", (cell,), verdict="exact", words=f"{words}{'' if match == 'parameters' else f' ({match})'}", **numbers)]
     short = f"{label}: {cell.text} leaves out the constants of {row.weights}, {mib['constants_mib']:.2f} MiB in fp32"
     short += f" ({mib['double_mib']:.2f} double-quantized)" if row.block_size is not None else ""
@@ -101,19 +108,31 @@ def _size(table: ResultsTable, cell: Cell, *, bytes_: Bytes, row: Row, model: Mo
     return [exact, about("size-constants", (cell,), verdict="understated", words=short, **numbers)]
 
 
-def _inexact(label: str, cell: Cell, *, bytes_: Bytes, row: Row, numbers: dict[str, float]) -> Finding:
-    """A size that is none of the sums: too small, or so large that something else is in it."""
-    most = bytes_.plain + bytes_.constants
-    words = f"{label}: {cell.value / MIB:.2f} MiB printed; {row.weights} needs {bytes_.plain / MIB:.2f} MiB for parameters alone"
-    words += f", {most / MIB:.2f} with constants" if row.quantized else ""
+def _inexact(label: str, cell: Cell, *, most: Fraction, bytes_: Bytes, row: Row, numbers: dict[str, float]) -> Finding:
+    """A size that is none of the sums: too small in every unit that the heading may mean, or so large that more is in it."""
+    whole = bytes_.plain + bytes_.constants
+    words = f"{label}: {cell.shown} printed; {row.weights} needs {_both(bytes_.plain)} for parameters alone"
+    words += f", {_both(whole)} with constants" if row.quantized else ""
     verdict: Verdict = "suspicious"
-    if cell.high < bytes_.plain:
+    if most < bytes_.plain:
         verdict = "impossible"
-    elif cell.high < bytes_.least:
+        words += ": a compressed file, or fewer parameters than stated, would explain it"
+    elif most < bytes_.least:
         verdict = "understated"
-    elif cell.low <= most * _FILE_OVERHEAD:
+    elif cell.low <= whole * _FILE_OVERHEAD:
         verdict = "holds"
     return about("size", (cell,), verdict=verdict, words=words, **numbers)
+
+
+def _both(size: float) -> str:
+    """Bytes in both units that are called a megabyte."""
+    return f"{size / 1e6:.2f} MB ({size / MIB:.2f} MiB)"
+
+
+def _most(table: ResultsTable, context: Context, cell: Cell, quantity: Quantity) -> Fraction:
+    """The most bytes that a cell can mean: where the context does not say what a megabyte is, as units of 1024."""
+    binary = table.binary.cell(cell.row, quantity)
+    return cell.most if binary is None or context.megabyte is not None else binary.most
 
 
 def megabytes(table: ResultsTable, context: Context) -> list[Finding]:
@@ -126,7 +145,7 @@ def megabytes(table: ResultsTable, context: Context) -> list[Finding]:
         )
     binary = [
         cell
-        for cell in table.binary().column("size")
+        for cell in table.binary.column("size")
         if (row := context.row(table, cell.row)) and _is_sum(cell, parameter_bytes(context.model, row))
     ]
     if not binary or "mib" in heading.lower() or "gib" in heading.lower():
@@ -162,9 +181,13 @@ def size_reduction(table: ResultsTable, context: Context) -> list[Finding]:
         bytes_ = parameter_bytes(context.model, row)
         numbers["reduction_with_constants"] = 1 - (bytes_.plain + bytes_.constants) / reference.value
         words += f", {numbers['reduction_with_constants']:.1%} with constants"
-    holds = min(value for name, value in numbers.items() if name != "claimed") >= least
+    # What was rounded up to the claim is no contradiction of it.
+    at_most = float(1 - cell.low / reference.most)
+    verdict: Verdict = "contradicts itself" if at_most < least - _CLAIM_ROUNDED else "holds"
+    if verdict == "holds" and numbers.get("reduction_with_constants", least) < least - _CLAIM_ROUNDED:
+        verdict = "understated"
     said = f"{words}; claimed: at least {least:.0%}"
-    return [about("size-reduction", (reference, cell), verdict="holds" if holds else "contradicts itself", words=said, **numbers)]
+    return [about("size-reduction", (reference, cell), verdict=verdict, words=said, **numbers)]
 
 
 def fits_already(table: ResultsTable, context: Context) -> list[Finding]:
@@ -201,50 +224,56 @@ def weights_fit(table: ResultsTable, context: Context) -> list[Finding]:
         bytes_ = parameter_bytes(context.model, row)
         numbers = {"peak_mib": cell.value / MIB, "weights_mib": bytes_.plain / MIB, "with_constants_mib": bytes_.least / MIB}
         label = table.labels[cell.row]
-        if cell.high < bytes_.least:
-            words = f"{label}: the peak {cell.text} is below the weights' {bytes_.least / MIB:.2f} MiB"
+        most = _most(table, context, cell, "vram")
+        if most < bytes_.least:
+            words = (
+                f"{label}: the peak {cell.shown} is below the weights' {_both(bytes_.least)}, whatever a megabyte is: a peak that was "
+                f"counted from the loaded model on would explain it"
+            )
             found.append(about("vram-weights", (cell,), verdict="impossible", words=words, **numbers))
         elif row.weights == "nf4":
             # Dequantize, then multiply: the layer in the compute dtype, and its output, beside all weights.
             beside = DTYPE_BYTES[row.compute] * (context.model.largest_layer + context.model.layer_output)
             needed = bytes_.plain + bytes_.constants + beside
-            if cell.high < needed:
+            if most < needed:
+                double = bytes_.least + beside
+                fits = "double quantization" if double <= most else "a kernel that dequantizes by tiles"
                 words = (
-                    f"{label}: fp32 constants, one dequantized layer and its output for one image come to {needed / MIB:.2f} MiB, above "
-                    f"the peak {cell.text}; double quantization would fit ({(bytes_.least + beside) / MIB:.2f}), and is not stated"
+                    f"{label}: fp32 constants, one dequantized layer and its output for one image come to {_both(needed)}, above the peak "
+                    f"{cell.shown}; {fits} would fit, and is not stated"
                 )
-                numbers |= {"needed_mib": needed / MIB, "needed_double_mib": (bytes_.least + beside) / MIB}
+                numbers |= {"needed_mib": needed / MIB, "needed_double_mib": double / MIB}
                 found.append(about("vram-weights", (cell,), verdict="underspecified", words=words, **numbers))
     return found
 
 
 def batch_fits(table: ResultsTable, context: Context) -> list[Finding]:
     """Has the peak room for one layer's output at the claimed batch size?"""
-    batch = context.claims.batch_size
-    if batch is None or not table.column("vram") or context.model is None or not context.rows:
+    stated = {cell.row: batch for cell in table.column("vram") if (batch := context.batch_size(table, cell.row)) is not None}
+    if not stated or context.model is None or not context.rows:
         return not_checked(
             "vram-batch",
             {
                 "column peak VRAM": table.column("vram"),
-                "claims.batch_size in the context": context.claims.batch_size,
+                "the batch size, in the context or in a column": stated,
                 "model in the context": context.model,
                 "rows in the context": context.rows,
             },
         )
     found = []
     for cell in table.column("vram"):
-        row = context.row(table, cell.row)
-        if row is None:
+        row, batch = context.row(table, cell.row), stated.get(cell.row)
+        if row is None or batch is None:
             continue
-        room = cell.value - parameter_bytes(context.model, row).plain
+        room = float(_most(table, context, cell, "vram")) - parameter_bytes(context.model, row).plain
         output = batch * context.model.layer_output * DTYPE_BYTES[row.compute]
         if 0 <= room < output:
             words = (
-                f"{table.labels[cell.row]}: the peak is {room / MIB:.2f} MiB above the weights, and one layer's output at batch {batch} "
-                f"is {output / MIB:.1f} MiB"
+                f"{table.labels[cell.row]}: the peak is {_both(room)} above the weights, and one layer's output at batch {batch} is "
+                f"{_both(output)}: a peak of another batch size would explain it"
             )
             numbers = {"room_mib": room / MIB, "output_mib": output / MIB, "batch": batch}
-            found.append(about("vram-batch", (cell,), verdict="contradicts itself", words=words, **numbers))
+            found.append(about("vram-batch", (cell,), verdict="suspicious", words=words, **numbers))
     return found
 
 
@@ -278,24 +307,39 @@ def resident_models(table: ResultsTable, context: Context) -> list[Finding]:
         return not_checked("resident-models", {"a row whose peak is less than half a model above its weights": usual})
     low, high = min(usual) * Fraction(_REMAINDER[0]), max(usual) * Fraction(_REMAINDER[1])
     others = sorted({size.exact for _, size in rows})
+    if len(others) > _MOST_SIZES:
+        return not_checked("resident-models", {f"at most {_MOST_SIZES} different sizes, whose sums leave room": False})
+    left = [models for count in range(1, _MOST_MODELS + 1) for models in combinations_with_replacement(others, count)]
+    sums = sorted(sum(models, start=Fraction(0)) for models in left)
+    far = [vram.exact - size.exact for vram, size in rows if vram.exact - size.exact > high]
+    matched = sum(bisect_left(sums, excess - high) < bisect_right(sums, excess - low) for excess in far)
+    p = at_least(matched, of=len(far), share=_covered(sums, low=low, high=high, most=max(far))) if far else 1.0
+    if p > LEVEL:
+        return []
     found = []
     for vram, size in rows:
         excess = vram.exact - size.exact
-        fitting = [
-            (models, excess - sum(models))
-            for count in range(1, _MOST_MODELS + 1)
-            for models in combinations_with_replacement(others, count)
-            if low <= excess - sum(models) <= high
-        ]
+        fitting = [(models, excess - sum(models)) for models in left if low <= excess - sum(models) <= high]
         if not fitting or excess <= high:
             continue
         counts = " or ".join(sorted({str(len(parts)) for parts, _ in fitting}))
-        sums = " or ".join(" + ".join(f"{float(part / vram.scale):.1f}" for part in (size.exact, *parts, rest)) for parts, rest in fitting)
+        readings = [(size.exact, *parts, rest) for parts, rest in fitting]
+        parted = " or ".join(" + ".join(f"{float(part / vram.scale):.1f}" for part in reading) for reading in readings[:_MOST_NAMED])
         words = (
-            f"{table.labels[vram.row]}: the peak {vram.shown} is {sums}: its weights, those of {counts} more, and what other "
-            f"rows need beside theirs ({float(min(usual) / vram.scale):.1f} to {float(max(usual) / vram.scale):.1f})"
+            f"{table.labels[vram.row]}: the peak {vram.shown} is {parted}: its weights, those of {counts} more, and what other "
+            f"rows need beside theirs ({float(min(usual) / vram.scale):.1f} to {float(max(usual) / vram.scale):.1f}; p = {p:.1g})"
         )
-        numbers = {"excess_mib": float(excess) / MIB}
+        numbers = {"excess_mib": float(excess) / MIB, "p": p}
         numbers |= {f"remainder_{len(parts)}_mib": float(rest) / MIB for parts, rest in fitting}
         found.append(about("resident-models", (vram, size), verdict="suspicious", words=words, **numbers))
     return found
+
+
+def _covered(sums: list[Fraction], *, low: Fraction, high: Fraction, most: Fraction) -> float:
+    """Share of the peaks between `high` and `most` above their weights that some sum explains: the chance of a match."""
+    covered, end = Fraction(0), high
+    for models in sums:
+        start, stop = max(end, models + low), min(most, models + high)
+        if stop > start:
+            covered, end = covered + stop - start, stop
+    return float(covered / (most - high))

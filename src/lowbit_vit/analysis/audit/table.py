@@ -1,12 +1,13 @@
 """A published table of results, as printed: every cell keeps its digits, because rounding decides what can be concluded.
 
 Headings name a quantity and its unit, such as `Latency P95 (ms)` or `latency_p95_ms`. Values are exact fractions in one unit a
-dimension: ms, bytes, images/s, share of 1.
+dimension: ms, bytes, images/s, images, share of 1.
 """
 
 import csv
 import difflib
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -30,12 +31,15 @@ Quantity = Literal[
     "f1",
     "kernel",
     "attention",
+    "images",
+    "batch",
 ]
 _TIME = {"s": Fraction(1000), "ms": Fraction(1), "us": Fraction(1, 1000), "µs": Fraction(1, 1000), "ns": Fraction(1, 10**6)}
 _BYTES = {name: Fraction(size) for name, size in (("b", 1), ("kb", 10**3), ("mb", 10**6), ("gb", 10**9))}
 _BYTES |= {"kib": Fraction(2**10), "mib": Fraction(2**20), "gib": Fraction(2**30)}
 _RATE = dict.fromkeys(("img/s", "images/s", "imgs/s", "samples/s", "fps"), Fraction(1))
 _SHARE = {"": Fraction(1), "%": Fraction(1, 100)}
+_COUNT = {"": Fraction(1)}
 _BINARY = {"kb": Fraction(2**10), "mb": Fraction(2**20), "gb": Fraction(2**30)}
 
 # Names as they are met in tables, without unit, in lower case; the first is the one that messages suggest.
@@ -53,7 +57,11 @@ QUANTITIES: dict[Quantity, tuple[dict[str, Fraction], tuple[str, ...]]] = {
     "f1": (_SHARE, ("f1 score", "f1", "macro f1", "f1 macro")),
     "kernel": (_TIME, ("total cuda kernel time", "cuda kernel time", "kernel time", "total kernel time")),
     "attention": (_TIME, ("attention kernel time", "attention time")),
+    "images": (_COUNT, ("images", "test images", "eval images", "number of images")),
+    "batch": (_COUNT, ("batch size", "batch")),
 }
+# A float in single precision differs from its value by up to half of this: further digits are noise.
+_SINGLE = Fraction(1, 2**22)
 # `Latency (ms)` or `Latency [ms]`.
 _BRACKETED = re.compile(r"(.*?)\s*[(\[]([^)\]]*)[)\]]")
 LABELS = ("model", "name", "variant", "method", "arm")
@@ -70,12 +78,14 @@ class Cell:
         heading: as printed.
         text: as printed.
         scale: unit of the heading in the unit of its dimension.
+        step: the last digit that counts, in the heading's unit.
     """
 
     row: int
     heading: str
     text: str
     scale: Fraction
+    step: Fraction
 
     @cached_property
     def exact(self) -> Fraction:
@@ -100,18 +110,28 @@ class Cell:
 
     @cached_property
     def half(self) -> Fraction:
-        """Half of the last printed digit: the true value lies within this of `exact`."""
-        return self.scale / Fraction(2 * 10**self.decimals)
+        """Half of the last digit that counts, in the dimension's unit."""
+        return self.scale * self.step / 2
 
     @cached_property
     def low(self) -> Fraction:
-        """Least value that rounds to what is printed."""
+        """Least value that is printed so, rounded or truncated."""
         return self.exact - self.half
 
     @cached_property
     def high(self) -> Fraction:
-        """Greatest value that rounds to what is printed."""
+        """Greatest value that is rounded to what is printed."""
         return self.exact + self.half
+
+    @cached_property
+    def most(self) -> Fraction:
+        """Greatest value that is printed so, rounded or truncated."""
+        return self.exact + 2 * self.half
+
+
+def above(one: Cell, other: Cell) -> bool:
+    """Whether `one` was greater than `other` before both were rounded, or both truncated."""
+    return one.low > other.high and one.exact >= other.most
 
 
 @dataclass(frozen=True)
@@ -141,6 +161,7 @@ class ResultsTable:
         """The numbers of a column, from top to bottom."""
         return [cell for row in self.rows if (cell := self.cell(row, quantity)) is not None]
 
+    @cached_property
     def binary(self) -> "ResultsTable":
         """The same table with KB, MB and GB read as powers of 1024."""
         cells = {}
@@ -180,7 +201,14 @@ def load_table(path: Path) -> ResultsTable:
                 labels.append(text)
             elif text.lower() not in MISSING:
                 cells[row, what] = _cell(path, row=row, heading=headings[index], quantity=what, text=text)
-    twice = [label for label in labels if labels.count(label) > 1 or not label]
+    for what in QUANTITIES:
+        column = {key: cell for key, cell in cells.items() if key[1] == what}
+        significant = max((_significant(cell.text) for cell in column.values()), default=0)
+        # A share is a quotient of counts: what single precision makes of it can be computed (audit/readings.py).
+        noise = Fraction(0) if QUANTITIES[what][0] is _SHARE else _SINGLE
+        cells |= {key: replace(cell, step=_step(cell.text, significant, noise)) for key, cell in column.items()}
+    number = Counter(labels)
+    twice = [label for label in labels if number[label] > 1 or not label]
     if twice:
         raise DataError(f"{path}: {headings[_index(known)]} {twice[0]!r} must be there and be there once; give each row its own name")
     named = {what: headings[index] for index, what in known.items() if what != "label"}
@@ -246,9 +274,30 @@ def _nearest(name: str, unit: str) -> str:
 
 def _cell(path: Path, *, row: int, heading: str, quantity: Quantity, text: str) -> Cell:
     place = f"{path}: row {row}, {heading}"
-    if not re.fullmatch(r"\d+(\.\d+)?", text):
-        raise DataError(f"{place}: {text!r} is not a number such as 12.50 (no separators, no sign), nor N/A")
-    cell = Cell(row=row, heading=heading, text=text, scale=QUANTITIES[quantity][0][_unit(heading)])
-    if QUANTITIES[quantity][0] is _SHARE and cell.exact > 1:
+    if not re.fullmatch(r"\d{1,30}(\.\d{1,30})?", text):
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise DataError(f"{place}: {shown!r} is not a number such as 12.50 (no separators, no sign, at most 30 digits), nor N/A")
+    units = QUANTITIES[quantity][0]
+    cell = Cell(row=row, heading=heading, text=text, scale=units[_unit(heading)], step=Fraction(1))
+    if units is _SHARE and cell.exact > 1:
         raise DataError(f"{place}: {text} is above {'100 %' if '%' in heading else '1; if it is in percent, write (%) into the heading'}")
+    if units is _COUNT and (cell.exact < 1 or cell.exact.denominator > 1):
+        raise DataError(f"{place}: {text} is no whole number of images from 1 on")
     return cell
+
+
+def _significant(text: str) -> int:
+    """Significant digits of a printed number; zeros at the end of a whole number are taken for none."""
+    digits = text.replace(".", "").lstrip("0") if "." in text else text.strip("0")
+    return len(digits)
+
+
+def _step(text: str, significant: int, noise: Fraction) -> Fraction:
+    """The last digit of a number that counts, in a column whose numbers have at most `significant` digits.
+
+    1230 in a column of three significant digits is any number from 1225 to 1235. `noise` is a share of the number below which no
+    digit counts.
+    """
+    leading = len(text.partition(".")[0].lstrip("0"))
+    by_digits = Fraction(10) ** (leading - significant) if leading else Fraction(0)
+    return max(Fraction(1, 10 ** len(text.partition(".")[2])), by_digits, Fraction(text) * noise)
