@@ -1,0 +1,101 @@
+"""The audit's error rates, both kinds: some drawn tables (benchmarks/audit_errors.py has thousands), and public ones that are sound."""
+
+import csv
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from audit_tables import FAULTS, Planted, can_be_printed, sound, two_splits
+from lowbit_vit.analysis.audit import Context, Finding, audit, load_table
+
+PUBLIC = Path(__file__).parents[4] / "shared" / "tables"
+SOUND = 160
+PLANTED = 20
+
+
+def findings(folder: Path, text: str, context: object) -> tuple[Finding, ...]:
+    path = folder / "table.csv"
+    path.write_text(text)
+    return audit(load_table(path), Context.model_validate(context))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_sound_table_has_no_hard_finding_and_rarely_a_doubt(part: int, tmp_path: Path) -> None:
+    doubted = 0
+    for number in range(part * SOUND // 4, (part + 1) * SOUND // 4):
+        chance = random.Random(f"sound {number}")
+        table = sound(chance, rows=chance.randint(5, 60))
+        found = findings(tmp_path, table.csv, table.context)
+        assert [finding for finding in found if finding.hard] == [], table.csv
+        doubted += any(finding.fault for finding in found)
+    # Asked for: at most 5 %. Six of forty would have a probability below 2 %.
+    assert doubted <= 5
+
+
+@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
+def test_a_planted_fault_that_can_be_seen_is_found(plant: Callable[[random.Random], Planted], tmp_path: Path) -> None:
+    seen = found = 0
+    for number in range(PLANTED):
+        planted = plant(random.Random(f"planted {number}"))
+        if planted.decidable and len(planted.table.rows) <= 300:
+            seen += 1
+            said = [finding for finding in findings(tmp_path, planted.table.csv, planted.table.context) if finding.fault]
+            named = [finding for finding in said if finding.check in planted.checks]
+            found += any(not planted.rows or set(planted.rows) & set(finding.rows) for finding in named)
+    assert seen >= 5
+    # At least 95 %, which one of few may miss.
+    assert found >= seen - max(1, seen // 20)
+
+
+def test_the_oracle_knows_which_rates_can_be_printed() -> None:
+    chance = random.Random(0)
+    for _ in range(40):
+        table = sound(chance, columns=("top1",), rows=5)
+        style = table.styles["top1"]
+        assert all(can_be_printed(table.cell("top1", row), table.images[row], style) for row in table.rows)
+    table = next(planted.table for planted in map(two_splits, [chance] * 200) if planted.decidable)
+    assert len(set(table.images)) == 2
+
+
+def _public(name: str) -> Path:
+    path = PUBLIC / name
+    if not path.is_file():
+        pytest.skip(f"the public table {name} is not here")
+    return path
+
+
+@pytest.mark.parametrize("images", [None, 50_000])
+@pytest.mark.parametrize("name", ["timm-results-imagenet.headings-renamed.csv", "fq_vit_imagenet.csv"])
+def test_public_accuracies_of_50000_images_have_nothing_against_them(name: str, images: int | None, tmp_path: Path) -> None:
+    found = audit(load_table(_public(name)), Context.model_validate({"claims": {"images": images}}))
+    assert [finding for finding in found if finding.fault] == []
+    (split,) = (finding for finding in found if finding.check == "split-size")
+    if images is not None or name.startswith("timm"):
+        assert split.verdict == "holds"
+
+
+@pytest.mark.parametrize("name", ["fastertransformer_vit_a100_int8_vs_fp16.csv", "bitsandbytes_llm_inference.csv"])
+def test_public_latencies_have_nothing_against_them(name: str) -> None:
+    assert [finding for finding in audit(load_table(_public(name))) if finding.fault] == []
+
+
+def test_public_throughputs_that_were_measured_apart_have_nothing_against_them(tmp_path: Path) -> None:
+    # Its headings as the audit reads them.
+    with _public("timm-benchmark-infer-amp-nchw-pt291-cu128-4090.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    lines = ["Model,Throughput (img/s),Latency (ms),Batch size"]
+    lines += [
+        f"{row['model']} {row['infer_img_size']},{row['infer_samples_per_sec']},{row['infer_step_time']},{row['infer_batch_size']}"
+        for row in rows
+    ]
+    found = findings(tmp_path, "\n".join(lines), {})
+    assert [finding for finding in found if finding.fault] == []
+    (batch,) = (finding for finding in found if finding.check == "batch-size")
+    assert (batch.verdict, batch.numbers["rows"]) == ("holds", len(rows))
+
+
+def test_four_rows_of_10000_images_have_nothing_against_them(tmp_path: Path) -> None:
+    text = "Model,Top-1 (%),Top-5 (%)\na,80.920,95.460\nb,80.480,95.020\nc,77.410,94.120\nd,80.900,95.380\n"
+    assert [finding for finding in findings(tmp_path, text, {}) if finding.fault] == []
