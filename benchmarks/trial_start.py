@@ -7,8 +7,8 @@ start is what the launch took beside the parts that the record times: imports, r
 the launcher's look every 0.1 s. CPU seconds are of the whole process, as the system counts them. The two sides alternate in one
 run, one process at a time with one thread, and must give the same predictions bit for bit.
 
-A launching process pays the imports of the one that is forked once, with its first trial: `imports`. On a machine with a card that
-one may import neither bitsandbytes nor peft: `left_on_a_card` is what their import then costs a fork, taken on this machine.
+A launching process pays the imports of the one that is forked once, with its first trial: `imports`. On a machine with a GPU that
+one may import neither bitsandbytes nor peft: `left_on_a_gpu` is what their import then costs a fork, taken on this machine.
 
 What is asked for: a forked start takes at most 1/4 of a fresh one, by the clock, for NF4 with QLoRA.
 """
@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +31,18 @@ from aside import empty_reports, machine
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.container import Starter
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import COMMAND, launch
+from lowbit_vit.study.launch import launch
 
 RECORD = Path(__file__).parent / "records" / "trial_start.json"
 ARMS = ("Baseline ViT", "4-bit + SDPA")
 # The same program, which `launch` starts and does not fork.
 FRESH = (sys.executable, "-c", "import sys; sys.argv[0] = '__main__.py'; from lowbit_vit.cli import main; main()")
-ON_A_CARD = (
-    "import time; from lowbit_vit.study import fork_server; fork_server.preload(card=True)\n"
-    "wall, cpu = time.perf_counter(), time.process_time(); fork_server.preload(card=False)\n"
+ON_A_GPU = (
+    "import time; from lowbit_vit.schema import environment; environment.visible_gpu = lambda: True\n"
+    "from lowbit_vit.trial import forked\n"
+    "wall, cpu = time.perf_counter(), time.process_time(); forked.preload(gpu=False)\n"
     "print(time.perf_counter() - wall, time.process_time() - cpu)"
 )
 
@@ -56,7 +57,7 @@ def main() -> None:
     trials = {trial.label: trial for trial in cells(load_profile(root / "profiles" / "demo.yaml"), "variants")}
     load = os.getloadavg()[0]
     with empty_reports(root, "demo") as workspace:
-        first = start_of(trials[ARMS[0]], workspace, COMMAND)  # with the imports
+        first = start_of(trials[ARMS[0]], workspace, None)  # with the imports
         imports = server().cpu_times()
         arms = {label: compare(trials[label], workspace, options.rounds) for label in ARMS}
     record = {
@@ -64,7 +65,7 @@ def main() -> None:
         "rounds": options.rounds,
         "imports": {"first_start_s": round(first.start_s, 2), "cpu_s": round(imports.user + imports.system, 2)},
         "arms": arms,
-        "left_on_a_card": left_on_a_card(),
+        "left_on_a_gpu": left_on_a_gpu(),
         "asked_for": {"4-bit + SDPA start ratio": "<= 0.25"},
     }
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
@@ -89,7 +90,7 @@ def compare(trial: Trial, workspace: Workspace, rounds: int) -> dict[str, float]
     trial = trial.model_copy(update={"measurement": None})
     forked, fresh = [], []
     for _ in track(range(rounds), trial.label):
-        forked.append(start_of(trial, workspace, COMMAND))
+        forked.append(start_of(trial, workspace, None))
         fresh.append(start_of(trial, workspace, FRESH))
     if len({start.predictions for start in (*forked, *fresh)}) > 1:
         raise LowbitVitError(f"{trial.label}: a forked and a fresh process gave different predictions")
@@ -101,7 +102,7 @@ def compare(trial: Trial, workspace: Workspace, rounds: int) -> dict[str, float]
     return found
 
 
-def start_of(trial: Trial, workspace: Workspace, command: Sequence[str]) -> Start:
+def start_of(trial: Trial, workspace: Workspace, command: Starter | None) -> Start:
     """Launch once.
 
     Raises:
@@ -123,14 +124,14 @@ def cpu_seconds() -> float:
 
 
 def server() -> psutil.Process:
-    """The process that trials are forked from: the only one that is left when no trial runs."""
-    (process,) = psutil.Process().children()
+    """The process that trials are forked from."""
+    (process,) = (child for child in psutil.Process().children() if "multiprocessing.forkserver" in " ".join(child.cmdline()))
     return process
 
 
-def left_on_a_card() -> dict[str, float]:
-    """Seconds of the imports that a fork does itself on a machine with a card."""
-    done = subprocess.run([sys.executable, "-c", ON_A_CARD], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True)
+def left_on_a_gpu() -> dict[str, float]:
+    """Seconds of the imports that a fork does itself on a machine with a GPU."""
+    done = subprocess.run([sys.executable, "-c", ON_A_GPU], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True)
     wall, cpu = map(float, done.stdout.split())
     return {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2)}
 

@@ -24,6 +24,7 @@ from lowbit_vit.schema.config import STUDIES, Profile, load_profile
 from lowbit_vit.schema.estimate import read_estimates
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import finished, sweep
+from lowbit_vit.study.process import PRELOAD
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lowbit_vit"
@@ -97,8 +98,8 @@ def _imports_of_verb(verb: str) -> frozenset[str]:
     top = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
     direct = _imported([*top, *(functions[name] for name in called)])
     reached = set().union(*map(_reached, direct))
-    if verb in STUDIES:  # study.launch runs `lowbit-vit trial` and `lowbit-vit scan`
-        reached |= _imports_of_verb("trial") | _imports_of_verb("scan")
+    if verb in STUDIES:
+        reached |= _reached(PRELOAD)  # what trials are forked from
     return frozenset(reached)
 
 

@@ -169,7 +169,6 @@ class _Place:
 def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
     from lowbit_vit.errors import ConfigError
     from lowbit_vit.study.container import find_image
-    from lowbit_vit.study.launch import COMMAND
     from lowbit_vit.study.sweep import run_study
 
     settings, workspace = _open(profile, root)
@@ -182,7 +181,7 @@ def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
             container = find_image(image, runtime=place.runtime, pin=pin, unpinned=place.unpinned)
             records = run_study(settings, study, workspace, command=container, card=place.card)
         else:
-            records = run_study(settings, study, workspace, command=COMMAND, card=place.card)
+            records = run_study(settings, study, workspace, card=place.card)
     except KeyboardInterrupt:
         # Said here: typer turns an interrupt that leaves the verb into a bare "Aborted."
         print("lowbit-vit: interrupted; finished trials are kept, run the same command again to go on", file=sys.stderr)

@@ -18,7 +18,7 @@ from lowbit_vit.schema.record import load_predictions, read_records
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.container import Container, find_image
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import COMMAND, launch, scratch_folder
+from lowbit_vit.study.launch import launch, scratch_folder
 from projects import environment, make_project
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
@@ -112,7 +112,7 @@ def test_a_trial_sees_only_what_it_was_given(container: Container, workspace: Wo
 
 
 def test_a_trial_gives_the_same_predictions_as_in_a_process(container: Container, workspace: Workspace, trial: Trial) -> None:
-    alone = launch(trial, workspace, threads=1, command=COMMAND)
+    alone = launch(trial, workspace, threads=1)
     assert (alone.status, alone.reason) == ("success", None)
     predictions = workspace.records("variants") / f"{trial.trial_id}.npz"
     expected = load_predictions(predictions)

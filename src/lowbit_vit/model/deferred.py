@@ -1,7 +1,7 @@
 """Libraries that are imported when they are first used: a process pays only for what it needs.
 
 bitsandbytes and peft each take seconds to import, torchvision's models and torch's compiler no less, and few processes use all of
-them. A trial that is forked finds them imported (`study.fork_server`); but on a machine with a card bitsandbytes and peft are left
+them. A trial that is forked finds them imported (`trial.forked`); but on a machine with a card bitsandbytes and peft are left
 to it, since importing them asks CUDA. So the modules that need such a library name it at their top, as they would import it, and
 its code runs at the first attribute:
 

@@ -36,7 +36,7 @@ from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.container import Starter
 from lowbit_vit.study.cores import keep_to_cores_of_card
 from lowbit_vit.study.finished import why_not_here
-from lowbit_vit.study.launch import COMMAND, launch, launch_scan, log_file, put_record, write_without_result
+from lowbit_vit.study.launch import launch, launch_scan, log_file, put_record, write_without_result
 from lowbit_vit.study.lifeline import unwinding_on_sigterm
 from lowbit_vit.study.node_files import NodeFile, list_files, node_workspace, read_pieces
 from lowbit_vit.study.progress import StudyProgress
@@ -291,7 +291,7 @@ class _Order:
     code: str
     units: tuple[Unit, ...]
     files: tuple[NodeFile, ...]
-    command: Starter | None  # None: this program, by the node's own Python
+    command: Starter | None
     exchange: Any
 
 
@@ -308,8 +308,7 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
         for piece in ray.get(exchange.pieces.remote(file.sha256)):
             yield ray.get(piece)
 
-    # The processes that we start are to run this code too, whatever is installed here. Said once: a process that is kept for
-    # the next unit must find the environment as it was, or `forked` would import everything again.
+    # The processes that we start are to run this code too, whatever is installed here.
     ours, said = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
     if said.split(os.pathsep)[0] != ours:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ours, said)))
@@ -318,14 +317,14 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
         if code_sha256() != order.code:  # of a node that joined late
             raise ConfigError(_other_code(socket.gethostname(), code_sha256(), submitted=order.code))
         with node_workspace(order.profile, order.files, fetch) as workspace, ThreadPoolExecutor(max_workers=1) as pool:
-            _stream(pool.submit(_launch, unit, workspace, order.command or COMMAND), unit, workspace, send)
+            _stream(pool.submit(_launch, unit, workspace, order.command), unit, workspace, send)
     except (LowbitVitError, OSError) as error:
         send("ended", content=_last_line(error).encode())
     else:
         send("ended")
 
 
-def _launch(unit: Unit, workspace: Workspace, command: Starter) -> None:
+def _launch(unit: Unit, workspace: Workspace, command: Starter | None) -> None:
     if unit.timed:
         launch(unit.trials[0], workspace, threads=unit.threads, command=command)
     else:
@@ -379,7 +378,7 @@ def _conduct(order: _Order, numbers: list[int]) -> None:
 class _Submitter:
     """Runs units on the cluster and puts their records in place."""
 
-    def __init__(self, units: Sequence[Unit], workspace: Workspace, command: Starter, progress: StudyProgress) -> None:
+    def __init__(self, units: Sequence[Unit], workspace: Workspace, command: Starter | None, progress: StudyProgress) -> None:
         trials = [trial for unit in units for trial in unit.trials]
         self._workspace, self._progress = workspace, progress
         self._units = tuple(units)
@@ -397,7 +396,7 @@ class _Submitter:
                 code=code_sha256(),
                 units=self._units,
                 files=files,
-                command=None if command == COMMAND else command,
+                command=command,
                 exchange=self._exchange,
             )
         )
@@ -480,7 +479,7 @@ class _Submitter:
             put_record(record, self._workspace, predictions=message.predictions, lost=self._lost.get(record.trial_id, 0))
 
 
-def run_on_cluster(units: Sequence[Unit], workspace: Workspace, *, title: str, folder: Path, command: Starter) -> None:
+def run_on_cluster(units: Sequence[Unit], workspace: Workspace, *, title: str, folder: Path, command: Starter | None) -> None:
     """Run every unit on the cluster that is connected, and write its records here.
 
     Raises:

@@ -1,22 +1,17 @@
 """Run one trial, or one scan of many accuracy-only cells, in a process or container of its own: JSON in, JSON out.
 
-The process is a fork of one that has imported everything (`forked`): a session, a log, limits and a CUDA context of its own,
-without the seconds of the imports. Whatever happens to it, every trial ends as a record: the one that the process wrote, or one
-that says how it died. The process works in a scratch folder beside the records; what it finishes is moved into place atomically,
-so that a record is there whole or not at all. It watches its stdin, a pipe that we hold: when we die, it dies (`lifeline`).
+Every trial ends as a record: the one that its process wrote, or one that says how the process died. The process works in a scratch
+folder beside the records; what it finishes is moved into place atomically, so that a record is there whole or not at all.
 """
 
 import logging
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
@@ -28,13 +23,11 @@ from lowbit_vit.schema.config import Limits, Trial
 from lowbit_vit.schema.record import Provenance, Record, Status, read_record, sha256, write_record
 from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.study.container import Container, Starter
-from lowbit_vit.study.forked import ForkedProcess, start_forked
 from lowbit_vit.study.lifeline import LIFELINE
+from lowbit_vit.study.process import RUN, SERVER_LOST, Process, exit_code, kill_group, start_fork, start_program
 
 log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "lowbit_vit")
-Process = subprocess.Popen[bytes] | ForkedProcess
 # Seconds between two looks at the process. A look costs some 50 us, so a timing trial does not feel it.
 _PERIOD = 0.1
 # What docker and podman exit with when the process inside died of SIGKILL: the memory limit of a container does that.
@@ -51,25 +44,15 @@ class _Ending:
     at: tuple[str, ...] = ()  # ids of the trials that it was at, where it said so
 
 
-def is_forked(command: Starter) -> bool:
-    """Whether what this command starts is a fork of a process that has imported everything, and no new program."""
-    return not isinstance(command, Container) and tuple(command) == COMMAND
-
-
-def own_variables(threads: int) -> dict[str, str]:
-    """What a trial's process has in its environment beside that of the process that launches it."""
-    return {"OMP_NUM_THREADS": str(threads), "COLUMNS": "200", LIFELINE: "stdin"}
-
-
-def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter = COMMAND) -> Record:
+def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter | None = None) -> Record:
     """Run one trial in a process of its own with the whole of `trial.limits`, and put its record among the study's.
 
     Args:
         trial: any trial.
         workspace: where it runs and where its record goes.
         threads: CPU threads of the process (OMP_NUM_THREADS).
-        command: what to start; `trial FILE --out FOLDER` is added, and it starts in the workspace's root. `COMMAND` is
-            forked, any other is started. A container starts with the command of its image.
+        command: a program to start in the workspace's root, to which `trial FILE --out FOLDER` is added, or a container, which
+            starts with the command of its image; None: a fork of this program.
 
     Returns:
         The record, whatever its status. A process that died leaves `failed`, one that outlived `limits.seconds` `timeout`,
@@ -78,12 +61,13 @@ def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter
     Raises:
         DataError: the record cannot be written.
         LowbitVitError: the process could not be forked.
+        OSError: the program could not be started.
     """
     records, ending = _run_process("trial", [trial], workspace, threads=threads, command=command)
     return records[0] if records else _conclude(trial, ending, workspace)
 
 
-def launch_scan(trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Starter = COMMAND) -> list[Record]:
+def launch_scan(trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Starter | None = None) -> list[Record]:
     """Run accuracy-only trials one after another in one warm process; the limits are those of each trial.
 
     If the process dies, the trial that it was at is to blame (of those that share the block that it was at, the first: it would
@@ -126,7 +110,7 @@ def log_file(workspace: Workspace, trials: Sequence[Trial], verb: str) -> Path:
 
 
 def _run_process(
-    verb: Literal["trial", "scan"], trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Starter
+    verb: Literal["trial", "scan"], trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Starter | None
 ) -> tuple[list[Record], _Ending]:
     """Start the process, see it to its end, and return what it finished, in order of finishing."""
     scratch_root = scratch_folder(workspace)
@@ -140,44 +124,35 @@ def _run_process(
     output = log_file(workspace, trials, verb)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Relative, because the command stands in the record, and a folder of this machine says nothing elsewhere.
-    arguments = [verb, str(request.relative_to(workspace.root)), "--out", str(out.relative_to(workspace.root))]
-    variables = own_variables(threads)
-    if isinstance(command, Container):
-        command.admit(scratch, out)
-        limits = trials[0].limits
-        beginning: Sequence[str] = command.command(scratch.name, workspace, scratch, limits=limits, environment=variables)
-    else:
-        beginning = command
+    arguments = tuple(str(path.relative_to(workspace.root)) for path in (request, out))
+    start = output.stat().st_size if output.exists() else 0
+    limits = trials[0].limits
+    variables = {"OMP_NUM_THREADS": str(threads), "COLUMNS": "200"}
+    process: Process
     try:
-        with output.open("ab") as stream:
-            start = stream.tell()
-            process = _start(beginning, arguments, folder=workspace.root, output=stream.fileno(), environment={**os.environ, **variables})
-            try:
-                records, ending = _watch(process, trials, out, workspace, limits=trials[0].limits)
-            finally:
-                _kill_group(process)
-                if isinstance(command, Container):
-                    command.remove(scratch.name)
+        if command is None:
+            work = (verb, *arguments, str(workspace.root))
+            process = start_fork(RUN, work, folder=workspace.root, output=output, variables=variables)
+        else:
+            program = command
+            if isinstance(program, Container):
+                program.admit(scratch, out)
+                environment = {**variables, LIFELINE: "stdin"}
+                program = program.command(scratch.name, workspace, scratch, limits=limits, environment=environment)
+            work = (verb, arguments[0], "--out", arguments[1])
+            process = start_program([*program, *work], folder=workspace.root, output=output, variables=variables)
+        try:
+            records, ending = _watch(process, trials, out, workspace, limits=limits)
+        finally:
+            kill_group(process)
+            if isinstance(command, Container):
+                command.remove(scratch.name)
         if ending is None:
             ending = _ending(process, output, start)
         at = (out / NOW).read_text().split() if (out / NOW).exists() else ()
         return records, replace(ending, at=tuple(at))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _start(beginning: Sequence[str], arguments: Sequence[str], *, folder: Path, output: int, environment: dict[str, str]) -> Process:
-    if is_forked(beginning):
-        return start_forked(arguments, folder=folder, output=output, environment=environment)
-    return subprocess.Popen(
-        [*beginning, *arguments],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-    )
 
 
 def scratch_folder(workspace: Workspace) -> Path:
@@ -193,7 +168,7 @@ def _watch(
     records: list[Record] = []
     started = time.monotonic()
     while True:
-        exited = process.poll() is not None
+        exited = exit_code(process) is not None
         fresh = _collect(out, wanted, workspace)
         records += fresh
         if exited:
@@ -210,7 +185,7 @@ def _watch(
         time.sleep(_PERIOD)
 
 
-def _own_memory_gib(pid: int) -> float:
+def _own_memory_gib(pid: int | None) -> float:
     """Resident memory of the process without pages of files: a memory-mapped data set costs nothing that can run out."""
     try:
         usage = psutil.Process(pid).memory_info()
@@ -219,19 +194,10 @@ def _own_memory_gib(pid: int) -> float:
     return float(usage.rss - getattr(usage, "shared", 0)) / 2**30
 
 
-def _kill_group(process: Process) -> None:
-    """Leave nothing of the process behind, whatever it started and however we got here."""
-    with suppress(ProcessLookupError, PermissionError):  # the usual case: the group is empty
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
-
-
 def _ending(process: Process, output: Path, start: int) -> _Ending:
     """Say how a process that ended without our doing left its missing trials."""
-    code = process.wait()  # it has ended
-    if isinstance(process, ForkedProcess) and process.orphaned:
+    code = exit_code(process) or 0  # it has ended
+    if isinstance(process, BaseProcess) and code == SERVER_LOST:
         return _Ending("failed", "stopped: the process that it was forked from was killed, or the kernel was out of memory")
     if code < 0:
         name = signal.Signals(-code).name

@@ -1,6 +1,6 @@
-"""A process that was started for somebody ends with them: a trial with its study, a stage with DVC.
+"""A process ends with the process that started it: a trial with its study, a stage with DVC.
 
-What outlived its starter would hold the machine and write beside the next run.
+Otherwise it would hold the machine and write beside the next run.
 """
 
 import logging
@@ -16,7 +16,7 @@ import psutil
 
 log = logging.getLogger(__name__)
 
-# Set for the processes that `launch` starts: a trial started by hand must not stop at the end of its stdin.
+# Set for the programs that `study.process` starts: a trial started by hand must not stop at the end of its stdin.
 LIFELINE = "LOWBIT_VIT_LIFELINE"
 # DVC sets it for the command of a stage.
 _OF_DVC = "DVC_STAGE"
@@ -26,21 +26,31 @@ _GRACE = 20.0
 
 
 def stop_with_parent() -> None:
-    """In a process that `launch` started: watch stdin and kill our own process group when its other end is closed.
+    """In a program that `study.process` started: kill our own process group when the other end of stdin is closed.
 
-    Does nothing in a process that somebody started by hand. A read in a thread needs no polling and works on every POSIX;
+    Does nothing in a process that was started by hand.
+    """
+    if os.environ.pop(LIFELINE, None) is not None:
+        kill_group_after(_read_stdin)
+
+
+def kill_group_after(ended: Callable[[], object]) -> None:
+    """Kill our own process group when the function returns, which a thread calls: nothing polls, and it works on every POSIX.
+
     PR_SET_PDEATHSIG would be Linux only, and fires when the *thread* that started us ends.
     """
-    if os.environ.pop(LIFELINE, None) is None:
-        return
 
     def watch() -> None:
-        while os.read(0, 1):
-            pass
-        # launch made us the leader of a group of our own, so this reaches our children and nobody else.
+        ended()
+        # We lead a group of our own, so this reaches our children and no other process.
         os.killpg(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="lifeline").start()
+
+
+def _read_stdin() -> None:
+    while os.read(0, 1):
+        pass
 
 
 def stop_with_dvc() -> None:
@@ -49,7 +59,7 @@ def stop_with_dvc() -> None:
     Ctrl-C reaches DVC's whole process group, but a kill may reach DVC alone, and DVC passes nothing on. Does nothing in a
     process that DVC did not start.
     """
-    if _OF_DVC not in os.environ or LIFELINE in os.environ:
+    if _OF_DVC not in os.environ:
         return
     dvc = _starter()
 
@@ -67,7 +77,7 @@ def stop_with_dvc() -> None:
 def _starter() -> psutil.Process | None:
     """The DVC process above us, past the shell that DVC may have put between; None if it is gone already.
 
-    Whoever adopts orphans is of another session: DVC leaves its commands in its own.
+    The process that adopts orphans is of another session: DVC leaves its commands in its own.
     """
     ahead = psutil.Process().parent()
     while ahead is not None and _is_of_a_stage(ahead):

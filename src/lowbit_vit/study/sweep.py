@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -27,7 +26,7 @@ from ray import tune
 from lowbit_vit.errors import DataError, LowbitVitError, TrialsFailed, Unavailable
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, Study
-from lowbit_vit.schema.environment import cpu_cores, gpu_count, visible_gpu
+from lowbit_vit.schema.environment import cpu_cores, gpu_count
 from lowbit_vit.schema.hold import hold
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
@@ -36,21 +35,21 @@ from lowbit_vit.study.container import Container, Starter
 from lowbit_vit.study.cores import keep_to_cores_of_card
 from lowbit_vit.study.costs import expected_seconds
 from lowbit_vit.study.finished import load_plans, load_scores, missing_trials, prune, starting_weights, why_not_here
-from lowbit_vit.study.forked import take_servers_from
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import COMMAND, is_forked, launch, launch_scan, own_variables, scratch_folder
+from lowbit_vit.study.launch import launch, launch_scan, scratch_folder
 from lowbit_vit.study.lifeline import unwinding_on_sigterm
-from lowbit_vit.study.nursery import open_nursery
 from lowbit_vit.study.progress import StudyProgress
 from lowbit_vit.study.units import Unit, make_units, this_machine
 
 log = logging.getLogger(__name__)
 
-# The folders of Ray and of nurseries, and the file in each that its run has locked.
+# The folders of Ray, and the file in each that its run has locked.
 _PREFIX, _OWNER = "lowbit-", "owner"
 
 
-def run_study(profile: Profile, study: Study, workspace: Workspace, *, command: Starter = COMMAND, card: str | None = None) -> list[Record]:
+def run_study(
+    profile: Profile, study: Study, workspace: Workspace, *, command: Starter | None = None, card: str | None = None
+) -> list[Record]:
     """Bring the study's records up to date: every cell of the grid has one, and no other is there.
 
     It runs on the cluster that RAY_ADDRESS names, else on this machine.
@@ -140,11 +139,10 @@ def _only_run(workspace: Workspace, study: Study) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------- Ray on this machine
 
 
-def _run_unit(config: dict[str, int], *, units: Sequence[Unit], workspace: Workspace, command: Starter, nursery: Path | None) -> None:
+def _run_unit(config: dict[str, int], *, units: Sequence[Unit], workspace: Workspace, command: Starter | None) -> None:
     """The trainable. Runs in a Ray worker, which only waits for the process that does the work."""
     unit = units[config["unit"]]
     keep_to_cores_of_card()
-    take_servers_from(nursery)
     if unit.timed:
         records = [launch(unit.trials[0], workspace, threads=unit.threads, command=command)]
     else:
@@ -152,14 +150,14 @@ def _run_unit(config: dict[str, int], *, units: Sequence[Unit], workspace: Works
     tune.report({"records": len(records)})
 
 
-def _run_here(units: list[Unit], title: str, workspace: Workspace, folder: Path, command: Starter) -> None:
+def _run_here(units: list[Unit], title: str, workspace: Workspace, folder: Path, command: Starter | None) -> None:
     """Run every unit through Tune and make sure that every one came back."""
     progress = StudyProgress(title, [trial for unit in units for trial in unit.trials], folder)
     on_gpu = any("GPU" in unit.resources for unit in units)
-    with progress, _nursery(units, workspace, command) as nursery, _ray(on_gpu=on_gpu) as storage:
+    with progress, _ray(on_gpu=on_gpu) as storage:
         _require_resources(units)
         trainable = tune.with_resources(
-            tune.with_parameters(_run_unit, units=units, workspace=workspace, command=command, nursery=nursery),
+            tune.with_parameters(_run_unit, units=units, workspace=workspace, command=command),
             lambda config: tune.PlacementGroupFactory([units[config["unit"]].resources]),
         )
         tuner = tune.Tuner(
@@ -177,23 +175,6 @@ def _run_here(units: list[Unit], title: str, workspace: Workspace, folder: Path,
     if errors or grid.num_errors or reported != len(units):
         why = "; ".join(dict.fromkeys(errors)) or "Ray lost them"
         raise LowbitVitError(f"{title}: {len(units) - reported} of {len(units)} processes could not be run: {why}")
-
-
-@contextmanager
-def _nursery(units: Sequence[Unit], workspace: Workspace, command: Starter) -> Iterator[Path | None]:
-    """Let one process import for all workers while Ray starts; None where nothing is forked.
-
-    A worker whose trial has another number of threads than most cannot use it.
-    """
-    if not is_forked(command):
-        yield None
-        return
-    ((threads, _),) = Counter(unit.threads for unit in units).most_common(1)
-    environment = {**os.environ, **own_variables(threads)}
-    card = visible_gpu() is not None  # as a worker asks that imports for itself
-    # Not Ray's folder: Ray opens that to everyone.
-    with _temporary_folder() as folder, open_nursery(folder / "nursery", environment, folder=workspace.root, card=card) as nursery:
-        yield nursery
 
 
 def _require_resources(units: Sequence[Unit]) -> None:
