@@ -23,6 +23,7 @@ from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.environment import cpu_cores, provenance
 from lowbit_vit.schema.record import Predictions, Record, load_predictions
+from lowbit_vit.study.finished import put_record
 from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import launch
 
@@ -83,7 +84,8 @@ def chosen(root: Path, name: str, labels: list[str]) -> list[Trial]:
 def run_once(trial: Trial, root: Path) -> tuple[Record, Predictions | None]:
     """One run in a process of its own and an empty reports folder, on the project's own data and weights."""
     with empty_reports(root, trial.profile) as workspace:
-        record = launch(trial, workspace, threads=cpu_cores())
+        ((made, predictions),) = launch([trial], workspace, verb="trial", threads=cpu_cores())
+        record = put_record(made, predictions, workspace)
         arrays = workspace.records(trial.study) / f"{trial.trial_id}.npz"
         return record, load_predictions(arrays) if record.status == "success" else None
 

@@ -24,7 +24,7 @@ from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import launch, launch_scan
+from lowbit_vit.study.launch import launch
 
 CELLS = 24
 RECORD = Path(__file__).parent / "records" / "scan.json"
@@ -38,9 +38,9 @@ def main() -> None:
     trials = cells(load_profile(root / "profiles" / "demo.yaml"), "sensitivity")[:CELLS]
     load = os.getloadavg()[0]
 
-    first, scanned = timed(root, lambda workspace: launch_scan(trials, workspace, threads=1))
+    first, scanned = timed(root, lambda workspace: run_scan(trials, workspace))
     separate, alone = timed(root, lambda workspace: run_apart(trials, workspace))
-    second, _ = timed(root, lambda workspace: launch_scan(trials, workspace, threads=1))
+    second, _ = timed(root, lambda workspace: run_scan(trials, workspace))
     of_scan = {record.trial_id: predictions_of(record) for record in scanned}
     for other in alone:
         if of_scan[other.trial_id] != predictions_of(other):
@@ -59,9 +59,15 @@ def main() -> None:
     print(json.dumps(record, indent=1))
 
 
+def run_scan(trials: list[Trial], workspace: Workspace) -> list[Record]:
+    """All cells in one process."""
+    return [record for record, _ in launch(trials, workspace, verb="scan", threads=1)]
+
+
 def run_apart(trials: list[Trial], workspace: Workspace) -> list[Record]:
     """Each cell in its own process."""
-    return [launch(trial, workspace, threads=1) for trial in track(trials, "separate processes")]
+    finished = (launch([trial], workspace, verb="trial", threads=1) for trial in track(trials, "separate processes"))
+    return [record for one in finished for record, _ in one]
 
 
 def timed(root: Path, run: Callable[[Workspace], list[Record]]) -> tuple[float, list[Record]]:

@@ -30,7 +30,7 @@ from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import launch_scan
+from lowbit_vit.study.launch import launch
 from lowbit_vit.trial.evaluate import evaluate
 from lowbit_vit.trial.run import load_backbone, load_data, run_trial
 from lowbit_vit.trial.scan import run_scan
@@ -114,7 +114,7 @@ def fresh(trials: list[Trial], workspace: Workspace) -> tuple[float, list[Record
     """The scan in a process of its own, in an empty reports folder."""
     with empty_reports(workspace.root, workspace.profile) as aside:
         started = time.perf_counter()
-        records = launch_scan(trials, aside, threads=1)
+        records = [record for record, _ in launch(trials, aside, verb="scan", threads=1)]
         return time.perf_counter() - started, records
 
 

@@ -3,7 +3,7 @@
     python benchmarks/sweep_overhead.py [--trials 2000] [--record]
 
 The driver submits to a Ray cluster of one node with two cores, started here, as somebody submits to a larger one: files by hash,
-records back through the exchange, each written once. A trial is a cell of a scan whose process only writes its record, so the
+records back through a queue, each written once. A trial is a cell of a scan whose process only writes its record, so the
 time is the sweep's: Ray, Tune, starting processes, sending, checking and writing records. Each process of the driver's and of the
 head's Tune is watched: resident memory after a tenth of the trials, at the end, and its peak.
 
@@ -32,15 +32,15 @@ sys.path.insert(0, str(TESTS))
 from ray_nodes import DEMO, OBEDIENT, SOURCES, Cluster, Submitter  # noqa: E402  (the tests' own cluster)
 
 RECORD = Path(__file__).parent / "records" / "sweep_overhead.json"
-WATCHED = ("driver", "tune", "exchange")
+WATCHED = ("driver", "tune", "queue")
 DRIVER = (
     "import sys, json; from pathlib import Path; from lowbit_vit.schema.config import load_trials;"
-    "from lowbit_vit.schema.workspace import Workspace; from lowbit_vit.study import cluster, units;"
+    "from lowbit_vit.schema.workspace import Workspace; from lowbit_vit.study import cluster, schedule, units;"
     "root = Path(sys.argv[1]); trials = load_trials(root / 'trials.json'); place = Workspace(root=root, profile='demo')\n"
     "with cluster.connected(cluster.cluster_address()):\n"
     "    places = cluster.places_on(cluster.survey(), trials, card=None)\n"
     "    made = units.make_units(trials, places, dict.fromkeys([t.trial_id for t in trials], 1.0)); print(len(made), flush=True)\n"
-    "    cluster.run_on_cluster(made, place, title='no-op', folder=place.records('sensitivity'), command=sys.argv[2:])"
+    "    schedule.run_units(made, place, title='no-op', command=sys.argv[2:], own=None)"
 )
 
 
@@ -123,7 +123,7 @@ def watch(cluster: Cluster, submitter: Submitter, trials: int) -> dict[str, obje
 
 
 def watched(cluster: Cluster, driver: int) -> list[psutil.Process | None]:
-    """The driver, the task that runs Tune, and the exchange."""
+    """The driver, the task that runs Tune, and the queue."""
     assert cluster.head is not None
     found: dict[str, psutil.Process] = {}
     for process in psutil.Process(cluster.head.pid).children(recursive=True):
@@ -131,8 +131,8 @@ def watched(cluster: Cluster, driver: int) -> list[psutil.Process | None]:
             found[process.cmdline()[0] if process.cmdline() else ""] = process
         except psutil.Error:
             continue
-    tune, exchange = (next((process for name, process in found.items() if word in name), None) for word in ("_conduct", "_Exchange"))
-    return [psutil.Process(driver), tune, exchange]
+    tune, queue = (next((process for name, process in found.items() if word in name), None) for word in ("_tune", "_QueueActor"))
+    return [psutil.Process(driver), tune, queue]
 
 
 def cpu_seconds(process: psutil.Process | None) -> float:

@@ -109,7 +109,7 @@ def start_of(trial: Trial, workspace: Workspace, command: Starter | None) -> Sta
         LowbitVitError: the trial did not succeed.
     """
     before, started = cpu_seconds(), time.perf_counter()
-    record = launch(trial, workspace, threads=1, command=command)
+    ((record, _),) = launch([trial], workspace, verb="trial", threads=1, command=command)
     wall, cpu = time.perf_counter() - started, cpu_seconds() - before
     if record.evaluation is None or record.durations_s is None:
         raise LowbitVitError(f"{trial.label}: {record.status}: {record.reason}")

@@ -1,6 +1,23 @@
-"""The processes that a test started, as the system sees them."""
+"""Trials launched without Ray, and the processes that a test started, as the system sees them."""
+
+from collections.abc import Sequence
 
 import psutil
+
+from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.record import Record
+from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.container import Starter
+from lowbit_vit.study.finished import put_record
+from lowbit_vit.study.launch import Verb, launch
+
+
+def launched(
+    trials: Sequence[Trial], workspace: Workspace, *, verb: Verb = "trial", threads: int = 1, command: Starter | None = None
+) -> list[Record]:
+    """Launch trials in this process and put their records in place."""
+    finished = launch(trials, workspace, verb=verb, threads=threads, command=command)
+    return [put_record(record, predictions, workspace) for record, predictions in finished]
 
 
 def living_children() -> set[int]:

@@ -19,7 +19,7 @@ CONFINED = {
     "torchvision": ("data", "model", "trial"),
     "bitsandbytes": ("model",),
     "peft": ("model",),
-    "ray": ("study/sweep.py", "study/cluster.py"),
+    "ray": ("study/cluster.py", "study/schedule.py"),
     "altair": ("report/figures/",),
     "vl_convert": ("report",),
     "polars": ("analysis", "report"),

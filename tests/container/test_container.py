@@ -18,7 +18,8 @@ from lowbit_vit.schema.record import load_predictions, read_records
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.container import Container, find_image
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import launch, scratch_folder
+from lowbit_vit.study.launch import scratch_folder
+from processes import launched
 from projects import environment, make_project
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
@@ -112,11 +113,11 @@ def test_a_trial_sees_only_what_it_was_given(container: Container, workspace: Wo
 
 
 def test_a_trial_gives_the_same_predictions_as_in_a_process(container: Container, workspace: Workspace, trial: Trial) -> None:
-    alone = launch(trial, workspace, threads=1)
+    alone = launched([trial], workspace)[0]
     assert (alone.status, alone.reason) == ("success", None)
     predictions = workspace.records("variants") / f"{trial.trial_id}.npz"
     expected = load_predictions(predictions)
-    boxed = launch(trial, workspace, threads=1, command=container)
+    boxed = launched([trial], workspace, command=container)[0]
     assert (boxed.status, boxed.reason) == ("success", None)
     assert (boxed.code_sha256, boxed.trial) == (alone.code_sha256, alone.trial)
     found = load_predictions(predictions)
@@ -131,13 +132,13 @@ def test_a_trial_gives_the_same_predictions_as_in_a_process(container: Container
 
 
 def test_a_trial_that_takes_too_long_is_stopped_with_its_container(container: Container, workspace: Workspace, trial: Trial) -> None:
-    record = launch(limited(trial, seconds=1.0), workspace, threads=1, command=container)
+    record = launched([limited(trial, seconds=1.0)], workspace, command=container)[0]
     assert record.status == "timeout"
     assert left_behind(workspace) == []
 
 
 def test_a_trial_that_needs_too_much_memory_is_stopped_with_its_container(container: Container, workspace: Workspace, trial: Trial) -> None:
-    record = launch(limited(trial, memory_gib=0.1), workspace, threads=1, command=container)
+    record = launched([limited(trial, memory_gib=0.1)], workspace, command=container)[0]
     assert (record.status, record.reason) == (
         "oom",
         "the container was killed: it held more than limits.memory_gib, or somebody killed it",
@@ -153,7 +154,7 @@ def test_a_killed_launcher_leaves_no_container(whom: str, container: Container, 
         "from lowbit_vit.study.container import Container\nfrom lowbit_vit.study.launch import launch\n"
         "trial = Trial.model_validate_json(Path(sys.argv[1]).read_text())\n"
         "container = Container(runtime='podman', digest=sys.argv[2], pinned=True)\n"
-        "launch(trial, Workspace(root=Path.cwd(), profile='tiny'), threads=1, command=container)\n"
+        "list(launch([trial], Workspace(root=Path.cwd(), profile='tiny'), verb='trial', threads=1, command=container))\n"
     )
     request = project / "request.json"
     request.write_text(trial.model_dump_json())

@@ -17,7 +17,7 @@ from lowbit_vit.schema.record import Record, read_record, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.finished import load_plans, load_scores, missing_trials, weights_sha256
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import launch
+from processes import launched
 
 MANIFEST_OF_ONE_IMAGE = {
     "name": "digits",
@@ -37,19 +37,19 @@ def trials(profile_of: Callable[..., Profile]) -> list[Trial]:
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def launched_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the first test that asks keeps what three processes made."""
     return tmp_path_factory.mktemp("launched") / "root"
 
 
 @pytest.fixture
-def records(trials: list[Trial], workspace: Workspace, obedient: tuple[str, ...], launched: Path) -> Path:
+def records(trials: list[Trial], workspace: Workspace, obedient: tuple[str, ...], launched_before: Path) -> Path:
     """The folder of the trials' records, all finished, a copy of its own."""
-    if not launched.exists():
+    if not launched_before.exists():
         for trial in trials:
-            launch(trial, workspace, threads=1, command=obedient)
-        shutil.copytree(workspace.root, launched)
-    shutil.copytree(launched, workspace.root, dirs_exist_ok=True)
+            launched([trial], workspace, command=obedient)
+        shutil.copytree(workspace.root, launched_before)
+    shutil.copytree(launched_before, workspace.root, dirs_exist_ok=True)
     workspace.data.mkdir(parents=True)
     (workspace.data / MANIFEST).write_text(json.dumps(MANIFEST_OF_ONE_IMAGE))
     for trial in trials:

@@ -15,8 +15,8 @@ from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.record import load_predictions, read_record, read_records
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import launch, launch_scan, scratch_folder
-from processes import living_children
+from lowbit_vit.study.launch import scratch_folder
+from processes import launched, living_children
 
 ProfileOf = Callable[..., Profile]
 Command = tuple[str, ...]
@@ -39,7 +39,7 @@ def test_a_trial_that_finishes_has_its_record_and_predictions_in_place(
     workspace: Workspace, profile_of: ProfileOf, obedient: Command
 ) -> None:
     (trial,) = trials_of(profile_of("finish"))
-    record = launch(trial, workspace, threads=1, command=obedient)
+    record = launched([trial], workspace, command=obedient)[0]
     folder = workspace.records("variants")
     assert record.status == "success"
     assert read_record(folder / f"{trial.trial_id}.json") == record
@@ -62,7 +62,7 @@ def test_a_trial_that_does_not_finish_has_a_record_that_says_why(
     label: str, workspace: Workspace, profile_of: ProfileOf, obedient: Command
 ) -> None:
     (trial,) = trials_of(profile_of(label, seconds=4, memory_gib=0.5))
-    record = launch(trial, workspace, threads=1, command=obedient)
+    record = launched([trial], workspace, command=obedient)[0]
     status, reason = FAULTS[label]
     assert record.status == status
     assert record.reason is not None
@@ -72,9 +72,9 @@ def test_a_trial_that_does_not_finish_has_a_record_that_says_why(
 
 def test_attempts_are_counted_until_success(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
     (trial,) = trials_of(profile_of("flaky"))
-    assert [launch(trial, workspace, threads=1, command=obedient).attempts for _ in range(2)] == [1, 2]
+    assert [launched([trial], workspace, command=obedient)[0].attempts for _ in range(2)] == [1, 2]
     (workspace.root / "repaired").touch()
-    record = launch(trial, workspace, threads=1, command=obedient)
+    record = launched([trial], workspace, command=obedient)[0]
     assert (record.status, record.attempts) == ("success", 3)
 
 
@@ -83,25 +83,25 @@ def test_a_failed_trial_leaves_no_predictions_of_an_older_run(workspace: Workspa
     arrays = workspace.records("variants") / f"{trial.trial_id}.npz"
     arrays.parent.mkdir(parents=True)
     arrays.write_bytes(b"old")
-    launch(trial, workspace, threads=1, command=obedient)
+    launched([trial], workspace, command=obedient)
     assert not arrays.exists()
 
 
 def test_a_missing_program_is_an_error_not_a_record(workspace: Workspace, profile_of: ProfileOf) -> None:
     (trial,) = trials_of(profile_of("finish"))
     with pytest.raises(FileNotFoundError):
-        launch(trial, workspace, threads=1, command=("/no/such/program",))
+        launched([trial], workspace, command=("/no/such/program",))[0]
 
 
 def test_a_scan_gives_a_record_for_every_cell(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
     trials = trials_of(profile_of("finish", "finish", "finish"))
-    records = launch_scan(trials, workspace, threads=1, command=obedient)
+    records = launched(trials, workspace, verb="scan", command=obedient)
     assert [(record.trial_id, record.status) for record in records] == [(trial.trial_id, "success") for trial in trials]
 
 
 def test_a_cell_that_kills_its_scan_is_blamed_and_the_others_finish(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
     trials = trials_of(profile_of("finish", "die", "finish", "sleep 60", "finish", seconds=4))
-    records = launch_scan(trials, workspace, threads=1, command=obedient)
+    records = launched(trials, workspace, verb="scan", command=obedient)
     assert [record.status for record in records] == ["success", "failed", "success", "timeout", "success"]
     assert {record.trial_id for record in records} == {trial.trial_id for trial in trials}
 
@@ -109,14 +109,14 @@ def test_a_cell_that_kills_its_scan_is_blamed_and_the_others_finish(workspace: W
 def test_a_scan_that_runs_in_another_order_says_whom_to_blame(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
     trials = trials_of(profile_of("finish", "shared", "finish"))
     (workspace.root / "at").write_text(trials[2].trial_id)
-    records = launch_scan(trials, workspace, threads=1, command=obedient)
+    records = launched(trials, workspace, verb="scan", command=obedient)
     assert [record.trial_id for record in records] == [trials[index].trial_id for index in (0, 2, 1)]
     assert [record.status for record in records] == ["success", "failed", "failed"]
 
 
 def test_a_scan_that_cannot_start_is_not_started_for_every_cell(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> None:
     trials = trials_of(profile_of("raise", "finish", "finish"))
-    records = launch_scan(trials, workspace, threads=1, command=obedient)
+    records = launched(trials, workspace, verb="scan", command=obedient)
     assert {record.reason for record in records} == {"exit code 1 without a record: RuntimeError: the matter"}
 
 
@@ -129,7 +129,8 @@ def test_the_trial_dies_with_the_process_that_launched_it(
     program = (
         "import sys; from pathlib import Path; from lowbit_vit.schema.config import load_trial;"
         "from lowbit_vit.schema.workspace import Workspace; from lowbit_vit.study.launch import launch;"
-        "launch(load_trial(Path(sys.argv[1])), Workspace(root=Path(sys.argv[2]), profile='demo'), threads=1, command=sys.argv[3:])"
+        "place = Workspace(root=Path(sys.argv[2]), profile='demo');"
+        "list(launch([load_trial(Path(sys.argv[1]))], place, verb='trial', threads=1, command=sys.argv[3:]))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "trial.json"), str(tmp_path), *obedient]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:

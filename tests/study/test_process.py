@@ -23,8 +23,9 @@ from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import process
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import launch, log_file, scratch_folder
+from lowbit_vit.study.launch import log_file, scratch_folder
 from lowbit_vit.study.process import exit_code, kill_group, start_fork
+from processes import launched
 
 ProfileOf = Callable[..., Profile]
 
@@ -263,7 +264,7 @@ def test_a_server_that_cannot_start_is_an_error_in_one_line(start: Starts, monke
 
 def test_a_trial_is_launched_as_a_fork_and_its_record_says_the_command_that_repeats_it(workspace: Workspace, profile_of: ProfileOf) -> None:
     trial, *_ = cells(profile_of("no data"), "variants")
-    record = launch(trial, workspace, threads=1)
+    record = launched([trial], workspace)[0]
     assert record.reason is not None
     assert record.status == "failed"
     assert record.reason.endswith("run lowbit-vit data demo")
@@ -274,7 +275,7 @@ def test_a_trial_is_launched_as_a_fork_and_its_record_says_the_command_that_repe
     assert f"{trial.trial_id}: failed" in said
     assert "Traceback" in said
     assert list(scratch_folder(workspace).glob("*")) == []
-    again = launch(trial, workspace, threads=2)
+    again = launched([trial], workspace, threads=2)[0]
     assert again.provenance is not None
     assert again.provenance.threads == 2
 

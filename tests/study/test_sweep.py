@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -25,9 +27,9 @@ from lowbit_vit.schema.record import read_record, read_records, sha256
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.finished import load_scores, missing_trials, prune
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import launch, scratch_folder
+from lowbit_vit.study.launch import scratch_folder
 from lowbit_vit.study.sweep import run_study
-from processes import living_children
+from processes import launched, living_children
 
 ProfileOf = Callable[..., Profile]
 Command = tuple[str, ...]
@@ -191,6 +193,84 @@ def test_missing_weights_are_an_error_before_anything_starts(workspace: Workspac
         run_study(profile_of("finish"), "variants", workspace, command=NEVER)
 
 
+@contextmanager
+def killing_workers(root: Path, *, times: int) -> Iterator[list[int]]:
+    """Kill the Ray worker of each process that sleeps, as the kernel does where memory is short; yields those processes."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.1):
+            for pid in (int(path.name.removeprefix("asleep-")) for path in root.glob("asleep-*")):
+                if pid not in killed and len(killed) < times:
+                    worker = psutil.Process(pid).parent()
+                    assert worker is not None
+                    assert worker.name().startswith("ray::")
+                    killed.append(pid)
+                    worker.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_ray_worker_that_is_killed_is_started_again_and_its_record_says_so(
+    workspace: Workspace, profile_of: ProfileOf, obedient: Command, caplog: pytest.LogCaptureFixture
+) -> None:
+    profile = profile_of("finish", "sleep 3", "finish")
+    with killing_workers(workspace.root, times=2) as killed:
+        records = run_study(profile, "variants", workspace, command=obedient)
+    assert len(killed) == 2
+    assert [(record.status, record.attempts) for record in records] == [("success", 1), ("success", 3), ("success", 1)]
+    assert caplog.text.count("a Ray worker or its node was lost: its process is run again") == 2
+    assert not any(map(psutil.pid_exists, killed))
+
+
+def test_a_ray_worker_that_is_killed_three_times_is_a_failed_trial_and_the_others_finish(
+    workspace: Workspace, profile_of: ProfileOf, obedient: Command
+) -> None:
+    profile = profile_of("sleep 60", "finish")
+    with killing_workers(workspace.root, times=9) as killed, pytest.raises(TrialsFailed) as caught:
+        run_study(profile, "variants", workspace, command=obedient)
+    assert caught.value.exit_code == 5
+    assert str(caught.value).startswith(
+        "variants: 1 of 2 trials did not succeed: 'sleep 60' (failed: its Ray worker or node was lost, 3 times in a row); "
+    )
+    assert "\n" not in str(caught.value)
+    assert len(killed) == 3
+    records = {record.trial.label: record for record in read_records(workspace.records("variants"))}
+    assert (records["sleep 60"].attempts, records["finish"].status) == (3, "success")
+    # The same command runs it again.
+    again = run_study(profile_of("finish", "finish"), "variants", workspace, command=obedient)
+    assert [(record.status, record.attempts) for record in again] == [("success", 4), ("success", 1)]
+
+
+@pytest.mark.parametrize("name", ["_tune", "_QueueActor"])
+def test_a_process_of_rays_own_that_is_killed_costs_nothing_that_is_finished(
+    name: str, workspace: Workspace, profile_of: ProfileOf, obedient: Command, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = threading.Event()
+
+    def kill() -> None:
+        wait_until(lambda: any(workspace.root.glob("asleep-*")), seconds=60)
+        (own,) = (child for child in psutil.Process().children(recursive=True) if name in child.name() + " ".join(child.cmdline()))
+        own.kill()
+        (workspace.root / "let-go").touch()
+        done.set()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    records = run_study(profile_of("finish", "hold"), "variants", workspace, command=obedient)
+    thread.join()
+    assert done.is_set()
+    assert [record.status for record in records] == ["success"] * 2
+    assert caplog.text.count("a process of Ray's own was lost") == 1
+
+
 # ------------------------------------------------------------------------------------------------- what need not be run
 
 
@@ -210,7 +290,7 @@ def finished(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> 
     """A profile of one arm whose record is there."""
     profile = profile_of("finish")
     (trial,) = cells(profile, "variants")
-    launch(trial, workspace, threads=1, command=obedient)
+    launched([trial], workspace, command=obedient)
     return profile, workspace.records("variants") / f"{trial.trial_id}.json"
 
 

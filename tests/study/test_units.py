@@ -16,8 +16,8 @@ from lowbit_vit.study.cluster import Node, cluster_address, places_on
 from lowbit_vit.study.costs import expected_seconds
 from lowbit_vit.study.finished import missing_trials
 from lowbit_vit.study.grid import cells
-from lowbit_vit.study.launch import launch
 from lowbit_vit.study.units import Places, make_units
+from processes import launched
 
 ALIKE: dict[str, float] = defaultdict(lambda: 1.0)
 ProfileOf = Callable[..., Profile]
@@ -48,7 +48,7 @@ def test_what_is_expected_to_take_longest_starts_first_and_what_is_unknown_befor
     formats = {trial.trial_id: format_of(trial) for trial in trials}
     for name, duration in seconds.items():
         trial = next(trial for trial in trials if formats[trial.trial_id] == name)
-        record = launch(trial, workspace, threads=1, command=obedient)
+        record = launched([trial], workspace, command=obedient)[0]
         write_record(record.model_copy(update={"durations_s": {"all": duration}}), folder)
     expected = expected_seconds(trials, folder)
     assert {formats[trial_id]: value for trial_id, value in expected.items()} == seconds
@@ -123,7 +123,7 @@ def test_a_timing_of_another_card_than_the_chosen_one_is_taken_again(
     gpu: str | None, counts: bool, workspace: Workspace, profile_of: ProfileOf, obedient: tuple[str, ...]
 ) -> None:
     (trial,) = on_card(cells(profile_of("finish"), "variants"))
-    launch(trial, workspace, threads=1, command=obedient)
+    launched([trial], workspace, command=obedient)
     path = workspace.records("variants") / f"{trial.trial_id}.json"
     facts = provenance("").model_copy(update={"gpu": gpu}).model_dump()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"provenance": facts}))

@@ -1,57 +1,40 @@
-"""A study on a running Ray cluster: the nodes' own disks, records streamed back, each written once by who submitted it.
+"""The Ray that a study runs on: one of its own on this machine, or a running cluster, and what its nodes can run.
 
-The submitter connects by RAY_ADDRESS: from anywhere through `ray://HOST:10001`, on a node of the cluster (the driver of a Ray
-job is) by the address that Ray gives. Its package travels with the connection, so the nodes run its code. Tune runs in one task
-on the head node and gives each unit to a node; the unit fetches what it lacks and sends records, predictions and the
-log's end through the exchange, a small actor on the head node that holds a bounded number of messages.
-
-Everything that travels is Ray's pickle between processes of one cluster, which token authentication guards (ray_jobs/README.md).
-Tune's own state is never restored: what is finished is known from the records, which are JSON.
+The submitter connects to a running cluster by RAY_ADDRESS: from anywhere through `ray://HOST:10001`, on a node of the cluster (the
+driver of a Ray job is) by the address that Ray gives. Its package travels with the connection, so the nodes run its code.
 """
 
-import asyncio
 import logging
 import os
+import secrets
+import shutil
 import socket
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from pydantic import ValidationError
-from ray import tune
+from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
+from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.environment import provenance, visible_gpu
-from lowbit_vit.schema.record import Record
-from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.container import Starter
-from lowbit_vit.study.cores import keep_to_cores_of_card
+from lowbit_vit.schema.environment import cpu_cores, gpu_count, provenance, visible_gpu
 from lowbit_vit.study.finished import why_not_here
-from lowbit_vit.study.launch import launch, launch_scan, log_file, put_record, write_without_result
 from lowbit_vit.study.lifeline import unwinding_on_sigterm
-from lowbit_vit.study.node_files import NodeFile, list_files, node_workspace, read_pieces
-from lowbit_vit.study.progress import StudyProgress
-from lowbit_vit.study.units import Places, Unit
+from lowbit_vit.study.units import Places, Unit, this_machine
 
 log = logging.getLogger(__name__)
 
-# How often a trial is started on nodes that are lost with it, before it counts as failed.
-_TRIES = 3
-# Messages that the exchange holds before the nodes have to wait for the submitter; a record with its predictions is below 1 MB.
-_HELD_MESSAGES = 64
-_PERIOD_S = 0.5
 _CONNECTIONS = 3
-_LOG_TAIL_BYTES = 64 * 1024
-_HEAD = "node:__internal_head__"
+# The folders of own Rays, and the file in each that its run has locked.
+_PREFIX, _OWNER = "lowbit-", "owner"
+# A resource that the head node alone has.
+HEAD = "node:__internal_head__"
 _CARD = "accelerator_type:"
 
 
@@ -97,11 +80,6 @@ def connected(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
 def _connect(address: str, runtime_env: dict[str, Any]) -> None:
     """Connect, again where the head was too busy to start the process that serves a ray:// connection within Ray's 30 s."""
     for attempt in range(1, _CONNECTIONS + 1):
@@ -110,9 +88,76 @@ def _connect(address: str, runtime_env: dict[str, Any]) -> None:
             return
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             if attempt == _CONNECTIONS or "Starting Ray client server failed" not in str(error):
-                raise Unavailable(f"RAY_ADDRESS={address}: no cluster to work with: {_last_line(error)}") from error
+                raise Unavailable(f"RAY_ADDRESS={address}: no cluster to work with: {last_line(error)}") from error
             log.info("%s: the head is busy, connecting again", address)
             ray.shutdown()
+
+
+@contextmanager
+def own_ray(units: Sequence[Unit]) -> Iterator[Path]:
+    """A Ray of one node, this machine, without a network; yields its folder in /tmp, which is gone afterwards.
+
+    Args:
+        units: to be run.
+
+    Raises:
+        Unavailable: this machine lacks a resource that a unit asks for; Tune would wait for it for ever.
+    """
+    os.environ.update(
+        RAY_USAGE_STATS_ENABLED="0",  # no telemetry
+        RAY_AIR_NEW_OUTPUT="0",  # else Tune prints tables whatever its verbosity is
+        RAY_worker_niceness="0",  # Ray's 15 would let whatever else runs go before a timing trial
+        RAY_memory_monitor_refresh_ms="0",  # launch watches memory, by the limits of the profile
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # no result files: our records are the results
+        TUNE_DISABLE_SIGINT_HANDLER="1",  # Ctrl-C must raise here, where everything is ended
+        TUNE_WARN_THRESHOLD_S="60",
+    )
+    # Ray lets in only processes that know its token, and would keep one in the home folder: ours is new for each run of the program.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with temporary_folder() as folder, unwinding_on_sigterm() as prepare:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpu_cores(),
+                num_gpus=gpu_count() if any("GPU" in unit.resources for unit in units) else 0,
+                resources={"profile_slot": this_machine().slots},
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(folder),
+                _node_ip_address="127.0.0.1",
+            )
+            prepare()
+            there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            for name in {name for unit in units for name in unit.resources if name not in there}:
+                raise Unavailable(f"this machine has no {name}; it has: {', '.join(sorted(there))}")
+            yield folder
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder of this process, by default in /tmp; those of processes that were killed are removed, which no other program would do."""
+    # Not TMPDIR: the names of sockets must stay below 108 bytes.
+    parent = parent or Path("/tmp")  # noqa: S108  (only folders whose lock was ours are removed)
+    for left in parent.glob(f"{_PREFIX}*/{_OWNER}"):
+        with suppress(OSError), FileLock(left, blocking=False):  # of another user, of a run that goes on, or just going
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    try:
+        with FileLock(folder / f".{_OWNER}"):
+            (folder / f".{_OWNER}").rename(folder / _OWNER)  # seen by others only when it is locked
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says, without the traceback of another process that Ray puts before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 # --------------------------------------------------------------------------------------------------------------- its nodes
@@ -151,7 +196,7 @@ def survey() -> tuple[Node, ...]:
         raise Unavailable("the cluster: no node answers")
     for node in nodes:
         if node.code != code_sha256():
-            raise ConfigError(_other_code(node.name, node.code, submitted=code_sha256()))
+            raise ConfigError(other_code(node.name, node.code, submitted=code_sha256()))
     return tuple(nodes)
 
 
@@ -159,7 +204,8 @@ def _on(identity: str) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(identity, soft=False)
 
 
-def _other_code(node: str, code: str, *, submitted: str) -> str:
+def other_code(node: str, code: str, *, submitted: str) -> str:
+    """The reason why a node's result cannot be used."""
     return f"node {node}: it runs other code (sha256 {code[:12]}) than the submitter ({submitted[:12]}); install the same everywhere"
 
 
@@ -230,267 +276,3 @@ def _cards_in_sight() -> Iterator[None]:
     finally:
         if hidden:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-# ------------------------------------------------------------------------------------------------------------ the exchange
-
-
-@dataclass(frozen=True)
-class _Message:
-    """From a node to the submitter."""
-
-    unit: int
-    kind: str  # started, record, log, ended, wanted
-    name: str = ""  # of the log, or the sha256 of a wanted file
-    content: bytes = b""  # of the record's JSON or of the log's end; the reason why a unit could not be run
-    predictions: bytes | None = None
-
-
-class _Exchange:
-    """An actor on the head node between the units and the submitter."""
-
-    def __init__(self) -> None:
-        self._messages: asyncio.Queue[_Message] = asyncio.Queue(_HELD_MESSAGES)
-        self._offered: dict[str, list[Any]] = {}
-        self._arrived: dict[str, asyncio.Event] = {}
-
-    async def send(self, message: _Message) -> None:
-        """Wait until there is room: a submitter that is slow, or has been stopped, slows the nodes down."""
-        await self._messages.put(message)
-
-    async def receive(self, seconds: float) -> list[_Message]:
-        """What has come, after at most so many seconds."""
-        deadline = time.monotonic() + seconds
-        # Not wait_for: before Python 3.12 it may drop a message that comes as the time runs out.
-        while self._messages.empty() and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        return [self._messages.get_nowait() for _ in range(self._messages.qsize())]
-
-    async def pieces(self, sha256: str) -> list[Any]:
-        """References to a file's pieces in the object store; the submitter is asked for a file once."""
-        if sha256 not in self._arrived:
-            self._arrived[sha256] = asyncio.Event()
-            await self._messages.put(_Message(unit=-1, kind="wanted", name=sha256))
-        await self._arrived[sha256].wait()
-        return self._offered[sha256]
-
-    async def offer(self, sha256: str, pieces: list[Any]) -> None:
-        """Answer `pieces`."""
-        self._offered[sha256] = pieces
-        self._arrived[sha256].set()
-
-
-# ----------------------------------------------------------------------------------------------------------- on the nodes
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What a node has to know to run any unit."""
-
-    profile: str
-    code: str
-    units: tuple[Unit, ...]
-    files: tuple[NodeFile, ...]
-    command: Starter | None
-    exchange: Any
-
-
-def _run_unit(config: dict[str, int], *, order: _Order) -> None:
-    """The trainable: run one unit in a workspace of its own and send what comes of it."""
-    number = config["unit"]
-    unit, exchange = order.units[number], order.exchange
-    keep_to_cores_of_card()
-
-    def send(kind: str, **content: Any) -> None:
-        ray.get(exchange.send.remote(_Message(unit=number, kind=kind, **content)))
-
-    def fetch(file: NodeFile) -> Iterable[bytes]:
-        for piece in ray.get(exchange.pieces.remote(file.sha256)):
-            yield ray.get(piece)
-
-    # The processes that we start are to run this code too, whatever is installed here.
-    ours, said = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
-    if said.split(os.pathsep)[0] != ours:
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ours, said)))
-    send("started")
-    try:
-        if code_sha256() != order.code:  # of a node that joined late
-            raise ConfigError(_other_code(socket.gethostname(), code_sha256(), submitted=order.code))
-        with node_workspace(order.profile, order.files, fetch) as workspace, ThreadPoolExecutor(max_workers=1) as pool:
-            _stream(pool.submit(_launch, unit, workspace, order.command), unit, workspace, send)
-    except (LowbitVitError, OSError) as error:
-        send("ended", content=_last_line(error).encode())
-    else:
-        send("ended")
-
-
-def _launch(unit: Unit, workspace: Workspace, command: Starter | None) -> None:
-    if unit.timed:
-        launch(unit.trials[0], workspace, threads=unit.threads, command=command)
-    else:
-        launch_scan(unit.trials, workspace, threads=unit.threads, command=command)
-
-
-def _stream(running: "Future[None]", unit: Unit, workspace: Workspace, send: Any) -> None:
-    """Send each record as soon as it is in place, and the log's end when all is over."""
-    waiting = {trial.trial_id: workspace.records(trial.study) / f"{trial.trial_id}.json" for trial in unit.trials}
-    over = False
-    while not over:
-        over = bool(wait([running], timeout=_PERIOD_S).done)
-        for trial_id, path in list(waiting.items()):
-            if path.exists():
-                arrays = path.with_suffix(".npz")
-                send("record", content=path.read_bytes(), predictions=arrays.read_bytes() if arrays.exists() else None)
-                del waiting[trial_id]
-    output = log_file(workspace, unit.trials, "trial" if unit.timed else "scan")
-    if output.exists():
-        send("log", name=output.name, content=_tail(output))
-    running.result()
-
-
-def _tail(output: Path) -> bytes:
-    with output.open("rb") as file:
-        file.seek(max(0, output.stat().st_size - _LOG_TAIL_BYTES))
-        return file.read()
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _conduct(order: _Order, numbers: list[int]) -> None:
-    """Tune, on the head node. What comes of a unit, the submitter learns from its messages."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="lowbit-tune-") as storage:
-        trainable = tune.with_resources(
-            tune.with_parameters(_run_unit, order=order),
-            lambda config: tune.PlacementGroupFactory([order.units[config["unit"]].resources]),
-        )
-        tune.Tuner(
-            trainable,
-            param_space={"unit": tune.grid_search(numbers)},
-            # An actor mostly waits, so it may wait for the next unit too: a new one costs 2 s.
-            tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
-            run_config=tune.RunConfig(storage_path=storage, verbose=0),
-        ).fit()
-
-
-# ------------------------------------------------------------------------------------------------------- on the submitter
-
-
-class _Submitter:
-    """Runs units on the cluster and puts their records in place."""
-
-    def __init__(self, units: Sequence[Unit], workspace: Workspace, command: Starter | None, progress: StudyProgress) -> None:
-        trials = [trial for unit in units for trial in unit.trials]
-        self._workspace, self._progress = workspace, progress
-        self._units = tuple(units)
-        self._wanted = {trial.trial_id: trial for trial in trials}
-        self._open = dict.fromkeys(range(len(units)))  # units that have not ended, in order
-        self._started: set[int] = set()
-        self._lost: dict[str, int] = {}
-        self._refused: dict[str, None] = {}
-        files = list_files(workspace, trials)
-        self._files = {file.sha256: file for file in files}
-        self._exchange: Any = ray.remote(_Exchange).options(num_cpus=0, resources={_HEAD: 0.001}).remote()
-        self._order = ray.put(
-            _Order(
-                profile=workspace.profile,
-                code=code_sha256(),
-                units=self._units,
-                files=files,
-                command=command,
-                exchange=self._exchange,
-            )
-        )
-
-    def run(self) -> None:
-        """Every unit, those again that were lost with their node; at the end every trial has a record."""
-        for attempt in range(1, _TRIES + 1):
-            self._started.clear()
-            self._follow(_conduct.options(resources={_HEAD: 0.001}).remote(self._order, list(self._open)))
-            if self._refused:
-                raise LowbitVitError(f"{len(self._open)} processes could not be run: {'; '.join(self._refused)}")
-            for number in self._started & set(self._open):
-                for trial in self._waiting(number)[:1]:  # the one that it was at
-                    self._lost[trial.trial_id] = self._lost.get(trial.trial_id, 0) + 1
-            if not self._open:
-                return
-            if attempt < _TRIES:
-                log.warning("%d of %d processes were lost with their nodes: run again", len(self._open), len(self._units))
-        for number in self._open:
-            for trial in self._waiting(number):
-                write_without_result(
-                    trial, self._workspace, status="failed", reason=f"its node or Ray worker was lost, {_TRIES} times in a row"
-                )
-
-    def _waiting(self, number: int) -> list[Trial]:
-        return [trial for trial in self._units[number].trials if trial.trial_id in self._wanted]
-
-    def _follow(self, conductor: Any) -> None:
-        """Handle messages until Tune has ended and nothing is left of them."""
-        over = False
-        while True:
-            messages = ray.get(self._exchange.receive.remote(0.1 if over else _PERIOD_S))
-            for message in messages:
-                self._handle(message)
-            self._progress.look()
-            if over and not messages:
-                return
-            if not over and ray.wait([conductor], timeout=0)[0]:
-                over = True
-                try:
-                    ray.get(conductor)
-                except (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError) as error:
-                    log.warning("Tune ended early: %s", _last_line(error))
-
-    def _handle(self, message: _Message) -> None:
-        match message.kind:
-            case "wanted":
-                self._offer(self._files[message.name])
-            case "started":
-                self._started.add(message.unit)
-                self._progress.start(str(message.unit), self._units[message.unit].trials)
-            case "record":
-                self._settle(message)
-            case "log":
-                path = self._workspace.reports / "logs" / Path(message.name).name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("ab") as file:
-                    file.write(message.content)
-            case "ended":
-                self._progress.end(str(message.unit))
-                if message.content:
-                    self._refused[message.content.decode()] = None
-                else:
-                    self._open.pop(message.unit, None)
-
-    def _offer(self, file: NodeFile) -> None:
-        """Put a file into the object store, piece by piece; only who lacks it asks."""
-        pieces = [ray.put(piece) for piece in read_pieces(self._workspace.root / file.path)]
-        ray.get(self._exchange.offer.remote(file.sha256, pieces))
-
-    def _settle(self, message: _Message) -> None:
-        """Write a record once: a unit that was given up for lost may still have sent one."""
-        try:
-            record = Record.model_validate_json(message.content)
-        except ValidationError as error:
-            raise DataError(f"a node sent what is no record: {error.errors()[0]['msg']}") from None
-        if record.trial.trial_id != record.trial_id or record.code_sha256 != code_sha256():
-            raise DataError(f"{record.trial_id}: a node sent the record of another trial or of other code")
-        if self._wanted.pop(record.trial_id, None) is not None:
-            put_record(record, self._workspace, predictions=message.predictions, lost=self._lost.get(record.trial_id, 0))
-
-
-def run_on_cluster(units: Sequence[Unit], workspace: Workspace, *, title: str, folder: Path, command: Starter | None) -> None:
-    """Run every unit on the cluster that is connected, and write its records here.
-
-    Raises:
-        LowbitVitError: a process could not be run at all, or the cluster was lost.
-        DataError: a record cannot be written.
-    """
-    progress = StudyProgress(title, [trial for unit in units for trial in unit.trials], folder)
-    try:
-        with progress:
-            _Submitter(units, workspace, command, progress).run()
-    except (ray.exceptions.RayError, ConnectionError) as error:
-        raise LowbitVitError(
-            f"{title}: the cluster was lost ({_last_line(error)}); finished trials are kept, run the same command again to go on"
-        ) from error

@@ -21,7 +21,7 @@ from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, remove_half_written, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import CELL_SEED
-from lowbit_vit.study.launch import scratch_folder, write_without_result
+from lowbit_vit.study.launch import scratch_folder, without_result
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: Pr
         _relabel(before, trial, workspace.records(trial.study) / f"{trial.trial_id}.json")
     else:
         facts = provenance(f"lowbit-vit {trial.study} {trial.profile}")
-        write_without_result(trial, workspace, status="skipped", reason=reason, provenance=facts)
+        put_record(without_result(trial, status="skipped", reason=reason, provenance=facts), None, workspace)
 
 
 def _relabel(record: Record, trial: Trial, path: Path) -> None:
@@ -203,3 +203,35 @@ def prune(workspace: Workspace, study: Study, *, keep: set[str]) -> None:
             if path.suffix == ".json":
                 log.info("%s: its cell left the grid; deleted", path.name)
             path.unlink()
+
+
+def put_record(record: Record, predictions: bytes | None, workspace: Workspace, *, lost: int = 0) -> Record:
+    """Put a record among the study's, with its predictions, in place of what was there.
+
+    Args:
+        record: as it was made, here or on a node.
+        predictions: the content of their file; None if there are none.
+        workspace: of the study.
+        lost: how often the trial was started in vain before, without leaving a record.
+
+    Returns:
+        The record with `attempts`: how often the trial has now been tried without success in between.
+
+    Raises:
+        DataError: the predictions are not those that the record names, or a file cannot be written.
+    """
+    if record.evaluation is not None and (predictions is None or sha256(predictions) != record.evaluation.predictions_sha256):
+        raise DataError(f"{record.trial_id}: the predictions that came with the record are not those that it names; run again")
+    folder = workspace.records(record.trial.study)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        before = read_record(folder / f"{record.trial_id}.json")
+    except DataError:  # none, or not readable: it is replaced
+        attempts = 1
+    else:
+        attempts = 1 if before.status in ("success", "skipped") else before.attempts + 1
+    record = record.model_copy(update={"attempts": attempts + lost})
+    write_record(record, folder, predictions)
+    if predictions is None:
+        (folder / f"{record.trial_id}.npz").unlink(missing_ok=True)
+    return record

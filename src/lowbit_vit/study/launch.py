@@ -1,7 +1,7 @@
-"""Run one trial, or one scan of many accuracy-only cells, in a process or container of its own: JSON in, JSON out.
+"""Run one trial, or one scan of many accuracy-only cells, in a process or container of its own: JSON in, records out.
 
 Every trial ends as a record: the one that its process wrote, or one that says how the process died. The process works in a scratch
-folder beside the records; what it finishes is moved into place atomically, so that a record is there whole or not at all.
+folder beside the records.
 """
 
 import logging
@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +20,7 @@ import psutil
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Limits, Trial
-from lowbit_vit.schema.record import Provenance, Record, Status, read_record, sha256, write_record
+from lowbit_vit.schema.record import Provenance, Record, Status, read_record
 from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.study.container import Container, Starter
 from lowbit_vit.study.lifeline import LIFELINE
@@ -28,6 +28,7 @@ from lowbit_vit.study.process import RUN, SERVER_LOST, Process, exit_code, kill_
 
 log = logging.getLogger(__name__)
 
+Verb = Literal["trial", "scan"]
 # Seconds between two looks at the process. A look costs some 50 us, so a timing trial does not feel it.
 _PERIOD = 0.1
 # What docker and podman exit with when the process inside died of SIGKILL: the memory limit of a container does that.
@@ -44,63 +45,53 @@ class _Ending:
     at: tuple[str, ...] = ()  # ids of the trials that it was at, where it said so
 
 
-def launch(trial: Trial, workspace: Workspace, *, threads: int, command: Starter | None = None) -> Record:
-    """Run one trial in a process of its own with the whole of `trial.limits`, and put its record among the study's.
-
-    Args:
-        trial: any trial.
-        workspace: where it runs and where its record goes.
-        threads: CPU threads of the process (OMP_NUM_THREADS).
-        command: a program to start in the workspace's root, to which `trial FILE --out FOLDER` is added, or a container, which
-            starts with the command of its image; None: a fork of this program.
-
-    Returns:
-        The record, whatever its status. A process that died leaves `failed`, one that outlived `limits.seconds` `timeout`,
-        one whose own memory (resident without file pages, looked at every 0.1 s) passed `limits.memory_gib` `oom`.
-
-    Raises:
-        DataError: the record cannot be written.
-        LowbitVitError: the process could not be forked.
-        OSError: the program could not be started.
-    """
-    records, ending = _run_process("trial", [trial], workspace, threads=threads, command=command)
-    return records[0] if records else _conclude(trial, ending, workspace)
+# A record, and the content of its predictions' file where it has one.
+Finished = tuple[Record, bytes | None]
 
 
-def launch_scan(trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Starter | None = None) -> list[Record]:
-    """Run accuracy-only trials one after another in one warm process; the limits are those of each trial.
+def launch(
+    trials: Sequence[Trial], workspace: Workspace, *, verb: Verb, threads: int, command: Starter | None = None
+) -> Iterator[Finished]:
+    """Run a trial, or accuracy-only trials one after another, in a warm process of their own, each with the whole of its limits.
 
     If the process dies, the trial that it was at is to blame (of those that share the block that it was at, the first: it would
     have died of that block alone, too) and the rest goes on in a new process. If it gives up by itself before its first record
     (no backbone, no data), the same would happen to all, and all get that reason.
 
     Args:
-        trials: of one profile and backbone, in the order in which they are run.
-        workspace: as in `launch`.
-        threads: as in `launch`.
-        command: as in `launch`, with `scan`.
+        trials: one for `trial`; for `scan`, of one profile and backbone, in the order in which they are run.
+        workspace: where they run.
+        verb: what the process does.
+        threads: CPU threads of the process (OMP_NUM_THREADS).
+        command: a program to start in the workspace's root, to which `VERB FILE --out FOLDER` is added, or a container, which
+            starts with the command of its image; None: a fork of this program.
 
-    Returns:
-        One record a trial.
+    Yields:
+        For each trial, as soon as it is there, its record, whatever its status. A process that died leaves `failed`, one that
+        outlived `limits.seconds` `timeout`, one whose own memory (resident without file pages, looked at every 0.1 s) passed
+        `limits.memory_gib` `oom`.
 
     Raises:
-        DataError: a record cannot be written.
-        LowbitVitError: a process could not be forked.
+        DataError: the process wrote what is no record.
+        LowbitVitError: the process could not be forked.
+        OSError: the program could not be started.
     """
-    waiting, records = list(trials), list[Record]()
+    waiting = {trial.trial_id: trial for trial in trials}
     while waiting:
-        finished, ending = _run_process("scan", waiting, workspace, threads=threads, command=command)
-        done = {record.trial_id for record in finished}
-        waiting = [trial for trial in waiting if trial.trial_id not in done]
-        records += finished
-        suspects = [trial for trial in waiting if trial.trial_id in ending.at] or waiting
-        blamed = waiting if ending.by_itself and not finished else suspects[:1]
-        records += [_conclude(trial, ending, workspace) for trial in blamed]
-        waiting = [trial for trial in waiting if trial not in blamed]
-    return records
+        before = len(waiting)
+        ending = yield from _run_process(waiting, workspace, verb=verb, threads=threads, command=command)
+        suspects = [trial_id for trial_id in ending.at if trial_id in waiting] or list(waiting)
+        blamed = list(waiting) if ending.by_itself and len(waiting) == before else suspects[:1]
+        for trial_id in blamed:
+            yield without_result(waiting.pop(trial_id), status=ending.status, reason=ending.reason), None
 
 
-def log_file(workspace: Workspace, trials: Sequence[Trial], verb: str) -> Path:
+def without_result(trial: Trial, *, status: Status, reason: str, provenance: Provenance | None = None) -> Record:
+    """A record that holds nothing but its status and the reason."""
+    return Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=provenance, code_sha256=code_sha256())
+
+
+def log_file(workspace: Workspace, trials: Sequence[Trial], verb: Verb) -> Path:
     """Where the output of the process goes: `reports/<profile>/logs/<trial_id>.log`, or `scan-<first trial_id>.log`."""
     name = trials[0].trial_id if verb == "trial" else f"scan-{trials[0].trial_id}"
     return workspace.reports / "logs" / f"{name}.log"
@@ -110,9 +101,10 @@ def log_file(workspace: Workspace, trials: Sequence[Trial], verb: str) -> Path:
 
 
 def _run_process(
-    verb: Literal["trial", "scan"], trials: Sequence[Trial], workspace: Workspace, *, threads: int, command: Starter | None
-) -> tuple[list[Record], _Ending]:
-    """Start the process, see it to its end, and return what it finished, in order of finishing."""
+    waiting: dict[str, Trial], workspace: Workspace, *, verb: Verb, threads: int, command: Starter | None
+) -> Generator[Finished, None, _Ending]:
+    """Start the process, take what it finishes out of `waiting`, and see the process to its end."""
+    trials = list(waiting.values())
     scratch_root = scratch_folder(workspace)
     scratch_root.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=scratch_root))
@@ -142,7 +134,7 @@ def _run_process(
             work = (verb, arguments[0], "--out", arguments[1])
             process = start_program([*program, *work], folder=workspace.root, output=output, variables=variables)
         try:
-            records, ending = _watch(process, trials, out, workspace, limits=limits)
+            ending = yield from _watch(process, waiting, out, limits=limits)
         finally:
             kill_group(process)
             if isinstance(command, Container):
@@ -150,7 +142,7 @@ def _run_process(
         if ending is None:
             ending = _ending(process, output, start)
         at = (out / NOW).read_text().split() if (out / NOW).exists() else ()
-        return records, replace(ending, at=tuple(at))
+        return replace(ending, at=tuple(at))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -160,29 +152,36 @@ def scratch_folder(workspace: Workspace) -> Path:
     return workspace.reports / ".scratch"
 
 
-def _watch(
-    process: Process, trials: Sequence[Trial], out: Path, workspace: Workspace, *, limits: Limits
-) -> tuple[list[Record], _Ending | None]:
-    """Move records into place as they appear, until the process ends or breaks a limit (then the ending says which)."""
-    wanted = {trial.trial_id: trial for trial in trials}
-    records: list[Record] = []
+def _watch(process: Process, waiting: dict[str, Trial], out: Path, *, limits: Limits) -> Generator[Finished, None, _Ending | None]:
+    """Yield what is finished until the process ends or breaks a limit (then the ending says which)."""
     started = time.monotonic()
     while True:
         exited = exit_code(process) is not None
-        fresh = _collect(out, wanted, workspace)
-        records += fresh
-        if exited:
-            return records, None
-        if fresh:
+        for finished in _collect(out, waiting):
+            yield finished
             started = time.monotonic()
+        if exited:
+            return None
         if time.monotonic() - started > limits.seconds:
-            return records, _Ending("timeout", f"still running after limits.seconds = {limits.seconds:g} s; stopped")
+            return _Ending("timeout", f"still running after limits.seconds = {limits.seconds:g} s; stopped")
         used = _own_memory_gib(process.pid)
         if used > limits.memory_gib:
-            return records, _Ending(
-                "oom", f"the process held {used:.2f} GiB of host memory, more than limits.memory_gib = {limits.memory_gib:g}; stopped"
-            )
+            more = f"more than limits.memory_gib = {limits.memory_gib:g}"
+            return _Ending("oom", f"the process held {used:.2f} GiB of host memory, {more}; stopped")
         time.sleep(_PERIOD)
+
+
+def _collect(out: Path, waiting: dict[str, Trial]) -> Iterator[Finished]:
+    """Take the finished records from the process's folder; a record appears there by a rename, after its predictions, so it is whole."""
+    for path in sorted(out.glob("[!.]*.json"), key=lambda file: file.stat().st_mtime_ns):
+        if path.stem not in waiting:
+            raise DataError(f"{path.name}: a record of a trial that was not asked for")
+        record, arrays = read_record(path), path.with_suffix(".npz")
+        predictions = arrays.read_bytes() if record.status == "success" and arrays.exists() else None
+        for file in (path, arrays):
+            file.unlink(missing_ok=True)
+        del waiting[path.stem]
+        yield record, predictions
 
 
 def _own_memory_gib(pid: int | None) -> float:
@@ -214,83 +213,3 @@ def _last_line(output: Path, start: int) -> str:
         lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
     spoken = [line for line in lines if line]
     return spoken[-1][:300] if spoken else f"it said nothing; see {output.name}"
-
-
-# ---------------------------------------------------------------------------------------------------------- the records
-
-
-def _collect(out: Path, wanted: dict[str, Trial], workspace: Workspace) -> list[Record]:
-    """Move the finished records of the scratch folder into the study's; a record appears there by a rename, so it is whole."""
-    records = []
-    for path in sorted(out.glob("[!.]*.json"), key=lambda file: file.stat().st_mtime_ns):
-        trial = wanted.get(path.stem)
-        if trial is None:
-            raise DataError(f"{path.name}: a record of a trial that was not asked for")
-        record = read_record(path)
-        records.append(_settle(record, workspace, predictions=path.with_suffix(".npz")))
-        path.unlink()
-    return records
-
-
-def _conclude(trial: Trial, ending: _Ending, workspace: Workspace) -> Record:
-    """Write the record of a trial whose process could not."""
-    return write_without_result(trial, workspace, status=ending.status, reason=ending.reason)
-
-
-def write_without_result(
-    trial: Trial, workspace: Workspace, *, status: Status, reason: str, provenance: Provenance | None = None
-) -> Record:
-    """Write a record that holds nothing but its status and the reason, in place of what was there.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    record = Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=provenance, code_sha256=code_sha256())
-    return _settle(record, workspace, predictions=None)
-
-
-def _settle(record: Record, workspace: Workspace, *, predictions: Path | None) -> Record:
-    """Put a record in its place: predictions first, so that a JSON that says success always has them."""
-    folder = workspace.records(record.trial.study)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = folder / f"{record.trial_id}.npz"
-    record = record.model_copy(update={"attempts": _attempts(folder / f"{record.trial_id}.json")})
-    if record.status == "success" and predictions is not None and predictions.exists():
-        predictions.replace(arrays)
-        write_record(record, folder)
-    else:
-        write_record(record, folder)
-        arrays.unlink(missing_ok=True)
-    return record
-
-
-def put_record(record: Record, workspace: Workspace, *, predictions: bytes | None, lost: int) -> Record:
-    """Put a record that was made on another machine in its place among the study's.
-
-    Args:
-        record: as that machine wrote it.
-        workspace: of this one.
-        predictions: the npz file's content; None if there is none.
-        lost: how often the trial was started in vain before, without leaving a record.
-
-    Raises:
-        DataError: the predictions are not those that the record names, or they cannot be written.
-    """
-    if record.evaluation is not None and (predictions is None or sha256(predictions) != record.evaluation.predictions_sha256):
-        raise DataError(f"{record.trial_id}: the predictions that came with the record are not those that it names; run again")
-    folder = workspace.records(record.trial.study)
-    attempts = _attempts(folder / f"{record.trial_id}.json") + lost
-    if predictions is None:
-        (folder / f"{record.trial_id}.npz").unlink(missing_ok=True)
-    record = record.model_copy(update={"attempts": attempts})
-    write_record(record, folder, predictions)
-    return record
-
-
-def _attempts(path: Path) -> int:
-    """How often this trial has now been tried without success in between."""
-    try:
-        before = read_record(path)
-    except DataError:  # none, or not readable: it is replaced
-        return 1
-    return 1 if before.status in ("success", "skipped") else before.attempts + 1

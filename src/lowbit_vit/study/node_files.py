@@ -1,13 +1,12 @@
 """The images and weights of a profile on a cluster's node: fetched once by their sha256, shared by all trials of that node.
 
-No node is taken to see the disk of whoever submitted the study. A node keeps what it fetched below one folder,
+No node is assumed to see the submitter's disk. A node keeps what it fetched below one folder,
 LOWBIT_VIT_CACHE or ~/.cache/lowbit-vit, and each unit works in a workspace of its own there, made of hard links:
 
 objects/<sha256>     a file's content: fetched in pieces, checked, put in place by a rename, read-only
 units/<unit>/        data/prepared/<profile>, checkpoints/<profile>, reports/<profile>; gone when the unit ends
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -16,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
@@ -114,12 +115,10 @@ def node_workspace(profile: str, files: Sequence[NodeFile], fetch: Callable[[Nod
     except OSError as error:
         raise DataError(f"{cache}: cannot be written ({error.strerror}); set {CACHE} on this node to a folder that can") from error
     try:
-        with (root / f".{_OWNER}").open("w") as owner:
-            fcntl.flock(owner, fcntl.LOCK_EX)
-            Path(owner.name).rename(root / _OWNER)  # seen by others only when it is locked
-            with (cache / "lock").open("a") as lock:
-                # One unit at a time: the others of this node need the same files and would only fetch them twice.
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(root / f".{_OWNER}"):
+            (root / f".{_OWNER}").rename(root / _OWNER)  # seen by others only when it is locked
+            # One unit at a time: the others of this node need the same files and would only fetch them twice.
+            with FileLock(cache / "lock"):
                 _remove_stale(objects, units)
                 for file in files:
                     content = _obtain(file, objects, fetch)
@@ -175,12 +174,11 @@ def _now_ns(folder: Path) -> int:
 
 
 def _remove_stale(objects: Path, units: Path) -> None:
-    """What a killed worker left: half-fetched files, and workspaces that nobody holds. Called under the cache's lock."""
+    """What a killed worker left: half-fetched files, and workspaces whose lock is free. Called under the cache's lock."""
     for part in objects.glob(".*"):
         part.unlink(missing_ok=True)
     for left in units.glob(f"*/{_OWNER}"):
-        with suppress(OSError), left.open("r+") as owner:  # held by its unit, or just going
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError), FileLock(left, blocking=False):  # held by its unit, or just going
             shutil.rmtree(left.parent, ignore_errors=True)
 
 

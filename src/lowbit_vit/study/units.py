@@ -10,6 +10,7 @@ from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.environment import card_place, cpu_cores, gpu_count
 from lowbit_vit.schema.plan import Weights, linear_names
 from lowbit_vit.study.chunks import cut
+from lowbit_vit.study.launch import Verb
 
 # A process that starts and loads torch costs as much as some ten small cells: smaller chunks gain nothing. Larger ones than the
 # second number gain nothing either, and a lost node would take more with it.
@@ -57,6 +58,11 @@ class Unit:
     timed: bool
     threads: int
     resources: dict[str, float]
+
+    @property
+    def verb(self) -> Verb:
+        """What its process does."""
+        return "trial" if self.timed else "scan"
 
 
 def this_machine() -> Places:
