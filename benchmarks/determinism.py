@@ -23,9 +23,9 @@ from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.environment import cpu_cores, provenance
 from lowbit_vit.schema.record import Predictions, Record, load_predictions
-from lowbit_vit.study.finished import put_record
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import launch
+from lowbit_vit.study.resume import put_record
 
 RECORD = Path(__file__).parent / "records" / "determinism.json"
 SAMPLES = 20  # latencies; nothing depends on them

@@ -38,8 +38,8 @@ from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.chunks import cost
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
+from lowbit_vit.study.scan_partition import cost
 from lowbit_vit.study.units import Places, Unit, blocks_of, make_units
 
 HERE = Path(__file__).parent

@@ -23,7 +23,7 @@ from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import launch
 
 CELLS = 24

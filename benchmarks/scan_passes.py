@@ -29,7 +29,7 @@ from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import launch
 from lowbit_vit.trial.evaluate import evaluate
 from lowbit_vit.trial.run import load_backbone, load_data, run_trial

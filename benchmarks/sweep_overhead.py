@@ -25,7 +25,7 @@ import psutil
 
 from aside import machine
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
@@ -38,7 +38,7 @@ DRIVER = (
     "from lowbit_vit.schema.workspace import Workspace; from lowbit_vit.study import cluster, schedule, units;"
     "root = Path(sys.argv[1]); trials = load_trials(root / 'trials.json'); place = Workspace(root=root, profile='demo')\n"
     "with cluster.connected(cluster.cluster_address()):\n"
-    "    places = cluster.places_on(cluster.survey(), trials, card=None)\n"
+    "    places = cluster.places_on(cluster.survey(), trials, gpu_kind=None)\n"
     "    made = units.make_units(trials, places, dict.fromkeys([t.trial_id for t in trials], 1.0)); print(len(made), flush=True)\n"
     "    schedule.run_units(made, place, title='no-op', command=sys.argv[2:], own=None)"
 )

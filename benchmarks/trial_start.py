@@ -31,8 +31,8 @@ from aside import empty_reports, machine
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.container import Starter
-from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import launch
 
 RECORD = Path(__file__).parent / "records" / "trial_start.json"

@@ -8,8 +8,8 @@ from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.container import Starter
-from lowbit_vit.study.finished import put_record
 from lowbit_vit.study.launch import Verb, launch
+from lowbit_vit.study.resume import put_record
 
 
 def launched(

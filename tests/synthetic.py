@@ -45,7 +45,7 @@ from lowbit_vit.schema.record import (
     write_record,
 )
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 
 PROJECT = Path(__file__).parents[1]
 

@@ -23,7 +23,7 @@ from lowbit_vit.schema.code import imported_files
 from lowbit_vit.schema.config import STUDIES, Profile, load_profile
 from lowbit_vit.schema.estimate import read_estimates
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study import finished, sweep
+from lowbit_vit.study import resume
 from lowbit_vit.study.process import PRELOAD
 
 ROOT = Path(__file__).parents[1]
@@ -222,12 +222,12 @@ def test_params_are_the_sections_that_the_verb_really_reads(
         return profile
 
     monkeypatch.setattr(cli, "load_profile", load_recording)
-    for module in (finished, sweep):  # so that every cell has its record, and no process starts
-        monkeypatch.setattr(module, "code_sha256", lambda: synthetic.CODE)
+    # So that every cell has its record, and no process starts.
+    monkeypatch.setattr(resume, "code_sha256", lambda: synthetic.CODE)
     if verb == "allocate":
         made, used = Workspace(roots["estimate"], "tiny"), Workspace(roots[verb], "tiny")
         estimates = read_estimates(made.estimates, profile="tiny")
-        (scores, *_) = finished.load_scores(used)
+        (scores, *_) = resume.load_scores(used)
         used.estimates.write_text(estimates.model_copy(update={"backbone_sha256": scores.backbone_sha256}).model_dump_json())
     READ.clear()
     getattr(cli, verb)("tiny", root=roots[verb])

@@ -117,8 +117,8 @@ def new_profile(
     root: Root = HERE,
 ) -> None:
     """Write a profile for your own images and weights, and enter it in the pipeline."""
+    from lowbit_vit.own_data.new_profile import STAGES, write_profile
     from lowbit_vit.schema.environment import visible_gpu
-    from lowbit_vit.study.new_profile import STAGES, write_profile
 
     chosen: Device = device or ("cuda" if visible_gpu() else "cpu")
     made = write_profile(
@@ -179,9 +179,9 @@ def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
             pin = None if settings.container is None else settings.container.digest
             image = place.image or f"lowbit-vit:{settings.device}"
             container = find_image(image, runtime=place.runtime, pin=pin, unpinned=place.unpinned)
-            records = run_study(settings, study, workspace, command=container, card=place.card)
+            records = run_study(settings, study, workspace, command=container, gpu_kind=place.card)
         else:
-            records = run_study(settings, study, workspace, card=place.card)
+            records = run_study(settings, study, workspace, gpu_kind=place.card)
     except KeyboardInterrupt:
         # Said here: typer turns an interrupt that leaves the verb into a bare "Aborted."
         print("lowbit-vit: interrupted; finished trials are kept, run the same command again to go on", file=sys.stderr)
@@ -227,7 +227,7 @@ def sensitivity(
 def estimate(profile: ProfileName, root: Root = HERE) -> None:
     """Estimate what quantizing each linear costs, cheaply: errors of weights and outputs, gradients; beside what is measured."""
     from lowbit_vit.schema.record import write_atomic
-    from lowbit_vit.study.grid import cells
+    from lowbit_vit.study.cells import cells
     from lowbit_vit.trial.estimates import estimate as find
 
     settings, workspace = _open(profile, root)
@@ -267,7 +267,7 @@ def allocate(
     from lowbit_vit.schema.allocation import plan_files_json
     from lowbit_vit.schema.estimate import read_estimates
     from lowbit_vit.schema.record import write_atomic
-    from lowbit_vit.study.finished import load_scores
+    from lowbit_vit.study.resume import load_scores
 
     settings, workspace = _open(profile, root)
     scores, results = load_scores(workspace), load_results(workspace, "sensitivity")
@@ -318,7 +318,7 @@ def export(
     root: Root = HERE,
 ) -> None:
     """Write one cell's model for use elsewhere: weights and card, which lowbit_vit.load and `predict` read."""
-    from lowbit_vit.study.export import export_model
+    from lowbit_vit.export.model_folder import export_model
 
     card = export_model(*_open(profile, root), plan, to)
     measured = (

@@ -12,7 +12,7 @@ from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 
 Study = tuple[Profile, Workspace, list[Result], list[SensitivityScores]]
 

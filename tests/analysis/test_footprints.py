@@ -5,7 +5,7 @@ from lowbit_vit.analysis.footprints import MIB, invariances, memory_parts
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.record import Memory
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 
 
 def a_result(seed: int = 0) -> Result:

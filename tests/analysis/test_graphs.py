@@ -10,7 +10,7 @@ from lowbit_vit.report.cells import DASH
 from lowbit_vit.report.graphs import graph_grid, graph_words
 from lowbit_vit.schema.answers import answers_of
 from lowbit_vit.schema.config import load_profile
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 
 EXACT, REFERENCE = "fp32, CUDA graph", "bf16, compiled, CUDA graph"
 LABELS = [EXACT, "fp16, CUDA graph", "NF4", REFERENCE, "W8A8"]

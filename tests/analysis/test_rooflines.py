@@ -6,7 +6,7 @@ from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.rooflines import roofline_ms, rooflines
 from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.record import Ceilings, Work
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 
 CEILINGS = Ceilings(matmul_flops_per_s=1e12, matmul_side=1024, copy_bytes_per_s=1e9, copy_bytes=2**27)
 

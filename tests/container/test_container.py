@@ -16,8 +16,8 @@ from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.record import load_predictions, read_records
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.container import Container, find_image
-from lowbit_vit.study.grid import cells
 from lowbit_vit.study.launch import scratch_folder
 from processes import launched
 from projects import environment, make_project

@@ -19,7 +19,7 @@ from lowbit_vit.schema.environment import visible_gpu, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 from lowbit_vit.trial.backbone import make_backbone
 from lowbit_vit.trial.card_state import exclusive
 from lowbit_vit.trial.run import record_trial

@@ -20,7 +20,7 @@ from lowbit_vit.data.remote_files import WEIGHTS, RemoteFile
 from lowbit_vit.schema.config import Profile, Study, load_profile
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 from lowbit_vit.trial.backbone import make_backbone
 from lowbit_vit.trial.run import record_trial
 

@@ -5,7 +5,7 @@ import pytest
 import synthetic
 from lowbit_vit.report import facts
 from lowbit_vit.schema.config import FlowersData, load_profile
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 
 
 @pytest.mark.parametrize(

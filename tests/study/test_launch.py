@@ -14,7 +14,7 @@ import pytest
 from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.record import load_predictions, read_record, read_records
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import scratch_folder
 from processes import launched, living_children
 

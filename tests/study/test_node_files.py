@@ -12,7 +12,7 @@ from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.record import sha256
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.node_files import CACHE, CACHE_GIB, NodeFile, list_files, node_workspace, read_pieces
 
 ProfileOf = Callable[..., Profile]

@@ -22,7 +22,7 @@ from lowbit_vit.schema.code import imported_files
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import process
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import log_file, scratch_folder
 from lowbit_vit.study.process import exit_code, kill_group, start_fork
 from processes import launched

@@ -25,9 +25,9 @@ from lowbit_vit.schema.config import Arm, Profile
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import read_record, read_records, sha256
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.finished import load_scores, missing_trials, prune
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import scratch_folder
+from lowbit_vit.study.resume import load_scores, missing_trials, prune
 from lowbit_vit.study.sweep import run_study
 from processes import launched, living_children
 

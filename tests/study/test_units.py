@@ -12,10 +12,10 @@ from lowbit_vit.schema.environment import provenance
 from lowbit_vit.schema.record import read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import units
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.cluster import Node, cluster_address, places_on
-from lowbit_vit.study.costs import expected_seconds
-from lowbit_vit.study.finished import missing_trials
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.duration_estimates import expected_seconds
+from lowbit_vit.study.resume import missing_trials
 from lowbit_vit.study.units import Places, make_units
 from processes import launched
 
@@ -81,7 +81,7 @@ def test_cards_that_are_not_in_sight_have_their_cores_too(
     for name, value in {"cpu_cores": 64, "gpu_count": in_sight, "card_place": (0, 4)}.items():
         monkeypatch.setattr(units, name, lambda value=value: value)
     places = units.this_machine()
-    assert (places.slots, places.cores_of_card) == (slots, 16)
+    assert (places.slots, places.cores_of_gpu) == (slots, 16)
     timed, scanned = (cells(profile_of("finish"), study) for study in ("variants", "sensitivity"))
     assert {unit.threads for unit in make_units(on_card(timed), places, ALIKE)} == {16}
     many = [trial.model_copy(update={"seed": seed}) for seed in range(9) for trial in scanned]
@@ -97,7 +97,7 @@ def test_cells_fill_all_places_in_chunks_of_a_bounded_size_and_each_cell_is_in_o
         assert len(units) >= min(places.cpus, len(trials_given) // 8)
         assert max(len(unit.trials) for unit in units) <= 64
         assert {unit.threads for unit in units} == {1}
-    units = make_units(on_card(trials), Places(cpus=8, gpus=1, cores=8, card="H100"), ALIKE)
+    units = make_units(on_card(trials), Places(cpus=8, gpus=1, cores=8, gpu_kind="H100"), ALIKE)
     (shared,) = {tuple(unit.resources.items()) for unit in units}
     assert dict(shared) == {"CPU": 1, "GPU": 0.5, "accelerator_type:H100": 0.001}
 
@@ -105,17 +105,17 @@ def test_cells_fill_all_places_in_chunks_of_a_bounded_size_and_each_cell_is_in_o
 def test_timings_are_taken_on_one_kind_of_card_and_need_a_slot(profile_of: ProfileOf) -> None:
     trials = on_card(cells(profile_of("finish"), "variants"))
     mixed = [node(8, cards=("A100",)), node(16, cards=("H100", "H100"))]
-    with pytest.raises(ConfigError, match=r"^the cluster has A100, H100: times of different cards cannot be compared; choose with --card$"):
-        places_on(mixed, trials, card=None)
-    assert places_on(mixed, trials, card="A100") == Places(cpus=8, gpus=1, cores=8, card="A100")
+    with pytest.raises(ConfigError, match=r"^the cluster has A100, H100: times of different GPUs cannot be compared; choose with --card$"):
+        places_on(mixed, trials, gpu_kind=None)
+    assert places_on(mixed, trials, gpu_kind="A100") == Places(cpus=8, gpus=1, cores=8, gpu_kind="A100")
     # The only kind there is stays the kind, whatever joins later.
-    assert places_on(mixed[:1], trials, card=None).card == "A100"
+    assert places_on(mixed[:1], trials, gpu_kind=None).gpu_kind == "A100"
     with pytest.raises(Unavailable, match=r"^--card L4: no node of the cluster has one; there are: A100, H100$"):
-        places_on(mixed, trials, card="L4")
+        places_on(mixed, trials, gpu_kind="L4")
     with pytest.raises(Unavailable, match="no node takes timing trials"):
-        places_on([node(8, cards=("A100",), slot=False)], trials, card=None)
+        places_on([node(8, cards=("A100",), slot=False)], trials, gpu_kind=None)
     untimed = [trial.model_copy(update={"measurement": None}) for trial in trials]
-    assert places_on(mixed, untimed, card=None).card is None
+    assert places_on(mixed, untimed, gpu_kind=None).gpu_kind is None
 
 
 @pytest.mark.parametrize(("gpu", "counts"), [("NVIDIA A100-SXM4-80GB", True), ("NVIDIA A10", False), (None, False)])
@@ -129,7 +129,7 @@ def test_a_timing_of_another_card_than_the_chosen_one_is_taken_again(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"provenance": facts}))
     assert read_record(path).status == "success"
     assert missing_trials([trial], workspace, why_not=lambda trials: {}) == []
-    assert missing_trials([trial], workspace, why_not=lambda trials: {}, card="A100-80G") == ([] if counts else [trial])
+    assert missing_trials([trial], workspace, why_not=lambda trials: {}, gpu_kind="A100-80G") == ([] if counts else [trial])
 
 
 def test_the_job_api_is_refused_as_an_address_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

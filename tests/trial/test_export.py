@@ -9,14 +9,14 @@ import pytest
 
 from lowbit_vit import cli
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
+from lowbit_vit.export.model_folder import export_model, refuse_other_content
 from lowbit_vit.schema.allocation import load_plan_file
 from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.export import read_export
 from lowbit_vit.schema.plan import NF4, Plan, linear_names, uniform
 from lowbit_vit.schema.record import Record, read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.export import export_model, refuse_other_content
-from lowbit_vit.study.grid import plan_cell
+from lowbit_vit.study.cells import plan_cell
 from lowbit_vit.trial.run import record_trial, run_trial
 
 GOOD = """

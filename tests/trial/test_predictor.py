@@ -18,13 +18,13 @@ from command_line import call
 from lowbit_vit.data.arrays import ImageSet, load_dataset
 from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
+from lowbit_vit.export.model_folder import export_model
 from lowbit_vit.report.predictions import prediction_lines, prediction_table
 from lowbit_vit.schema.config import Evaluation, Profile, Trial
 from lowbit_vit.schema.export import ExportCard, read_export
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, uniform
 from lowbit_vit.schema.record import Predictions, load_predictions
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.export import export_model
 from lowbit_vit.trial.evaluate import summarize
 from lowbit_vit.trial.predictor import Predictor
 from lowbit_vit.trial.run import run_trial

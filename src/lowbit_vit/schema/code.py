@@ -1,6 +1,6 @@
 """Which code makes a record: one hash over every module of ours that the process of a trial imports.
 
-A record made by other code is another result, even where the profile is the same: `study.finished` runs such a trial again,
+A record made by other code is another result, even where the profile is the same: `study.resume` runs such a trial again,
 and `analysis.results` puts no two of them into one table. What prepares images or trains the backbone is not in the hash: it
 shows in the hashes of the images and of the weights, which a record names as well. No torch: the sources are read, not run.
 """

@@ -24,8 +24,8 @@ from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.environment import cpu_cores, gpu_count, provenance, visible_gpu
-from lowbit_vit.study.finished import why_not_here
 from lowbit_vit.study.lifeline import unwinding_on_sigterm
+from lowbit_vit.study.resume import why_not_here
 from lowbit_vit.study.units import Places, Unit, this_machine
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _CONNECTIONS = 3
 _PREFIX, _OWNER = "lowbit-", "owner"
 # A resource that the head node alone has.
 HEAD = "node:__internal_head__"
-_CARD = "accelerator_type:"
+_KIND = "accelerator_type:"
 
 
 # ---------------------------------------------------------------------------------------------------------- the connection
@@ -174,9 +174,9 @@ class Node:
     gpu: str | None
 
     @property
-    def cards(self) -> tuple[str, ...]:
-        """The kinds of card that it offers, as Ray names them."""
-        return tuple(name.removeprefix(_CARD) for name in self.resources if name.startswith(_CARD))
+    def gpu_kinds(self) -> tuple[str, ...]:
+        """The kinds of GPU that it offers, as Ray names them."""
+        return tuple(name.removeprefix(_KIND) for name in self.resources if name.startswith(_KIND))
 
 
 def survey() -> tuple[Node, ...]:
@@ -211,33 +211,33 @@ def other_code(node: str, code: str, *, submitted: str) -> str:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _describe(identity: str, resources: dict[str, float]) -> Node:
-    with _cards_in_sight():
+    with _gpus_visible():
         gpu = visible_gpu()
     return Node(name=socket.gethostname(), identity=identity, resources=resources, code=code_sha256(), gpu=gpu.name if gpu else None)
 
 
-def places_on(nodes: Sequence[Node], trials: Sequence[Trial], *, card: str | None) -> Places:
+def places_on(nodes: Sequence[Node], trials: Sequence[Trial], *, gpu_kind: str | None) -> Places:
     """What the trials can be run on.
 
     Args:
         nodes: of `survey`.
-        trials: of one study; those that are timed are to have the same kind of card.
-        card: the kind that was asked for; None: whichever there is.
+        trials: of one study; those that are timed are to have the same kind of GPU.
+        gpu_kind: the one that was asked for; None: any.
 
     Raises:
-        Unavailable: no node has that card, or none takes timing trials.
-        ConfigError: timing trials, and several kinds of card to choose from.
+        Unavailable: no node has that GPU, or none takes timing trials.
+        ConfigError: timing trials, and several kinds of GPU to choose from.
     """
     timed = [trial for trial in trials if trial.measurement is not None]
-    timed_on_card = any(trial.device == "cuda" for trial in timed)
-    cards = sorted({card for node in nodes for card in node.cards})
-    if card is not None and card not in cards:
-        raise Unavailable(f"--card {card}: no node of the cluster has one; there are: {', '.join(cards) or 'none'}")
-    if timed_on_card and card is None and len(cards) > 1:
-        raise ConfigError(f"the cluster has {', '.join(cards)}: times of different cards cannot be compared; choose with --card")
-    if timed_on_card and card is None and cards:
-        card = cards[0]  # a node that joins later may bring another
-    fit = [node for node in nodes if card is None or card in node.cards]
+    timed_on_gpu = any(trial.device == "cuda" for trial in timed)
+    kinds = sorted({kind for node in nodes for kind in node.gpu_kinds})
+    if gpu_kind is not None and gpu_kind not in kinds:
+        raise Unavailable(f"--card {gpu_kind}: no node of the cluster has one; there are: {', '.join(kinds) or 'none'}")
+    if timed_on_gpu and gpu_kind is None and len(kinds) > 1:
+        raise ConfigError(f"the cluster has {', '.join(kinds)}: times of different GPUs cannot be compared; choose with --card")
+    if timed_on_gpu and gpu_kind is None and kinds:
+        gpu_kind = kinds[0]  # a node that joins later may bring another
+    fit = [node for node in nodes if gpu_kind is None or gpu_kind in node.gpu_kinds]
     slots = [node for node in fit if node.resources.get("profile_slot", 0) >= 1]
     if timed and not slots:
         raise Unavailable("the cluster: no node takes timing trials; start nodes with ray start --resources '{\"profile_slot\": 1}'")
@@ -245,7 +245,7 @@ def places_on(nodes: Sequence[Node], trials: Sequence[Trial], *, card: str | Non
         cpus=int(sum(node.resources.get("CPU", 0) for node in fit)),
         gpus=int(sum(node.resources.get("GPU", 0) for node in fit)),
         cores=int(max(node.resources.get("CPU", 0) for node in slots or fit)),
-        card=card,
+        gpu_kind=gpu_kind,
         slots=int(max((node.resources["profile_slot"] for node in slots), default=1)),
     )
 
@@ -261,13 +261,13 @@ def reasons_on(nodes: Sequence[Node], trials: Sequence[Trial]) -> dict[str, str]
 
 @ray.remote(num_cpus=0)
 def _why_not(trials: list[Trial]) -> dict[str, str]:
-    with _cards_in_sight():
+    with _gpus_visible():
         return why_not_here(trials)
 
 
 @contextmanager
-def _cards_in_sight() -> Iterator[None]:
-    """Look at a node's cards without taking one: Ray may hide them from a task that asks for none."""
+def _gpus_visible() -> Iterator[None]:
+    """Look at a node's GPUs without taking one: Ray may hide them from a task that asks for none."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     if hidden:
         del os.environ["CUDA_VISIBLE_DEVICES"]

@@ -1,7 +1,7 @@
 """A trial in a container: the same command in a pinned image, with nothing of this machine but what the trial needs.
 
 Data and weights are mounted read-only, the folder of the request and its answer read-write; there is no network, no
-capability, no writable root; memory and processes are bounded; a timing trial sees one card, by its UUID. What is inside is
+capability, no writable root; memory and processes are bounded; a timing trial sees one GPU, by its UUID. What is inside is
 `lowbit-vit trial` as in a process (`launch`), so a record differs by its provenance alone.
 """
 
@@ -65,7 +65,7 @@ class Container:
             *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
             *("--memory", memory, "--memory-swap", memory, "--pids-limit", str(_PROCESSES)),
             *_user(self.runtime),
-            *_card(self.runtime),
+            *_gpu(self.runtime),
             *(part for mount in mounts for part in ("--volume", mount)),
             *(part for key, value in sorted(variables.items()) for part in ("--env", f"{key}={value}")),
             self.digest.removeprefix("sha256:"),
@@ -159,9 +159,9 @@ def _user(runtime: Runtime) -> Sequence[str]:
     return (*same, "--userns", "keep-id") if runtime == "podman" else same
 
 
-def _card(runtime: Runtime) -> Sequence[str]:
-    """The one card that Ray gave this process, by UUID; none where it gave none."""
-    card = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if not card:
+def _gpu(runtime: Runtime) -> Sequence[str]:
+    """The one GPU that Ray gave this process, by UUID; none where it gave none."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not gpu:
         return ()
-    return ("--gpus", f"device={card}") if runtime == "docker" else ("--device", f"nvidia.com/gpu={card}")
+    return ("--gpus", f"device={gpu}") if runtime == "docker" else ("--device", f"nvidia.com/gpu={gpu}")

@@ -22,7 +22,7 @@ from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.finished import starting_weights, weights_sha256
+from lowbit_vit.study.resume import starting_weights, weights_sha256
 
 CACHE = "LOWBIT_VIT_CACHE"
 CACHE_GIB = "LOWBIT_VIT_CACHE_GIB"

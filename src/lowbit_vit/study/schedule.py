@@ -33,11 +33,11 @@ from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cluster import HEAD, last_line, other_code, temporary_folder
 from lowbit_vit.study.container import Starter
-from lowbit_vit.study.cores import keep_to_cores_of_card
-from lowbit_vit.study.finished import put_record
+from lowbit_vit.study.cpu_affinity import keep_to_cores_of_gpu
 from lowbit_vit.study.launch import Finished, launch, log_file, without_result
 from lowbit_vit.study.node_files import NodeFile, list_files, node_workspace, read_pieces
 from lowbit_vit.study.progress import StudyProgress
+from lowbit_vit.study.resume import put_record
 from lowbit_vit.study.units import Unit
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
     """The trainable. Runs in a Ray worker, which only waits for the process that does the work."""
     number = config["unit"]
     unit = order.units[number]
-    keep_to_cores_of_card()
+    keep_to_cores_of_gpu()
     # The processes that we start are to run this code too, whatever is installed here.
     ours, paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
     if paths.split(os.pathsep)[0] != ours:

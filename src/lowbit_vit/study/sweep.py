@@ -20,12 +20,12 @@ from lowbit_vit.schema.config import Profile, Study
 from lowbit_vit.schema.hold import hold
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.cells import cells
 from lowbit_vit.study.cluster import cluster_address, connected, own_ray, places_on, reasons_on, survey
 from lowbit_vit.study.container import Container, Starter
-from lowbit_vit.study.costs import expected_seconds
-from lowbit_vit.study.finished import load_plans, load_scores, missing_trials, prune, starting_weights, why_not_here
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.duration_estimates import expected_seconds
 from lowbit_vit.study.launch import scratch_folder
+from lowbit_vit.study.resume import load_plans, load_scores, missing_trials, prune, starting_weights, why_not_here
 from lowbit_vit.study.schedule import RETRIES, RayLost, run_units
 from lowbit_vit.study.units import make_units, this_machine
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def run_study(
-    profile: Profile, study: Study, workspace: Workspace, *, command: Starter | None = None, card: str | None = None
+    profile: Profile, study: Study, workspace: Workspace, *, command: Starter | None = None, gpu_kind: str | None = None
 ) -> list[Record]:
     """Bring the study's records up to date: every cell of the grid has one, and no other is there.
 
@@ -44,7 +44,7 @@ def run_study(
         study: which study.
         workspace: its folders.
         command: what starts a trial's process or container; see `launch`.
-        card: the kind of GPU that trials are to have, as Ray names it (H100); None: any.
+        gpu_kind: the kind of GPU that trials are to have, as Ray names it (H100); None: any.
 
     Returns:
         The records in the order of the grid; each is success or skipped.
@@ -59,7 +59,7 @@ def run_study(
     with _only_run(workspace, study):
         for _ in range(RETRIES + 1):
             try:
-                records = _complete(profile, study, workspace, command=command, card=card)
+                records = _complete(profile, study, workspace, command=command, gpu_kind=gpu_kind)
                 break
             except RayLost as error:
                 lost = str(error)
@@ -79,7 +79,7 @@ def run_study(
     return records
 
 
-def _complete(profile: Profile, study: Study, workspace: Workspace, *, command: Starter | None, card: str | None) -> list[Record]:
+def _complete(profile: Profile, study: Study, workspace: Workspace, *, command: Starter | None, gpu_kind: str | None) -> list[Record]:
     """Run what is missing; the records in the order of the grid, whatever their status."""
     if isinstance(command, Container) and (stale := command.remove_stale(workspace)):
         log.info("%d containers of a killed run removed", stale)
@@ -93,12 +93,12 @@ def _complete(profile: Profile, study: Study, workspace: Workspace, *, command: 
         expected = expected_seconds(trials, folder)
         prune(workspace, study, keep={trial.trial_id for trial in trials})
         why_not = why_not_here if nodes is None else functools.partial(reasons_on, nodes)
-        missing = missing_trials(trials, workspace, why_not=why_not, card=card)
+        missing = missing_trials(trials, workspace, why_not=why_not, gpu_kind=gpu_kind)
         log.info("%s: %d cells, %d to run", study, len(trials), len(missing))
         if missing:
             for path in {starting_weights(trial, workspace) for trial in missing}:
                 _require_weights(path, profile)
-            places = replace(this_machine(), card=card) if nodes is None else places_on(nodes, missing, card=card)
+            places = replace(this_machine(), gpu_kind=gpu_kind) if nodes is None else places_on(nodes, missing, gpu_kind=gpu_kind)
             units = make_units(missing, places, expected)
             with own_ray(units) if nodes is None else nullcontext() as own:
                 run_units(units, workspace, title=f"{profile.name} {study}", command=command, own=own)

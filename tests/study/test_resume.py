@@ -15,8 +15,8 @@ from lowbit_vit.schema.config import Profile, TimedPlan, Trial
 from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.finished import load_plans, load_scores, missing_trials, weights_sha256
-from lowbit_vit.study.grid import cells
+from lowbit_vit.study.cells import cells
+from lowbit_vit.study.resume import load_plans, load_scores, missing_trials, weights_sha256
 from processes import launched
 
 MANIFEST_OF_ONE_IMAGE = {

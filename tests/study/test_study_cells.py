@@ -10,7 +10,7 @@ from lowbit_vit.model.vit import ARCHITECTURES
 from lowbit_vit.schema.config import TORCHVISION_DEPTH, MixedStudy, Profile, Study, load_profile
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
 from lowbit_vit.schema.roles import read_mixed_roles, read_role, spared_blocks
-from lowbit_vit.study.grid import cells, draw_blocks
+from lowbit_vit.study.cells import cells, draw_blocks
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 DEMO = load_profile(PROFILES / "demo.yaml")

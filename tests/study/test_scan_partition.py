@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Weights
-from lowbit_vit.study.chunks import Path, cost, cut
+from lowbit_vit.study.scan_partition import Path, cost, cut
 
 DEPTH = 24
 HIGH = HighPrecision()

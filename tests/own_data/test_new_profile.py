@@ -16,10 +16,10 @@ from torchvision.models import get_model_weights
 
 from lowbit_vit.data.remote_files import WEIGHTS
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError
+from lowbit_vit.own_data.backbone_source import EVAL_RESIZE, IMAGENET_MEAN, IMAGENET_STD
+from lowbit_vit.own_data.new_profile import NewProfile, write_profile
 from lowbit_vit.schema.config import Device, Profile, TorchvisionVit, load_profile
-from lowbit_vit.study.given_weights import EVAL_RESIZE, IMAGENET_MEAN, IMAGENET_STD
-from lowbit_vit.study.grid import cells
-from lowbit_vit.study.new_profile import NewProfile, write_profile
+from lowbit_vit.study.cells import cells
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"name": "small", "patch_size": 4, "depth": 3, "heads": 2, "width": 64, "mlp_width": 64}
@@ -229,5 +229,5 @@ def test_outside_of_a_project_it_says_where_to_go(photos: Path, tmp_path: Path) 
 
 
 def test_no_torch_is_loaded() -> None:
-    code = "import sys, lowbit_vit.study.new_profile; print([name for name in ('torch', 'torchvision', 'ray') if name in sys.modules])"
+    code = "import sys, lowbit_vit.own_data.new_profile; print([name for name in ('torch', 'torchvision', 'ray') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from lowbit_vit.study import cores
-from lowbit_vit.study.cores import cores_of_card, keep_to_cores_of_card, neighbours
+from lowbit_vit.study import cpu_affinity
+from lowbit_vit.study.cpu_affinity import cores_of_gpu, keep_to_cores_of_gpu, neighbours
 from lowbit_vit.study.units import timing_slots
 
 
 @pytest.mark.parametrize(("count", "cards"), [(32, 2), (16, 2), (9, 4), (128, 8)])
 def test_cards_have_equal_shares_that_do_not_meet(count: int, cards: int) -> None:
     usable = list(range(3, 3 + count))
-    shares = [cores_of_card(usable, index=index, cards=cards) for index in range(cards)]
+    shares = [cores_of_gpu(usable, index=index, gpus=cards) for index in range(cards)]
     assert {len(share) for share in shares} == {count // cards}
     assert len(set().union(*shares)) == cards * (count // cards)
     assert set().union(*shares) <= set(usable)
@@ -24,7 +24,7 @@ def test_cards_have_equal_shares_that_do_not_meet(count: int, cards: int) -> Non
 
 @pytest.mark.parametrize(("count", "cards", "slots"), [(32, 2, 2), (4, 2, 2), (3, 2, 1), (16, 1, 1), (2, 0, 1), (128, 8, 8), (8, 8, 1)])
 def test_a_machine_times_on_all_cards_at_once_only_with_cores_for_each(count: int, cards: int, slots: int) -> None:
-    assert timing_slots(cores=count, cards=cards) == slots
+    assert timing_slots(cores=count, gpus=cards) == slots
 
 
 def test_no_physical_core_and_no_socket_is_shared_by_two_cards(tmp_path: Path) -> None:
@@ -35,8 +35,8 @@ def test_no_physical_core_and_no_socket_is_shared_by_two_cards(tmp_path: Path) -
         (folder / "physical_package_id").write_text(f"{number % 8 // 4}\n")
         (folder / "core_id").write_text(f"{number % 4}\n")
     ordered = neighbours(range(16), system=tmp_path)
-    assert cores_of_card(ordered, index=0, cards=2) == [0, 8, 1, 9, 2, 10, 3, 11]
-    assert cores_of_card(ordered, index=1, cards=2) == [4, 12, 5, 13, 6, 14, 7, 15]
+    assert cores_of_gpu(ordered, index=0, gpus=2) == [0, 8, 1, 9, 2, 10, 3, 11]
+    assert cores_of_gpu(ordered, index=1, gpus=2) == [4, 12, 5, 13, 6, 14, 7, 15]
     assert neighbours({5, 3, 4}, system=tmp_path / "nothing") == [3, 4, 5]
 
 
@@ -49,7 +49,7 @@ def seen_from_a_thread() -> set[int]:
     found: list[set[int]] = []
 
     def look() -> None:
-        keep_to_cores_of_card()
+        keep_to_cores_of_gpu()
         found.append(allowed_in_a_child())
 
     thread = threading.Thread(target=look)
@@ -63,14 +63,14 @@ def test_what_a_thread_starts_is_kept_to_its_cards_cores_and_the_process_is_not(
     usable = neighbours(before)
     if len(usable) < 2:
         pytest.skip("needs two cores")
-    monkeypatch.setattr(cores, "timing_slots", lambda **_: 2)
+    monkeypatch.setattr(cpu_affinity, "timing_slots", lambda **_: 2)
     for index in (1, 0):
-        monkeypatch.setattr(cores, "card_place", lambda index=index: (index, 2))
-        assert seen_from_a_thread() == set(cores_of_card(usable, index=index, cards=2))
+        monkeypatch.setattr(cpu_affinity, "card_place", lambda index=index: (index, 2))
+        assert seen_from_a_thread() == set(cores_of_gpu(usable, index=index, gpus=2))
     assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.parametrize("place", [None, (0, 1)])
 def test_without_a_second_card_nothing_is_kept(place: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "card_place", lambda: place)
+    monkeypatch.setattr(cpu_affinity, "card_place", lambda: place)
     assert seen_from_a_thread() == os.sched_getaffinity(0)

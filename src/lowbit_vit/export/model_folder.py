@@ -25,8 +25,8 @@ from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.roles import JOINT
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.finished import starting_weights
-from lowbit_vit.study.grid import plan_cell
+from lowbit_vit.study.cells import plan_cell
+from lowbit_vit.study.resume import starting_weights
 from lowbit_vit.trial.run import CODE_SHA256, Origin, check_available, load_backbone, load_data
 
 log = logging.getLogger(__name__)

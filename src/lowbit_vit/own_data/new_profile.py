@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from lowbit_vit.data.folder import GIVEN, list_images
 from lowbit_vit.data.source import Source
 from lowbit_vit.errors import ConfigError, DataError
+from lowbit_vit.own_data.backbone_source import Given, read_backbone, shown_path
 from lowbit_vit.schema.config import (
     DRAWN_KEYS,
     Device,
@@ -30,7 +31,6 @@ from lowbit_vit.schema.config import (
     parse_profile,
 )
 from lowbit_vit.schema.record import write_atomic
-from lowbit_vit.study.given_weights import Given, read_backbone, shown_path
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from lowbit_vit.schema.made import read_made
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, remove_half_written, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.grid import CELL_SEED
+from lowbit_vit.study.cells import CELL_SEED
 from lowbit_vit.study.launch import scratch_folder, without_result
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Present:
 
     code: str
     data: str | None
-    card: str | None  # that timing trials are to have, as Ray names it; None: whichever
+    gpu_kind: str | None  # that timing trials are to have, as Ray names it; None: any
 
 
 def missing_trials(
@@ -51,7 +51,7 @@ def missing_trials(
     workspace: Workspace,
     *,
     why_not: Callable[[Sequence[Trial]], dict[str, str]] = why_not_here,
-    card: str | None = None,
+    gpu_kind: str | None = None,
 ) -> list[Trial]:
     """The trials that a process has to run; every other one has its final record: it succeeded before, or cannot run here.
 
@@ -63,12 +63,12 @@ def missing_trials(
         trials: of one study.
         workspace: with their records.
         why_not: says why for those that cannot be run at all; asked once, about all that have no result.
-        card: the kind that timings must have been taken on, such as H100; None: whichever.
+        gpu_kind: that timings must have been taken on, such as H100; None: any.
 
     Raises:
         DataError: the prepared images' manifest or a card of the weights is damaged.
     """
-    present = Present(code=code_sha256(), data=_prepared_sha256(workspace), card=card)
+    present = Present(code=code_sha256(), data=_prepared_sha256(workspace), gpu_kind=gpu_kind)
     ahead: list[tuple[Trial, Record | None, str | None]] = []
     for trial in trials:
         path = workspace.records(trial.study) / f"{trial.trial_id}.json"
@@ -119,17 +119,17 @@ def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: 
         return "made from other images"
     if weights is not None and record.model is not None and record.model.backbone_sha256 != weights:
         return "made from other weights"
-    if present.card is not None and trial.measurement is not None and trial.device == "cuda" and not _is_card(gpu, present.card):
-        return "timed on another card"
+    if present.gpu_kind is not None and trial.measurement is not None and trial.device == "cuda" and not _is_of_kind(gpu, present.gpu_kind):
+        return "timed on another GPU"
     if not arrays.exists() or (record.evaluation and sha256(arrays.read_bytes()) != record.evaluation.predictions_sha256):
         return "with missing or damaged predictions"
     return None
 
 
-def _is_card(gpu: str | None, card: str) -> bool:
-    """Whether the driver's name, such as NVIDIA A100-SXM4-80GB, is of Ray's kind of card, such as A100 or A100-80G."""
+def _is_of_kind(gpu: str | None, kind: str) -> bool:
+    """Whether the driver's name, such as NVIDIA A100-SXM4-80GB, is of Ray's kind, such as A100 or A100-80G."""
     words = (gpu or "").upper().replace("-", " ").split()
-    return card.upper().split("-")[0] in words
+    return kind.upper().split("-")[0] in words
 
 
 def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: Present, *, reason: str) -> None:

@@ -1,8 +1,8 @@
-"""Cores of its own for each card of a machine, so that what one card's host process does never waits for another's.
+"""CPU cores of its own for each GPU of a machine, so that one GPU's host process never waits for another's.
 
 A low-bit forward is thousands of launches from one core. Two such processes that the kernel moves about on shared cores would be
-seen in each other's latencies; each card's processes are therefore kept to a share of the machine's cores, the same for every run,
-whichever cards the run may use.
+seen in each other's latencies; each GPU's processes are therefore kept to a share of the machine's cores, the same for every run,
+whichever GPUs the run may use.
 """
 
 import os
@@ -16,35 +16,35 @@ from lowbit_vit.study.units import timing_slots
 SYSTEM = Path("/sys/devices/system/cpu")
 
 
-def keep_to_cores_of_card() -> None:
-    """Keep this thread, and every process that it starts from now on, to the cores of the card that it sees.
+def keep_to_cores_of_gpu() -> None:
+    """Keep this thread, and every process that it starts from now on, to the cores of the GPU that it sees.
 
-    Does nothing where no card is in sight, or the machine has one, or too few cores to give each card its own.
+    Does nothing where no GPU is visible, or the machine has one, or too few cores to give each GPU its own.
     """
     place = card_place()
     if place is None:
         return
-    index, cards = place
-    # The main thread's: this thread may have been kept to a card's before.
+    index, gpus = place
+    # The main thread's: this thread may have been kept to a GPU's before.
     cores = neighbours(os.sched_getaffinity(os.getpid()))
-    if timing_slots(cores=len(cores), cards=cards) > 1:
-        os.sched_setaffinity(threading.get_native_id(), cores_of_card(cores, index=index, cards=cards))
+    if timing_slots(cores=len(cores), gpus=gpus) > 1:
+        os.sched_setaffinity(threading.get_native_id(), cores_of_gpu(cores, index=index, gpus=gpus))
 
 
-def cores_of_card(cores: list[int], *, index: int, cards: int) -> list[int]:
+def cores_of_gpu(cores: list[int], *, index: int, gpus: int) -> list[int]:
     """An equal share of the cores.
 
     Args:
         cores: that may be used, in the order of `neighbours`.
-        index: of the card, from 0.
-        cards: of the machine.
+        index: of the GPU, from 0.
+        gpus: of the machine.
     """
-    share = len(cores) // cards
+    share = len(cores) // gpus
     return cores[index * share : (index + 1) * share]
 
 
 def neighbours(cores: Iterable[int], *, system: Path = SYSTEM) -> list[int]:
-    """In an order that keeps a socket together, and in it the threads of one physical core: shares of two cards do not meet in a core.
+    """In an order that keeps a socket together, and in it the threads of one physical core: shares of two GPUs do not meet in a core.
 
     Where the system does not say what belongs together, by number.
     """

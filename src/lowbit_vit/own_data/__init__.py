@@ -1,0 +1,1 @@
+"""Your own images and weights: a profile made from them."""
