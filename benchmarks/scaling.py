@@ -8,7 +8,7 @@ by rules stated in `seconds_of`.
 
 The check: study.sweep.run_study runs the model's variants study for real on a Ray cluster of this machine, with nodes of one
 place each, and trials that sleep for the model's seconds divided by SCALE. Tune, placement groups, processes, records and the
-exchange are the real ones. Two cores carry a few such nodes, so larger clusters are the model's alone.
+queue are the real ones. Two cores carry a few such nodes, so larger clusters are the model's alone.
 """
 
 import argparse

@@ -17,7 +17,7 @@ import os
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ RETRIES = 2
 _HELD_MESSAGES = 64
 _PERIOD_S = 0.25
 _LOG_TAIL_BYTES = 64 * 1024
+_Kind = Literal["started", "wanted", "record", "log", "ended"]
 
 
 class RayLost(Exception):
@@ -92,7 +93,7 @@ class _Message:
     """
 
     unit: int
-    kind: Literal["started", "wanted", "record", "log", "ended"]
+    kind: _Kind
     content: Any = None
 
 
@@ -106,12 +107,12 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
     if paths.split(os.pathsep)[0] != ours:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ours, paths)))
 
-    def send(kind: Literal["started", "wanted", "record", "log", "ended"], content: Any = None) -> None:
+    def send(kind: _Kind, content: Any = None) -> None:
         order.messages.put(_Message(number, kind, content))
 
     send("started")
-    _place_sockets(order.folder)
     try:
+        _place_sockets(order.folder)
         if code_sha256() != order.code:  # of a node that joined late
             raise LowbitVitError(other_code(socket.gethostname(), code_sha256(), submitted=order.code))
         with _workspace_here(order, send) as workspace:
@@ -128,7 +129,7 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
 
 @functools.cache
 def _place_sockets(folder: Path | None) -> None:
-    """Let multiprocessing's sockets of this Ray worker lie where they are removed, though Ray ends its workers by a kill."""
+    """Put multiprocessing's sockets of this Ray worker where they are removed later: Ray ends its workers by a kill."""
     held = temporary_folder(folder)
     tempfile.tempdir = str(held.__enter__())
     _held.append(held)
@@ -137,7 +138,7 @@ def _place_sockets(folder: Path | None) -> None:
 _held: list[AbstractContextManager[Path]] = []
 
 
-def _workspace_here(order: _Order, send: Any) -> AbstractContextManager[Workspace]:
+def _workspace_here(order: _Order, send: Callable[[_Kind, Any], None]) -> AbstractContextManager[Workspace]:
     if order.files is None:
         return nullcontext(order.workspace)
     answers: list[Queue] = []
