@@ -96,7 +96,7 @@ def test_a_killed_worker_and_a_killed_node_lose_nothing_and_a_late_node_helps(cl
     wait_until(lambda: cluster.let_go() and study.poll() is not None, seconds=240)
     _, errors = study.communicate()
     assert study.returncode == 0, errors
-    assert "lost with their nodes: run again" in errors
+    assert errors.count("a Ray worker or its node was lost: its process is run again") == 2
     records = read_records(submitter.workspace.records("variants"))
     assert len(records) == len(profile.variants.arms)
     assert {record.status for record in records} == {"success"}

@@ -141,7 +141,7 @@ def test_a_trial_that_needs_too_much_memory_is_stopped_with_its_container(contai
     record = launched([limited(trial, memory_gib=0.1)], workspace, command=container)[0]
     assert (record.status, record.reason) == (
         "oom",
-        "the container was killed: it held more than limits.memory_gib, or somebody killed it",
+        "the container was killed: it held more than limits.memory_gib, or it was killed by hand",
     )
     assert left_behind(workspace) == []
 

@@ -1,4 +1,4 @@
-"""Weights that somebody brings, as a new profile will name them: a torchvision ViT, a .pth file of one, or a file of ours.
+"""The weights that a new profile starts from: a torchvision ViT, a .pth file of one, or a file of ours.
 
 Cards, hashes and shapes are read, never the tensors: no torch.
 """

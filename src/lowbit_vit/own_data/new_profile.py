@@ -1,4 +1,4 @@
-"""A profile for somebody's own images and weights: written with comments, checked, and entered in the pipeline. No torch.
+"""A profile for your own images and weights: written with comments, checked, and entered in the pipeline. No torch.
 
 The folder is listed and the weights' card is read before anything is written, so a profile that is there is one that runs.
 It gets one line in `stages.yaml`, from which DVC makes its stages.

@@ -2,7 +2,7 @@
 
 import os
 
-# A Ray of our own must listen on the loopback alone, for whoever reaches it can run programs. This is Ray's switch for that,
+# A Ray of our own must listen on the loopback alone: anyone who reaches it can run programs. This is Ray's switch for that,
 # named after the systems on which it is the default; Ray reads it when it is imported, and on Linux binds to all interfaces
 # without it, whatever address it is given.
 if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):

@@ -30,6 +30,13 @@ from lowbit_vit.study.units import Places, Unit, this_machine
 
 log = logging.getLogger(__name__)
 
+# For the processes that run Tune and its trainables.
+_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # else Tune prints tables whatever its verbosity is
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files: our records are the results
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its state is never restored, and grows with the number of trials
+}
 _CONNECTIONS = 3
 # The folders of own Rays, and the file in each that its run has locked.
 _PREFIX, _OWNER = "lowbit-", "owner"
@@ -63,13 +70,7 @@ def connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours is added to the job's own
     logging.getLogger("ray").setLevel(logging.ERROR)
-    environment = {
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files: our records are the results
-        "TUNE_WARN_THRESHOLD_S": "60",
-        "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its state is never restored, and grows with the number of trials
-        "LOWBIT_VIT_REVISION": provenance("").git_revision or "unknown",
-    }
+    environment = {**_ENVIRONMENT, "LOWBIT_VIT_REVISION": provenance("").git_revision or "unknown"}
     package = Path(__file__).parents[1]
     with unwinding_on_sigterm() as prepare:
         try:
@@ -104,13 +105,10 @@ def own_ray(units: Sequence[Unit]) -> Iterator[Path]:
         Unavailable: this machine lacks a resource that a unit asks for; Tune would wait for it for ever.
     """
     os.environ.update(
+        _ENVIRONMENT,
         RAY_USAGE_STATS_ENABLED="0",  # no telemetry
-        RAY_AIR_NEW_OUTPUT="0",  # else Tune prints tables whatever its verbosity is
         RAY_worker_niceness="0",  # Ray's 15 would let whatever else runs go before a timing trial
         RAY_memory_monitor_refresh_ms="0",  # launch watches memory, by the limits of the profile
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",  # no result files: our records are the results
-        TUNE_DISABLE_SIGINT_HANDLER="1",  # Ctrl-C must raise here, where everything is ended
-        TUNE_WARN_THRESHOLD_S="60",
     )
     # Ray lets in only processes that know its token, and would keep one in the home folder: ours is new for each run of the program.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -152,7 +152,7 @@ def _engine(runtime: Runtime) -> Sequence[str]:
 
 
 def _user(runtime: Runtime) -> Sequence[str]:
-    """Who runs inside: the caller, so that the caller owns the records; for root, the image's own user."""
+    """The user inside: the caller, so that the caller owns the records; for root, the image's own user."""
     if os.getuid() == 0:
         return ()
     same = ("--user", f"{os.getuid()}:{os.getgid()}")

@@ -2,7 +2,7 @@
 
 A low-bit forward is thousands of launches from one core. Two such processes that the kernel moves about on shared cores would be
 seen in each other's latencies; each GPU's processes are therefore kept to a share of the machine's cores, the same for every run,
-whichever GPUs the run may use.
+whatever GPUs the run may use.
 """
 
 import os

@@ -42,7 +42,7 @@ class _Ending:
     status: Literal["failed", "oom", "timeout"]
     reason: str
     by_itself: bool = False
-    at: tuple[str, ...] = ()  # ids of the trials that it was at, where it said so
+    at: tuple[str, ...] = ()  # ids of the trials that it was at, where it wrote them down
 
 
 # A record, and the content of its predictions' file where it has one.
@@ -54,9 +54,9 @@ def launch(
 ) -> Iterator[Finished]:
     """Run a trial, or accuracy-only trials one after another, in a warm process of their own, each with the whole of its limits.
 
-    If the process dies, the trial that it was at is to blame (of those that share the block that it was at, the first: it would
-    have died of that block alone, too) and the rest goes on in a new process. If it gives up by itself before its first record
-    (no backbone, no data), the same would happen to all, and all get that reason.
+    If the process is killed, the record of the trial that it was at says so (of trials that share a block, the first: it fails in
+    that block alone, too), and the others run in a new process. If it exits by itself before its first record (no backbone, no
+    data), all trials get that reason.
 
     Args:
         trials: one for `trial`; for `scan`, of one profile and backbone, in the order in which they are run.
@@ -203,7 +203,7 @@ def _ending(process: Process, output: Path, start: int) -> _Ending:
         hint = "; kill -9, or the kernel was out of memory" if -code == signal.SIGKILL else ""
         return _Ending("failed", f"killed by signal {-code} ({name}{hint})")
     if code == _KILLED_INSIDE:
-        return _Ending("oom", "the container was killed: it held more than limits.memory_gib, or somebody killed it")
+        return _Ending("oom", "the container was killed: it held more than limits.memory_gib, or it was killed by hand")
     return _Ending("failed", f"exit code {code} without a record: {_last_line(output, start)}", by_itself=True)
 
 

@@ -2,7 +2,7 @@
 
 A scan computes blocks that its cells share once, so its length is not the number of its cells: one block alone in another format costs
 what follows that block. Cells are in an order in which neighbours begin alike; a scan takes consecutive ones, and begins with the
-high-precision path, whichever cells it has.
+high-precision path, whatever cells it has.
 """
 
 from collections.abc import Sequence
