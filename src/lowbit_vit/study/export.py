@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from lowbit_vit.data.arrays import Dataset
 from lowbit_vit.errors import ConfigError, DataError
-from lowbit_vit.model.precision import apply_plan, import_bitsandbytes, matmul_mode
-from lowbit_vit.model.quantized_file import save_model
+from lowbit_vit.model.precision import apply_plan, import_formats, matmul_mode
+from lowbit_vit.model.serialization import save_model
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file
 from lowbit_vit.schema.card import Card
@@ -139,7 +139,7 @@ def _why_other(record: Record, origin: Origin) -> str | None:
 
 def _convert(trial: Trial, workspace: Workspace) -> tuple[VisionTransformer, Dataset, Origin]:
     """The trial's model, as `run_trial` makes it."""
-    import_bitsandbytes([trial.plan])
+    import_formats([trial.plan])
     check_available(trial.model_copy(update={"measurement": None}))
     with matmul_mode(trial.plan):
         dataset = load_data(trial, workspace)

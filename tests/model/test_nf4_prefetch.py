@@ -5,7 +5,7 @@ from torch import nn
 
 from drawn_model import drawn_model
 from lowbit_vit.model import precision
-from lowbit_vit.model.decoded_ahead import coded_layers, turns
+from lowbit_vit.model.nf4_prefetch import coded_layers, turns
 from lowbit_vit.model.vit import Architecture, encoder_linears
 from lowbit_vit.schema.plan import NF4, W8A8, FusedNF4, Plan, Rule, Weights
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowbit_vit.model.fast import FusedNF4Linear, decode_together, decoded_by, nf4_in_16_bits
+from lowbit_vit.model.nf4_linear import FusedNF4Linear, decode_together, decoded_by, in_16_bits
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
 
 # Rows (images x tokens) from which a turn holds three times the largest layer: a block of a ViT, whose MLP is four times as wide as it.
@@ -26,7 +26,7 @@ _BLOCK = 3
 
 def coded_layers(model: VisionTransformer) -> list[FusedNF4Linear]:
     """The layers in our NF4 with 16-bit products, in the order of the forward."""
-    return [linear for linear in encoder_linears(model).values() if nf4_in_16_bits(linear)]
+    return [linear for linear in encoder_linears(model).values() if in_16_bits(linear)]
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,10 @@ from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model import lora
-from lowbit_vit.model.fast import FusedNF4Linear, from_bitsandbytes, fuse_blocks
-from lowbit_vit.model.precision import base_layer, is_nf4
+from lowbit_vit.model.formats.nf4 import is_nf4
+from lowbit_vit.model.nf4_linear import FusedNF4Linear, from_bitsandbytes
+from lowbit_vit.model.precision import base_layer, fuse_blocks
 from lowbit_vit.model.vit import Block, VisionTransformer
-from lowbit_vit.schema.plan import NF4, FusedNF4, Plan
-
-
-def training_plan(plan: Plan) -> Plan:
-    """The plan whose model is trained in place of this one's: bitsandbytes' NF4 where this one has ours."""
-    rules = tuple(
-        rule.model_copy(update={"weights": NF4(format="nf4", double_quantization=rule.weights.double_quantization)})
-        if isinstance(rule.weights, FusedNF4)
-        else rule
-        for rule in plan.rules
-    )
-    return plan.model_copy(update={"rules": rules})
 
 
 def take_over(model: VisionTransformer) -> None:
@@ -48,7 +37,7 @@ def take_over(model: VisionTransformer) -> None:
         attention.layout = "fused"
         attention.out = _taken(f"{name}.attention.out", attention.out)
         mlp.fc1, mlp.fc2 = _taken(f"{name}.mlp.fc1", mlp.fc1), _taken(f"{name}.mlp.fc2", mlp.fc2)
-    fuse_blocks(model.blocks)
+    fuse_blocks(model)
     model.qkv = "fused"
     vars(model).pop("peft_config", None)
 
