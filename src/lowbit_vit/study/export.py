@@ -18,6 +18,7 @@ from lowbit_vit.model.serialization import save_model
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file
 from lowbit_vit.schema.card import Card
+from lowbit_vit.schema.code import is_current
 from lowbit_vit.schema.config import STUDIES, Profile, Trial, one_line
 from lowbit_vit.schema.environment import command_line, provenance
 from lowbit_vit.schema.export import CARD_FILE, WEIGHTS_FILE, ExportCard, measured_of
@@ -134,7 +135,7 @@ def _why_other(record: Record, origin: Origin) -> str | None:
         return "from other weights"
     if record.data_sha256 != origin.data:
         return "from other images"
-    return None if record.code_sha256 == CODE_SHA256 else "by other code"
+    return None if is_current(record) else "by other code"
 
 
 def _convert(trial: Trial, workspace: Workspace) -> tuple[VisionTransformer, Dataset, Origin]:
