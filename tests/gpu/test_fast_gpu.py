@@ -1,4 +1,4 @@
-"""Models on the fast path on a card: fused blocks are what their quantization says, graphs repeat them, NF4 is bitsandbytes'."""
+"""Models on the fast path on a GPU: fused blocks are what their quantization says, graphs repeat them, NF4 is bitsandbytes'."""
 
 import gc
 from dataclasses import replace
@@ -83,9 +83,7 @@ def test_a_replay_keeps_the_weights_that_it_reads(weights: Fused) -> None:
 
 @pytest.mark.parametrize("by_blocks_from", [1, 1 << 20], ids=["by blocks", "by layers"])
 @pytest.mark.parametrize("high", [(), (0,), (2,), (0, 2, 3, 4)], ids=str)
-def test_layers_that_are_decoded_ahead_wait_for_their_weights(
-    high: tuple[int, ...], by_blocks_from: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prefetched_layers_wait_for_their_weights(high: tuple[int, ...], by_blocks_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nf4_prefetch, "BY_BLOCKS_FROM", by_blocks_from)
     model = drawn_model(replace(WIDE, depth=5), attention="flash", qkv="fused", std=0.03).to(DEVICE)
     precision.apply_plan(model, all_but(high, SIXTEEN, "bf16") if high else uniform(SIXTEEN, "bf16"))
@@ -129,7 +127,7 @@ def test_nf4_is_nearer_to_bitsandbytes_than_bf16_is_to_fp32() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11 warns of what its own compiler does with an autograd function
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
-def test_adapters_over_our_nf4_are_pefts_over_bitsandbytes_in_every_execution() -> None:
+def test_adapters_over_nf4_fused_are_pefts_over_bitsandbytes_in_every_execution() -> None:
     model = drawn_model(WIDE, attention="flash", qkv="separate", std=0.03).to(DEVICE)
     precision.apply_plan(model, uniform(SIXTEEN, "bf16").trained)
     lora.wrap(model.eval(), rank=16, alpha=32, dropout=0.0)

@@ -1,4 +1,4 @@
-"""The fused kernels on a card, at the shapes of a ViT-L/16: what the interpreter cannot show of compiled code."""
+"""The fused kernels on a GPU, at the shapes of a ViT-L/16: what the interpreter cannot show of compiled code."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def test_codes_are_those_that_pytorch_computes(codes: torch.dtype, rows: int, no
 @TYPES
 @SHAPES
 @ROWS
-def test_products_are_those_of_the_codes_in_float64(codes: torch.dtype, rows: int, columns: int, depth: int) -> None:
+def test_gemms_are_those_of_the_codes_in_float64(codes: torch.dtype, rows: int, columns: int, depth: int) -> None:
     a, w = (quantize.quantize_rows(values(count, depth), codes=codes) for count in (rows, columns))
     bias, residual = values(1, columns)[0], values(rows, columns)
     for added in (None, residual):
@@ -161,7 +161,7 @@ def test_gelu_in_place_is_the_exact_one_rounded_once(dtype: torch.dtype, rows: i
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @ROWS
-def test_nf4_products_are_those_of_the_decoded_weights(columns: int, depth: int, nested: bool, dtype: torch.dtype, rows: int) -> None:
+def test_nf4_gemms_are_those_of_the_decoded_weights(columns: int, depth: int, nested: bool, dtype: torch.dtype, rows: int) -> None:
     ours, _, _ = layer(columns, depth, nested=nested)
     x, bias = values(rows, depth).to(dtype), values(1, columns)[0].to(dtype)
     exact = x.double() @ nf4.decode(ours, dtype).double().T + bias.double()

@@ -1,4 +1,4 @@
-"""Which layers are decoded ahead. That they wait for their weights only a card can show: tests/gpu/test_fast_gpu.py."""
+"""Which layers are prefetched. That they wait for their weights only a GPU can show: tests/gpu/test_fast_gpu.py."""
 
 import pytest
 from torch import nn

@@ -100,7 +100,7 @@ def _captured(forward: Callable[[Tensor], Tensor], example: Tensor) -> Callable[
         graph.replay()
         return static_out
 
-    # The graph reads the weights where they lie, and does not keep them: whoever holds the replay must hold the model.
+    # The graph reads the weights where they lie and does not keep them: the replay must hold the model.
     replay.forward = forward  # type: ignore[attr-defined]
     return replay
 
@@ -128,7 +128,7 @@ def _by_blocks(model: VisionTransformer, *, compiled: bool, rows: int | None) ->
         limited = compiler.config.patch(fail_on_recompile_limit_hit=True) if compiled else nullcontext()
         with limited, ExitStack() as prepared:
             for prefetcher in prefetchers:
-                prepared.enter_context(prefetcher.running())
+                prepared.enter_context(prefetcher())
             x_BNW = model.embed(images)
             for call in calls:
                 x_BNW = call(x_BNW)

@@ -3,10 +3,10 @@
 The kernels need Triton and CUDA; building, counting and saving a layer needs neither.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class FusedNF4Linear(nn.Module):
 
 
 def in_16_bits(layer: nn.Module) -> TypeGuard[FusedNF4Linear]:
-    """Whether it is such a layer with 16-bit GEMMs: what is decoded ahead, and what can make GELU of its result."""
+    """Whether it is such a layer with 16-bit GEMMs: what is prefetched, and what can compute GELU of its result."""
     return isinstance(layer, FusedNF4Linear) and layer.products == "16-bit"
 
 
@@ -132,24 +132,18 @@ def _stored(codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor],
     return nf4_kernels.NF4Weights(codes, levels, absmax, *nested)._replace(up=up, down=down)
 
 
-class Decoder(Protocol):
-    """What has the 16-bit weights of layers already."""
-
-    def multiply(self, x: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
-        """The GEMM of x, [M, K], with the layer that has these codes; [M, N]."""
-
-
-_decoder: ContextVar[Decoder | None] = ContextVar("decoder", default=None)
+Multiply = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [M, K], a layer's codes, bias [N] -> [M, N]
+_multiply: ContextVar[Multiply | None] = ContextVar("multiply", default=None)
 
 
 @contextmanager
-def decoded_by(decoder: Decoder) -> Iterator[None]:
-    """Inside, layers with 16-bit GEMMs leave them to it."""
-    token = _decoder.set(decoder)
+def multiplied_by(multiply: Multiply) -> Iterator[None]:
+    """Inside, layers with 16-bit GEMMs leave them to this function, which has their decoded weights."""
+    token = _multiply.set(multiply)
     try:
         yield
     finally:
-        _decoder.reset(token)
+        _multiply.reset(token)
 
 
 @torch.library.custom_op("lowbit_vit::nf4_linear", mutates_args=())
@@ -157,11 +151,11 @@ def nf4_linear(  # noqa: PLR0917  (an operator's arguments have places)
     x: Tensor, codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor], bias: Tensor, *, gelu: bool
 ) -> Tensor:
     """The NF4 GEMM, with GELU if asked, as one operator, which the compiler takes as it is: [..., K] -> [..., N]."""
-    x_MK, decoder = x.reshape(-1, x.shape[-1]).contiguous(), _decoder.get()
-    if decoder is None:
+    x_MK, multiply = x.reshape(-1, x.shape[-1]).contiguous(), _multiply.get()
+    if multiply is None:
         rows = nf4_kernels.multiply_nf4(x_MK, _stored(codes, levels, absmax, nested, update), bias)
     else:
-        rows = decoder.multiply(x_MK, codes, bias)
+        rows = multiply(x_MK, codes, bias)
     if gelu:
         gelu_kernels.gelu_in_place(rows)
     return rows.view(*x.shape[:-1], len(codes))

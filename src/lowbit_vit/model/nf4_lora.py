@@ -1,7 +1,7 @@
-"""Adapters over our NF4: trained through bitsandbytes' layers, then taken over with their codes, so that one product computes both.
+"""Adapters over nf4_fused: trained through bitsandbytes' layers, then taken over with their codes, so that one GEMM computes both.
 
 What is trained and what is used have the same codes and constants. In use, alpha / rank * B A is added to the weights while they are
-decoded, in fp32, and the sum is rounded once; peft computes both products in 16 bits and adds the results. So no weight is merged into
+decoded, in fp32, and the sum is rounded once; peft computes both GEMMs in 16 bits and adds the results. So no weight is merged into
 codes, which would make another model.
 """
 
@@ -17,7 +17,7 @@ from lowbit_vit.model.vit import Block, VisionTransformer
 
 
 def take_over(model: VisionTransformer) -> None:
-    """Turn a trained model into one of our NF4 layers, in place: q, k and v in one layer, adapters beside the codes.
+    """Turn a trained model into one of nf4_fused layers, in place: q, k and v in one layer, adapters beside the codes.
 
     Args:
         model: as `lora.settle` leaves it; separate qkv layout, every linear of the encoder in bitsandbytes' NF4 without double
@@ -45,7 +45,7 @@ def take_over(model: VisionTransformer) -> None:
 def _taken(name: str, layer: nn.Module) -> FusedNF4Linear:
     base = base_layer(layer)
     if not is_nf4(base) or base.weight.quant_state.nested:
-        raise ConfigError(f"{name}: {type(base).__name__}; adapters over our NF4 need NF4 without double quantization in every linear")
+        raise ConfigError(f"{name}: {type(base).__name__}; adapters over nf4_fused need NF4 without double quantization in every linear")
     return from_bitsandbytes(base.weight.data, base.weight.quant_state, base.bias.data, products="16-bit").train(base.training)
 
 

@@ -123,7 +123,7 @@ def convert_block(block: nn.Module, formats: Mapping[str, Weights], dtype: torch
     if set(formats) != set(linears):
         raise ConfigError(f"block: formats for {sorted(formats)} but its linears are {sorted(linears)}")
     if any(weights.capability is not None for weights in formats.values()):
-        raise ConfigError("block: formats of our own kernels are for whole models; scans take int8 and nf4")
+        raise ConfigError("block: formats of this project's kernels are for whole models; scans take int8 and nf4")
     # deepcopy takes what the memo holds instead of copying it, so no fp32 weight is copied only to be thrown away.
     memo: dict[int, object] = {id(linear): convert_linear(linear, formats[name], dtype, name=name) for name, linear in linears.items()}
     new = copy.deepcopy(block, memo)
@@ -188,9 +188,10 @@ def _require_whole(formats: Mapping[str, Weights], *, fused: bool) -> None:
             raise ConfigError(f"{name}: {weights.name} needs q, k and v in one layer; set qkv: fused")
         of_block.setdefault(name.split(".attention.")[0].split(".mlp.")[0], set()).add(weights)
     for block, found in of_block.items():
-        if len(found) > 1 and any(weights.whole_blocks for weights in found):
+        whole = sorted(weights.name for weights in found if weights.whole_blocks)
+        if len(found) > 1 and whole:
             names = ", ".join(sorted(weights.name for weights in found))
-            raise ConfigError(f"{block}: {names} in one block; an 8-bit format of ours takes whole blocks, as by the pattern {block}.*")
+            raise ConfigError(f"{block}: {names} in one block; {whole[0]} takes whole blocks, as by the pattern {block}.*")
 
 
 def audit(model: VisionTransformer) -> LayerAudit:

@@ -120,7 +120,7 @@ class PlanFile(Frozen):
                 skipped.append(f"vit.encoder.layer.{block}.{_HF_NAMES[place]}")
         (weights,) = low.values()
         if weights.transformers is None:
-            raise ConfigError(f"weights {weights.name} are of our own kernels; BitsAndBytesConfig knows int8 and nf4")
+            raise ConfigError(f"weights {weights.name} have kernels of this project; BitsAndBytesConfig knows int8 and nf4")
         return {"llm_int8_skip_modules": [*skipped, "classifier"], **weights.transformers}
 
 

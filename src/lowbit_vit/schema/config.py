@@ -634,7 +634,7 @@ class Profile(Frozen):
             if any(isinstance(weights, HighPrecision) for weights in formats):
                 raise ValueError(f"{name}: high is the reference, which is always run; allowed: int8, nf4")
             if any(weights.capability is not None for weights in formats):
-                raise ValueError(f"{name}: formats of our own kernels are for whole models, in variants; allowed: int8, nf4")
+                raise ValueError(f"{name}: formats of this project's kernels are for whole models, in variants; allowed: int8, nf4")
         return self
 
 

@@ -186,7 +186,7 @@ class FusedNF4(Format):
     format: Literal["nf4_fused"]
     double_quantization: bool = Field(description="as of nf4")
     products: Literal["16-bit", "int8", "fp8"] = Field(
-        description="16-bit: in the compute dtype; else the weights become 8-bit codes on the way, and all is as in w8a8 or fp8"
+        description="of the GEMMs; 16-bit: in the compute dtype; else the weights become 8-bit codes first, and all is as in w8a8 or fp8"
     )
 
     @property

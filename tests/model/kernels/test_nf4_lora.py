@@ -1,4 +1,4 @@
-"""Adapters over our NF4, in Triton's interpreter: what peft computes over bitsandbytes' layers, in one product."""
+"""Adapters over nf4_fused, in Triton's interpreter: what peft computes over bitsandbytes' layers, in one GEMM."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,7 +81,10 @@ def test_a_model_that_was_taken_over_holds_our_layers_and_the_adapters(kernels: 
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (uniform(NF4(format="nf4", double_quantization=True), "bf16"), r"blocks\.0\.attention\.q: Linear4bit; adapters over our NF4 need"),
+        (
+            uniform(NF4(format="nf4", double_quantization=True), "bf16"),
+            r"blocks\.0\.attention\.q: Linear4bit; adapters over nf4_fused need",
+        ),
         (Plan(compute_dtype="bf16", rules=(Rule(pattern="blocks.0.*", weights=OURS),)), r"blocks\.1\.attention\.q: Linear; adapters"),
     ],
     ids=["double quantization", "a block in 16 bits"],

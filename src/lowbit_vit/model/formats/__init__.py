@@ -5,9 +5,9 @@ process holds only what its plans use, and the hash of a record covers only that
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,7 @@ from lowbit_vit.schema.plan import Format as Declared
 W = TypeVar("W", bound=Declared)
 
 
-class Prefetcher(Protocol):
-    """What prepares the weights of layers beside a forward that runs them."""
-
-    def running(self) -> AbstractContextManager[None]:
-        """Inside, one forward finds its weights prepared."""
+Prepared = Callable[[], AbstractContextManager[None]]  # inside, one forward finds its weights prepared
 
 
 class Format(ABC, Generic[W]):
@@ -80,7 +76,7 @@ class Format(ABC, Generic[W]):
         """The block that runs in place of one whose fc1 has this format."""
         return block
 
-    def prefetch(self, model: VisionTransformer, *, rows: int) -> Prefetcher | None:
+    def prefetch(self, model: VisionTransformer, *, rows: int) -> Prepared | None:
         """What prepares weights ahead in a CUDA graph of the model for batches of so many rows, images x tokens; None: nothing."""
         return None
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.model import nf4_lora, nf4_prefetch
-from lowbit_vit.model.formats import Format
+from lowbit_vit.model.formats import Format, Prepared
 from lowbit_vit.model.formats.nf4 import BLOCK, coded_bytes, quantize
 from lowbit_vit.model.fused import FusedBlock, require_codable
 from lowbit_vit.model.nf4_linear import FusedNF4Linear, from_bitsandbytes, in_16_bits
@@ -44,8 +44,9 @@ class _FusedNF4(Format[FusedNF4]):
         block.mlp.activation, fc1.gelu = nn.Identity(), True
         return block
 
-    def prefetch(self, model: VisionTransformer, *, rows: int) -> nf4_prefetch.DecodedAhead | None:
-        return nf4_prefetch.decoded_ahead(model, rows=rows)
+    def prefetch(self, model: VisionTransformer, *, rows: int) -> Prepared | None:
+        found = nf4_prefetch.prefetcher(model, rows=rows)
+        return None if found is None else found.running
 
     def take_over(self, model: VisionTransformer) -> None:
         nf4_lora.take_over(model)
