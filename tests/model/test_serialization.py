@@ -114,6 +114,13 @@ def test_damage_is_found(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a saved model"):
         serialization.load_model(path, attention="math")
 
+    narrow = content["model"]["architecture"] | {"mlp_width": 128}
+    card.write_text(json.dumps(content | {"model": content["model"] | {"architecture": narrow}}))
+    with pytest.raises(
+        DataError, match=r"not a saved model \(blocks\.0\.mlp\.fc1 has \(256, 128\) outputs and inputs, the model \(128, 128\)"
+    ):
+        serialization.load_model(path, attention="math")
+
     card.write_text(json.dumps(content | {"model": content["model"] | {"plan": {"compute_dtype": "fp8"}}}))
     with pytest.raises(DataError, match=r"m\.json: key compute_dtype"):
         serialization.load_model(path, attention="math")

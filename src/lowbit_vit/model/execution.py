@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from lowbit_vit.errors import Unavailable
 from lowbit_vit.model.lazy_import import Deferred
-from lowbit_vit.model.precision import base_layer, format_named, format_of
-from lowbit_vit.model.vit import Block, VisionTransformer, encoder_linears
+from lowbit_vit.model.precision import format_named, formats_in
+from lowbit_vit.model.vit import Block, VisionTransformer
 from lowbit_vit.schema.config import Execution
-from lowbit_vit.schema.plan import Weights
 
 if TYPE_CHECKING:
     from torch import _dynamo as compiler
@@ -66,13 +65,9 @@ def _require(model: VisionTransformer, execution: Execution, device: torch.devic
         raise Unavailable(f"execution {execution} needs a C compiler (Triton builds its launchers with it); install gcc")
     if execution in ("compile", "compile_graph") and not any(isinstance(block, Block) for block in model.blocks):
         raise Unavailable(f"execution {execution} has nothing to compile: every block runs by kernels of its own; use cuda_graph")
-    reasons = [weights.host_sync for weights in _formats(model)] if execution in ("cuda_graph", "compile_graph") else []
+    reasons = [weights.host_sync for weights in formats_in(model)] if execution in ("cuda_graph", "compile_graph") else []
     for reason in filter(None, reasons):
         raise Unavailable(f"execution {execution}: {reason}; use execution: eager")
-
-
-def _formats(model: VisionTransformer) -> list[Weights]:
-    return list(dict.fromkeys(format_of(base_layer(layer), name=name) for name, layer in encoder_linears(model).items()))
 
 
 def _captured(forward: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
@@ -118,7 +113,7 @@ def _by_blocks(model: VisionTransformer, *, compiled: bool, rows: int | None) ->
         rows: images x tokens, for weights that are prepared ahead; None: none are.
     """
     calls = [_compiled(block) if compiled else block for block in model.blocks]
-    names = [] if rows is None else sorted({weights.format for weights in _formats(model)})
+    names = [] if rows is None else sorted({weights.format for weights in formats_in(model)})
     prefetchers = [found for name in names if (found := format_named(name).prefetch(model, rows=rows or 0)) is not None]
 
     @torch.inference_mode()

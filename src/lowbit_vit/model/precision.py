@@ -222,6 +222,11 @@ def format_of(layer: nn.Module, *, name: str) -> Weights:
     return found[1]
 
 
+def formats_in(model: nn.Module) -> set[Weights]:
+    """The formats of a model's layers; layers of no format are passed over."""
+    return {found[1] for found in map(_identified, model.modules()) if found is not None}
+
+
 def _identified(layer: nn.Module) -> tuple[Format[Any], Weights] | None:
     """A layer's format and its settings; only formats whose module was imported can have made it."""
     for name in FORMATS:
