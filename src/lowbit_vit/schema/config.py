@@ -472,7 +472,7 @@ def unfit(plan: Plan, qkv: QkvLayout, adaptation: AdaptationMethod) -> str | Non
         return f"weights {ours[0]} have no {plan.compute_dtype} kernel; allowed compute_dtype: fp16, bf16"
     if qkv != "fused":
         return f"weights {ours[0]} take q, k and v as one layer; set qkv: fused"
-    if adaptation == "qlora" and not all(rule.weights.capability is not None and rule.weights.adaptable for rule in plan.rules):
+    if adaptation == "qlora" and not all(rule.weights.capability and rule.weights.trained for rule in plan.rules):
         return (
             f"weights {ours[0]} cannot carry adapters, and merging one would make other codes; use adaptation: ptq, which merges before, "
             "or nf4_fused without double quantization and with 16-bit products in every block"

@@ -6,7 +6,6 @@ chooses from). Pure data: no torch.
 """
 
 import fnmatch
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, get_args
 
@@ -21,44 +20,32 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
-class Format(Frozen, ABC):
-    """What every weight format declares beside its settings: its names, and where it can run. `model.formats` has its code.
+class Format(Frozen):
+    """What every weight format declares beside its settings; `model.formats` has its code.
 
     To add a format: a class here, in `Weights`, and a module there with the name that `format` has.
 
     Attributes:
         family: the name under which tables group formats and figures colour them.
+        capability: compute capability that this project's kernels for the format need; None: it needs none of them. With them it takes
+            q, k and v as one layer and activations in 16 bits, and is for whole models, not for scans of blocks.
+        whole_blocks: whether all linears of a block must have it, since the block then runs as one.
     """
 
     family: ClassVar[str]
+    capability: ClassVar[tuple[int, int] | None] = None
+    whole_blocks: ClassVar[bool] = False
+    format: str
 
     @property
-    @abstractmethod
     def name(self) -> str:
         """Short name used in labels and tables: `format`, up to an underscore, and what the settings add."""
+        return self.format
 
     @property
-    def capability(self) -> tuple[int, int] | None:
-        """Compute capability that this project's kernels for the format need; None: it needs none of them.
-
-        Such a format takes q, k and v as one layer and activations in 16 bits, and is for whole models, not for scans of blocks.
-        """
-        return None
-
-    @property
-    def whole_blocks(self) -> bool:
-        """Whether all linears of a block must have it, since the block then runs as one."""
-        return False
-
-    @property
-    def adaptable(self) -> bool:
-        """Whether adapters can be trained over it."""
-        return self.capability is None
-
-    @property
-    def trained(self) -> "Format":
-        """The format whose layers stand in its place while adapters are trained: with the same weights."""
-        return self
+    def trained(self) -> "Format | None":
+        """The format in whose layers adapters over it are trained: its own, or one with the same weights; None: they cannot be."""
+        return None if self.capability else self
 
     @property
     def host_sync(self) -> str | None:
@@ -76,11 +63,6 @@ class HighPrecision(Format):
 
     family = "floating point"
     format: Literal["high"] = "high"
-
-    @property
-    def name(self) -> str:
-        """`high`."""
-        return "high"
 
 
 class Int8(Format):
@@ -101,9 +83,8 @@ class Int8(Format):
     @property
     def host_sync(self) -> str | None:
         """With a threshold every layer asks the GPU `outliers.any()`."""
-        if self.threshold == 0:
-            return None
-        return f"int8 threshold {self.threshold:g} syncs with the host in each layer; a CUDA graph cannot hold that"
+        reason = f"int8 threshold {self.threshold:g} syncs with the host in each layer; a CUDA graph cannot hold that"
+        return reason if self.threshold > 0 else None
 
     @property
     def transformers(self) -> dict[str, object]:
@@ -133,54 +114,25 @@ class NF4(Format):
 
 
 class W8A8(Format):
-    """int8 in this project's kernels: one scale a row of weights and, found anew in each forward, a row of activations; blocks run fused.
-
-    A block is in this format as a whole, with q, k and v in one layer. Runs on CUDA from compute capability 8.0 on.
-    """
+    """int8 in this project's kernels: one scale a row of weights and, computed in each forward, a row of activations; blocks run fused."""
 
     family = "int8"
+    capability = (8, 0)
+    whole_blocks = True
     format: Literal["w8a8"]
-
-    @property
-    def name(self) -> str:
-        """`w8a8`."""
-        return "w8a8"
-
-    @property
-    def capability(self) -> tuple[int, int]:
-        """Tensor cores that multiply int8."""
-        return (8, 0)
-
-    @property
-    def whole_blocks(self) -> bool:
-        """A block runs fused."""
-        return True
 
 
 class FP8(Format):
-    """As `W8A8` with e4m3 codes, 3 bits behind the point, instead of int8. From compute capability 8.9 on."""
+    """As `W8A8` with e4m3 codes, 3 bits behind the point, instead of int8."""
 
     family = "fp8"
+    capability = (8, 9)
+    whole_blocks = True
     format: Literal["fp8"]
-
-    @property
-    def name(self) -> str:
-        """`fp8`."""
-        return "fp8"
-
-    @property
-    def capability(self) -> tuple[int, int]:
-        """Tensor cores that multiply e4m3."""
-        return (8, 9)
-
-    @property
-    def whole_blocks(self) -> bool:
-        """A block runs fused."""
-        return True
 
 
 class FusedNF4(Format):
-    """NF4 with bitsandbytes' codes in this project's kernels; q, k and v in one layer. On CUDA from compute capability 8.0 on."""
+    """NF4 with bitsandbytes' codes in this project's kernels; blocks with 8-bit GEMMs run fused."""
 
     family = "NF4"
     format: Literal["nf4_fused"]
@@ -196,24 +148,19 @@ class FusedNF4(Format):
         return form if self.products == "16-bit" else f"{form}-{self.products}"
 
     @property
-    def capability(self) -> tuple[int, int]:
+    def capability(self) -> tuple[int, int]:  # type: ignore[override]  # of the other formats a constant, as the next
         """That of the GEMMs."""
         return (8, 9) if self.products == "fp8" else (8, 0)
 
     @property
-    def whole_blocks(self) -> bool:
-        """A block with 8-bit GEMMs runs fused."""
+    def whole_blocks(self) -> bool:  # type: ignore[override]
+        """Where the GEMMs are in 8 bits."""
         return self.products != "16-bit"
 
     @property
-    def adaptable(self) -> bool:
-        """Adapters are added to weights in 16 bits while these are decoded."""
-        return self.products == "16-bit" and not self.double_quantization
-
-    @property
-    def trained(self) -> NF4:
-        """Bitsandbytes' layers, which have the same codes and constants."""
-        return NF4(format="nf4", double_quantization=self.double_quantization)
+    def trained(self) -> NF4 | None:
+        """NF4 of bitsandbytes, which has the same codes; adapters are added to weights in 16 bits while these are decoded."""
+        return None if self.whole_blocks or self.double_quantization else NF4(format="nf4", double_quantization=False)
 
 
 Fused = W8A8 | FP8 | FusedNF4  # the formats of this project's kernels
@@ -277,7 +224,7 @@ class Plan(Frozen):
     @property
     def trained(self) -> "Plan":
         """The plan of the model over which adapters are trained in place of this one's."""
-        rules = tuple(rule.model_copy(update={"weights": rule.weights.trained}) for rule in self.rules)
+        rules = tuple(rule.model_copy(update={"weights": rule.weights.trained or rule.weights}) for rule in self.rules)
         return self.model_copy(update={"rules": rules})
 
     @property
