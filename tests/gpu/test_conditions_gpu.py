@@ -1,4 +1,4 @@
-"""What goes wrong on a real card, each in one clear line: memory that runs out or is held, another process, a missing package."""
+"""What goes wrong on a real GPU, each in one clear line: memory that runs out or is held, another process, a missing package."""
 
 import gc
 import logging

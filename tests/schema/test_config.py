@@ -221,5 +221,5 @@ def test_our_nf4_carries_adapters_unless_its_constants_are_quantized(tmp_path: P
 
 
 def test_scans_of_blocks_take_no_format_of_our_own_kernels(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"sensitivity\.formats: formats of our own kernels are for whole models"):
+    with pytest.raises(ConfigError, match=r"sensitivity\.formats: formats of this project's kernels are for whole models"):
         load_profile(write_changed(tmp_path, {"sensitivity.formats": [{"format": "w8a8"}]}))

@@ -1,5 +1,6 @@
 """What a record says about the machine, and what the machine is known to be unable to run."""
 
+import importlib.metadata
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lowbit_vit.schema import environment
 from lowbit_vit.schema.config import AttentionName, Execution, load_profile
-from lowbit_vit.schema.environment import doctor, provenance, visible_gpu, why_driver_too_old, why_unavailable
-from lowbit_vit.schema.plan import Int8, uniform
+from lowbit_vit.schema.environment import Gpu, doctor, provenance, visible_gpu, why_driver_too_old, why_unavailable
+from lowbit_vit.schema.plan import FP8, W8A8, FusedNF4, Int8, Weights, uniform
 from lowbit_vit.schema.record import Provenance
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,37 @@ def test_a_hidden_gpu_is_not_seen(hidden: str, monkeypatch: pytest.MonkeyPatch) 
     reason = why_unavailable(device="cuda", attention="math", execution="eager", plan=FP32)
     assert reason is not None
     assert "needs CUDA" in reason
+
+
+W8A8_INT8, E4M3 = W8A8(format="w8a8"), FP8(format="fp8")
+NF4_FP8 = FusedNF4(format="nf4_fused", double_quantization=False, products="fp8")
+INT8_6 = Int8(format="int8", threshold=6.0)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton here")
+@pytest.mark.parametrize(
+    ("weights", "capability", "execution", "reason"),
+    [
+        (W8A8_INT8, (7, 5), "eager", "weights w8a8 need compute capability 8.0; a GPU has 7.5"),
+        (W8A8_INT8, (8, 0), "cuda_graph", None),
+        (E4M3, (8, 0), "eager", "weights fp8 need compute capability 8.9; a GPU has 8.0"),
+        (NF4_FP8, (8, 6), "eager", "weights nf4-fused-fp8 need compute capability 8.9; a GPU has 8.6"),
+        (NF4_FP8, (8, 9), "eager", None),
+        (INT8_6, (7, 5), "eager", None),
+        (INT8_6, (9, 0), "cuda_graph", "int8 threshold 6 syncs with the host in each layer; a CUDA graph cannot hold that"),
+        (Int8(format="int8", threshold=0.0), (9, 0), "compile_graph", None),
+    ],
+)
+def test_a_format_says_which_gpu_and_which_execution_it_needs(
+    weights: Weights, capability: tuple[int, int], execution: Execution, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu(name="a GPU", uuid="GPU-0", memory_gib=80.0, driver="590.1", capability=capability, cuda=(99, 0))
+    monkeypatch.setattr(environment, "visible_gpu", lambda: gpu)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.15.0+cu132")
+    assert why_unavailable(device="cuda", attention="math", execution=execution, plan=uniform(weights, "bf16")) == reason
+    if weights.capability is not None:
+        on_the_cpu = why_unavailable(device="cpu", attention="math", execution="eager", plan=uniform(weights, "bf16"))
+        assert on_the_cpu == f"needs CUDA (weights {weights.name})"
 
 
 def test_a_driver_that_is_too_old_is_named_with_the_one_that_torch_needs() -> None:

@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.plan import ComputeDtype, Frozen, Fused, FusedNF4, HighPrecision, Plan, WeightFormat, Weights, uniform
+from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Plan, WeightFormat, uniform
 
 AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2"]
 Execution = Literal["eager", "cuda_graph", "compile", "compile_graph"]
@@ -464,24 +464,20 @@ def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | No
 
 
 def unfit(plan: Plan, qkv: QkvLayout, adaptation: AdaptationMethod) -> str | None:
-    """Say why the formats of our own kernels cannot be had so, or None: they take q, k and v as one layer, and 16-bit activations."""
-    ours = [rule.weights.name for rule in plan.rules if isinstance(rule.weights, Fused)]
+    """Say why formats of this project's kernels cannot be had so, or None: they take q, k and v as one layer, and 16-bit activations."""
+    ours = [rule.weights.name for rule in plan.rules if rule.weights.capability is not None]
     if not ours:
         return None
     if plan.compute_dtype not in ("fp16", "bf16"):
         return f"weights {ours[0]} have no {plan.compute_dtype} kernel; allowed compute_dtype: fp16, bf16"
     if qkv != "fused":
         return f"weights {ours[0]} take q, k and v as one layer; set qkv: fused"
-    if adaptation == "qlora" and not all(_carries_adapters(rule.weights) for rule in plan.rules):
+    if adaptation == "qlora" and not all(rule.weights.capability and rule.weights.trained for rule in plan.rules):
         return (
             f"weights {ours[0]} cannot carry adapters, and merging one would make other codes; use adaptation: ptq, which merges before, "
             "or nf4_fused without double quantization and with 16-bit products in every block"
         )
     return None
-
-
-def _carries_adapters(weights: Weights) -> bool:
-    return isinstance(weights, FusedNF4) and weights.products == "16-bit" and not weights.double_quantization
 
 
 # -------------------------------------------------------------------------------------------------------------- studies
@@ -637,8 +633,8 @@ class Profile(Frozen):
         for name, formats in (("sensitivity.formats", self.sensitivity.formats), ("mixed.weights", (self.mixed.weights,))):
             if any(isinstance(weights, HighPrecision) for weights in formats):
                 raise ValueError(f"{name}: high is the reference, which is always run; allowed: int8, nf4")
-            if any(isinstance(weights, Fused) for weights in formats):
-                raise ValueError(f"{name}: formats of our own kernels are for whole models, in variants; allowed: int8, nf4")
+            if any(weights.capability is not None for weights in formats):
+                raise ValueError(f"{name}: formats of this project's kernels are for whole models, in variants; allowed: int8, nf4")
         return self
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Device, Execution, Profile, Study
-from lowbit_vit.schema.plan import FP8, Fused, FusedNF4, Int8, Plan, uniform
+from lowbit_vit.schema.plan import Plan, uniform
 from lowbit_vit.schema.record import Provenance
 
 try:
@@ -39,7 +39,6 @@ DECISIVE_PACKAGES = (
     "nvidia-cudnn-cu13",
     "numpy",
     "scikit-learn",
-    "torchmetrics",
     "pillow",
     "safetensors",
     "ray",
@@ -181,8 +180,8 @@ def why_unavailable(*, device: Device, attention: AttentionName, execution: Exec
     gpu = visible_gpu()
     if gpu is None:
         return _why_no_gpu()
-    capturable = None if execution not in ("cuda_graph", "compile_graph") else _why_not_capturable(plan)
-    return _why_not_on_the_gpu(gpu, attention) or _why_no_kernel(gpu, plan) or capturable
+    uncapturable = [rule.weights.host_sync for rule in plan.rules if execution in ("cuda_graph", "compile_graph")]
+    return _why_not_on_the_gpu(gpu, attention) or _why_no_kernel(gpu, plan) or next(filter(None, uncapturable), None)
 
 
 def _why_not_on_the_gpu(gpu: Gpu, attention: AttentionName) -> str | None:
@@ -235,13 +234,12 @@ def _cuda_of_torch() -> str | None:
 
 
 def _why_no_kernel(gpu: Gpu, plan: Plan) -> str | None:
-    """Our kernels are Triton's, and need the tensor cores that know their codes."""
-    for weights in (rule.weights for rule in plan.rules if isinstance(rule.weights, Fused)):
-        if importlib.util.find_spec("triton") is None:
+    """This project's kernels are Triton's, and need the tensor cores that multiply their codes."""
+    for weights in (rule.weights for rule in plan.rules):
+        least = weights.capability
+        if least is not None and importlib.util.find_spec("triton") is None:
             return f"weights {weights.name} need the triton package, which is not installed"
-        fp8 = isinstance(weights, FP8) or (isinstance(weights, FusedNF4) and weights.products == "fp8")
-        least = (8, 9) if fp8 else (8, 0)
-        if gpu.capability < least:
+        if least is not None and gpu.capability < least:
             have = f"{gpu.capability[0]}.{gpu.capability[1]}"
             return f"weights {weights.name} need compute capability {least[0]}.{least[1]}; {gpu.name} has {have}"
     return None
@@ -252,17 +250,9 @@ def _why_not_on_the_cpu(attention: AttentionName, execution: Execution, plan: Pl
         return f"needs CUDA (attention {attention})"
     if execution != "eager":
         return f"needs CUDA (execution {execution})"
-    ours = [rule.weights.name for rule in plan.rules if isinstance(rule.weights, Fused)]
+    ours = [rule.weights.name for rule in plan.rules if rule.weights.capability is not None]
     if ours:
         return f"needs CUDA (weights {ours[0]})"
-    return None
-
-
-def _why_not_capturable(plan: Plan) -> str | None:
-    """LLM.int8 with outliers asks the GPU `outliers.any()` in every layer: a host sync, which no CUDA graph can hold."""
-    for rule in plan.rules:
-        if isinstance(rule.weights, Int8) and rule.weights.threshold > 0:
-            return f"int8 threshold {rule.weights.threshold:g} syncs with the host in each layer; a CUDA graph cannot hold that"
     return None
 
 

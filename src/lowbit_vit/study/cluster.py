@@ -28,7 +28,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code import all_code_sha256, is_current
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.environment import provenance, visible_gpu
 from lowbit_vit.schema.record import Record
@@ -150,8 +150,8 @@ def survey() -> tuple[Node, ...]:
     if not nodes:
         raise Unavailable("the cluster: no node answers")
     for node in nodes:
-        if node.code != code_sha256():
-            raise ConfigError(_other_code(node.name, node.code, submitted=code_sha256()))
+        if node.code != all_code_sha256():
+            raise ConfigError(_other_code(node.name, node.code, submitted=all_code_sha256()))
     return tuple(nodes)
 
 
@@ -167,7 +167,7 @@ def _other_code(node: str, code: str, *, submitted: str) -> str:
 def _describe(identity: str, resources: dict[str, float]) -> Node:
     with _cards_in_sight():
         gpu = visible_gpu()
-    return Node(name=socket.gethostname(), identity=identity, resources=resources, code=code_sha256(), gpu=gpu.name if gpu else None)
+    return Node(name=socket.gethostname(), identity=identity, resources=resources, code=all_code_sha256(), gpu=gpu.name if gpu else None)
 
 
 def places_on(nodes: Sequence[Node], trials: Sequence[Trial], *, card: str | None) -> Places:
@@ -315,8 +315,8 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ours, said)))
     send("started")
     try:
-        if code_sha256() != order.code:  # of a node that joined late
-            raise ConfigError(_other_code(socket.gethostname(), code_sha256(), submitted=order.code))
+        if all_code_sha256() != order.code:  # of a node that joined late
+            raise ConfigError(_other_code(socket.gethostname(), all_code_sha256(), submitted=order.code))
         with node_workspace(order.profile, order.files, fetch) as workspace, ThreadPoolExecutor(max_workers=1) as pool:
             _stream(pool.submit(_launch, unit, workspace, order.command or COMMAND), unit, workspace, send)
     except (LowbitVitError, OSError) as error:
@@ -394,7 +394,7 @@ class _Submitter:
         self._order = ray.put(
             _Order(
                 profile=workspace.profile,
-                code=code_sha256(),
+                code=all_code_sha256(),
                 units=self._units,
                 files=files,
                 command=None if command == COMMAND else command,
@@ -474,7 +474,7 @@ class _Submitter:
             record = Record.model_validate_json(message.content)
         except ValidationError as error:
             raise DataError(f"a node sent what is no record: {error.errors()[0]['msg']}") from None
-        if record.trial.trial_id != record.trial_id or record.code_sha256 != code_sha256():
+        if record.trial.trial_id != record.trial_id or not is_current(record):
             raise DataError(f"{record.trial_id}: a node sent the record of another trial or of other code")
         if self._wanted.pop(record.trial_id, None) is not None:
             put_record(record, self._workspace, predictions=message.predictions, lost=self._lost.get(record.trial_id, 0))

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file, load_plan_files
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code import code_sha256, is_current
 from lowbit_vit.schema.config import Profile, Study, Trial
 from lowbit_vit.schema.environment import provenance, why_unavailable
 from lowbit_vit.schema.made import read_made
@@ -113,7 +113,7 @@ def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: 
     weights = weights_sha256(starting_weights(trial, workspace))
     arrays = workspace.records(trial.study) / f"{trial.trial_id}.npz"
     gpu = None if record.provenance is None else record.provenance.gpu
-    if record.code_sha256 != present.code:
+    if not is_current(record):
         return "made by other code"
     if present.data is not None and record.data_sha256 != present.data:
         return "made from other images"

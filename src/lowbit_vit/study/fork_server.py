@@ -33,14 +33,15 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.schema.plan import FORMATS
 
 READY = b"ready"
 _OURS = (
     "lowbit_vit.cli",
-    # Put off by `model.fast` until a block needs them.
+    # Imported otherwise when a plan names a format and when its layers first run.
+    *(f"lowbit_vit.model.formats.{name}" for name in FORMATS),
+    "lowbit_vit.model.kernels.gemm",
     "lowbit_vit.model.kernels.nf4",
-    "lowbit_vit.model.kernels.product",
-    "lowbit_vit.model.kernels.quantize",
     "lowbit_vit.study.lifeline",
     "lowbit_vit.trial.run",
     "lowbit_vit.trial.scan",

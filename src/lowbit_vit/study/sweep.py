@@ -25,7 +25,7 @@ import ray
 from ray import tune
 
 from lowbit_vit.errors import DataError, LowbitVitError, TrialsFailed, Unavailable
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code import is_current
 from lowbit_vit.schema.config import Profile, Study
 from lowbit_vit.schema.environment import cpu_cores, gpu_count, visible_gpu
 from lowbit_vit.schema.hold import hold
@@ -112,7 +112,7 @@ def _require_one_code(records: Sequence[Record], study: Study) -> None:
 
     A container brings sources of its own.
     """
-    other = sum(record.code_sha256 != code_sha256() for record in records)
+    other = sum(not is_current(record) for record in records)
     if other:
         raise DataError(
             f"{study}: {other} of {len(records)} trials ran with other code than this program's: it was changed meanwhile, or a "

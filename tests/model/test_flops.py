@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lowbit_vit.model.flops import forward_flop, least_work, needed_bytes, parameter_count
 from lowbit_vit.model.precision import apply_plan, weight_bytes
 from lowbit_vit.model.vit import ARCHITECTURES, Architecture, VisionTransformer
-from lowbit_vit.model.work import forward_flop, least_work, needed_bytes, parameter_count
 from lowbit_vit.schema.plan import NF4, uniform
 
 SMALL = Architecture(name="small", image_size=32, patch_size=8, depth=3, heads=2, width=64, mlp_width=192)

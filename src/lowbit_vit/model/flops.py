@@ -8,7 +8,7 @@ from lowbit_vit.schema.record import Work
 
 
 def forward_flop(arch: Architecture, *, num_classes: int, batch_size: int) -> int:
-    """Floating-point operations of one forward's matrix products; a multiply-add counts two.
+    """Floating-point operations of one forward's GEMMs and its attention; a multiply-add counts two.
 
     Per image, with N tokens, width W, MLP width M, patches of P x P px, L blocks and K classes:
     patch embedding 2 (N - 1) W 3 P^2; each block 8 N W^2 (q, k, v and out), 4 N^2 W (q k^T, and its product with v) and 4 N W M

@@ -1,11 +1,11 @@
-"""Which layers are decoded ahead. That they wait for their weights only a card can show: tests/gpu/test_fast_gpu.py."""
+"""Which layers are prefetched. That they wait for their weights only a GPU can show: tests/gpu/test_fast_gpu.py."""
 
 import pytest
 from torch import nn
 
 from drawn_model import drawn_model
 from lowbit_vit.model import precision
-from lowbit_vit.model.decoded_ahead import coded_layers, turns
+from lowbit_vit.model.nf4_prefetch import coded_layers, turns
 from lowbit_vit.model.vit import Architecture, encoder_linears
 from lowbit_vit.schema.plan import NF4, W8A8, FusedNF4, Plan, Rule, Weights
 

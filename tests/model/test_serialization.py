@@ -10,7 +10,7 @@ from torch import nn
 
 from drawn_model import drawn_model
 from lowbit_vit.errors import DataError, LowbitVitError
-from lowbit_vit.model import lora, precision, quantized_file
+from lowbit_vit.model import lora, precision, serialization
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import QkvLayout
 from lowbit_vit.schema.plan import NF4, ComputeDtype, HighPrecision, Int8, Plan, Rule, uniform
@@ -51,10 +51,10 @@ def test_a_saved_model_reloads_bit_equal(weights: HighPrecision | Int8 | NF4, dt
     if kind == "settled":
         lora.settle(model)
     expected = logits(model, plan)  # before saving: a forward must not change what is saved
-    size = quantized_file.save_model(model, plan, tmp_path / "m.safetensors", {"made": "here"})
+    size = serialization.save_model(model, plan, tmp_path / "m.safetensors", {"made": "here"})
     assert size == sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert size == quantized_file.model_bytes(model, plan, {"made": "here"})  # without writing
-    loaded = quantized_file.load_model(tmp_path / "m.safetensors", attention="math")
+    assert size == serialization.model_bytes(model, plan, {"made": "here"})  # without writing
+    loaded = serialization.load_model(tmp_path / "m.safetensors", attention="math")
     assert torch.equal(logits(loaded, plan), expected)
     assert precision.audit(loaded) == precision.audit(model)
     assert precision.weight_bytes(loaded) == precision.weight_bytes(model)
@@ -69,10 +69,10 @@ def test_a_mixed_plan_with_adapters_reloads_bit_equal_and_can_be_saved_again(set
     model = adapted(plan)
     if settled:
         lora.settle(model)
-    quantized_file.save_model(model, plan, tmp_path / "a.safetensors", {})
-    loaded = quantized_file.load_model(tmp_path / "a.safetensors", attention="math")
+    serialization.save_model(model, plan, tmp_path / "a.safetensors", {})
+    loaded = serialization.load_model(tmp_path / "a.safetensors", attention="math")
     assert torch.equal(logits(loaded, plan), logits(model, plan))
-    quantized_file.save_model(loaded, plan, tmp_path / "b.safetensors", {})
+    serialization.save_model(loaded, plan, tmp_path / "b.safetensors", {})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
@@ -80,7 +80,7 @@ def test_a_mixed_plan_with_adapters_reloads_bit_equal_and_can_be_saved_again(set
 def test_the_file_holds_what_the_bytes_in_memory_say_and_little_more(weights: HighPrecision | Int8 | NF4, tmp_path: Path) -> None:
     plan = uniform(weights, "fp16")
     model = model_in(plan)
-    quantized_file.save_model(model, plan, tmp_path / "m.safetensors", {})
+    serialization.save_model(model, plan, tmp_path / "m.safetensors", {})
     with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     held = precision.weight_bytes(model)
@@ -91,7 +91,7 @@ def test_the_file_holds_what_the_bytes_in_memory_say_and_little_more(weights: Hi
 
 def test_a_model_that_is_not_what_the_plan_says_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(LowbitVitError, match=r"blocks\.0\.attention\.q is nf4, the plan says nf4-dq"):
-        quantized_file.save_model(
+        serialization.save_model(
             model_in(uniform(SINGLE, "fp32")), uniform(NF4(format="nf4", double_quantization=True), "fp32"), tmp_path / "m.safetensors", {}
         )
     assert not list(tmp_path.iterdir())
@@ -100,7 +100,7 @@ def test_a_model_that_is_not_what_the_plan_says_is_not_saved(tmp_path: Path) -> 
 def test_damage_is_found(tmp_path: Path) -> None:
     plan = uniform(SINGLE, "fp32")
     path, card = tmp_path / "m.safetensors", tmp_path / "m.json"
-    quantized_file.save_model(model_in(plan), plan, path, {})
+    serialization.save_model(model_in(plan), plan, path, {})
     content = json.loads(card.read_text())
 
     wrong_plan = content | {
@@ -108,23 +108,30 @@ def test_damage_is_found(tmp_path: Path) -> None:
     }
     card.write_text(json.dumps(wrong_plan))
     with pytest.raises(DataError, match="not a saved model"):
-        quantized_file.load_model(path, attention="math")
+        serialization.load_model(path, attention="math")
 
     card.write_text(json.dumps(content | {"model": content["model"] | {"num_classes": 7}}))
     with pytest.raises(DataError, match="not a saved model"):
-        quantized_file.load_model(path, attention="math")
+        serialization.load_model(path, attention="math")
+
+    narrow = content["model"]["architecture"] | {"mlp_width": 128}
+    card.write_text(json.dumps(content | {"model": content["model"] | {"architecture": narrow}}))
+    with pytest.raises(
+        DataError, match=r"not a saved model \(blocks\.0\.mlp\.fc1 has \(256, 128\) outputs and inputs, the model \(128, 128\)"
+    ):
+        serialization.load_model(path, attention="math")
 
     card.write_text(json.dumps(content | {"model": content["model"] | {"plan": {"compute_dtype": "fp8"}}}))
     with pytest.raises(DataError, match=r"m\.json: key compute_dtype"):
-        quantized_file.load_model(path, attention="math")
+        serialization.load_model(path, attention="math")
 
     card.write_text(json.dumps({"sha256": content["sha256"]}))
     with pytest.raises(DataError, match="not a saved model"):
-        quantized_file.load_model(path, attention="math")
+        serialization.load_model(path, attention="math")
 
     card.write_text(json.dumps(content))
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(bytes(damaged))
     with pytest.raises(DataError, match="sha256"):
-        quantized_file.load_model(path, attention="math")
+        serialization.load_model(path, attention="math")

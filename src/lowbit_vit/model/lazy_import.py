@@ -1,17 +1,17 @@
 """Libraries that are imported when they are first used: a process pays only for what it needs.
 
 bitsandbytes and peft each take seconds to import, torchvision's models and torch's compiler no less, and few processes use all of
-them. A trial that is forked finds them imported (`study.fork_server`); but on a machine with a card bitsandbytes and peft are left
-to it, since importing them asks CUDA. So the modules that need such a library name it at their top, as they would import it, and
-its code runs at the first attribute:
+them. A forked trial finds them imported; but on a machine with a GPU bitsandbytes and peft are left to the trial, since importing them
+initialises CUDA. So the modules that need such a library name it at their top, as they would import it, and its code runs at the first
+attribute:
 
     if TYPE_CHECKING:
         import bitsandbytes as bnb
     else:
         bnb = Deferred("bitsandbytes")
 
-`importlib.util.LazyLoader` is not used: it puts its stand-in into `sys.modules`, where whatever looks at all modules, as
-`inspect` does for torch, makes it load. Here `sys.modules` says whether the library was really imported.
+`importlib.util.LazyLoader` is not used: it puts its stand-in into `sys.modules`, and code that looks at all modules, as `inspect`
+does for torch, makes it load. Here `sys.modules` says whether the library was really imported.
 """
 
 import importlib
@@ -60,5 +60,5 @@ def _imported(package: str) -> ModuleType:
 
 
 def is_loaded(package: str) -> bool:
-    """Whether the package was imported in this process, by whomever: where it was not, there is no object of its classes."""
+    """Whether the package was imported in this process: where it was not, there is no object of its classes."""
     return package in sys.modules

@@ -7,24 +7,18 @@ that the tables give is the size of these two files. A model that is read back g
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError
-from lowbit_vit.model import fast, lora, precision
+from lowbit_vit.model import lora, precision
 from lowbit_vit.model.checkpoint import load_state, save_state, saved_bytes
-from lowbit_vit.model.deferred import Deferred
 from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
 from lowbit_vit.schema.config import AttentionName, one_line
-from lowbit_vit.schema.plan import Fused, HighPrecision, Int8, Plan
-
-if TYPE_CHECKING:
-    import bitsandbytes as bnb
-else:
-    bnb = Deferred("bitsandbytes")
+from lowbit_vit.schema.plan import Plan
 
 _BASE = ".base_layer."  # what peft puts into the names of the tensors below an adapter
 
@@ -60,11 +54,7 @@ def model_bytes(model: VisionTransformer, plan: Plan, card: Mapping[str, Any]) -
 
 def _facts(model: VisionTransformer, plan: Plan) -> dict[str, Any]:
     """What the card says of the model: all that `load_model` needs beside the tensors."""
-    expected = plan.resolve(encoder_linears(model))
-    for name, layer in encoder_linears(model).items():
-        found = precision.format_of(precision.base_layer(layer), name=name)
-        if found != expected[name]:
-            raise LowbitVitError(f"{name} is {found.name}, the plan says {expected[name].name}")
+    _require_formats(model, plan)
     return {
         "architecture": dataclasses.asdict(model.architecture),
         "num_classes": model.num_classes,
@@ -102,46 +92,37 @@ def load_model(path: Path, *, attention: AttentionName, device: torch.device | s
         raise DataError(f"{path.with_suffix('.json')}: {one_line(error)}") from None
     except ConfigError as error:
         raise DataError(f"{path.with_suffix('.json')}: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, LowbitVitError) as error:
         raise DataError(f"{path}: not a saved model ({_first_line(error)}); delete it and its card and save it again") from error
     return model.eval()
 
 
 def _fill(model: VisionTransformer, plan: Plan, state: dict[str, Tensor]) -> None:
-    """Put the tensors into a model on the meta device: quantized layers are rebuilt around their codes, the rest is assigned."""
-    formats = plan.resolve(encoder_linears(model))
-    quantized = {name: weights for name, weights in formats.items() if not isinstance(weights, HighPrecision)}
-    for name, weights in quantized.items():
+    """Put the tensors into a model on the meta device: the encoder's linears are rebuilt by their formats, the rest is assigned."""
+    linears = encoder_linears(model)
+    formats = plan.resolve(linears)
+    for name, weights in formats.items():
         own = {key.removeprefix(f"{name}."): state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
-        if isinstance(weights, Fused):
-            _put(model, name, fast.restore(weights, own))
-            continue
-        codes, bias = own.pop("weight"), own.pop("bias")
-        if isinstance(weights, Int8):
-            layer = precision.int8_linear(codes, own["SCB"], bias, threshold=weights.threshold)
-        else:
-            parts = {key.removeprefix("weight."): tensor for key, tensor in own.items()}
-            quant_state = bnb.functional.QuantState.from_dict(parts, device=codes.device)
-            layer = precision.nf4_linear(codes, quant_state, bias, precision.compute_dtype(plan))
-        _put(model, name, layer)
+        layer = precision.format_named(weights.format).restore(weights, own, precision.compute_dtype(plan))
+        given, wanted = ((each.out_features, each.in_features) for each in (layer, linears[name]))
+        if given != wanted:
+            raise ValueError(f"{name} has {given} outputs and inputs, the model {wanted}")
+        parent, _, place = name.rpartition(".")
+        setattr(model.get_submodule(parent), place, layer)
     missing, unknown = model.load_state_dict(state, strict=False, assign=True)
-    absent = [name for name in missing if name.rpartition(".")[0] not in quantized]
+    absent = [name for name in missing if name.rpartition(".")[0] not in formats]
     if absent or unknown:
         raise ValueError(f"{len(absent)} tensors missing, {len(unknown)} left over, as {(absent or unknown)[0]}")
-    found = precision.audit(model).by_format
-    if sum(found.values()) != len(formats) or found != _counted(formats):
-        raise ValueError(f"layers are {found}, the plan says {_counted(formats)}")
-    fast.fuse_blocks(model.blocks)
+    _require_formats(model, plan)
+    precision.fuse_blocks(model)
 
 
-def _put(model: VisionTransformer, name: str, layer: nn.Module) -> None:
-    parent, _, place = name.rpartition(".")
-    setattr(model.get_submodule(parent), place, layer)
-
-
-def _counted(formats: Mapping[str, Any]) -> dict[str, int]:
-    names = [weights.name for weights in formats.values()]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
+def _require_formats(model: VisionTransformer, plan: Plan) -> None:
+    expected = plan.resolve(encoder_linears(model))
+    for name, layer in encoder_linears(model).items():
+        found = precision.format_of(precision.base_layer(layer), name=name)
+        if found != expected[name]:
+            raise LowbitVitError(f"{name} is {found.name}, the plan says {expected[name].name}")
 
 
 def _adapter_facts(model: nn.Module) -> dict[str, float] | None:

@@ -1,35 +1,16 @@
 """What the kernels demand of their arguments. A kernel reads addresses: what is wrong must be refused before it starts."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from lowbit_vit.errors import Unavailable
+from lowbit_vit.model.kernels.coded import CODES, VECTOR, Coded
 
 # Read when this module is imported, as @triton.jit reads it: under the interpreter kernels run on the CPU, slowly, for tests.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-
-SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-CODES = (torch.int8, torch.float8_e4m3fn)
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # the code that a row's largest magnitude takes
-EARLY_ROWS = 512  # at 197 kernels that start early save time, at 6,304 they cost some (benchmarks/records/fast_path.json)
-BULK_FROM = (9, 0)  # compute capability
-VECTOR = 16  # bytes of one load: rows of codes start at a multiple of it
-
-
-class Coded(NamedTuple):
-    """A matrix in 8 bits: value [r, k] = codes [r, k] x scale.
-
-    Attributes:
-        codes: int8 or float8_e4m3fn, [R, K], contiguous.
-        scales: fp32, [R], one for each row.
-    """
-
-    codes: Tensor
-    scales: Tensor
 
 
 def require_matrix(name: str, tensor: Tensor, *, dtypes: Sequence[torch.dtype], shape: tuple[int, ...], device: torch.device) -> None:
@@ -56,6 +37,25 @@ def require_matrix(name: str, tensor: Tensor, *, dtypes: Sequence[torch.dtype], 
         raise ValueError(f"{name}: strides {list(tensor.stride())} given; make it contiguous")
 
 
+def require_coded(name: str, coded: Coded, *, depth: int, device: torch.device) -> None:
+    """Refuse codes and scales that do not fit each other or the GEMM.
+
+    Args:
+        name: of the argument, for the message.
+        coded: what was given.
+        depth: K.
+        device: where the kernel will run.
+
+    Raises:
+        ValueError: as `require_matrix`, or K is no multiple of 16.
+    """
+    rows = len(coded.codes)
+    if depth % VECTOR:
+        raise ValueError(f"{name}: {depth} columns given; a multiple of {VECTOR} is needed, so that rows start at whole vectors")
+    require_matrix(f"{name}.codes", coded.codes, dtypes=CODES, shape=(rows, depth), device=device)
+    require_matrix(f"{name}.scales", coded.scales, dtypes=(torch.float32,), shape=(rows,), device=device)
+
+
 def require_device(device: torch.device, codes: torch.dtype | None = None) -> None:
     """Refuse a device on which the kernels do not run.
 
@@ -73,32 +73,3 @@ def require_device(device: torch.device, codes: torch.dtype | None = None) -> No
             f"{'fp8' if least == (8, 9) else 'these'} kernels need compute capability {least[0]}.{least[1]}; "
             f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
         )
-
-
-def starts_early(device: torch.device, rows: int) -> bool:
-    """Whether kernels over so many rows start before the kernel before them has ended (`early`): where the device can and it pays."""
-    return not INTERPRETED and rows <= EARLY_ROWS and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def copies_in_bulk(device: torch.device, rows: int) -> bool:
-    """Whether products over so many rows leave copying to the card's engine for tiles (`bulk`): where it has one and it pays."""
-    return not INTERPRETED and rows > EARLY_ROWS and torch.cuda.get_device_capability(device) >= BULK_FROM
-
-
-def require_coded(name: str, coded: Coded, *, depth: int, device: torch.device) -> None:
-    """Refuse codes and scales that do not fit each other or the product.
-
-    Args:
-        name: of the argument, for the message.
-        coded: what was given.
-        depth: K.
-        device: where the kernel will run.
-
-    Raises:
-        ValueError: as `require_matrix`, or K is no multiple of 16.
-    """
-    rows = len(coded.codes)
-    if depth % VECTOR:
-        raise ValueError(f"{name}: {depth} columns given; a multiple of {VECTOR} is needed, so that rows start at whole vectors")
-    require_matrix(f"{name}.codes", coded.codes, dtypes=CODES, shape=(rows, depth), device=device)
-    require_matrix(f"{name}.scales", coded.scales, dtypes=(torch.float32,), shape=(rows,), device=device)

@@ -1,12 +1,11 @@
-"""NF4 layers with 16-bit products, decoded ahead: while one layer is computed, the next one's weights are decoded beside it.
+"""NF4 layers with 16-bit GEMMs whose weights are prefetched: while one layer runs, the next one's weights are decoded beside it.
 
-Two buffers of 16-bit weights take turns. A second stream decodes into one while the first stream computes from the other, so what is
-computed is an ordinary 16-bit product, by the kernels that cuBLAS has for it, and decoding costs no time of its own as long as it ends
-before the computing does. It costs memory instead, whatever the depth of the model: twice the largest layer, 16 MiB in a ViT-L/16, where
-the batch is small and memory is what NF4 is for; where it is large, two blocks, 48 MiB, for each change of turns costs the card a
-microsecond. Layers that share a turn are decoded in one launch.
+Two buffers of 16-bit weights take turns. A second stream decodes into one while the first stream computes from the other, so each layer
+is an ordinary 16-bit GEMM of cuBLAS, and decoding adds no time as long as it ends before the GEMM does. It costs memory instead, whatever
+the depth of the model: twice the largest layer, 16 MiB in a ViT-L/16, where the batch is small and memory is what NF4 is for; where it is
+large, two blocks, 48 MiB, since each change of turns costs the GPU a microsecond. Layers that share a turn are decoded in one launch.
 
-Made for capture into a CUDA graph. Launched one by one, the host would be what decides how much overlaps.
+Made for capture into a CUDA graph. With kernels launched one by one, the host's speed would decide how much overlaps.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowbit_vit.model.fast import FusedNF4Linear, decode_together, decoded_by, nf4_in_16_bits
+from lowbit_vit.model.nf4_linear import FusedNF4Linear, decode_together, in_16_bits, multiplied_by
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
 
 # Rows (images x tokens) from which a turn holds three times the largest layer: a block of a ViT, whose MLP is four times as wide as it.
@@ -25,8 +24,8 @@ _BLOCK = 3
 
 
 def coded_layers(model: VisionTransformer) -> list[FusedNF4Linear]:
-    """The layers in our NF4 with 16-bit products, in the order of the forward."""
-    return [linear for linear in encoder_linears(model).values() if nf4_in_16_bits(linear)]
+    """The nf4_fused layers with 16-bit GEMMs, in the order of the forward."""
+    return [linear for linear in encoder_linears(model).values() if in_16_bits(linear)]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class _Place:
     last: bool
 
 
-class DecodedAhead:
+class Prefetcher:
     """Decodes the weights of these layers, turn by turn, while a forward runs them in this order.
 
     Args:
@@ -67,16 +66,16 @@ class DecodedAhead:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inside, these layers multiply with what is decoded ahead; one forward."""
+        """Inside, these layers take their weights from the buffers; one forward."""
         self.stream.wait_stream(torch.cuda.current_stream())
         self.decoded = []
         for turn in range(len(self.buffers)):
             self._decode(turn)
-        with decoded_by(self):
+        with multiplied_by(self.multiply):
             yield
 
     def multiply(self, x: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
-        """The product with the layer that has these codes: x [M, K], codes uint8 [N, K / 2], bias [N] -> [M, N]."""
+        """The GEMM of the layer that has these codes: x [M, K], codes uint8 [N, K / 2], bias [N] -> [M, N]."""
         place, main = self.places[codes.data_ptr()], torch.cuda.current_stream()
         if place.first:
             main.wait_event(self.decoded[place.turn])
@@ -98,12 +97,12 @@ class DecodedAhead:
             self.decoded.append(self.stream.record_event())
 
 
-def decoded_ahead(model: VisionTransformer, *, rows: int) -> DecodedAhead | None:
-    """What decodes a model's layers for batches of so many rows; None: it has no such layers."""
+def prefetcher(model: VisionTransformer, *, rows: int) -> Prefetcher | None:
+    """The prefetcher of a model's layers for batches of so many rows; None: it has no such layers."""
     layers = coded_layers(model)
     if not layers:
         return None
-    return DecodedAhead(layers, capacity=(_BLOCK if rows >= BY_BLOCKS_FROM else 1) * max(map(_count, layers)))
+    return Prefetcher(layers, capacity=(_BLOCK if rows >= BY_BLOCKS_FROM else 1) * max(map(_count, layers)))
 
 
 def turns(layers: Sequence[FusedNF4Linear], *, capacity: int) -> list[list[FusedNF4Linear]]:

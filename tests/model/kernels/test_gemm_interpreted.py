@@ -1,4 +1,4 @@
-"""Products of 8-bit codes in Triton's interpreter: the numbers are those of the same arithmetic in float64."""
+"""GEMMs of 8-bit codes in Triton's interpreter: the numbers are those of the same arithmetic in float64."""
 
 import functools
 from collections.abc import Callable
@@ -80,17 +80,17 @@ def test_what_is_not_finite_makes_its_own_row_nan_through_every_step(
     x = values("random", 4, 64)
     x[1, 5] = bad
     a, w, w2 = coded(kernels, x, codes), codes_of("random", 256, 64, codes), codes_of("random", 16, 256, codes)
-    hidden = kernels.product.multiply(a, w, torch.zeros(256), dtype=torch.bfloat16)
+    hidden = kernels.gemm.multiply(a, w, torch.zeros(256), dtype=torch.bfloat16)
     after_gelu = kernels.quantize.gelu_rows(hidden, codes=codes)
-    for out in (hidden, kernels.product.multiply(after_gelu, w2, torch.zeros(16), dtype=torch.bfloat16)):
+    for out in (hidden, kernels.gemm.multiply(after_gelu, w2, torch.zeros(16), dtype=torch.bfloat16)):
         assert out[1].isnan().all()
         assert out[[0, 2, 3]].isfinite().all()
     if codes == torch.float8_e4m3fn:
         norm = nn.LayerNorm(64)
         with torch.no_grad():
             given, scales = kernels.quantize.normalize_rows_towards(x, norm, kernels.quantize.reach_of(w, torch.ones(256)), codes=codes)
-        hidden_codes = kernels.product.multiply_to_gelu_codes(given, w, torch.ones(256), scales)
-        out = kernels.product.multiply(hidden_codes, w2, torch.zeros(16), dtype=torch.bfloat16)
+        hidden_codes = kernels.gemm.multiply_to_gelu_codes(given, w, torch.ones(256), scales)
+        out = kernels.gemm.multiply(hidden_codes, w2, torch.zeros(16), dtype=torch.bfloat16)
         assert out[1].isnan().all()
         assert out[[0, 2, 3]].isfinite().all()
 
@@ -107,7 +107,7 @@ def test_products_are_those_of_the_codes_in_float64(
     bias, residual = (values("random", rows, columns).float() * scale)[0], values("random", rows, columns) * scale
     exact = restored(a) @ restored(w).T + bias.double()
     exact = exact + residual.double() if added else exact
-    out = kernels.product.multiply(a, w, bias, dtype=torch.bfloat16, residual=residual if added else None)
+    out = kernels.gemm.multiply(a, w, bias, dtype=torch.bfloat16, residual=residual if added else None)
     # One rounding to bf16; fp32's own errors are next to the largest terms.
     assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=2e-5 * float(exact.abs().max()))
 
@@ -115,15 +115,15 @@ def test_products_are_those_of_the_codes_in_float64(
 @TYPES
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (33, 130, 256), (33, 130, 400)])
-def test_a_depth_in_parts_gives_the_same_product(
+def test_a_split_depth_gives_the_same_gemm(
     kernels: SimpleNamespace, codes_of: Callable[..., Any], codes: torch.dtype, rows: int, columns: int, depth: int, parts: int
 ) -> None:
     a, w = codes_of("random", rows, depth, codes), codes_of("random", columns, depth, codes)
     bias, residual = values("random", 1, columns)[0], values("random", rows, columns)
-    arrivals, tile = torch.zeros(kernels.product.ARRIVALS, dtype=torch.int32), kernels.tiles.IN_PARTS._replace(parts=parts)
+    arrivals, tile = torch.zeros(kernels.gemm.ARRIVALS, dtype=torch.int32), kernels.gemm.SPLIT_TILE._replace(split_k=parts)
     whole, *in_parts = (
-        kernels.product.multiply(a, w, bias, dtype=torch.bfloat16, residual=residual, arrivals=arrivals, tile=taken)
-        for taken in (tile._replace(parts=1), tile, tile)  # twice: the first leaves what the second needs
+        kernels.gemm.multiply(a, w, bias, dtype=torch.bfloat16, residual=residual, arrivals=arrivals, tile=taken)
+        for taken in (tile._replace(split_k=1), tile, tile)  # twice: the first leaves what the second needs
     )
     assert torch.equal(*in_parts)
     # int32's sums are exact in any order; fp32's may round to the next bf16.
@@ -133,21 +133,21 @@ def test_a_depth_in_parts_gives_the_same_product(
 
 def test_parts_without_arrivals_are_refused(kernels: SimpleNamespace, codes_of: Callable[..., Any]) -> None:
     a, w = codes_of("random", 5, 80, torch.int8), codes_of("random", 48, 80, torch.int8)
-    with pytest.raises(ValueError, match="tile: 2 parts given; they need arrivals, and at most 1024 tiles; there are 1"):
-        kernels.product.multiply(a, w, torch.zeros(48), dtype=torch.bfloat16, tile=kernels.tiles.IN_PARTS)
+    with pytest.raises(ValueError, match="tile: 2 parts of K given; they need arrivals, and at most 1024 tiles; there are 1"):
+        kernels.gemm.multiply(a, w, torch.zeros(48), dtype=torch.bfloat16, tile=kernels.gemm.SPLIT_TILE)
 
 
-@pytest.mark.parametrize("in_parts", [False, True])
-def test_a_long_depth_is_cut_where_tiles_leave_a_card_idle(kernels: SimpleNamespace, in_parts: bool) -> None:
+@pytest.mark.parametrize("split_k", [False, True])
+def test_a_long_depth_is_split_where_tiles_leave_a_gpu_idle(kernels: SimpleNamespace, split_k: bool) -> None:
     shapes = [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)]
     parts = {
-        (rows, shape): kernels.tiles.tile_for(
-            rows=rows, columns=shape[0], depth=shape[1], multiprocessors=132, in_parts=in_parts, in_bulk=False
-        ).parts
+        (rows, shape): kernels.gemm.tile_for(
+            rows=rows, columns=shape[0], depth=shape[1], multiprocessors=132, split_k=split_k, tma=False
+        ).split_k
         for rows in (197, 6304)
         for shape in shapes
     }
-    assert [key for key, count in parts.items() if count > 1] == ([(197, (1024, 4096))] if in_parts else [])  # fc2 at one image
+    assert [key for key, count in parts.items() if count > 1] == ([(197, (1024, 4096))] if split_k else [])  # fc2 at one image
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says in the interpreter that the polynomial of 1e30 is infinite
@@ -188,7 +188,7 @@ def test_fp8_codes_after_gelu_have_scales_that_no_value_passes(
         a, scales = kernels.quantize.normalize_rows_towards(x, norm, reach, codes=e4m3)
         alone = kernels.quantize.normalize_rows(x, norm, codes=e4m3)
     assert torch.equal(a.codes.float(), alone.codes.float())
-    made = kernels.product.multiply_to_gelu_codes(a, w, bias, scales)
+    made = kernels.gemm.multiply_to_gelu_codes(a, w, bias, scales)
     before = restored(a) @ restored(w).T + bias.double()
     assert (before.abs() <= 448 * scales.double()[:, None] * (1 + 1e-5)).all()
     exact = nn.functional.gelu(before)
@@ -200,61 +200,59 @@ def test_fp8_codes_after_gelu_have_scales_that_no_value_passes(
 def test_int8_has_no_codes_before_its_largest_value_is_known(kernels: SimpleNamespace, codes_of: Callable[..., Any]) -> None:
     a = codes_of("random", 4, 64, torch.int8)
     with pytest.raises(ValueError, match=r"a\.codes: torch.int8 given; only float8_e4m3fn"):
-        kernels.product.multiply_to_gelu_codes(a, a, torch.ones(4), torch.ones(4))
+        kernels.gemm.multiply_to_gelu_codes(a, a, torch.ones(4), torch.ones(4))
 
 
 def test_every_candidate_tile_gives_the_same_int8_product(kernels: SimpleNamespace, codes_of: Callable[..., Any]) -> None:
     a, w = codes_of("random", 37, 144, torch.int8), codes_of("random", 72, 144, torch.int8)
-    made = [kernels.product.multiply(a, w, torch.ones(72), dtype=torch.bfloat16, tile=tile) for tile in kernels.tiles.EIGHT_BIT]
+    made = [kernels.gemm.multiply(a, w, torch.ones(72), dtype=torch.bfloat16, tile=tile) for tile in kernels.gemm.TILES]
     assert all(torch.equal(out, made[0]) for out in made)
 
 
-SMALL_BULK = {"rows": 32, "columns": 32, "depth": 64, "warps": 4, "stages": 2, "bulk": True}
+SMALL_TMA = {"block_m": 32, "block_n": 32, "block_k": 64, "num_warps": 4, "num_stages": 2, "tma": True}
 
 
 @TYPES
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (33, 48, 80), (70, 144, 256)])
-def test_tiles_moved_in_bulk_give_the_product_that_pointers_give(
+def test_tiles_moved_by_tma_give_the_gemm_that_pointers_give(
     kernels: SimpleNamespace, codes_of: Callable[..., Any], codes: torch.dtype, added: bool, rows: int, columns: int, depth: int
 ) -> None:
     a, w = codes_of("outliers", rows, depth, codes), codes_of("random", columns, depth, codes)
     bias, residual = values("random", 1, columns)[0], values("random", rows, columns) if added else None
     made, pointed = (
-        kernels.product.multiply(a, w, bias, dtype=torch.bfloat16, residual=residual, tile=tile)
-        for tile in (kernels.tiles.Tile(**SMALL_BULK), None)
+        kernels.gemm.multiply(a, w, bias, dtype=torch.bfloat16, residual=residual, tile=tile)
+        for tile in (kernels.gemm.Tile(**SMALL_TMA), None)
     )
     # int8's sums are exact in any order; fp32's may round to the next bf16.
     assert torch.allclose(made.float(), pointed.float(), rtol=0 if codes == torch.int8 else 2**-7, atol=0 if codes == torch.int8 else 1e-5)
 
 
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (33, 48, 80)])
-def test_tiles_moved_in_bulk_give_the_codes_after_gelu(
+def test_tiles_moved_by_tma_give_the_codes_after_gelu(
     kernels: SimpleNamespace, codes_of: Callable[..., Any], rows: int, columns: int, depth: int
 ) -> None:
     a, w = codes_of("random", rows, depth, torch.float8_e4m3fn), codes_of("random", columns, depth, torch.float8_e4m3fn)
     bias, scales = values("random", 1, columns)[0], torch.linspace(0.1, 0.4, rows)
-    made, pointed = (
-        kernels.product.multiply_to_gelu_codes(a, w, bias, scales, tile=tile) for tile in (kernels.tiles.Tile(**SMALL_BULK), None)
-    )
+    made, pointed = (kernels.gemm.multiply_to_gelu_codes(a, w, bias, scales, tile=tile) for tile in (kernels.gemm.Tile(**SMALL_TMA), None))
     away = (made.codes.float() - pointed.codes.float()).abs()
     assert (away <= pointed.codes.float().abs() / 8 + 2**-9).all()  # a neighbour where a sum's last bit decides
     assert (away > 0).float().mean() < 0.01
 
 
-def test_columns_that_cannot_be_moved_in_bulk_are_refused(kernels: SimpleNamespace, codes_of: Callable[..., Any]) -> None:
+def test_columns_that_tma_cannot_move_are_refused(kernels: SimpleNamespace, codes_of: Callable[..., Any]) -> None:
     a, w = codes_of("random", 5, 80, torch.int8), codes_of("random", 72, 80, torch.int8)
     with pytest.raises(ValueError, match="tile: 72 columns are no multiple of 16"):
-        kernels.product.multiply(a, w, torch.zeros(72), dtype=torch.bfloat16, tile=kernels.tiles.Tile(**SMALL_BULK))
+        kernels.gemm.multiply(a, w, torch.zeros(72), dtype=torch.bfloat16, tile=kernels.gemm.Tile(**SMALL_TMA))
 
 
-def test_only_the_largest_tile_is_moved_in_bulk(kernels: SimpleNamespace) -> None:
-    def chosen(rows: int, *, in_bulk: bool) -> Any:
-        return kernels.tiles.tile_for(rows=rows, columns=3072, depth=1024, multiprocessors=132, in_parts=True, in_bulk=in_bulk)
+def test_only_the_largest_tile_is_moved_by_tma(kernels: SimpleNamespace) -> None:
+    def chosen(rows: int, *, tma: bool) -> Any:
+        return kernels.gemm.tile_for(rows=rows, columns=3072, depth=1024, multiprocessors=132, split_k=True, tma=tma)
 
-    assert (chosen(6304, in_bulk=True), chosen(6304, in_bulk=False)) == (kernels.tiles.BULK, kernels.tiles.EIGHT_BIT[0])
-    assert chosen(197, in_bulk=True) == chosen(197, in_bulk=False)
-    assert not chosen(197, in_bulk=True).bulk
+    assert (chosen(6304, tma=True), chosen(6304, tma=False)) == (kernels.gemm.TMA_TILE, kernels.gemm.TILES[0])
+    assert chosen(197, tma=True) == chosen(197, tma=False)
+    assert not chosen(197, tma=True).tma
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -278,7 +276,7 @@ def test_gelu_in_place_keeps_what_is_not_a_number_and_refuses_what_it_cannot_rea
 
 def test_no_rows_give_no_rows(kernels: SimpleNamespace) -> None:
     a, w = coded(kernels, values("random", 1, 64)[:0], torch.int8), coded(kernels, values("random", 8, 64), torch.int8)
-    assert kernels.product.multiply(a, w, torch.ones(8), dtype=torch.bfloat16).shape == (0, 8)
+    assert kernels.gemm.multiply(a, w, torch.ones(8), dtype=torch.bfloat16).shape == (0, 8)
 
 
 @pytest.mark.parametrize(
@@ -304,16 +302,16 @@ def test_a_wrong_argument_is_named_in_one_line(kernels: SimpleNamespace, codes_o
         "bias": torch.ones(8),
         "dtype": torch.float16,
     }
-    kernels.product.multiply(**right)
+    kernels.gemm.multiply(**right)
     with pytest.raises(ValueError, match=message) as caught:
-        kernels.product.multiply(**{**right, **change(right)})
+        kernels.gemm.multiply(**{**right, **change(right)})
     assert "\n" not in str(caught.value)
 
 
 def test_rows_that_start_between_vectors_are_refused(kernels: SimpleNamespace) -> None:
     a = coded(kernels, values("random", 4, 72), torch.int8)
     with pytest.raises(ValueError, match="a: 72 columns given; a multiple of 16 is needed"):
-        kernels.product.multiply(a, a, torch.ones(4), dtype=torch.float16)
+        kernels.gemm.multiply(a, a, torch.ones(4), dtype=torch.float16)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model.deferred import Deferred, is_loaded, load
+from lowbit_vit.model.lazy_import import Deferred, is_loaded, load
 
 COSTLY = ("bitsandbytes", "peft", "torchvision", "torch._dynamo", "sklearn")
 
@@ -25,7 +25,7 @@ import torch
 import lowbit_vit.trial.backbone
 import lowbit_vit.trial.run
 import lowbit_vit.trial.scan
-from lowbit_vit.model import execution, lora, precision, quantized_file, vit
+from lowbit_vit.model import execution, lora, precision, serialization, vit
 from lowbit_vit.schema.plan import HighPrecision, Int8, NF4, Plan, uniform
 
 formats = {
@@ -41,7 +41,7 @@ def trial(weights, adaptation):
     model = vit.VisionTransformer(architecture, num_classes=3, attention="math", qkv="separate")
     precision.apply_plan(model, plan)
     precision.weight_bytes(model)
-    quantized_file.model_bytes(model.eval(), plan, {})
+    serialization.model_bytes(model.eval(), plan, {})
     images = torch.zeros(1, 3, 8, 8)
     execution.prepare(model, "eager", images)(images)
     if adaptation == "adapted":
@@ -49,9 +49,9 @@ def trial(weights, adaptation):
 
 
 def ask(_, packages):
-    precision.import_bitsandbytes([Plan(compute_dtype="fp32")])
+    precision.import_formats([Plan(compute_dtype="fp32")])
     if packages == "for nf4 and adapters":
-        precision.import_bitsandbytes([Plan(compute_dtype="fp32"), uniform(formats["nf4"], "fp32")])
+        precision.import_formats([Plan(compute_dtype="fp32"), uniform(formats["nf4"], "fp32")])
         lora.import_peft()
 
 

@@ -1,7 +1,7 @@
-"""Adapters over our NF4: trained through bitsandbytes' layers, then taken over with their codes, so that one product computes both.
+"""Adapters over nf4_fused: trained through bitsandbytes' layers, then taken over with their codes, so that one GEMM computes both.
 
 What is trained and what is used have the same codes and constants. In use, alpha / rank * B A is added to the weights while they are
-decoded, in fp32, and the sum is rounded once; peft computes both products in 16 bits and adds the results. So no weight is merged into
+decoded, in fp32, and the sum is rounded once; peft computes both GEMMs in 16 bits and adds the results. So no weight is merged into
 codes, which would make another model.
 """
 
@@ -10,25 +10,14 @@ from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model import lora
-from lowbit_vit.model.fast import FusedNF4Linear, from_bitsandbytes, fuse_blocks
-from lowbit_vit.model.precision import base_layer, is_nf4
+from lowbit_vit.model.formats.nf4 import is_nf4
+from lowbit_vit.model.nf4_linear import FusedNF4Linear, from_bitsandbytes
+from lowbit_vit.model.precision import base_layer, fuse_blocks
 from lowbit_vit.model.vit import Block, VisionTransformer
-from lowbit_vit.schema.plan import NF4, FusedNF4, Plan
-
-
-def training_plan(plan: Plan) -> Plan:
-    """The plan whose model is trained in place of this one's: bitsandbytes' NF4 where this one has ours."""
-    rules = tuple(
-        rule.model_copy(update={"weights": NF4(format="nf4", double_quantization=rule.weights.double_quantization)})
-        if isinstance(rule.weights, FusedNF4)
-        else rule
-        for rule in plan.rules
-    )
-    return plan.model_copy(update={"rules": rules})
 
 
 def take_over(model: VisionTransformer) -> None:
-    """Turn a trained model into one of our NF4 layers, in place: q, k and v in one layer, adapters beside the codes.
+    """Turn a trained model into one of nf4_fused layers, in place: q, k and v in one layer, adapters beside the codes.
 
     Args:
         model: as `lora.settle` leaves it; separate qkv layout, every linear of the encoder in bitsandbytes' NF4 without double
@@ -48,7 +37,7 @@ def take_over(model: VisionTransformer) -> None:
         attention.layout = "fused"
         attention.out = _taken(f"{name}.attention.out", attention.out)
         mlp.fc1, mlp.fc2 = _taken(f"{name}.mlp.fc1", mlp.fc1), _taken(f"{name}.mlp.fc2", mlp.fc2)
-    fuse_blocks(model.blocks)
+    fuse_blocks(model)
     model.qkv = "fused"
     vars(model).pop("peft_config", None)
 
@@ -56,7 +45,7 @@ def take_over(model: VisionTransformer) -> None:
 def _taken(name: str, layer: nn.Module) -> FusedNF4Linear:
     base = base_layer(layer)
     if not is_nf4(base) or base.weight.quant_state.nested:
-        raise ConfigError(f"{name}: {type(base).__name__}; adapters over our NF4 need NF4 without double quantization in every linear")
+        raise ConfigError(f"{name}: {type(base).__name__}; adapters over nf4_fused need NF4 without double quantization in every linear")
     return from_bitsandbytes(base.weight.data, base.weight.quant_state, base.bias.data, products="16-bit").train(base.training)
 
 
