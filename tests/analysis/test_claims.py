@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_group
 
 from lowbit_vit.analysis.claims import combine, gather, judge, ledger, load_claims
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
@@ -119,7 +120,7 @@ def test_numbers_of_others_have_a_public_source_and_only_they() -> None:
 
 
 def test_every_command_exists() -> None:
-    verbs = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback}
+    verbs = get_group(app).commands
     environments = re.findall(r"^\[testenv:(\w+)\]", (ROOT / "tox.ini").read_text(encoding="utf-8"), re.MULTILINE)
     for claim in LEDGER.claims:
         program, verb, *rest = claim.command.split()
