@@ -61,6 +61,7 @@ def _external(package: str) -> set[tuple[str, str]]:
     [
         ("", None),
         ("schema", None),
+        ("cli", None),
         ("analysis", "report"),
         ("report", "report"),
         ("data", "run"),

@@ -92,6 +92,14 @@ def test_a_typed_verdict_is_refused(tmp_path: Path) -> None:
         load_claims(tmp_path)
 
 
+def test_a_claim_with_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "paper").mkdir()
+    text = (ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8")
+    (tmp_path / "paper" / "claims.yaml").write_text(text.replace("id: method-lora\n", "id: method-lora\n    id: method-lora-2\n"))
+    with pytest.raises(ConfigError, match=r"claims\.yaml, line \d+: not valid YAML: key id is given twice$"):
+        load_claims(tmp_path)
+
+
 def test_an_audit_check_that_does_not_exist_is_named(tmp_path: Path) -> None:
     (tmp_path / "paper").mkdir()
     text = (ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8")

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.config import one_line, read_yaml
+from lowbit_vit.schema.config import read_yaml, validate
 from lowbit_vit.schema.made import read_made
 from lowbit_vit.schema.plan import (
     NF4,
@@ -154,10 +154,7 @@ def load_plan_file(path: Path) -> PlanFile:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such plan; lowbit-vit allocate writes one")
-    try:
-        return PlanFile.model_validate_json(read_yaml(path.read_text(), path), strict=True)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from None
+    return validate(PlanFile, read_yaml(path), path)
 
 
 def load_plan_files(path: Path, *, profile: str) -> tuple[PlanFile, ...]:
