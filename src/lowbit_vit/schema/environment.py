@@ -39,7 +39,6 @@ DECISIVE_PACKAGES = (
     "nvidia-cudnn-cu13",
     "numpy",
     "scikit-learn",
-    "torchmetrics",
     "pillow",
     "safetensors",
     "ray",
