@@ -11,7 +11,7 @@ from typing import Any
 
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import load_profile, read_yaml
-from lowbit_vit.schema.environment import command_line, provenance
+from lowbit_vit.schema.machine import command_line, provenance
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 

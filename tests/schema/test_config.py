@@ -8,7 +8,7 @@ import yaml
 
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import Profile, Trial, load_profile, load_trial, load_trials
-from lowbit_vit.schema.explain import explain
+from lowbit_vit.schema.config_docs import explain
 
 PROFILES = sorted((Path(__file__).parents[2] / "profiles").glob("*.yaml"))
 DEMO = next(path for path in PROFILES if path.stem == "demo")

@@ -15,7 +15,8 @@ from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.scores import scores
 from lowbit_vit.analysis.tables import read_paper_table
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.check import (
+from lowbit_vit.schema.claim import Claim, Judged, Ledger, Verdict
+from lowbit_vit.schema.claim_checks import (
     AccuracyCheck,
     AgreeCheck,
     AuditCheck,
@@ -35,7 +36,6 @@ from lowbit_vit.schema.check import (
     SumCheck,
     TableCheck,
 )
-from lowbit_vit.schema.claim import Claim, Judged, Ledger, Verdict
 from lowbit_vit.schema.config import Profile, Study, read_yaml, validate
 from lowbit_vit.schema.workspace import Workspace
 

@@ -13,7 +13,6 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import read_yaml, validate
-from lowbit_vit.schema.made import read_made
 from lowbit_vit.schema.plan import (
     NF4,
     ComputeDtype,
@@ -28,6 +27,7 @@ from lowbit_vit.schema.plan import (
     all_but,
     linear_names,
 )
+from lowbit_vit.schema.stage_documents import read_stage_document
 
 _HF_NAMES = {
     "attention.q": "attention.attention.query",
@@ -163,7 +163,7 @@ def load_plan_files(path: Path, *, profile: str) -> tuple[PlanFile, ...]:
     Raises:
         DataError: the file is missing or damaged.
     """
-    return read_made(path, _FILES, advice=f"run lowbit-vit allocate {profile}")
+    return read_stage_document(path, _FILES, advice=f"run lowbit-vit allocate {profile}")
 
 
 def plan_files_json(files: Sequence[PlanFile]) -> bytes:

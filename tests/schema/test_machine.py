@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lowbit_vit.schema.config import AttentionName, Execution, load_profile
-from lowbit_vit.schema.environment import doctor, provenance, visible_gpu, why_driver_too_old, why_unavailable
+from lowbit_vit.schema.machine import doctor, provenance, visible_gpu, why_driver_too_old, why_unavailable
 from lowbit_vit.schema.plan import Int8, uniform
 from lowbit_vit.schema.record import Provenance
 
@@ -38,7 +38,7 @@ def test_provenance_names_the_commit_of_this_checkout() -> None:
 
 def test_the_machine_can_be_described_without_torch() -> None:
     program = (
-        "import sys; from lowbit_vit.schema.environment import provenance; facts = provenance('x');"
+        "import sys; from lowbit_vit.schema.machine import provenance; facts = provenance('x');"
         "assert 'torch' not in sys.modules; assert facts.threads is None; assert facts.cuda is None"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
@@ -91,7 +91,7 @@ def test_a_driver_of_the_same_or_a_newer_cuda_will_do(supports: tuple[int, int])
 @pytest.mark.skipif(find_spec("torch") is None, reason="there is no torch here")
 def test_the_cuda_version_of_torch_is_read_without_importing_it() -> None:
     program = (
-        "import sys; from lowbit_vit.schema import environment; found = environment._cuda_of_torch();"
+        "import sys; from lowbit_vit.schema import machine; found = machine._cuda_of_torch();"
         "assert 'torch' not in sys.modules; import torch; assert found == torch.version.cuda, (found, torch.version.cuda)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
