@@ -17,7 +17,8 @@ from dvc.repo import Repo
 from dvc.repo.artifacts import check_name_format
 
 import synthetic
-from lowbit_vit import cli
+from command_line import call
+from lowbit_vit.cli import options
 from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS
 from lowbit_vit.schema.code import imported_files
 from lowbit_vit.schema.config import STUDIES, Profile, load_profile
@@ -32,8 +33,8 @@ PROFILES = sorted(file.stem for file in (ROOT / "profiles").glob("*.yaml"))
 VERBS = ("data", "backbone", "variants", "sensitivity", "estimate", "allocate", "mixed", "report")
 # Their outs are deleted and made anew, whatever changed; the studies keep what is finished.
 MADE_ANEW = ("data", "backbone")
-# cli.py only passes arguments on; a new help text is no reason to train again.
-DISPATCH = {"lowbit_vit.cli"}
+# The command line only passes arguments on; a new help text is no reason to train again.
+DISPATCH = "lowbit_vit.cli"
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def _reached(module: str) -> frozenset[str]:
     ahead = [module]
     while ahead:
         name = ahead.pop()
-        if name in seen or name in DISPATCH:
+        if name in seen or name.startswith(DISPATCH):
             continue
         seen.add(name)
         ahead += _imported_by(name)
@@ -87,15 +88,16 @@ def _reached(module: str) -> frozenset[str]:
 @cache
 def _imports_of_verb(verb: str) -> frozenset[str]:
     """What `lowbit-vit VERB` imports, in its own process and in those that it starts."""
-    body = _tree(SOURCE / "cli.py")
-    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    modules = [_tree(file) for file in (SOURCE / "cli").glob("*.py")]
+    functions = {node.name: node for body in modules for node in body if isinstance(node, ast.FunctionDef)}
     called, ahead = set(), [verb]
     while ahead:
         name = ahead.pop()
         called.add(name)
         names = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)}
         ahead += sorted(names & functions.keys() - called)
-    top = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    used = [body for body in modules if any(functions[name] in body for name in called)]
+    top = [node for body in used for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
     direct = _imported([*top, *(functions[name] for name in called)])
     reached = set().union(*map(_reached, direct))
     if verb in STUDIES:  # study.launch runs `lowbit-vit trial` and `lowbit-vit scan`
@@ -242,7 +244,7 @@ def test_params_are_the_sections_that_the_verb_really_reads(
         READ.intersection_update(read)  # less what validation read
         return profile
 
-    monkeypatch.setattr(cli, "load_profile", load_recording)
+    monkeypatch.setattr(options, "load_profile", load_recording)
     for module in (finished, sweep):  # so that every cell has its record, and no process starts
         monkeypatch.setattr(module, "is_current", lambda _: True)
     monkeypatch.setattr(finished, "code_sha256", lambda: synthetic.CODE)
@@ -252,7 +254,8 @@ def test_params_are_the_sections_that_the_verb_really_reads(
         (scores, *_) = finished.load_scores(used)
         used.estimates.write_text(estimates.model_copy(update={"backbone_sha256": scores.backbone_sha256}).model_dump_json())
     READ.clear()
-    getattr(cli, verb)("tiny", root=roots[verb])
+    run = call(verb, "tiny", "--root", str(roots[verb]))
+    assert run.returncode == 0, run.stderr
     declared = _params(stages[f"{verb}@demo"])
     assert declared >= READ - WORDS, f"dvc.yaml, {verb}, params: add {sorted(READ - WORDS - declared)}"
     assert declared <= READ, f"dvc.yaml, {verb}, params: nothing reads {sorted(declared - READ)}"

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.config import one_line, read_yaml
-from lowbit_vit.schema.made import read_made
+from lowbit_vit.schema.config import read_yaml, validate
 from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Plan, Rule, WeightFormat, all_but, linear_names
+from lowbit_vit.schema.stage_documents import read_stage_document
 
 _HF_NAMES = {
     "attention.q": "attention.attention.query",
@@ -135,10 +135,7 @@ def load_plan_file(path: Path) -> PlanFile:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such plan; lowbit-vit allocate writes one")
-    try:
-        return PlanFile.model_validate_json(read_yaml(path.read_text(), path), strict=True)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from None
+    return validate(PlanFile, read_yaml(path), path)
 
 
 def load_plan_files(path: Path, *, profile: str) -> tuple[PlanFile, ...]:
@@ -147,7 +144,7 @@ def load_plan_files(path: Path, *, profile: str) -> tuple[PlanFile, ...]:
     Raises:
         DataError: the file is missing or damaged.
     """
-    return read_made(path, _FILES, advice=f"run lowbit-vit allocate {profile}")
+    return read_stage_document(path, _FILES, advice=f"run lowbit-vit allocate {profile}")
 
 
 def plan_files_json(files: Sequence[PlanFile]) -> bytes:

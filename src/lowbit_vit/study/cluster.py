@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
 from lowbit_vit.schema.code import all_code_sha256, is_current
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.environment import provenance, visible_gpu
+from lowbit_vit.schema.machine import provenance, visible_gpu
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.container import Starter

@@ -15,10 +15,10 @@ from lowbit_vit.errors import DataError
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file, load_plan_files
 from lowbit_vit.schema.code import code_sha256, is_current
 from lowbit_vit.schema.config import Profile, Study, Trial
-from lowbit_vit.schema.environment import provenance, why_unavailable
-from lowbit_vit.schema.made import read_made
+from lowbit_vit.schema.machine import provenance, why_unavailable
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, remove_half_written, sha256, write_record
+from lowbit_vit.schema.stage_documents import read_stage_document
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import CELL_SEED
 from lowbit_vit.study.launch import scratch_folder, write_without_result
@@ -171,7 +171,7 @@ def load_scores(workspace: Workspace) -> tuple[SensitivityScores, ...]:
     """
     path = workspace.sensitivity
     advice = f"run lowbit-vit sensitivity {workspace.profile}"
-    scores = read_made(path, _SCORES, advice=advice)
+    scores = read_stage_document(path, _SCORES, advice=advice)
     known = {weights_sha256(workspace.adapted(CELL_SEED)), weights_sha256(workspace.backbone)} - {None}
     if known and any(score.backbone_sha256 not in known for score in scores):
         raise DataError(f"{path}: was made from other weights than those in checkpoints/{workspace.profile}; {advice} again")

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from lowbit_vit.errors import LowbitVitError
-from lowbit_vit.schema.environment import visible_gpu
+from lowbit_vit.schema.machine import visible_gpu
 from lowbit_vit.study.nursery import take_server
 
 _PROGRAM = "lowbit_vit.study.fork_server"

@@ -26,7 +26,7 @@ from lowbit_vit.model.serialization import model_bytes
 from lowbit_vit.model.vit import Architecture, VisionTransformer, architecture
 from lowbit_vit.schema.code import code_sha256, formats_sha256
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.environment import command_line, provenance, why_unavailable
+from lowbit_vit.schema.machine import command_line, provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, write_record
 from lowbit_vit.schema.workspace import Workspace

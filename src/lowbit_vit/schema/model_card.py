@@ -9,7 +9,7 @@ from lowbit_vit.schema.record import Accuracy
 from lowbit_vit.schema.workspace import Workspace
 
 
-class Card(BaseModel):
+class ModelCard(BaseModel):
     """What every card says. Those that the backbone stage writes say more: recipe, provenance, class names, teacher."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

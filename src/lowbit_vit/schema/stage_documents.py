@@ -11,7 +11,7 @@ from lowbit_vit.schema.config import one_line
 Document = TypeVar("Document")
 
 
-def read_made(path: Path, document: TypeAdapter[Document], *, advice: str) -> Document:
+def read_stage_document(path: Path, document: TypeAdapter[Document], *, advice: str) -> Document:
     """Read a JSON document.
 
     Args:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lowbit_vit.schema import environment
+from lowbit_vit.schema import machine
 from lowbit_vit.schema.config import AttentionName, Execution, load_profile
-from lowbit_vit.schema.environment import Gpu, doctor, provenance, visible_gpu, why_driver_too_old, why_unavailable
+from lowbit_vit.schema.machine import Gpu, doctor, provenance, visible_gpu, why_driver_too_old, why_unavailable
 from lowbit_vit.schema.plan import FP8, W8A8, FusedNF4, Int8, Weights, uniform
 from lowbit_vit.schema.record import Provenance
 
@@ -40,7 +40,7 @@ def test_provenance_names_the_commit_of_this_checkout() -> None:
 
 def test_the_machine_can_be_described_without_torch() -> None:
     program = (
-        "import sys; from lowbit_vit.schema.environment import provenance; facts = provenance('x');"
+        "import sys; from lowbit_vit.schema.machine import provenance; facts = provenance('x');"
         "assert 'torch' not in sys.modules; assert facts.threads is None; assert facts.cuda is None"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
@@ -101,7 +101,7 @@ def test_a_format_says_which_gpu_and_which_execution_it_needs(
     weights: Weights, capability: tuple[int, int], execution: Execution, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = Gpu(name="a GPU", uuid="GPU-0", memory_gib=80.0, driver="590.1", capability=capability, cuda=(99, 0))
-    monkeypatch.setattr(environment, "visible_gpu", lambda: gpu)
+    monkeypatch.setattr(machine, "visible_gpu", lambda: gpu)
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.15.0+cu132")
     assert why_unavailable(device="cuda", attention="math", execution=execution, plan=uniform(weights, "bf16")) == reason
     if weights.capability is not None:
@@ -124,7 +124,7 @@ def test_a_driver_of_the_same_or_a_newer_cuda_will_do(supports: tuple[int, int])
 @pytest.mark.skipif(find_spec("torch") is None, reason="there is no torch here")
 def test_the_cuda_version_of_torch_is_read_without_importing_it() -> None:
     program = (
-        "import sys; from lowbit_vit.schema import environment; found = environment._cuda_of_torch();"
+        "import sys; from lowbit_vit.schema import machine; found = machine._cuda_of_torch();"
         "assert 'torch' not in sys.modules; import torch; assert found == torch.version.cuda, (found, torch.version.cuda)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

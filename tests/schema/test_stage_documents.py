@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.made import read_made
+from lowbit_vit.schema.stage_documents import read_stage_document
 
 NUMBERS = TypeAdapter(tuple[int, ...])
 ADVICE = "run lowbit-vit estimate demo"
@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_was_made_is_read(path: Path) -> None:
-    assert read_made(path, NUMBERS, advice=ADVICE) == (1, 2)
+    assert read_stage_document(path, NUMBERS, advice=ADVICE) == (1, 2)
 
 
 def folder_instead(path: Path) -> None:
@@ -42,7 +42,7 @@ def folder_instead(path: Path) -> None:
 def test_what_cannot_be_read_is_answered_with_the_verb_that_makes_it(path: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(path)
     with pytest.raises(DataError) as raised:
-        read_made(path, NUMBERS, advice=ADVICE)
+        read_stage_document(path, NUMBERS, advice=ADVICE)
     said = str(raised.value)
     assert said.startswith(f"{path}: ")
     assert said.endswith(message)
