@@ -1,5 +1,6 @@
 """What benchmarks share: a reports folder aside, so that they touch no record of the project, and what a record says of its machine."""
 
+import json
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
@@ -8,11 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lowbit_vit.errors import LowbitVitError
-from lowbit_vit.schema.config import load_profile
-from lowbit_vit.schema.environment import command_line, provenance
+from lowbit_vit.schema.config import load_profile, read_yaml
+from lowbit_vit.schema.machine import command_line, provenance
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 
@@ -32,10 +31,10 @@ def put_profile(root: Path, workspace: Workspace, reduce: Callable[[dict[str, An
     Raises:
         ConfigError: what comes of it is no profile.
     """
-    profile = yaml.safe_load(Workspace(root=root, profile=workspace.profile).profile_file.read_text())
+    profile = read_yaml(Workspace(root=root, profile=workspace.profile).profile_file)
     reduce(profile)
     workspace.profile_file.parent.mkdir()
-    workspace.profile_file.write_text(yaml.safe_dump(profile, sort_keys=False, allow_unicode=True))
+    workspace.profile_file.write_text(json.dumps(profile, default=str))
     load_profile(workspace.profile_file)
 
 

@@ -33,7 +33,7 @@ import pynvml
 from aside import empty_reports, machine, predictions_of, put_profile
 from lowbit_vit.errors import DataError, Unavailable
 from lowbit_vit.schema.config import Study
-from lowbit_vit.schema.environment import provenance
+from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.record import Record, read_records, sha256
 from lowbit_vit.schema.workspace import Workspace
 

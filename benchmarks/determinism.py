@@ -21,7 +21,7 @@ from rich.progress import track
 from aside import empty_reports
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import Trial, load_profile
-from lowbit_vit.schema.environment import cpu_cores, provenance
+from lowbit_vit.schema.machine import cpu_cores, provenance
 from lowbit_vit.schema.record import Predictions, Record, load_predictions
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import launch

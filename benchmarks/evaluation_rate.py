@@ -22,7 +22,7 @@ from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.precision import apply_plan
 from lowbit_vit.model.vit import VisionTransformer, architecture
 from lowbit_vit.schema.config import load_profile
-from lowbit_vit.schema.environment import provenance
+from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.call_time import ms_on_card

@@ -35,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 from fast_path_ceilings import all_tiles, ceilings
 from fast_path_sides import GROUPS, OURS, REFERENCE, REFERENCE_SIDE, Forward
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.schema.environment import provenance
+from lowbit_vit.schema.machine import provenance
 from lowbit_vit.trial.call_time import ms_on_card
 from lowbit_vit.trial.trace import own_times
 

@@ -15,24 +15,24 @@ from torch import Tensor, nn
 from fast_path_sides import ARCH, CLASSES
 from lowbit_vit.model import precision
 from lowbit_vit.model.attention import attend
-from lowbit_vit.model.kernels import arguments, nf4, product, quantize, tiles
-from lowbit_vit.model.work import forward_flop
+from lowbit_vit.model.flops import forward_flop
+from lowbit_vit.model.kernels import gemm, nf4, quantize
 from lowbit_vit.schema.plan import FusedNF4
 from lowbit_vit.trial.call_time import ms_on_card
 
 TILES = (  # what the package has, and what was tried beside
-    *tiles.EIGHT_BIT,
-    tiles.BULK,
-    tiles.IN_PARTS,
-    tiles.Tile(128, 256, 128, 8, 3, bulk=True),
-    tiles.Tile(128, 128, 128, 4, 4, bulk=True),
-    tiles.Tile(128, 256, 128, 8, 3),
-    tiles.Tile(128, 128, 128, 8, 4),
-    tiles.Tile(64, 256, 128, 8, 3),
-    tiles.Tile(64, 128, 128, 4, 4),
-    tiles.Tile(64, 64, 128, 4, 4),
-    tiles.Tile(64, 64, 128, 4, 8),
-    tiles.Tile(64, 32, 256, 4, 4),
+    *gemm.TILES,
+    gemm.TMA_TILE,
+    gemm.SPLIT_TILE,
+    gemm.Tile(128, 256, 128, 8, 3, tma=True),
+    gemm.Tile(128, 128, 128, 4, 4, tma=True),
+    gemm.Tile(128, 256, 128, 8, 3),
+    gemm.Tile(128, 128, 128, 8, 4),
+    gemm.Tile(64, 256, 128, 8, 3),
+    gemm.Tile(64, 128, 128, 4, 4),
+    gemm.Tile(64, 64, 128, 4, 4),
+    gemm.Tile(64, 64, 128, 4, 8),
+    gemm.Tile(64, 32, 256, 4, 4),
 )
 SHAPES = {"qkv": (3072, 1024), "out": (1024, 1024), "fc1": (4096, 1024), "fc2": (1024, 4096)}  # columns, depth
 
@@ -109,28 +109,28 @@ def code_types() -> dict[str, torch.dtype]:
 def chosen(rows: int, columns: int, depth: int) -> str:
     """The tile that the package takes where the depth may be in parts."""
     device = torch.device("cuda")
-    count, in_bulk = product.multiprocessors(device), arguments.copies_in_bulk(device, rows)
-    return label(tiles.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, in_parts=True, in_bulk=in_bulk))
+    count, tma = gemm.multiprocessors(device), gemm.uses_tma(device, rows)
+    return label(gemm.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, split_k=True, tma=tma))
 
 
-def label(tile: tiles.Tile) -> str:
+def label(tile: gemm.Tile) -> str:
     """Its numbers: rows x columns x depth, warps, stages, and parts of the depth."""
-    in_parts = f", {tile.parts} parts" if tile.parts > 1 else ""
-    in_bulk = ", in bulk" if tile.bulk else ""
-    return f"{tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages{in_parts}{in_bulk}"
+    in_parts = f", {tile.split_k} parts" if tile.split_k > 1 else ""
+    in_bulk = ", in bulk" if tile.tma else ""
+    return f"{tile.block_m}x{tile.block_n}x{tile.block_k}, {tile.num_warps} warps, {tile.num_stages} stages{in_parts}{in_bulk}"
 
 
 def tile_times(rows: int, columns: int, depth: int, codes: torch.dtype) -> dict[str, float]:
     """Milliseconds of each candidate; of those in parts only where they do not make too many tiles."""
     a = quantize.quantize_rows(drawn(rows, depth), codes=codes)
     layers = [quantize.quantize_rows(drawn(columns, depth), codes=codes) for _ in range(ARCH.depth)]
-    bias, arrivals = torch.zeros(columns, device="cuda"), torch.zeros(product.ARRIVALS, dtype=torch.int32, device="cuda")
-    engine = torch.cuda.get_device_capability() >= arguments.BULK_FROM
-    usable = [tile for tile in TILES if engine or not tile.bulk]
-    fitting = [tile for tile in usable if tile.parts == 1 or -(-rows // tile.rows) * -(-columns // tile.columns) <= product.ARRIVALS]
+    bias, arrivals = torch.zeros(columns, device="cuda"), torch.zeros(gemm.ARRIVALS, dtype=torch.int32, device="cuda")
+    engine = torch.cuda.get_device_capability() >= gemm.TMA_FROM
+    usable = [tile for tile in TILES if engine or not tile.tma]
+    fitting = [tile for tile in usable if tile.split_k == 1 or -(-rows // tile.block_m) * -(-columns // tile.block_n) <= gemm.ARRIVALS]
     return {
         label(tile): by_layers_ms(
-            lambda w, tile=tile: product.multiply(a, w, bias, dtype=torch.bfloat16, arrivals=arrivals, tile=tile),  # type: ignore[misc]
+            lambda w, tile=tile: gemm.multiply(a, w, bias, dtype=torch.bfloat16, arrivals=arrivals, tile=tile),  # type: ignore[misc]
             layers,
         )
         for tile in fitting

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model import adapted_nf4, decoded_ahead, fast, lora, precision
+from lowbit_vit.model import lora, nf4_prefetch, precision
 from lowbit_vit.model.execution import prepare
-from lowbit_vit.model.kernels import arguments, gelu, tiles
+from lowbit_vit.model.formats import nf4_fused
+from lowbit_vit.model.kernels import gelu, gemm, pdl
 from lowbit_vit.model.vit import ARCHITECTURES, VisionTransformer, encoder_linears
 from lowbit_vit.schema.config import Execution, QkvLayout
 from lowbit_vit.schema.plan import FP8, NF4, W8A8, FusedNF4, HighPrecision, Int8, Plan, Weights, uniform
@@ -60,7 +61,7 @@ def adapted(execution: Execution, *, ours: bool) -> Callable[[Tensor], Forward]:
         lora.wrap(model, rank=16, alpha=32, dropout=0.0)
         lora.settle(model)
         if ours:
-            adapted_nf4.take_over(model)
+            precision.take_over(model, uniform(FUSED, "bf16"))
         return prepare(model.eval(), execution, example)
 
     return make
@@ -136,8 +137,9 @@ def gemlite(name: str) -> Callable[[Tensor], Forward]:
 
 
 SINGLE = NF4(format="nf4", double_quantization=False)
+FUSED = FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit")
 W8A8_GRAPH, FP8_GRAPH = ours(W8A8(format="w8a8"), "cuda_graph"), ours(FP8(format="fp8"), "cuda_graph")
-NF4_GRAPH = ours(FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit"), "compile_graph")
+NF4_GRAPH = ours(FUSED, "compile_graph")
 MORE = 1 << 40  # than there are rows or columns
 NO_CARD = (99, 0)
 BY_CONVOLUTION: tuple[type, str, object] = (VisionTransformer, "patches", convolved)
@@ -148,20 +150,20 @@ OURS: dict[str, Callable[[Tensor], Forward]] = {
     "bf16, eager": ours(HighPrecision(), "eager"),
     "W8A8, graph": W8A8_GRAPH,
     "fp8, graph": FP8_GRAPH,
-    "W8A8, no kernel starts early, graph": altered(W8A8_GRAPH, arguments, "EARLY_ROWS", 0),
-    "fp8, no kernel starts early, graph": altered(FP8_GRAPH, arguments, "EARLY_ROWS", 0),
-    "fp8, every kernel starts early, graph": altered(FP8_GRAPH, arguments, "EARLY_ROWS", MORE),
-    "fp8, no depth in parts, graph": altered(FP8_GRAPH, tiles, "LONG", MORE),
-    "fp8, no tile in bulk, graph": altered(FP8_GRAPH, arguments, "BULK_FROM", NO_CARD),
-    "W8A8, no tile in bulk, graph": altered(W8A8_GRAPH, arguments, "BULK_FROM", NO_CARD),
+    "W8A8, no kernel starts early, graph": altered(W8A8_GRAPH, pdl, "MOST_ROWS", 0),
+    "fp8, no kernel starts early, graph": altered(FP8_GRAPH, pdl, "MOST_ROWS", 0),
+    "fp8, every kernel starts early, graph": altered(FP8_GRAPH, pdl, "MOST_ROWS", MORE),
+    "fp8, no depth in parts, graph": altered(FP8_GRAPH, gemm, "LONG_K", MORE),
+    "fp8, no tile in bulk, graph": altered(FP8_GRAPH, gemm, "TMA_FROM", NO_CARD),
+    "W8A8, no tile in bulk, graph": altered(W8A8_GRAPH, gemm, "TMA_FROM", NO_CARD),
     "fp8, patches by convolution, graph": altered(FP8_GRAPH, *BY_CONVOLUTION),
     "NF4 fused, compiled, graph": NF4_GRAPH,
-    "NF4 fused, GELU left to the compiler, compiled, graph": altered(NF4_GRAPH, fast, "nf4_in_16_bits", lambda _: False),
+    "NF4 fused, GELU left to the compiler, compiled, graph": altered(NF4_GRAPH, type(nf4_fused.FORMAT), "fuse", lambda _, block: block),
     "NF4 fused, double quantization, compiled, graph": ours(
         FusedNF4(format="nf4_fused", double_quantization=True, products="16-bit"), "compile_graph"
     ),
-    "NF4 fused, turns as large as a layer, compiled, graph": altered(NF4_GRAPH, decoded_ahead, "BY_BLOCKS_FROM", MORE),
-    "NF4 fused, turns as large as a block, compiled, graph": altered(NF4_GRAPH, decoded_ahead, "BY_BLOCKS_FROM", 0),
+    "NF4 fused, turns as large as a layer, compiled, graph": altered(NF4_GRAPH, nf4_prefetch, "BY_BLOCKS_FROM", MORE),
+    "NF4 fused, turns as large as a block, compiled, graph": altered(NF4_GRAPH, nf4_prefetch, "BY_BLOCKS_FROM", 0),
     "NF4 fused with adapters, compiled, graph": adapted("compile_graph", ours=True),
     "bitsandbytes NF4 with peft's adapters, eager": adapted("eager", ours=False),
     "bitsandbytes NF4 with peft's adapters, graph": adapted("cuda_graph", ours=False),

@@ -26,7 +26,7 @@ from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.precision import apply_plan, compute_dtype, matmul_mode
 from lowbit_vit.schema.config import Trial, load_profile
-from lowbit_vit.schema.environment import provenance
+from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from lowbit_vit.data.arrays import Dataset, load_dataset
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import VisionTransformer, architecture
-from lowbit_vit.schema.config import Profile, Teacher, Training, load_profile
+from lowbit_vit.schema.config import Profile, Teacher, Training, load_profile, read_yaml
 from lowbit_vit.schema.record import TrainingResult
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.backbone import fresh_model, teacher_forward, view_logits
@@ -75,7 +74,7 @@ def _with(content: dict[str, Any], changes: dict[str, str]) -> dict[str, Any]:
         place = content
         for part in path:
             place = place[part]
-        place[last] = yaml.safe_load(value)
+        place[last] = read_yaml(Path(key), f"value: {value}")["value"]
     return content
 
 

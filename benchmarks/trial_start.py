@@ -40,7 +40,7 @@ ARMS = ("Baseline ViT", "4-bit + SDPA")
 # The same program, which `launch` starts and does not fork.
 FRESH = (sys.executable, "-c", "import sys; sys.argv[0] = '__main__.py'; from lowbit_vit.cli import main; main()")
 ON_A_GPU = (
-    "import time; from lowbit_vit.schema import environment; environment.visible_gpu = lambda: True\n"
+    "import time; from lowbit_vit.schema import machine; machine.visible_gpu = lambda: True\n"
     "from lowbit_vit.trial import forked\n"
     "wall, cpu = time.perf_counter(), time.process_time(); forked.preload(gpu=False)\n"
     "print(time.perf_counter() - wall, time.process_time() - cpu)"

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowbit_vit.model.fast import FusedBlock
+from lowbit_vit.model.fused import FusedBlock
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 LINEARS = ("attention.qkv", "attention.out", "mlp.fc1", "mlp.fc2")

@@ -3,7 +3,8 @@
 Each verb that reads records (and `audit`) runs on each reference twice: with the sources, profiles and records of the
 base commit, and with those of the tree that this file lies in. What it prints, its exit code and the files that it writes
 are compared line by line; figures are left out, of the page only the text is compared. Prints unified differences, then
-one line for each verb and reference. Exit code 1: something differs.
+one line for each verb and reference. Exit code 1: something differs. Both run in this interpreter's environment, which must have
+what the base needs as well: pip install statsmodels.
 
     python tests/guard.py                                     # all of it, some five minutes on two cores
     python tests/guard.py --verbs show claims --references cpu-2026-11 --digits 12

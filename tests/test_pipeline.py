@@ -17,11 +17,13 @@ from dvc.repo import Repo
 from dvc.repo.artifacts import check_name_format
 
 import synthetic
-from lowbit_vit import cli
+from command_line import call
+from lowbit_vit.cli import options
 from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS
 from lowbit_vit.schema.code import imported_files
 from lowbit_vit.schema.config import STUDIES, Profile, load_profile
 from lowbit_vit.schema.estimate import read_estimates
+from lowbit_vit.schema.plan import FORMATS
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import resume
 from lowbit_vit.study.process import PRELOAD
@@ -32,8 +34,8 @@ PROFILES = sorted(file.stem for file in (ROOT / "profiles").glob("*.yaml"))
 VERBS = ("data", "backbone", "variants", "sensitivity", "estimate", "allocate", "mixed", "report")
 # Their outs are deleted and made anew, whatever changed; the studies keep what is finished.
 MADE_ANEW = ("data", "backbone")
-# cli.py only passes arguments on; a new help text is no reason to train again.
-DISPATCH = {"lowbit_vit.cli"}
+# The command line only passes arguments on; a new help text is no reason to train again.
+DISPATCH = "lowbit_vit.cli"
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def _reached(module: str) -> frozenset[str]:
     ahead = [module]
     while ahead:
         name = ahead.pop()
-        if name in seen or name in DISPATCH:
+        if name in seen or name.startswith(DISPATCH):
             continue
         seen.add(name)
         ahead += _imported_by(name)
@@ -87,15 +89,16 @@ def _reached(module: str) -> frozenset[str]:
 @cache
 def _imports_of_verb(verb: str) -> frozenset[str]:
     """What `lowbit-vit VERB` imports, in its own process and in those that it starts."""
-    body = _tree(SOURCE / "cli.py")
-    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    modules = [_tree(file) for file in (SOURCE / "cli").glob("*.py")]
+    functions = {node.name: node for body in modules for node in body if isinstance(node, ast.FunctionDef)}
     called, ahead = set(), [verb]
     while ahead:
         name = ahead.pop()
         called.add(name)
         names = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)}
         ahead += sorted(names & functions.keys() - called)
-    top = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    used = [body for body in modules if any(functions[name] in body for name in called)]
+    top = [node for body in used for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
     direct = _imported([*top, *(functions[name] for name in called)])
     reached = set().union(*map(_reached, direct))
     if verb in STUDIES:
@@ -152,16 +155,37 @@ def test_what_is_made_anew_depends_on_no_module_that_it_does_not_import(verb: st
     assert expected - set(starts) <= found <= expected | set(starts), f"dvc.yaml, {verb}, deps: write these lines:\n{lines}"
 
 
-def test_the_codes_hash_is_over_what_the_process_of_a_trial_really_imports() -> None:
-    program = (
-        "import json, sys, lowbit_vit.trial.run, lowbit_vit.trial.scan;"
-        # A trial on the fast path imports its kernels when it first runs one.
-        "from lowbit_vit.model import fast; fast.nf4.decode; fast.product.multiply; fast.quantize.quantize_rows;"
-        "print(json.dumps([module.__file__ for name, module in sys.modules.items() if name.split('.')[0] == 'lowbit_vit']))"
-    )
-    listed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    imported = {Path(file).relative_to(SOURCE).as_posix() for file in json.loads(listed)}
-    assert imported == set(imported_files(SOURCE, ["trial/run.py", "trial/scan.py"]))
+def test_the_codes_hashes_are_over_what_the_process_of_a_trial_really_imports() -> None:
+    program = """
+import json, os, sys, lowbit_vit.trial.run, lowbit_vit.trial.scan
+from lowbit_vit.model.lazy_import import Deferred, load
+from lowbit_vit.model.precision import format_named
+for weights in sys.argv[1:]:
+    if os.fork():
+        assert os.wait()[1] == 0
+        continue
+    format_named(weights)
+    # A layer or a block imports its kernels when it first runs.
+    for module in [module for name, module in sys.modules.items() if name.startswith("lowbit_vit.model.")]:
+        for value in vars(module).values():
+            if isinstance(value, Deferred) and value._package.startswith("lowbit_vit."):
+                load(value._package)
+    print(json.dumps([module.__file__ for name, module in sys.modules.items() if name.split('.')[0] == 'lowbit_vit']), flush=True)
+    os._exit(0)
+"""
+    listed = subprocess.run([sys.executable, "-c", program, *FORMATS], capture_output=True, text=True, check=True).stdout
+    for weights, files in zip(FORMATS, listed.splitlines(), strict=True):
+        imported = {Path(file).relative_to(SOURCE).as_posix() for file in json.loads(files)}
+        assert imported == set(imported_files(SOURCE, ["trial/run.py", "trial/scan.py", f"model/formats/{weights}.py"])), weights
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_backbone_depends_on_no_kernel_and_no_low_bit_format(profile: str, stages: dict[str, Any]) -> None:
+    deps = {path.relative_to(SOURCE).as_posix() for path in _code(stages[f"backbone@{profile}"])}
+    model = {name for name in deps if name.startswith("model")}
+    assert "model/vit.py" in model
+    assert not {name for name in model if "kernels" in name or name in ("model", "model/formats", "model/fused.py", "model/nf4_linear.py")}
+    assert {name for name in model if "formats" in name} == {"model/formats/__init__.py", "model/formats/high.py"}
 
 
 def test_every_stage_is_a_verb_of_a_profile_or_a_download_of_known_content(stages: dict[str, Any]) -> None:
@@ -221,8 +245,9 @@ def test_params_are_the_sections_that_the_verb_really_reads(
         READ.intersection_update(read)  # less what validation read
         return profile
 
-    monkeypatch.setattr(cli, "load_profile", load_recording)
+    monkeypatch.setattr(options, "load_profile", load_recording)
     # So that every cell has its record, and no process starts.
+    monkeypatch.setattr(resume, "is_current", lambda _: True)
     monkeypatch.setattr(resume, "code_sha256", lambda: synthetic.CODE)
     if verb == "allocate":
         made, used = Workspace(roots["estimate"], "tiny"), Workspace(roots[verb], "tiny")
@@ -230,7 +255,8 @@ def test_params_are_the_sections_that_the_verb_really_reads(
         (scores, *_) = resume.load_scores(used)
         used.estimates.write_text(estimates.model_copy(update={"backbone_sha256": scores.backbone_sha256}).model_dump_json())
     READ.clear()
-    getattr(cli, verb)("tiny", root=roots[verb])
+    run = call(verb, "tiny", "--root", str(roots[verb]))
+    assert run.returncode == 0, run.stderr
     declared = _params(stages[f"{verb}@demo"])
     assert declared >= READ - WORDS, f"dvc.yaml, {verb}, params: add {sorted(READ - WORDS - declared)}"
     assert declared <= READ, f"dvc.yaml, {verb}, params: nothing reads {sorted(declared - READ)}"

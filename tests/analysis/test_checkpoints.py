@@ -8,8 +8,8 @@ import pytest
 
 from lowbit_vit.analysis.checkpoints import list_checkpoints
 from lowbit_vit.report.checkpoints import checkpoint_table
-from lowbit_vit.schema.card import weight_files
 from lowbit_vit.schema.config import Profile, load_profile
+from lowbit_vit.schema.model_card import weight_files
 from lowbit_vit.schema.record import sha256
 from lowbit_vit.schema.workspace import Workspace
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_group
 
 from lowbit_vit.analysis.claims import combine, gather, judge, ledger, load_claims
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
@@ -91,6 +92,14 @@ def test_a_typed_verdict_is_refused(tmp_path: Path) -> None:
         load_claims(tmp_path)
 
 
+def test_a_claim_with_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "paper").mkdir()
+    text = (ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8")
+    (tmp_path / "paper" / "claims.yaml").write_text(text.replace("id: method-lora\n", "id: method-lora\n    id: method-lora-2\n"))
+    with pytest.raises(ConfigError, match=r"claims\.yaml, line \d+: not valid YAML: key id is given twice$"):
+        load_claims(tmp_path)
+
+
 def test_an_audit_check_that_does_not_exist_is_named(tmp_path: Path) -> None:
     (tmp_path / "paper").mkdir()
     text = (ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8")
@@ -119,7 +128,7 @@ def test_numbers_of_others_have_a_public_source_and_only_they() -> None:
 
 
 def test_every_command_exists() -> None:
-    verbs = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback}
+    verbs = get_group(app).commands
     environments = re.findall(r"^\[testenv:(\w+)\]", (ROOT / "tox.ini").read_text(encoding="utf-8"), re.MULTILINE)
     for claim in LEDGER.claims:
         program, verb, *rest = claim.command.split()

@@ -19,7 +19,8 @@ from lowbit_vit.analysis.evidence import predicted
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.schema.answers import Answers
-from lowbit_vit.schema.check import (
+from lowbit_vit.schema.claim import Cell, Claim, Verdict
+from lowbit_vit.schema.claim_checks import (
     AccuracyCheck,
     AgreeCheck,
     Arms,
@@ -39,7 +40,6 @@ from lowbit_vit.schema.check import (
     SumCheck,
     TableCheck,
 )
-from lowbit_vit.schema.claim import Cell, Claim, Verdict
 from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores, all_but, uniform
 from lowbit_vit.schema.record import Record

@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit import cli
 from lowbit_vit.analysis import blocks
 from lowbit_vit.analysis.contests import contests
 from lowbit_vit.analysis.pairs import pair_terms, pairs
 from lowbit_vit.analysis.results import Result, load_results
+from lowbit_vit.cli import plans
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.report.choices import pair_words
 from lowbit_vit.schema.allocation import load_plan_file
@@ -63,7 +63,7 @@ def test_a_plan_with_pairs_predicts_their_terms(runs: Runs, tmp_path: Path) -> N
     predicted = {}
     for asked in (True, False):
         out = tmp_path / f"{asked}.json"
-        cli.allocate("demo", max_flips=1000, formats=["nf4"], pairs=asked, out=out, root=workspace.root)
+        plans.allocate("demo", max_flips=1000, formats=["nf4"], pairs=asked, out=out, root=workspace.root)
         plan = load_plan_file(out)
         assert {entry.weights.name for entry in plan.entries} == {"nf4"}
         assert plan.predicted is not None
@@ -76,9 +76,9 @@ def test_pairs_that_were_not_measured_are_asked_for_in_vain(tmp_path: Path) -> N
     _, workspace = synthetic.fill(tmp_path / "root", studies=("sensitivity",))
     shutil.copy(synthetic.PROJECT / "profiles" / "demo.yaml", workspace.root / "profiles")
     with pytest.raises(ConfigError, match=r"no pairs were measured; put mixed\.pairs: 4 into profiles/demo\.yaml"):
-        cli.allocate("demo", budget_mib=1.0, pairs=True, root=workspace.root)
+        plans.allocate("demo", budget_mib=1.0, pairs=True, root=workspace.root)
     with pytest.raises(ConfigError, match="--pairs need a budget"):
-        cli.allocate("demo", pairs=True, root=workspace.root)
+        plans.allocate("demo", pairs=True, root=workspace.root)
 
 
 @pytest.mark.parametrize("count", [1, 9])

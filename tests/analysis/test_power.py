@@ -15,6 +15,21 @@ def test_unpaired_power_is_that_of_rs_power_prop_test() -> None:
     assert power_unpaired(0.25, rate=0.5, images=(76, 76)) < 0.9 < power_unpaired(0.25, rate=0.5, images=(77, 77))
 
 
+@pytest.mark.parametrize(
+    ("difference", "rate", "images", "power"),
+    [
+        (-0.02, 0.82, (1020, 6149), 0.31333076596589),
+        (-0.02, 0.82, (6149, 1020), 0.33853886005686),
+        (0.05, 0.9, (500, 300), 0.72313992973649),
+    ],
+)
+def test_unpaired_power_of_unequal_samples_is_that_of_statsmodels(
+    difference: float, rate: float, images: tuple[int, int], power: float
+) -> None:
+    # power_proportions_2indep of statsmodels 0.15.
+    assert power_unpaired(difference, rate=rate, images=images) == pytest.approx(power, abs=1e-12)
+
+
 def test_paired_power_needs_connors_sample_size() -> None:
     # Connor 1987: n = ((z_a sqrt(psi) + z_b sqrt(psi - d^2)) / d)^2, here 154.0...: 155 pairs.
     assert power_paired(0.15, discordance=0.45, images=154) < 0.8 + 1.1e-3

@@ -1,4 +1,4 @@
-"""What goes wrong on a real card, each in one clear line: memory that runs out or is held, another process, a missing package."""
+"""What goes wrong on a real GPU, each in one clear line: memory that runs out or is held, another process, a missing package."""
 
 import gc
 import logging
@@ -15,7 +15,7 @@ import torch
 from lowbit_vit.data.prepare import prepare_dataset
 from lowbit_vit.errors import Busy
 from lowbit_vit.schema.config import Profile, SmallVit, load_profile
-from lowbit_vit.schema.environment import visible_gpu, why_unavailable
+from lowbit_vit.schema.machine import visible_gpu, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace

@@ -1,4 +1,4 @@
-"""Models on the fast path on a card: fused blocks are what their quantization says, graphs repeat them, NF4 is bitsandbytes'."""
+"""Models on the fast path on a GPU: fused blocks are what their quantization says, graphs repeat them, NF4 is bitsandbytes'."""
 
 import gc
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import Tensor
 from drawn_model import drawn_model
 from emulated_block import emulated, restored_weights
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model import adapted_nf4, decoded_ahead, fast, lora, precision, quantized_file
+from lowbit_vit.model import fused, lora, nf4_prefetch, precision, serialization
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import Execution
@@ -46,7 +46,7 @@ def test_a_fused_block_computes_what_its_quantization_says(weights: Fused, count
     model = wide_model()
     precision.apply_plan(model, uniform(weights, "bf16"))
     block = model.blocks[0]
-    assert isinstance(block, fast.FusedBlock)
+    assert isinstance(block, fused.FusedBlock)
     x = torch.randn(count, 197, 1024, generator=torch.Generator().manual_seed(2)).to(DEVICE, torch.bfloat16)
     with torch.inference_mode():
         weights_of, kind = restored_weights(block)
@@ -83,10 +83,8 @@ def test_a_replay_keeps_the_weights_that_it_reads(weights: Fused) -> None:
 
 @pytest.mark.parametrize("by_blocks_from", [1, 1 << 20], ids=["by blocks", "by layers"])
 @pytest.mark.parametrize("high", [(), (0,), (2,), (0, 2, 3, 4)], ids=str)
-def test_layers_that_are_decoded_ahead_wait_for_their_weights(
-    high: tuple[int, ...], by_blocks_from: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoded_ahead, "BY_BLOCKS_FROM", by_blocks_from)
+def test_prefetched_layers_wait_for_their_weights(high: tuple[int, ...], by_blocks_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nf4_prefetch, "BY_BLOCKS_FROM", by_blocks_from)
     model = drawn_model(replace(WIDE, depth=5), attention="flash", qkv="fused", std=0.03).to(DEVICE)
     precision.apply_plan(model, all_but(high, SIXTEEN, "bf16") if high else uniform(SIXTEEN, "bf16"))
     replay, eager = prepare(model, "cuda_graph", images()), prepare(model, "eager", images())
@@ -129,9 +127,9 @@ def test_nf4_is_nearer_to_bitsandbytes_than_bf16_is_to_fp32() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11 warns of what its own compiler does with an autograd function
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
-def test_adapters_over_our_nf4_are_pefts_over_bitsandbytes_in_every_execution() -> None:
+def test_adapters_over_nf4_fused_are_pefts_over_bitsandbytes_in_every_execution() -> None:
     model = drawn_model(WIDE, attention="flash", qkv="separate", std=0.03).to(DEVICE)
-    precision.apply_plan(model, adapted_nf4.training_plan(uniform(SIXTEEN, "bf16")))
+    precision.apply_plan(model, uniform(SIXTEEN, "bf16").trained)
     lora.wrap(model.eval(), rank=16, alpha=32, dropout=0.0)
     generator = torch.Generator().manual_seed(3)
     for name, parameter in lora.trainable_parameters(model).items():
@@ -139,7 +137,7 @@ def test_adapters_over_our_nf4_are_pefts_over_bitsandbytes_in_every_execution() 
             parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator).to(DEVICE)
     lora.settle(model)
     expected = prepare(model, "eager", images())(images()).float()
-    adapted_nf4.take_over(model)
+    precision.take_over(model, uniform(SIXTEEN, "bf16"))
     eager = prepare(model, "eager", images())(images()).float()
     assert ((eager - expected).norm() / expected.norm()).item() < 0.02
     replay = prepare(model, "cuda_graph", images())
@@ -155,7 +153,7 @@ def test_a_saved_model_gives_the_same_logits(weights: Fused, tmp_path: Path) -> 
     model, plan = wide_model(), uniform(weights, "bf16")
     precision.apply_plan(model, plan)
     path = tmp_path / "m.safetensors"
-    quantized_file.save_model(model, plan, path, {})
-    read = quantized_file.load_model(path, attention="flash", device=DEVICE)
+    serialization.save_model(model, plan, path, {})
+    read = serialization.load_model(path, attention="flash", device=DEVICE)
     with torch.inference_mode():
         assert torch.equal(read(images()), model(images()))

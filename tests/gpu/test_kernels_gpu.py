@@ -1,4 +1,4 @@
-"""The fused kernels on a card, at the shapes of a ViT-L/16: what the interpreter cannot show of compiled code."""
+"""The fused kernels on a GPU, at the shapes of a ViT-L/16: what the interpreter cannot show of compiled code."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
 if torch.cuda.is_available():
-    from lowbit_vit.model.kernels import arguments, gelu, nf4, product, quantize, tiles
-    from lowbit_vit.model.kernels.arguments import Coded
+    from lowbit_vit.model.kernels import gelu, gemm, nf4, quantize
+    from lowbit_vit.model.kernels.coded import Coded
 
 DEVICE = "cuda"
 FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
@@ -56,18 +56,18 @@ def test_codes_are_those_that_pytorch_computes(codes: torch.dtype, rows: int, no
 @TYPES
 @SHAPES
 @ROWS
-def test_products_are_those_of_the_codes_in_float64(codes: torch.dtype, rows: int, columns: int, depth: int) -> None:
+def test_gemms_are_those_of_the_codes_in_float64(codes: torch.dtype, rows: int, columns: int, depth: int) -> None:
     a, w = (quantize.quantize_rows(values(count, depth), codes=codes) for count in (rows, columns))
     bias, residual = values(1, columns)[0], values(rows, columns)
     for added in (None, residual):
         exact = restored(a) @ restored(w).T + bias.double() + (0 if added is None else added.double())
-        out = product.multiply(a, w, bias, dtype=torch.bfloat16, residual=added)
+        out = gemm.multiply(a, w, bias, dtype=torch.bfloat16, residual=added)
         # int8's sums are exact; e4m3's are cut to fewer bits than fp32's inside the tensor cores, once more for each 32 columns.
         atol = {torch.int8: 2e-5, torch.float8_e4m3fn: 2e-6 * depth}[codes] * float(exact.abs().max())
         assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=atol)
         if depth == 4096 and rows <= 197:  # what the depth is cut for
-            arrivals = torch.zeros(product.ARRIVALS, dtype=torch.int32, device=DEVICE)
-            again = [product.multiply(a, w, bias, dtype=torch.bfloat16, residual=added, arrivals=arrivals) for _ in range(200)]
+            arrivals = torch.zeros(gemm.ARRIVALS, dtype=torch.int32, device=DEVICE)
+            again = [gemm.multiply(a, w, bias, dtype=torch.bfloat16, residual=added, arrivals=arrivals) for _ in range(200)]
             assert torch.allclose(again[0].double(), exact, rtol=1.01 * 2**-8, atol=atol)
             assert all(torch.equal(again[0], other) for other in again)
             assert not arrivals.any()
@@ -92,7 +92,7 @@ def test_fp8_codes_after_gelu_have_scales_that_no_value_passes(rows: int) -> Non
     norm = nn.LayerNorm(1024, eps=1e-6, device=DEVICE, dtype=torch.bfloat16)
     with torch.no_grad():
         a, scales = quantize.normalize_rows_towards(x, norm, quantize.reach_of(w, bias), codes=e4m3)
-    made = product.multiply_to_gelu_codes(a, w, bias, scales)
+    made = gemm.multiply_to_gelu_codes(a, w, bias, scales)
     before = restored(a) @ restored(w).T + bias.double()
     assert (before.abs() <= 448 * scales.double()[:, None] * (1 + 1e-5)).all()
     exact = nn.functional.gelu(before)
@@ -104,8 +104,8 @@ def test_fp8_codes_after_gelu_have_scales_that_no_value_passes(rows: int) -> Non
 def test_every_candidate_tile_runs_and_gives_the_same_int8_product(rows: int) -> None:
     a, w = (quantize.quantize_rows(values(count, 1024), codes=torch.int8) for count in (rows, 3072))
     bias = values(1, 3072)[0]
-    in_bulk = [tiles.BULK] if torch.cuda.get_device_capability() >= arguments.BULK_FROM else []
-    made = [product.multiply(a, w, bias, dtype=torch.bfloat16, tile=tile) for tile in (*tiles.EIGHT_BIT, *in_bulk)]
+    tma = [gemm.TMA_TILE] if torch.cuda.get_device_capability() >= gemm.TMA_FROM else []
+    made = [gemm.multiply(a, w, bias, dtype=torch.bfloat16, tile=tile) for tile in (*gemm.TILES, *tma)]
     assert all(torch.equal(out, made[0]) for out in made)
 
 
@@ -114,7 +114,7 @@ def test_every_candidate_tile_runs_and_gives_the_same_int8_product(rows: int) ->
 def test_what_is_not_finite_makes_its_own_row_nan(codes: torch.dtype, bad: float) -> None:
     x, w = values(300, 1024), quantize.quantize_rows(values(4096, 1024), codes=codes)
     x[7, 5] = bad
-    out = product.multiply(quantize.quantize_rows(x, codes=codes), w, torch.zeros(4096, device=DEVICE), dtype=torch.bfloat16)
+    out = gemm.multiply(quantize.quantize_rows(x, codes=codes), w, torch.zeros(4096, device=DEVICE), dtype=torch.bfloat16)
     scales = quantize.gelu_rows(out, codes=codes).scales
     for found in (out, scales[:, None]):
         assert found[7].isnan().all()
@@ -161,7 +161,7 @@ def test_gelu_in_place_is_the_exact_one_rounded_once(dtype: torch.dtype, rows: i
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @ROWS
-def test_nf4_products_are_those_of_the_decoded_weights(columns: int, depth: int, nested: bool, dtype: torch.dtype, rows: int) -> None:
+def test_nf4_gemms_are_those_of_the_decoded_weights(columns: int, depth: int, nested: bool, dtype: torch.dtype, rows: int) -> None:
     ours, _, _ = layer(columns, depth, nested=nested)
     x, bias = values(rows, depth).to(dtype), values(1, columns)[0].to(dtype)
     exact = x.double() @ nf4.decode(ours, dtype).double().T + bias.double()

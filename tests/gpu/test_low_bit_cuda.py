@@ -8,7 +8,7 @@ from torch import nn
 
 from drawn_model import drawn_model
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model import lora, precision, quantized_file
+from lowbit_vit.model import lora, precision, serialization
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
 from lowbit_vit.schema.plan import NF4, ComputeDtype, HighPrecision, Int8, uniform
@@ -77,8 +77,8 @@ def test_adapters_train_and_the_adapted_model_reloads_bit_equal(
     model.eval()
     with torch.inference_mode():
         expected = model(images(dtype))
-    quantized_file.save_model(model, plan, tmp_path / "m.safetensors", {})
-    loaded = quantized_file.load_model(tmp_path / "m.safetensors", attention="math", device=DEVICE)
+    serialization.save_model(model, plan, tmp_path / "m.safetensors", {})
+    loaded = serialization.load_model(tmp_path / "m.safetensors", attention="math", device=DEVICE)
     with torch.inference_mode():
         assert torch.equal(loaded(images(dtype)), expected)
 

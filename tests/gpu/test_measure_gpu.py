@@ -1,4 +1,4 @@
-"""What stands beside a latency on a real card: ceilings, memory apart from the past, batch invariance."""
+"""What stands beside a latency on a real GPU: ceilings, memory apart from the past, batch invariance."""
 
 import gc
 import threading

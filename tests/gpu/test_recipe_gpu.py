@@ -1,4 +1,4 @@
-"""The from-scratch recipe on the card: it trains compiled, with the kernel it names, and no step makes the host wait."""
+"""The from-scratch recipe on the GPU: it trains compiled, with the kernel it names, and no step makes the host wait."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Every arm of the paper profile runs on the card, with a small ViT on digits in place of ViT-L/16 on flowers.
+"""Every arm of the paper profile runs on the GPU, with a small ViT on digits in place of ViT-L/16 on flowers.
 
 The trace inside each trial confirms the attention label; what may not be captured is skipped with its reason, never replaced.
 """

@@ -114,7 +114,7 @@ def test_every_cpu_kernel_and_layout_gives_torchvisions_numbers(attention: Atten
 def test_the_patch_embedding_by_a_product_is_the_convolution(memory_format: torch.memory_format) -> None:
     model = VisionTransformer(SMALL, num_classes=CLASSES, attention="math", qkv="separate").double()
     images = torch.randn(2, 3, 16, 24, dtype=torch.float64).to(memory_format=memory_format)  # no square: rows and columns are told apart
-    torch.testing.assert_close(model.patches_by_product(images), model.patches(images), rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.patches_by_gemm(images), model.patches(images), rtol=0, atol=1e-12)
 
 
 # In exact arithmetic the k biases change nothing: q . (k + b) adds the same number to a whole row before its softmax.

@@ -52,6 +52,17 @@ def test_another_way_to_measure_runs_the_timed_studies_and_the_report(project: P
     assert [len(latency.samples_ms) for record in records if record.measurement for latency in record.measurement.latency] == [12, 12]
 
 
+def test_a_word_in_a_kernel_runs_no_trial_without_it_and_no_backbone(project: Path) -> None:
+    before = hashes(project, "reports/tiny/records", "checkpoints")
+    append(project / "src" / "lowbit_vit" / "model" / "kernels" / "gemm.py", "\n# one comment more\n")
+    ran, said = reproduce(project)
+    assert "backbone" not in ran
+    assert "variants" in ran  # which finds that nothing is to do
+    for study in ("variants", "sensitivity", "mixed"):
+        assert re.search(rf"{study}: \d+ cells, 0 to run", said), said
+    assert hashes(project, "reports/tiny/records", "checkpoints") == before
+
+
 def test_a_word_in_the_code_of_the_precision_runs_all_that_uses_it(project: Path) -> None:
     records = project / "reports" / "tiny" / "records"
     before = {record.trial_id: record for record in read_records(records)}

@@ -56,7 +56,7 @@ def test_a_skip_list_names_what_stays_in_high_precision(tmp_path: Path) -> None:
         ("blocks.2.mlp.fc1", "blocks.1.mlp.fc1", r"blocks\.1\.mlp\.fc1 is given twice: by itself and with blocks\.1"),
         ("blocks.2.mlp.fc1", "blocks.2.mlp.fc3", r"entries\.2\.unit: .*pattern"),
         ("{format: high}", "{format: fp4}", r"entries\.0\.weights: .*'fp4'"),
-        ("name: by-hand", "name: by-hand\nname: other", "name is given twice"),
+        ("name: by-hand", "name: by-hand\nname: other", r"line \d+: not valid YAML: key name is given twice$"),
         ("compute_dtype: fp16", "compute_dtpye: fp16", r"compute_dtype|unknown key"),
     ],
 )

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from lowbit_vit.schema.check import SumCheck
 from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Cell, Claim, Cost, Evidence, Judged, Ledger, Tolerance
+from lowbit_vit.schema.claim_checks import SumCheck
 
 CLAIM = Claim(
     id="a-claim",

@@ -8,7 +8,7 @@ import yaml
 
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import Profile, Trial, load_profile, load_trial, load_trials
-from lowbit_vit.schema.explain import explain
+from lowbit_vit.schema.config_docs import explain
 
 PROFILES = sorted((Path(__file__).parents[2] / "profiles").glob("*.yaml"))
 DEMO = next(path for path in PROFILES if path.stem == "demo")
@@ -103,16 +103,37 @@ def test_a_wrong_value_is_one_line_that_says_where_and_what_is_allowed(tmp_path:
 def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "demo.yaml"
     path.write_text(DEMO.read_text() + "\ndevice: cuda\n")
-    with pytest.raises(ConfigError, match="key device is given twice"):
+    with pytest.raises(ConfigError, match=r"demo\.yaml, line \d+: not valid YAML: key device is given twice$"):
         load_profile(path)
 
 
-@pytest.mark.parametrize("content", ["", "- a\n", "a: [", "name: {"])
-def test_a_file_that_is_no_mapping_is_an_error(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "expected a mapping of keys at the top, found NoneType"),
+        (b"- a\n", "expected a mapping of keys at the top, found list"),
+        (b"name: demo\na: [", "line 2: not valid YAML: expected the node content"),
+        (b"name: {", "line 1: not valid YAML: expected the node content"),
+        (b"a: {b: 1, b: {c: 2,\n d: 3}}\n", "line 1: not valid YAML: key b is given twice"),
+        (b"a: &a {b: 1}\nc:\n  <<: *a\n  d: 1\n  d: 2\n", "line 5: not valid YAML: key d is given twice"),
+        (b"1: a\n0x1: 'b\n\n  c'\n", 'line 2: not valid YAML: found duplicate key "1"'),
+        (b"a: *nothing\n", "line 1: not valid YAML: found undefined alias 'nothing'"),
+        (b"a: !!python/object:os.system x\n", "line 1: not valid YAML: could not determine a constructor"),
+        (b"a: 2026-13-45\n", "not valid YAML: month must be in 1..12"),
+        (b"a: \xff\n", "not valid YAML: 'utf-8' codec can't decode byte 0xff"),
+        (b"a: \0\n", "not valid YAML: unacceptable character #x0000"),
+        (b"a: " + 100_000 * b"[", "not valid YAML: maximum recursion depth exceeded"),
+        (b"? [name]\n: demo\n", "keys must be str"),
+    ],
+)
+def test_what_is_no_mapping_in_yaml_is_one_line_that_says_where(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "demo.yaml"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=r"demo\.yaml"):
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as raised:
         load_profile(path)
+    assert str(raised.value).startswith(str(path))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_missing_profile_names_those_that_are_there() -> None:
@@ -221,5 +242,5 @@ def test_our_nf4_carries_adapters_unless_its_constants_are_quantized(tmp_path: P
 
 
 def test_scans_of_blocks_take_no_format_of_our_own_kernels(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"sensitivity\.formats: formats of our own kernels are for whole models"):
+    with pytest.raises(ConfigError, match=r"sensitivity\.formats: formats of this project's kernels are for whole models"):
         load_profile(write_changed(tmp_path, {"sensitivity.formats": [{"format": "w8a8"}]}))

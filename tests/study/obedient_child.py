@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code import code_sha256, formats_sha256
 from lowbit_vit.schema.config import Trial, load_trial, load_trials
 from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256, write_record
 from lowbit_vit.schema.workspace import NOW
@@ -99,7 +99,14 @@ def succeed(trial: Trial, out: Path, root: Path) -> None:
         label=np.zeros(3, np.uint16), top5=np.zeros((3, 5), np.uint16), loss=zeros, margin=zeros, selection=np.zeros(3, np.bool_), kl=None
     )
     record = Record(
-        trial_id=trial.trial_id, status="success", reason=None, trial=trial, provenance=None, code_sha256=code_sha256(), model=facts
+        trial_id=trial.trial_id,
+        status="success",
+        reason=None,
+        trial=trial,
+        provenance=None,
+        model=facts,
+        code_sha256=code_sha256(),
+        formats_sha256=formats_sha256(trial.plan),
     )
     write_record(record, out, predictions.to_bytes())
 

@@ -20,6 +20,7 @@ import pytest
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.code import imported_files
 from lowbit_vit.schema.config import Profile
+from lowbit_vit.schema.plan import FORMATS
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import process
 from lowbit_vit.study.cells import cells
@@ -31,7 +32,7 @@ ProfileOf = Callable[..., Profile]
 
 TESTS = Path(__file__).parents[1]
 SOURCES = TESTS.parent / "src"
-HASHED = imported_files(SOURCES / "lowbit_vit", ("trial/run.py", "trial/scan.py"))
+HASHED = imported_files(SOURCES / "lowbit_vit", ("trial/run.py", "trial/scan.py", *(f"model/formats/{name}.py" for name in FORMATS)))
 
 
 def stop_server() -> None:
@@ -285,7 +286,7 @@ def test_a_trial_is_launched_as_a_fork_and_its_record_says_the_command_that_repe
 IMPORTS = """
 import json, os, sys
 import torch, torch.cuda
-import lowbit_vit.schema.environment as environment
+import lowbit_vit.schema.machine as machine
 asked, given = [], {}
 QUESTIONS = {
     torch.cuda: ("is_available", "device_count", "current_device", "get_device_capability", "get_device_properties", "get_device_name",
@@ -302,9 +303,9 @@ for owner, names in QUESTIONS.items():
         assert hasattr(owner, name), name
         given[owner, name] = getattr(owner, name)
         setattr(owner, name, refusal(name))
-visible, environment.visible_gpu = environment.visible_gpu, lambda: "a GPU"
+visible, machine.visible_gpu = machine.visible_gpu, lambda: "a GPU"
 from lowbit_vit.trial import forked
-environment.visible_gpu = visible
+machine.visible_gpu = visible
 assert not torch.cuda.is_initialized()
 pid = os.fork()
 if pid == 0:

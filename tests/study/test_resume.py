@@ -74,6 +74,7 @@ def test_what_is_finished_is_neither_run_nor_touched(trials: list[Trial], record
     [
         ({"code_sha256": "f" * 64}, "made by other code"),
         ({"code_sha256": None}, "made by other code"),
+        ({"formats_sha256": "f" * 64}, "made by other code"),
         ({"data_sha256": "f" * 64}, "made from other images"),
         ({"data_sha256": None}, "made from other images"),
     ],

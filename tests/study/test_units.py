@@ -8,7 +8,7 @@ import pytest
 
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.schema.config import Profile, Trial
-from lowbit_vit.schema.environment import provenance
+from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.record import read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import units

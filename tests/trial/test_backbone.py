@@ -12,8 +12,8 @@ from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.checkpoint import load_state, restore
 from lowbit_vit.model.lora import merge, trainable_parameters, wrap
 from lowbit_vit.model.vit import ARCHITECTURES, Architecture, VisionTransformer, architecture
-from lowbit_vit.schema.card import Card, weight_files
 from lowbit_vit.schema.config import Backbone, Profile, SmallVit
+from lowbit_vit.schema.model_card import ModelCard, weight_files
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.backbone import make_backbone
 
@@ -45,7 +45,7 @@ def test_every_card_is_a_model_card_and_no_other_file_is_there(profile: Profile,
     files = weight_files(profile, workspace)
     assert {path.stem for path in workspace.checkpoints.iterdir()} == {path.stem for path in files}
     for path in files:
-        card = Card.model_validate_json(path.with_suffix(".json").read_bytes())
+        card = ModelCard.model_validate_json(path.with_suffix(".json").read_bytes())
         assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert card.licence["images"].startswith("licence CC-BY-4.0")
         assert "1 epoch on train+val (1,198 images), seed 0" in card.made

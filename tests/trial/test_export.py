@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lowbit_vit import cli
+from lowbit_vit.cli import options, plans
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
 from lowbit_vit.export.model_folder import export_model, refuse_other_content
 from lowbit_vit.schema.allocation import load_plan_file
@@ -234,7 +234,7 @@ def test_a_cell_of_a_card_is_not_made_without_one(cell: Trial, profile: Profile,
 def test_the_verb_says_what_it_wrote(
     *, profile: Profile, place: Workspace, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "load_profile", lambda _: profile)  # the tests' profile is the demo's, cut down, and no file
-    cli.export("demo", str(plan), tmp_path / "model", root=place.root)
+    monkeypatch.setattr(options, "load_profile", lambda _: profile)  # the tests' profile is the demo's, cut down, and no file
+    plans.export("demo", str(plan), tmp_path / "model", root=place.root)
     size = sum(file.stat().st_size for file in (tmp_path / "model").iterdir())
     assert capsys.readouterr().out == f"{tmp_path / 'model'}: plan by-hand, not measured; {size:,} bytes\n"

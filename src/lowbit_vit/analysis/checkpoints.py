@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import wrap_file
 
-from lowbit_vit.schema.card import Card, weight_files
 from lowbit_vit.schema.config import Profile, one_line
+from lowbit_vit.schema.model_card import ModelCard, weight_files
 from lowbit_vit.schema.workspace import Workspace
 
 SHOWN_FROM = 1 << 28  # bytes; hashing less takes no second
@@ -31,7 +31,7 @@ class Checkpoint:
     file: Path
     state: Literal["present", "missing", "damaged"]
     problem: str | None
-    card: Card | None
+    card: ModelCard | None
     size_bytes: int | None
 
 
@@ -48,14 +48,14 @@ def _look(path: Path, workspace: Workspace) -> Checkpoint:
     if size is None and not card_file.is_file():
         return Checkpoint(file=file, state="missing", problem=again, card=None, size_bytes=None)
 
-    def damaged(what: str, card: Card | None = None) -> Checkpoint:
+    def damaged(what: str, card: ModelCard | None = None) -> Checkpoint:
         advice = f"{what}; delete checkpoints/{workspace.profile}, then {again}"
         return Checkpoint(file=file, state="damaged", problem=advice, card=card, size_bytes=size)
 
     if not card_file.is_file():
         return damaged(f"{card_file.name} is missing")
     try:
-        card = Card.model_validate_json(card_file.read_bytes())
+        card = ModelCard.model_validate_json(card_file.read_bytes())
     except ValidationError as error:
         return damaged(f"{card_file.name}: {one_line(error)}")
     if size is None:

@@ -4,13 +4,9 @@ Verdicts are computed here and nowhere typed. A claim's checks are of two sorts.
 contradiction among them no run can mend. Those of our runs agree only if every one of them does. `combine` has the order.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import yaml
-from pydantic import ValidationError
 
 from lowbit_vit.analysis.audit import CHECKS, audit, load_context, load_table
 from lowbit_vit.analysis.evidence import measured, predicted, printed, spared
@@ -19,7 +15,8 @@ from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.scores import scores
 from lowbit_vit.analysis.tables import read_paper_table
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.check import (
+from lowbit_vit.schema.claim import Claim, Judged, Ledger, Verdict
+from lowbit_vit.schema.claim_checks import (
     AccuracyCheck,
     AgreeCheck,
     AuditCheck,
@@ -39,8 +36,7 @@ from lowbit_vit.schema.check import (
     SumCheck,
     TableCheck,
 )
-from lowbit_vit.schema.claim import Claim, Judged, Ledger, Verdict
-from lowbit_vit.schema.config import Profile, Study, one_line
+from lowbit_vit.schema.config import Profile, Study, read_yaml, validate
 from lowbit_vit.schema.workspace import Workspace
 
 # What findings of the audit are called: by its checks, one of which says two things.
@@ -62,15 +58,9 @@ def load_claims(root: Path) -> Ledger:
     path = root / "paper" / "claims.yaml"
     if not path.is_file():
         raise ConfigError(f"{path}: missing; it is part of the project: git checkout paper/claims.yaml")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-        # Keys that start with a dot only hold anchors.
-        given = {key: value for key, value in content.items() if not key.startswith(".")} if isinstance(content, dict) else content
-        document = Ledger.model_validate_json(json.dumps(given, default=str), strict=True)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from None
+    # Keys that start with a dot only hold anchors.
+    content = {key: value for key, value in read_yaml(path).items() if not str(key).startswith(".")}
+    document = validate(Ledger, content, path)
     for claim in document.claims:
         for check in claim.tests:
             unknown = [rule for rule in check.rules if rule not in RULES] if isinstance(check, AuditCheck) else []

@@ -7,13 +7,12 @@ import math
 
 from scipy.optimize import brentq
 from scipy.stats import norm
-from statsmodels.stats.proportion import power_proportions_2indep
 
 
 def power_unpaired(difference: float, *, rate: float, images: tuple[int, int], alpha: float = 0.05) -> float:
     """Chance that the two-sided z test of two rates, `rate` and `rate + difference`, on different images, finds them to differ.
 
-    Source: Fleiss, Levin and Paik, "Statistical Methods for Rates and Proportions", 3rd ed., chapter 4 (statsmodels).
+    Source: Fleiss, Levin and Paik, "Statistical Methods for Rates and Proportions", 3rd ed., chapter 4, without continuity correction.
 
     Args:
         difference: second rate minus first, not 0.
@@ -21,8 +20,12 @@ def power_unpaired(difference: float, *, rate: float, images: tuple[int, int], a
         images: of the first and of the second model.
         alpha: level of the test.
     """
-    # statsmodels' first sample is the one that differs by `difference`: our second.
-    return float(power_proportions_2indep(difference, rate, images[1], ratio=images[0] / images[1], alpha=alpha).power)
+    other, weights = rate + difference, (1 / images[0], 1 / images[1])
+    pooled = (rate * images[0] + other * images[1]) / sum(images)
+    error_of_none = math.sqrt(pooled * (1 - pooled) * sum(weights))
+    error = math.sqrt(rate * (1 - rate) * weights[0] + other * (1 - other) * weights[1])
+    needed = float(norm.ppf(1 - alpha / 2)) * error_of_none
+    return float(norm.sf((needed - difference) / error) + norm.cdf((-needed - difference) / error))
 
 
 def power_paired(difference: float, *, discordance: float, images: int, alpha: float = 0.05) -> float:

@@ -104,6 +104,9 @@ def require_one_origin(records: Iterable[Record], folder: Path) -> None:
 def _origin(record: Record) -> Iterator[tuple[str, str | None]]:
     """What must be the same in all records that name it. A trial without a result has no images and no weights."""
     yield "code", record.code_sha256
+    if record.formats_sha256 is not None:
+        formats = sorted({rule.weights.format for rule in record.trial.plan.rules})
+        yield f"code of {' and '.join(formats)}", record.formats_sha256
     if record.model is None:
         return
     if record.measurement is not None and record.trial.device == "cuda" and record.provenance is not None:

@@ -22,12 +22,9 @@ from lowbit_vit.analysis.timed_plans import timed_plans
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import STUDIES, Profile, Study
 from lowbit_vit.schema.estimate import read_estimates
-from lowbit_vit.schema.plan import SensitivityScores
+from lowbit_vit.schema.plan import HighPrecision, SensitivityScores, family_of
 from lowbit_vit.schema.record import Record, write_atomic
 from lowbit_vit.schema.workspace import Workspace
-
-# The quantized format's name without its settings, as figures colour it.
-_FAMILIES = {"none": "floating point", "mixed": "mixed", "w8a8": "int8", "fp8": "fp8"}
 
 
 @dataclass(frozen=True)
@@ -158,9 +155,8 @@ def _with_rows(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_family(frame: pl.DataFrame) -> pl.DataFrame:
-    weights = pl.col("weights").fill_null("none")
-    family = pl.when(weights.str.starts_with("nf4")).then(pl.lit("NF4")).when(weights.str.starts_with("int8")).then(pl.lit("int8"))
-    return frame.with_columns(family.otherwise(weights.replace(_FAMILIES)).alias("weights_family"))
+    families = {name: family_of(name) for name in frame["weights"].unique().drop_nulls()} | {"none": HighPrecision.family}
+    return frame.with_columns(pl.col("weights").fill_null("none").replace(families).alias("weights_family"))
 
 
 def _not_successful(records: dict[Study, list[Record]]) -> pl.DataFrame:

@@ -13,14 +13,15 @@ from pydantic import ValidationError
 
 from lowbit_vit.data.arrays import Dataset
 from lowbit_vit.errors import ConfigError, DataError
-from lowbit_vit.model.precision import apply_plan, import_bitsandbytes, matmul_mode
-from lowbit_vit.model.quantized_file import save_model
+from lowbit_vit.model.precision import apply_plan, import_formats, matmul_mode
+from lowbit_vit.model.serialization import save_model
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file
-from lowbit_vit.schema.card import Card
+from lowbit_vit.schema.code import is_current
 from lowbit_vit.schema.config import STUDIES, Profile, Trial, one_line
-from lowbit_vit.schema.environment import command_line, provenance
 from lowbit_vit.schema.export import CARD_FILE, WEIGHTS_FILE, ExportCard, measured_of
+from lowbit_vit.schema.machine import command_line, provenance
+from lowbit_vit.schema.model_card import ModelCard
 from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.roles import JOINT
@@ -134,12 +135,12 @@ def _why_other(record: Record, origin: Origin) -> str | None:
         return "from other weights"
     if record.data_sha256 != origin.data:
         return "from other images"
-    return None if record.code_sha256 == CODE_SHA256 else "by other code"
+    return None if is_current(record) else "by other code"
 
 
 def _convert(trial: Trial, workspace: Workspace) -> tuple[VisionTransformer, Dataset, Origin]:
     """The trial's model, as `run_trial` makes it."""
-    import_bitsandbytes([trial.plan])
+    import_formats([trial.plan])
     check_available(trial.model_copy(update={"measurement": None}))
     with matmul_mode(trial.plan):
         dataset = load_data(trial, workspace)
@@ -153,7 +154,7 @@ def _card(
 ) -> ExportCard:
     path = starting_weights(trial, workspace).with_suffix(".json")
     try:
-        weights = Card.model_validate_json(path.read_bytes())
+        weights = ModelCard.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise DataError(f"{path}: {one_line(error)}; run lowbit-vit backbone {trial.profile} again") from None
     return ExportCard(

@@ -5,7 +5,7 @@ name decides and nothing else: a kernel that cannot run is an error, never anoth
 
     name       implementation                                            runs on
     math       matmul, softmax, matmul; 16-bit inputs are cast to fp32   CPU, CUDA
-               and back, so on CUDA its products are fp32 (or TF32) ones
+               and back, so on CUDA its GEMMs are fp32 (or TF32) ones
     efficient  the xFormers kernel inside PyTorch                        CUDA
     flash      CUDA: FlashAttention-2 inside PyTorch, fp16 and bf16;     CPU, CUDA
                CPU: PyTorch's own tiled kernel, fp32 too

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowbit_vit.errors import DataError
-from lowbit_vit.model.deferred import Deferred
+from lowbit_vit.model.lazy_import import Deferred
 from lowbit_vit.model.vit import VisionTransformer, fuse_qkv
 from lowbit_vit.schema.record import sha256, write_atomic
 

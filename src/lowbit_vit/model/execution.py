@@ -6,18 +6,16 @@ executions of the same model separates the time of kernels from the time of laun
 
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model.decoded_ahead import decoded_ahead
-from lowbit_vit.model.deferred import Deferred
-from lowbit_vit.model.fast import FusedBlock
-from lowbit_vit.model.precision import is_int8
-from lowbit_vit.model.vit import VisionTransformer
+from lowbit_vit.model.lazy_import import Deferred
+from lowbit_vit.model.precision import format_named, formats_in
+from lowbit_vit.model.vit import Block, VisionTransformer
 from lowbit_vit.schema.config import Execution
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ def prepare(model: VisionTransformer, execution: Execution, example: Tensor) -> 
     Args:
         model: in evaluation mode, on its device; not to be changed afterwards.
         execution: eager, cuda_graph, compile (each block alone, so that one block's code serves all of one format), or compile_graph
-            (a CUDA graph of the compiled blocks). In a graph, layers of our NF4 are decoded ahead (`decoded_ahead`).
+            (a CUDA graph of the compiled blocks). In a graph, formats may prepare weights ahead (`formats.Format.prefetch`).
         example: images [B, 3, image_size, image_size] in the dtype and memory format that will be given.
 
     Returns:
@@ -65,14 +63,11 @@ def _require(model: VisionTransformer, execution: Execution, device: torch.devic
         raise Unavailable(f"execution {execution} needs CUDA, the model is on {device.type}; use execution: eager")
     if execution in ("compile", "compile_graph") and not any(map(shutil.which, ("cc", "gcc", "clang"))):
         raise Unavailable(f"execution {execution} needs a C compiler (Triton builds its launchers with it); install gcc")
-    if execution in ("compile", "compile_graph") and all(isinstance(block, FusedBlock) for block in model.blocks):
+    if execution in ("compile", "compile_graph") and not any(isinstance(block, Block) for block in model.blocks):
         raise Unavailable(f"execution {execution} has nothing to compile: every block runs by kernels of its own; use cuda_graph")
-    thresholds = {layer.state.threshold for layer in model.modules() if is_int8(layer)}
-    if execution in ("cuda_graph", "compile_graph") and max(thresholds, default=0.0) > 0:
-        raise Unavailable(
-            f"execution {execution} cannot capture int8 with threshold {max(thresholds):g}: every layer asks the host whether there "
-            "are outlier columns; use threshold 0 or execution: eager"
-        )
+    reasons = [weights.host_sync for weights in formats_in(model)] if execution in ("cuda_graph", "compile_graph") else []
+    for reason in filter(None, reasons):
+        raise Unavailable(f"execution {execution}: {reason}; use execution: eager")
 
 
 def _captured(forward: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
@@ -100,7 +95,7 @@ def _captured(forward: Callable[[Tensor], Tensor], example: Tensor) -> Callable[
         graph.replay()
         return static_out
 
-    # The graph reads the weights where they lie, and does not keep them: whoever holds the replay must hold the model.
+    # The graph reads the weights where they lie and does not keep them: the replay must hold the model.
     replay.forward = forward  # type: ignore[attr-defined]
     return replay
 
@@ -115,17 +110,20 @@ def _by_blocks(model: VisionTransformer, *, compiled: bool, rows: int | None) ->
     Args:
         model: in evaluation mode.
         compiled: whether blocks go through the compiler.
-        rows: images x tokens, for layers that are decoded ahead; None: none is.
+        rows: images x tokens, for weights that are prepared ahead; None: none are.
     """
     calls = [_compiled(block) if compiled else block for block in model.blocks]
-    decoder = None if rows is None else decoded_ahead(model, rows=rows)
+    names = [] if rows is None else sorted({weights.format for weights in formats_in(model)})
+    prefetchers = [found for name in names if (found := format_named(name).prefetch(model, rows=rows or 0)) is not None]
 
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
         """Images [B, 3, image_size, image_size] -> logits [B, K]."""
         # Past its limit the compiler would quietly run a block op by op under the label `compile`.
         limited = compiler.config.patch(fail_on_recompile_limit_hit=True) if compiled else nullcontext()
-        with limited, nullcontext() if decoder is None else decoder.running():
+        with limited, ExitStack() as prepared:
+            for prefetcher in prefetchers:
+                prepared.enter_context(prefetcher())
             x_BNW = model.embed(images)
             for call in calls:
                 x_BNW = call(x_BNW)
@@ -136,5 +134,5 @@ def _by_blocks(model: VisionTransformer, *, compiled: bool, rows: int | None) ->
 
 
 def _compiled(block: nn.Module) -> BlockCall:
-    """A block compiled for static shapes. One with kernels of its own is run as it is: there is nothing in it to compile."""
-    return block if isinstance(block, FusedBlock) else torch.compile(block, dynamic=False)
+    """A block compiled for static shapes. One that its format fused is run as it is: there is nothing in it to compile."""
+    return torch.compile(block, dynamic=False) if isinstance(block, Block) else block

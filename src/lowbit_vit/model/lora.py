@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, LowbitVitError
-from lowbit_vit.model.deferred import Deferred, is_loaded, load
-from lowbit_vit.model.precision import format_of
+from lowbit_vit.model.lazy_import import Deferred, is_loaded, load
+from lowbit_vit.model.precision import format_named, format_of
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import Adaptation
 from lowbit_vit.schema.plan import HighPrecision
@@ -41,7 +41,7 @@ class TrainedHead(nn.Linear):
 
 
 def import_peft() -> None:
-    """Import peft now, as `precision.import_bitsandbytes` does its library."""
+    """Import peft now, as `precision.import_formats` does its libraries."""
     load("peft")
 
 
@@ -174,15 +174,13 @@ def _train_head(model: VisionTransformer) -> None:
 
 def _check(model: VisionTransformer) -> None:
     """The classes and the frozen rest are what they must be: two adapters a block, and nothing but them and the head trains."""
-    classes = peft.tuners.lora
-    kinds = {"high": classes.Linear, "int8": classes.Linear8bitLt, "nf4": classes.Linear4bit}
     wrapped = adapters(model)
     if len(wrapped) != 2 * model.architecture.depth:
         raise LowbitVitError(f"lora: peft wrapped {len(wrapped)} layers, expected q and v of {model.architecture.depth} blocks")
     for name, layer in wrapped.items():
-        kind = kinds[format_of(_base(layer), name=name).format]
-        if type(layer) is not kind:
-            raise LowbitVitError(f"lora: peft wrapped {name} in {type(layer).__name__}, expected its {kind.__name__}")
+        kind = format_named(format_of(_base(layer), name=name).format).adapter
+        if kind is None or type(layer) is not getattr(peft.tuners.lora, kind):
+            raise LowbitVitError(f"lora: peft wrapped {name} in {type(layer).__name__}, expected its {kind}")
     expected = {f"{name}.{part}.{ADAPTER}.weight" for name in wrapped for part in ("lora_A", "lora_B")} | {"head.weight", "head.bias"}
     trained = trainable_parameters(model)
     wrong = sorted(set(trained) ^ expected)

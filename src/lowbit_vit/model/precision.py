@@ -1,42 +1,27 @@
 """Plan -> layers: every encoder linear becomes what the plan says, and the result is counted on the model itself.
 
-The low-bit layers are bitsandbytes' own (`Linear8bitLt`, `Linear4bit`), on the CPU as on CUDA. Everything that the plan does
-not quantize (head, norms, biases, positions, patch embedding, spared linears) is cast to the compute dtype, as in the paper.
-
-Codes are always computed from the fp32 weights that the conversion is given, never from a 16-bit copy, so they do not depend
-on the compute dtype. Two properties of bitsandbytes 0.50 that decide results, and what is done about them:
-
-- LLM.int8 quantizes activations by way of fp16 whatever the compute dtype, and on the CPU it does so in evaluation only:
-  in training mode the CPU path dequantizes the weights, multiplies in floating point and ignores the threshold.
-- On CPUs with AVX512-BF16 an NF4 layer in evaluation would repack its weights and multiply in bf16, even under a plan that says
-  fp32. That path is switched off: the same plan means the same arithmetic on every CPU.
+What a format makes of a linear is in its module (`formats`). Everything that the plan does not quantize (head, norms, biases,
+positions, patch embedding, spared linears) is cast to the compute dtype, as in the paper. Codes are always computed from the fp32
+weights that the conversion is given, never from a 16-bit copy, so they do not depend on the compute dtype.
 """
 
 import copy
-import logging
+import importlib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, LowbitVitError
-from lowbit_vit.model import fast
-from lowbit_vit.model.deferred import Deferred, is_loaded, load
-from lowbit_vit.model.vit import VisionTransformer, encoder_linears
-from lowbit_vit.schema.plan import NF4, ComputeDtype, Fused, FusedNF4, HighPrecision, Int8, Plan, Weights
+from lowbit_vit.model.formats import Format, high
+from lowbit_vit.model.lazy_import import is_loaded, load
+from lowbit_vit.model.vit import Block, VisionTransformer, encoder_linears
+from lowbit_vit.schema.plan import FORMATS, ComputeDtype, Plan, Weights
 from lowbit_vit.schema.record import LayerAudit
-
-if TYPE_CHECKING:
-    import bitsandbytes as bnb
-else:
-    bnb = Deferred("bitsandbytes")
-
-NF4_BLOCK = 64  # weights that share one absmax: bitsandbytes' default and QLoRA's
-NESTED_BLOCK = 256  # absmax values that share one second-level scale (double quantization); fixed in bitsandbytes
 
 _DTYPES: dict[ComputeDtype, torch.dtype] = {
     "fp32": torch.float32,
@@ -45,14 +30,22 @@ _DTYPES: dict[ComputeDtype, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 
-# Said by bitsandbytes in every layer of every call when activations are fp32 or bf16; the module's docstring says it once.
-logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda entry: "inputs will be cast from" not in entry.getMessage())
+
+def format_named(name: str) -> Format[Any]:
+    """A format by the name that it has in plans; the first call imports its module."""
+    return cast("Format[Any]", importlib.import_module(_module(name)).FORMAT)
 
 
-def import_bitsandbytes(plans: Iterable[Plan]) -> None:
-    """Import bitsandbytes now if a plan needs it: the seconds are the process's start and belong to no part of a trial."""
-    if any(isinstance(rule.weights, Int8 | NF4 | FusedNF4) for plan in plans for rule in plan.rules):
-        load("bitsandbytes")
+def _module(name: str) -> str:
+    return f"lowbit_vit.model.formats.{name}"
+
+
+def import_formats(plans: Iterable[Plan]) -> None:
+    """Import what the plans' formats need now: the seconds are the process's start and belong to no part of a trial."""
+    for name in sorted({rule.weights.format for plan in plans for rule in plan.rules}):
+        library = format_named(name).library
+        if library is not None:
+            load(library)
 
 
 def compute_dtype(plan: Plan) -> torch.dtype:
@@ -92,11 +85,11 @@ def apply_plan(model: VisionTransformer, plan: Plan) -> LayerAudit:
 
     Raises:
         ConfigError: a pattern of the plan matches nothing, the model is not plain fp32, a layer's width is no multiple of 64, or
-            one of our formats is given to a part of a block or beside separate q, k and v.
-        LowbitVitError: the model does not hold what the plan says after conversion (a defect of ours or of bitsandbytes).
+            a format of this project's kernels is given to a part of a block or beside separate q, k and v.
+        LowbitVitError: the model does not hold what the plan says after conversion (a defect here or in bitsandbytes).
     """
     formats = plan.resolve(encoder_linears(model))
-    fast.require_whole(formats, fused=model.qkv == "fused")
+    _require_whole(formats, fused=model.qkv == "fused")
     dtype = compute_dtype(plan)
     converted = {id(linear): convert_linear(linear, formats[name], dtype, name=name) for name, linear in encoder_linears(model).items()}
     for parent in list(model.modules()):
@@ -104,7 +97,7 @@ def apply_plan(model: VisionTransformer, plan: Plan) -> LayerAudit:
             if id(child) in converted:
                 setattr(parent, name, converted[id(child)])
     _cast(model, dtype)
-    fast.fuse_blocks(model.blocks)
+    fuse_blocks(model)
     found = audit(model)
     expected = dict(Counter(weights.name for weights in formats.values()))
     if found.by_format != expected:
@@ -129,8 +122,8 @@ def convert_block(block: nn.Module, formats: Mapping[str, Weights], dtype: torch
     linears = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
     if set(formats) != set(linears):
         raise ConfigError(f"block: formats for {sorted(formats)} but its linears are {sorted(linears)}")
-    if any(isinstance(weights, Fused) for weights in formats.values()):
-        raise ConfigError("block: formats of our own kernels are for whole models; scans take int8 and nf4")
+    if any(weights.capability is not None for weights in formats.values()):
+        raise ConfigError("block: formats of this project's kernels are for whole models; scans take int8 and nf4")
     # deepcopy takes what the memo holds instead of copying it, so no fp32 weight is copied only to be thrown away.
     memo: dict[int, object] = {id(linear): convert_linear(linear, formats[name], dtype, name=name) for name, linear in linears.items()}
     new = copy.deepcopy(block, memo)
@@ -152,62 +145,53 @@ def convert_linear(linear: nn.Module, weights: Weights, dtype: torch.dtype, *, n
     """
     if type(linear) is not nn.Linear or linear.weight.dtype != torch.float32:
         raise ConfigError(f"{name}: {type(linear).__name__} in {_dtype_of(linear)} cannot be converted; give plain fp32 linears")
-    source = linear.weight.detach()
     bias = linear.bias.detach().to(dtype, copy=True)
-    if isinstance(weights, Int8):
-        # bitsandbytes defines int8 codes on fp16 weights; the same call as in Int8Params, which refuses weights already on a card.
-        codes, scales, _ = bnb.functional.int8_vectorwise_quant(source.half())
-        return int8_linear(codes, scales, bias, threshold=weights.threshold).train(linear.training)
-    if isinstance(weights, NF4):
-        if linear.in_features % NF4_BLOCK:
-            raise ConfigError(f"{name}: in_features {linear.in_features} is no multiple of {NF4_BLOCK}, so NF4 blocks would straddle rows")
-        codes, state = bnb.functional.quantize_4bit(
-            source.contiguous(), blocksize=NF4_BLOCK, compress_statistics=weights.double_quantization, quant_type="nf4"
-        )
-        state.dtype = dtype  # what the backward pass dequantizes to
-        return nf4_linear(codes, state, bias, dtype).train(linear.training)
-    if isinstance(weights, Fused):
-        return fast.convert(source, bias, weights, name=name).train(linear.training)
-    plain = nn.Linear(linear.in_features, linear.out_features, device="meta")
-    plain.weight = nn.Parameter(source.to(dtype, copy=True), requires_grad=linear.weight.requires_grad)
-    plain.bias = nn.Parameter(bias, requires_grad=linear.bias.requires_grad)
-    return plain.train(linear.training)
+    return format_named(weights.format).convert(linear, bias, weights, dtype, name=name).train(linear.training)
 
 
-def int8_linear(codes: Tensor, scales: Tensor, bias: Tensor, *, threshold: float) -> nn.Module:
-    """The real `Linear8bitLt` around existing codes (int8 [out, in]) and row scales (fp32 [out]), ready to run."""
-    out_features, in_features = codes.shape
-    layer: Any = bnb.nn.Linear8bitLt(in_features, out_features, has_fp16_weights=False, threshold=threshold, device="meta")
-    layer.weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
-    layer.bias = nn.Parameter(bias, requires_grad=False)
-    # Done by the first forward otherwise, which would then change the layer under a saved state or a captured graph.
-    layer.init_8bit_state()
-    module: nn.Module = layer
-    return module
+def fuse_blocks(model: VisionTransformer) -> None:
+    """Replace every block that runs otherwise in the format of its fc1, in place."""
+    for place, block in enumerate(model.blocks):
+        if isinstance(block, Block):
+            model.blocks[place] = format_named(format_of(block.mlp.fc1, name=f"blocks.{place}.mlp.fc1").format).fuse(block)
 
 
-def nf4_linear(codes: Tensor, state: "bnb.functional.QuantState", bias: Tensor, dtype: torch.dtype) -> nn.Module:
-    """The real `Linear4bit` around existing codes (uint8 [out * in / 2, 1]) and their quantization state, ready to run."""
-    out_features, in_features = state.shape
-    nested = bool(state.nested)
-    layer: Any = bnb.nn.Linear4bit(
-        in_features, out_features, compute_dtype=dtype, compress_statistics=nested, quant_type="nf4", device="meta"
-    )
-    layer.weight = bnb.nn.Params4bit(
-        codes,
-        requires_grad=False,
-        quant_state=state,
-        blocksize=state.blocksize,
-        compress_statistics=nested,
-        quant_type="nf4",
-        module=layer,
-        bnb_quantized=True,
-    )
-    layer.quant_state = state
-    layer.bias = nn.Parameter(bias, requires_grad=False)
-    layer.support_avx512bf16_for_cpu = False  # see the module's docstring
-    module: nn.Module = layer
-    return module
+def take_over(model: VisionTransformer, plan: Plan) -> None:
+    """Turn a model that was trained with adapters under `plan.trained` into one under the plan, in place.
+
+    Args:
+        model: as `lora.settle` leaves it.
+        plan: gives every encoder linear one format.
+
+    Raises:
+        ConfigError: it gives several, or the model is not what the format can take over.
+    """
+    names = {rule.weights.format for rule in plan.rules}
+    if len(names) != 1:
+        raise ConfigError(f"plan {plan.name}: adapters are taken over by one format, not by {len(names)}")
+    format_named(names.pop()).take_over(model)
+
+
+def _require_whole(formats: Mapping[str, Weights], *, fused: bool) -> None:
+    """Refuse plans that no kernel of this project can run.
+
+    Args:
+        formats: of every encoder linear, by name.
+        fused: whether q, k and v are one layer.
+
+    Raises:
+        ConfigError: a format of this project's kernels beside separate q, k and v, or a block in part in one that takes whole blocks.
+    """
+    of_block: dict[str, set[Weights]] = {}
+    for name, weights in formats.items():
+        if weights.capability is not None and not fused:
+            raise ConfigError(f"{name}: {weights.name} needs q, k and v in one layer; set qkv: fused")
+        of_block.setdefault(name.split(".attention.")[0].split(".mlp.")[0], set()).add(weights)
+    for block, found in of_block.items():
+        whole = sorted(weights.name for weights in found if weights.whole_blocks)
+        if len(found) > 1 and whole:
+            names = ", ".join(sorted(weights.name for weights in found))
+            raise ConfigError(f"{block}: {names} in one block; {whole[0]} takes whole blocks, as by the pattern {block}.*")
 
 
 def audit(model: VisionTransformer) -> LayerAudit:
@@ -226,32 +210,31 @@ def base_layer(layer: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else layer
 
 
-def is_int8(layer: nn.Module) -> "TypeGuard[bnb.nn.Linear8bitLt]":
-    """Whether this is bitsandbytes' int8 layer; asking does not import bitsandbytes."""
-    return is_loaded("bitsandbytes") and isinstance(layer, bnb.nn.Linear8bitLt)
-
-
-def is_nf4(layer: nn.Module) -> "TypeGuard[bnb.nn.Linear4bit]":
-    """Whether this is bitsandbytes' 4-bit layer; asking does not import bitsandbytes."""
-    return is_loaded("bitsandbytes") and isinstance(layer, bnb.nn.Linear4bit)
-
-
 def format_of(layer: nn.Module, *, name: str) -> Weights:
     """The format that a layer really has, read from its class, its parameters and its state.
 
     Raises:
         LowbitVitError: a layer of a kind that no plan makes.
     """
-    if type(layer) is nn.Linear and layer.weight.dtype.is_floating_point:
-        return HighPrecision()
-    ours = fast.format_of(layer)
-    if ours is not None:
-        return ours
-    if is_int8(layer) and layer.weight.dtype == torch.int8 and not layer.state.has_fp16_weights:
-        return Int8(format="int8", threshold=layer.state.threshold)
-    if is_nf4(layer) and layer.weight.dtype == torch.uint8 and layer.weight.quant_type == "nf4":
-        return NF4(format="nf4", double_quantization=layer.weight.quant_state.nested)
-    raise LowbitVitError(f"{name}: {type(layer).__name__} in {_dtype_of(layer)} is no format of a plan")
+    found = _identified(layer)
+    if found is None:
+        raise LowbitVitError(f"{name}: {type(layer).__name__} in {_dtype_of(layer)} is no format of a plan")
+    return found[1]
+
+
+def formats_in(model: nn.Module) -> set[Weights]:
+    """The formats of a model's layers; layers of no format are passed over."""
+    return {found[1] for found in map(_identified, model.modules()) if found is not None}
+
+
+def _identified(layer: nn.Module) -> tuple[Format[Any], Weights] | None:
+    """A layer's format and its settings; only formats whose module was imported can have made it."""
+    for name in FORMATS:
+        form = high.FORMAT if name == "high" else format_named(name) if is_loaded(_module(name)) else None
+        weights = None if form is None else form.identify(layer)
+        if form is not None and weights is not None:
+            return form, weights
+    return None
 
 
 def restored_weight(layer: nn.Module) -> Tensor:
@@ -260,71 +243,44 @@ def restored_weight(layer: nn.Module) -> Tensor:
     Raises:
         LowbitVitError: it is no low-bit layer.
     """
-    if is_nf4(layer):
-        weight: Tensor = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-        return weight.float()
-    if is_int8(layer):
-        codes: Tensor = layer.state.CB
-        restored: Tensor = codes.float() * layer.state.SCB[:, None] / 127
-        return restored
-    raise LowbitVitError(f"{type(layer).__name__} is no low-bit layer")
+    found = _identified(layer)
+    if found is None:
+        raise LowbitVitError(f"{type(layer).__name__} is no low-bit layer")
+    return found[0].dequantize(layer)
 
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of everything that the model's values are made of, as held in memory; each storage once.
 
-    Counted: all parameters and buffers, adapters among them; int8 row scales; NF4's absmax and, with double quantization, the
-    8-bit absmax, their second-level scales and the 4-byte offset. Not counted: the 16 NF4 levels and the 256 levels of the
-    8-bit code, which are constants of the format and the same in every model.
+    Counted: all parameters and buffers, adapters among them, and what low-bit layers keep beside these (`Format.constants`).
     """
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        if is_int8(module):
-            scales = module.state.SCB if module.state.SCB is not None else module.weight.SCB
-            tensors.append(scales)
-        elif is_nf4(module):
-            state = module.weight.quant_state
-            tensors.append(state.absmax)
-            if state.nested:
-                tensors += [state.state2.absmax, state.offset]
+        found = _identified(module)
+        if found is not None:
+            tensors += found[0].constants(module)
     return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
 
 
 def expected_bytes(model: VisionTransformer, plan: Plan) -> int:
-    """What `weight_bytes` must be after `apply_plan`, from the shapes alone; the model may lie on the meta device.
-
-    Source of the formats' overheads: LLM.int8() section 3.1 (one fp32 scale a row), QLoRA section 3 (one fp32 absmax for 64
-    weights; with double quantization one byte, plus one fp32 for 256 of them, plus one fp32 mean a layer).
-    """
+    """What `weight_bytes` must be after `apply_plan`, from the shapes alone; the model may lie on the meta device."""
     linears = encoder_linears(model)
-    formats = plan.resolve(linears)
     itemsize = compute_dtype(plan).itemsize
     total = sum(parameter.numel() for parameter in model.parameters()) * itemsize
-    for name, weights in formats.items():
+    for name, weights in plan.resolve(linears).items():
         weight = linears[name].weight
         if not isinstance(weight, Tensor):
             raise LowbitVitError(f"{name}: not a linear layer")
-        if not isinstance(weights, HighPrecision):
-            total += _coded_bytes(weight, weights) - weight.numel() * itemsize
+        rows, columns = weight.shape
+        total += format_named(weights.format).expected_bytes(weights, rows, columns, itemsize=itemsize) - weight.numel() * itemsize
     return total
 
 
-def _coded_bytes(weight: Tensor, weights: Int8 | NF4 | Fused) -> int:
-    if isinstance(weights, FusedNF4):
-        rows = 0 if weights.products == "16-bit" else 4 * weight.shape[0]
-        return rows + _coded_bytes(weight, NF4(format="nf4", double_quantization=weights.double_quantization))
-    if not isinstance(weights, NF4):
-        return weight.numel() + 4 * weight.shape[0]
-    blocks = weight.numel() // NF4_BLOCK
-    if not weights.double_quantization:
-        return weight.numel() // 2 + 4 * blocks
-    return weight.numel() // 2 + blocks + 4 * -(-blocks // NESTED_BLOCK) + 4
-
-
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast every floating-point parameter and buffer outside bitsandbytes' layers, in place."""
+    """Cast every floating-point parameter and buffer outside low-bit layers, in place."""
     for module in model.modules():
-        if is_int8(module) or is_nf4(module) or fast.format_of(module) is not None:
+        found = _identified(module)
+        if found is not None and found[0] is not high.FORMAT:
             continue  # codes and scales keep their dtypes, biases were cast before
         for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             if tensor.is_floating_point():

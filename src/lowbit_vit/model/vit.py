@@ -93,7 +93,7 @@ class Attention(nn.Module):
         self.kernel: AttentionName = kernel
         self.layout: QkvLayout = qkv
         if qkv == "fused":
-            # Rows in the order q, k, v. One product of N = 3W columns instead of three of W: other GEMM kernels fit it.
+            # Rows in the order q, k, v. One GEMM of N = 3W columns instead of three of W: other kernels fit it.
             self.qkv: nn.Module = nn.Linear(arch.width, 3 * arch.width)
         else:
             self.q: nn.Module = nn.Linear(arch.width, arch.width)
@@ -187,7 +187,7 @@ class VisionTransformer(nn.Module):
     def empty(
         cls, arch: Architecture, *, num_classes: int, attention: AttentionName, qkv: QkvLayout, device: torch.device | str
     ) -> "VisionTransformer":
-        """A model whose parameters are there but hold nothing yet; for who fills or replaces them all, as `checkpoint.restore` does.
+        """A model whose parameters are not initialised, for callers that fill or replace them all, as `checkpoint.restore` does.
 
         Drawing 304 million weights that are replaced at once takes a CPU seconds.
         """
@@ -211,15 +211,15 @@ class VisionTransformer(nn.Module):
     def patches(self, images: Tensor) -> Tensor:
         """The patch embedding, [B, 3, S, S] -> [B, (S / P)^2, W], for any S that patches tile.
 
-        A convolution whose windows do not overlap is a product of flattened patches. On a card it is computed so, for cuDNN's
+        A convolution whose windows do not overlap is a GEMM of flattened patches. On CUDA it is computed so, since cuDNN's
         convolution takes several times as long (docs/fast-path.md).
         """
         if images.device.type == "cuda":
-            return self.patches_by_product(images)
+            return self.patches_by_gemm(images)
         patches_BWYX: Tensor = self.patch_embedding(images)
         return patches_BWYX.flatten(2).transpose(1, 2)
 
-    def patches_by_product(self, images: Tensor) -> Tensor:
+    def patches_by_gemm(self, images: Tensor) -> Tensor:
         """As `patches`, on any device."""
         kernel, size = self.patch_embedding, self.architecture.patch_size
         batch, channels, height, width = images.shape

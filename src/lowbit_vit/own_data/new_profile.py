@@ -12,7 +12,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from lowbit_vit.data.folder import GIVEN, list_images
@@ -29,6 +28,7 @@ from lowbit_vit.schema.config import (
     Views,
     one_line,
     parse_profile,
+    read_yaml,
 )
 from lowbit_vit.schema.record import write_atomic
 
@@ -161,7 +161,7 @@ def write_profile(
     config = FolderData.model_validate({"source": "image_folder", "views": views, "root": shown_path(data, root), **_layout_keys(data)})
     source = list_images(config, root)
     text = _render(name, config, source, given, device)
-    parse_profile(text, path)
+    parse_profile(path, text)
     line = f"  {name}: {{images: {_quoted(config.root)}, weights: {_quoted(given.checkpoint)}}}\n"
     write_atomic(path, text.encode())
     try:
@@ -198,8 +198,8 @@ def _layout_keys(data: Path) -> dict[str, Any]:
 def _read_stages(path: Path, name: str) -> str:
     try:
         text = path.read_text(encoding="utf-8")
-        profiles = yaml.safe_load(text)["profiles"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        profiles = read_yaml(path, text)["profiles"]
+    except (OSError, ConfigError, KeyError) as error:
         raise ConfigError(f"{path}: not a file with a key profiles ({type(error).__name__}); run this in the project's folder") from error
     if name in profiles:
         raise ConfigError(f"{path}: has a line {name} already; choose another name, or delete the line")

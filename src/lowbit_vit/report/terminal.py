@@ -9,7 +9,7 @@ from lowbit_vit.analysis.arms import paper_table, variants
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.report.cells import DASH, milliseconds, number, percent, status_words
 from lowbit_vit.schema.config import Profile
-from lowbit_vit.schema.environment import doctor
+from lowbit_vit.schema.machine import doctor
 from lowbit_vit.schema.record import Record
 
 

@@ -9,25 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.config import one_line, read_yaml
-from lowbit_vit.schema.made import read_made
-from lowbit_vit.schema.plan import (
-    NF4,
-    ComputeDtype,
-    Frozen,
-    Fused,
-    HighPrecision,
-    Int8,
-    Plan,
-    Rule,
-    WeightFormat,
-    Weights,
-    all_but,
-    linear_names,
-)
+from lowbit_vit.schema.config import read_yaml, validate
+from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Plan, Rule, WeightFormat, all_but, linear_names
+from lowbit_vit.schema.stage_documents import read_stage_document
 
 _HF_NAMES = {
     "attention.q": "attention.attention.query",
@@ -132,15 +119,9 @@ class PlanFile(Frozen):
                 _, block, place = name.split(".", 2)
                 skipped.append(f"vit.encoder.layer.{block}.{_HF_NAMES[place]}")
         (weights,) = low.values()
-        return {"llm_int8_skip_modules": [*skipped, "classifier"], **_loading(weights)}
-
-
-def _loading(weights: Weights) -> dict[str, object]:
-    if isinstance(weights, Fused):
-        raise ConfigError(f"weights {weights.name} are of our own kernels; BitsAndBytesConfig knows int8 and nf4")
-    if isinstance(weights, NF4):
-        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": weights.double_quantization}
-    return {"load_in_8bit": True, **({"llm_int8_threshold": weights.threshold} if isinstance(weights, Int8) else {})}
+        if weights.transformers is None:
+            raise ConfigError(f"weights {weights.name} have kernels of this project; BitsAndBytesConfig knows int8 and nf4")
+        return {"llm_int8_skip_modules": [*skipped, "classifier"], **weights.transformers}
 
 
 _FILES: TypeAdapter[tuple[PlanFile, ...]] = TypeAdapter(tuple[PlanFile, ...])
@@ -154,10 +135,7 @@ def load_plan_file(path: Path) -> PlanFile:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such plan; lowbit-vit allocate writes one")
-    try:
-        return PlanFile.model_validate_json(read_yaml(path.read_text(), path), strict=True)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from None
+    return validate(PlanFile, read_yaml(path), path)
 
 
 def load_plan_files(path: Path, *, profile: str) -> tuple[PlanFile, ...]:
@@ -166,7 +144,7 @@ def load_plan_files(path: Path, *, profile: str) -> tuple[PlanFile, ...]:
     Raises:
         DataError: the file is missing or damaged.
     """
-    return read_made(path, _FILES, advice=f"run lowbit-vit allocate {profile}")
+    return read_stage_document(path, _FILES, advice=f"run lowbit-vit allocate {profile}")
 
 
 def plan_files_json(files: Sequence[PlanFile]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lowbit_vit.schema.check import Check, StatedCheck
+from lowbit_vit.schema.claim_checks import Check, StatedCheck
 from lowbit_vit.schema.plan import Frozen
 from lowbit_vit.schema.record import Interval
 

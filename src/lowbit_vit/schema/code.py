@@ -1,29 +1,63 @@
-"""Which code makes a record: one hash over every module of ours that the process of a trial imports.
+"""Which code makes a record: hashes over the modules of ours that the process of a trial imports.
 
-A record made by other code is another result, even where the profile is the same: `study.resume` runs such a trial again,
-and `analysis.results` puts no two of them into one table. What prepares images or trains the backbone is not in the hash: it
-shows in the hashes of the images and of the weights, which a record names as well. No torch: the sources are read, not run.
+One hash is of what every trial imports and one of what the weight formats of its plan add: their modules and kernels. So an edited kernel
+makes other results of the formats that run it, and of no others. A record made by other code is another result, even where the profile is
+the same: such a trial runs again, and `analysis.results` puts no two of them into one table. What prepares images or trains the backbone
+is in neither hash: it shows in the hashes of the images and of the weights, which a record names as well. No torch: the sources are read,
+not run.
 """
 
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+
+from lowbit_vit.schema.plan import FORMATS, Plan
+from lowbit_vit.schema.record import Record
 
 # A scan gives the same record as a trial alone, so both have the hash of both.
 _ENTRIES = ("trial/run.py", "trial/scan.py")
 _PACKAGE = Path(__file__).parents[1]
 
 
-@functools.cache
 def code_sha256() -> str:
-    """sha256 over the names and bytes of the modules, as this process first saw them; equal for a wheel and a checkout."""
-    digest = hashlib.sha256()
-    for file in imported_files(_PACKAGE, _ENTRIES):
-        content = hashlib.sha256((_PACKAGE / file).read_bytes()).hexdigest()
-        digest.update(f"{file} {content}\n".encode())
-    return digest.hexdigest()
+    """Of the modules that every trial imports; equal for a wheel and a checkout."""
+    return _hashes()[""]
+
+
+def formats_sha256(plan: Plan) -> str | None:
+    """Of the modules that the plan's formats add; None: high precision alone, which adds none."""
+    names = sorted({rule.weights.format for rule in plan.rules} - {"high"})
+    return _sha256(f"{name} {_hashes()[name]}" for name in names) if names else None
+
+
+def all_code_sha256() -> str:
+    """Of all modules that a trial can import: what two machines must have in common to run one study."""
+    return _sha256(f"{name} {digest}" for name, digest in _hashes().items())
+
+
+def is_current(record: Record) -> bool:
+    """Whether this code made the record; of one without a result only what every trial imports is asked."""
+    if record.code_sha256 != code_sha256():
+        return False
+    return record.status != "success" or record.formats_sha256 == formats_sha256(record.trial.plan)
+
+
+@functools.cache
+def _hashes() -> dict[str, str]:
+    """Hash of what every trial imports, under "", and of what each format adds, under its name; as this process first saw the files."""
+    every = imported_files(_PACKAGE, _ENTRIES)
+    added = {name: imported_files(_PACKAGE, [f"model/formats/{name}.py"]) for name in FORMATS}
+    files = {"": every} | {name: tuple(file for file in found if file not in every) for name, found in added.items()}
+    return {
+        name: _sha256(f"{file} {hashlib.sha256((_PACKAGE / file).read_bytes()).hexdigest()}" for file in found)
+        for name, found in files.items()
+    }
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 def imported_files(package: Path, entries: Iterable[str]) -> tuple[str, ...]:
@@ -45,12 +79,13 @@ def imported_files(package: Path, entries: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _imported_modules(source: bytes, package: str) -> Iterator[str]:
+@functools.cache
+def _imported_modules(source: bytes, package: str) -> tuple[str, ...]:
     """Dotted names below `package` that may be modules: of `from a.b import c` both a.b and a.b.c."""
+    names: list[str] = []
     for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        yield from (name for name in names if name.startswith(f"{package}."))
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(name for name in names if name.startswith(f"{package}."))

@@ -10,15 +10,17 @@ A description that says "ours" marks a value that the paper does not state, with
 import difflib
 import hashlib
 import json
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.plan import ComputeDtype, Frozen, Fused, FusedNF4, HighPrecision, Plan, WeightFormat, Weights, uniform
+from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Plan, WeightFormat, uniform
 
 AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2"]
 Execution = Literal["eager", "cuda_graph", "compile", "compile_graph"]
@@ -464,24 +466,20 @@ def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | No
 
 
 def unfit(plan: Plan, qkv: QkvLayout, adaptation: AdaptationMethod) -> str | None:
-    """Say why the formats of our own kernels cannot be had so, or None: they take q, k and v as one layer, and 16-bit activations."""
-    ours = [rule.weights.name for rule in plan.rules if isinstance(rule.weights, Fused)]
+    """Say why formats of this project's kernels cannot be had so, or None: they take q, k and v as one layer, and 16-bit activations."""
+    ours = [rule.weights.name for rule in plan.rules if rule.weights.capability is not None]
     if not ours:
         return None
     if plan.compute_dtype not in ("fp16", "bf16"):
         return f"weights {ours[0]} have no {plan.compute_dtype} kernel; allowed compute_dtype: fp16, bf16"
     if qkv != "fused":
         return f"weights {ours[0]} take q, k and v as one layer; set qkv: fused"
-    if adaptation == "qlora" and not all(_carries_adapters(rule.weights) for rule in plan.rules):
+    if adaptation == "qlora" and not all(rule.weights.capability and rule.weights.trained for rule in plan.rules):
         return (
             f"weights {ours[0]} cannot carry adapters, and merging one would make other codes; use adaptation: ptq, which merges before, "
             "or nf4_fused without double quantization and with 16-bit products in every block"
         )
     return None
-
-
-def _carries_adapters(weights: Weights) -> bool:
-    return isinstance(weights, FusedNF4) and weights.products == "16-bit" and not weights.double_quantization
 
 
 # -------------------------------------------------------------------------------------------------------------- studies
@@ -637,32 +635,28 @@ class Profile(Frozen):
         for name, formats in (("sensitivity.formats", self.sensitivity.formats), ("mixed.weights", (self.mixed.weights,))):
             if any(isinstance(weights, HighPrecision) for weights in formats):
                 raise ValueError(f"{name}: high is the reference, which is always run; allowed: int8, nf4")
-            if any(isinstance(weights, Fused) for weights in formats):
-                raise ValueError(f"{name}: formats of our own kernels are for whole models, in variants; allowed: int8, nf4")
+            if any(weights.capability is not None for weights in formats):
+                raise ValueError(f"{name}: formats of this project's kernels are for whole models, in variants; allowed: int8, nf4")
         return self
 
 
 # -------------------------------------------------------------------------------------------------------------- loading
 
+Document = TypeVar("Document", bound=BaseModel)
 _TRIALS: TypeAdapter[tuple[Trial, ...]] = TypeAdapter(Annotated[tuple[Trial, ...], Field(min_length=1)])
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error: PyYAML would keep the last one silently.
+class _UniqueKeys(SafeConstructor):
+    """Refuses a key given twice; ruamel does not where the mapping has a merge (<<) as well."""
 
-    1e-05 is a number, as in YAML 1.2: `dvc exp run -S` writes small values so, and PyYAML alone takes them for text.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  (PyYAML's signature)
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key_node.value} is given twice", key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_UniqueKeys.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+][0-9]+$"), list("-+0123456789"))
+    def flatten_mapping(self, node: Any) -> None:
+        if getattr(node, "merge", None) is None:  # ruamel comes again for each alias, with the merged keys in the node
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, ScalarNode)):
+                if key.value in seen:
+                    raise DuplicateKeyError(problem=f"key {key.value} is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        super().flatten_mapping(node)
 
 
 def load_profile(path: Path) -> Profile:
@@ -674,37 +668,59 @@ def load_profile(path: Path) -> Profile:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"{path}: no such profile; there are: {known}")
-    return parse_profile(path.read_text(), path)
+    return parse_profile(path)
 
 
-def parse_profile(text: str, path: Path) -> Profile:
-    """Validate the text of a profile's file; `path` names it in messages and gives it its name.
+def parse_profile(path: Path, text: str | None = None) -> Profile:
+    """Validate a profile's file, or the text that it is to hold; `path` names it in messages and gives it its name.
 
     Raises:
         ConfigError: as `load_profile`.
     """
-    try:
-        profile = Profile.model_validate_json(read_yaml(text, path), strict=True)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from None
+    profile = validate(Profile, read_yaml(path, text), path)
     if profile.name != path.stem:
         raise ConfigError(f"{path}: key name: {profile.name!r} must equal the file's name, {path.stem!r}")
     return profile
 
 
-def read_yaml(text: str, path: Path) -> str:
-    """A mapping in YAML, as JSON: so lists become tuples in a model, while "12" still is no number.
+def read_yaml(path: Path, text: str | None = None) -> dict[str, Any]:
+    """Read a mapping in YAML 1.2: a key given twice is an error, 1e-05 is a number, yes and no are texts.
+
+    Args:
+        path: the file, named in messages.
+        text: its content; None: read it.
 
     Raises:
-        ConfigError: it is not YAML, not a mapping, or a key is given twice; `path` is named.
+        ConfigError: it is not YAML, or not a mapping; one line, naming file and line.
+        OSError: the file cannot be read.
     """
+    reader = YAML(typ="safe", pure=True)  # ruamel's other loader, where its C library is installed, reads YAML 1.1
+    reader.Constructor = _UniqueKeys
     try:
-        content = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        content = reader.load(path.read_text(encoding="utf-8") if text is None else text)
+    except MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ConfigError(f"{path}{line}: not valid YAML: {' '.join(str(error.problem).split())}") from None
+    except (YAMLError, ValueError, KeyError, RecursionError) as error:  # no YAMLError: no UTF-8, a wrong date or tag, deep nesting
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(content).__name__}")
-    return json.dumps(content, default=str)
+    return content
+
+
+def validate(model: type[Document], content: dict[str, Any], path: Path) -> Document:
+    """Validate what `read_yaml` read.
+
+    Raises:
+        ConfigError: a key or value is wrong; one line, naming file, key, value.
+    """
+    try:
+        # Through JSON, so that lists become tuples, while "12" still is no number.
+        return model.model_validate_json(json.dumps(content, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from None
+    except TypeError as error:
+        raise ConfigError(f"{path}: {error}") from None  # a list or mapping as a key
 
 
 def load_trial(path: Path) -> Trial:

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from lowbit_vit.schema.made import read_made
 from lowbit_vit.schema.plan import Frozen
+from lowbit_vit.schema.stage_documents import read_stage_document
 
 Estimator = Literal["weight_error", "activation_error", "gradient", "fisher"]
 ESTIMATORS: tuple[Estimator, ...] = ("weight_error", "activation_error", "gradient", "fisher")
@@ -59,4 +59,4 @@ def read_estimates(path: Path, *, profile: str) -> Estimates:
     Raises:
         DataError: it is missing or damaged; the message says what to run.
     """
-    return read_made(path, _ESTIMATES, advice=f"run lowbit-vit estimate {profile}")
+    return read_stage_document(path, _ESTIMATES, advice=f"run lowbit-vit estimate {profile}")

@@ -32,7 +32,7 @@ class Measured(Frozen):
 
 
 class Converted(BaseModel):
-    """What `model.quantized_file` adds to the card: all that the tensors need to become the model again."""
+    """What `model.serialization` adds to the card: all that the tensors need to become the model again."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

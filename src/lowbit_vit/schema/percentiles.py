@@ -1,4 +1,4 @@
-"""Percentiles of a latency sample and their distribution-free intervals. No torch, no scipy.
+"""Percentiles of a latency sample and their distribution-free intervals. No torch.
 
 A latency distribution has no known shape, so the interval of a percentile comes from order statistics alone: the number of
 samples below the true q-quantile is binomial(n, q) whatever the distribution. Source: Conover, "Practical Nonparametric
@@ -7,6 +7,10 @@ Statistics", 3rd ed., section 3.2; the same as David and Nagaraja, "Order Statis
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import quantile_test
 
 from lowbit_vit.schema.record import Interval
 
@@ -20,7 +24,7 @@ def percentile(samples: Sequence[float], q: float) -> float:
         ValueError: no samples, or q not between 0 and 1.
     """
     _check(samples, q)
-    return sorted(samples)[_rank(len(samples), q) - 1]
+    return float(np.quantile(samples, q, method="inverted_cdf"))
 
 
 def percentile_interval(samples: Sequence[float], q: float, confidence: float = 0.95) -> Interval | None:
@@ -38,23 +42,10 @@ def percentile_interval(samples: Sequence[float], q: float, confidence: float = 
         ValueError: no samples, or q or confidence not between 0 and 1.
     """
     _check(samples, q)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence} is not between 0 and 1")
-    count = len(samples)
-    tail = (1 - confidence) / 2
-    below = _binomial_cdf(count, q)
-    # X(low) is above the quantile with P(B <= low - 1); X(high) is below it with P(B >= high). Ranks count from 1.
-    low = sum(probability <= tail for probability in below)
-    high = next((rank for rank in range(1, count + 1) if 1 - below[rank - 1] <= tail), None)
-    if low == 0 or high is None:
+    interval: Any = quantile_test(samples, p=q).confidence_interval(confidence)  # scipy-stubs says float
+    if math.isnan(interval.low) or math.isnan(interval.high):
         return None
-    ordered = sorted(samples)
-    return Interval(low=ordered[low - 1], high=ordered[high - 1])
-
-
-def _rank(count: int, q: float) -> int:
-    # 0.95 * 200 is 190.00000000000003 in floats; the rank wanted is 190.
-    return max(1, math.ceil(round(q * count, 9)))
+    return Interval(low=float(interval.low), high=float(interval.high))
 
 
 def _check(samples: Sequence[float], q: float) -> None:
@@ -62,13 +53,3 @@ def _check(samples: Sequence[float], q: float) -> None:
         raise ValueError("a percentile of no samples")
     if not 0 < q < 1:
         raise ValueError(f"q {q} is not between 0 and 1")
-
-
-def _binomial_cdf(count: int, q: float) -> list[float]:
-    """P(B <= k) for k = 0 ... count, B binomial(count, q)."""
-    total, out = 0.0, []
-    for k in range(count + 1):
-        log_choose = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
-        total += math.exp(log_choose + k * math.log(q) + (count - k) * math.log1p(-q))
-        out.append(min(1.0, total))
-    return out

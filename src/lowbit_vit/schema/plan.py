@@ -7,7 +7,7 @@ chooses from). Pure data: no torch.
 
 import fnmatch
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,92 +20,163 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
-class HighPrecision(Frozen):
-    """Weights stay floating point in the plan's compute dtype."""
+class Format(Frozen):
+    """What every weight format declares beside its settings; `model.formats` has its code.
 
-    format: Literal["high"] = "high"
+    To add a format: a class here, in `Weights`, and a module there with the name that `format` has.
+
+    Attributes:
+        family: the name under which tables group formats and figures colour them.
+        capability: compute capability that this project's kernels for the format need; None: it needs none of them. With them it takes
+            q, k and v as one layer and activations in 16 bits, and is for whole models, not for scans of blocks.
+        whole_blocks: whether all linears of a block must have it, since the block then runs as one.
+    """
+
+    family: ClassVar[str]
+    capability: ClassVar[tuple[int, int] | None] = None
+    whole_blocks: ClassVar[bool] = False
+    format: str
 
     @property
     def name(self) -> str:
-        """Short name used in labels and tables."""
-        return "high"
+        """Short name used in labels and tables: `format`, up to an underscore, and what the settings add."""
+        return self.format
+
+    @property
+    def trained(self) -> "Format | None":
+        """The format in whose layers adapters over it are trained: its own, or one with the same weights; None: they cannot be."""
+        return None if self.capability else self
+
+    @property
+    def host_sync(self) -> str | None:
+        """Why a CUDA graph cannot hold its layers; None: it can."""
+        return None
+
+    @property
+    def transformers(self) -> dict[str, object] | None:
+        """Arguments of transformers' BitsAndBytesConfig that load a model in it; None: there are none."""
+        return None
 
 
-class Int8(Frozen):
+class HighPrecision(Format):
+    """Weights stay floating point in the plan's compute dtype."""
+
+    family = "floating point"
+    format: Literal["high"] = "high"
+
+
+class Int8(Format):
     """bitsandbytes LLM.int8: row-wise absmax int8 weights, int8 activations, outlier columns apart.
 
     Source: Dettmers et al., "LLM.int8()", 2022, https://arxiv.org/abs/2208.07339.
     """
 
+    family = "int8"
     format: Literal["int8"]
     threshold: float = Field(ge=0.0, description="activation columns above it stay 16-bit; 0.0 turns the split off")
 
     @property
     def name(self) -> str:
-        """Short name used in labels and tables."""
+        """Such as `int8-6`."""
         return f"int8-{self.threshold:g}"
 
+    @property
+    def host_sync(self) -> str | None:
+        """With a threshold every layer asks the GPU `outliers.any()`."""
+        reason = f"int8 threshold {self.threshold:g} syncs with the host in each layer; a CUDA graph cannot hold that"
+        return reason if self.threshold > 0 else None
 
-class NF4(Frozen):
+    @property
+    def transformers(self) -> dict[str, object]:
+        """As of LLM.int8."""
+        return {"load_in_8bit": True, "llm_int8_threshold": self.threshold}
+
+
+class NF4(Format):
     """bitsandbytes NF4: 4-bit normal-float codes, one absmax per block of 64 weights.
 
     Source: Dettmers et al., "QLoRA", 2023, https://arxiv.org/abs/2305.14314.
     """
 
+    family = "NF4"
     format: Literal["nf4"]
     double_quantization: bool = Field(description="quantize the absmax constants to 8 bits as well")
 
     @property
     def name(self) -> str:
-        """Short name used in labels and tables."""
+        """`nf4` or `nf4-dq`."""
         return "nf4-dq" if self.double_quantization else "nf4"
 
+    @property
+    def transformers(self) -> dict[str, object]:
+        """As of QLoRA."""
+        return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": self.double_quantization}
 
-class W8A8(Frozen):
-    """Our int8 kernels: one scale a row of weights and, found anew in each forward, a row of activations; a block's parts fused.
 
-    A block is in this format as a whole, with q, k and v in one layer. Runs on CUDA from compute capability 8.0 on.
-    """
+class W8A8(Format):
+    """int8 in this project's kernels: one scale a row of weights and, computed in each forward, a row of activations; blocks run fused."""
 
+    family = "int8"
+    capability = (8, 0)
+    whole_blocks = True
     format: Literal["w8a8"]
 
-    @property
-    def name(self) -> str:
-        """Short name used in labels and tables."""
-        return "w8a8"
 
+class FP8(Format):
+    """As `W8A8` with e4m3 codes, 3 bits behind the point, instead of int8."""
 
-class FP8(Frozen):
-    """As `W8A8` with e4m3 codes, 3 bits behind the point, instead of int8. From compute capability 8.9 on."""
-
+    family = "fp8"
+    capability = (8, 9)
+    whole_blocks = True
     format: Literal["fp8"]
 
-    @property
-    def name(self) -> str:
-        """Short name used in labels and tables."""
-        return "fp8"
 
+class FusedNF4(Format):
+    """NF4 with bitsandbytes' codes in this project's kernels; blocks with 8-bit GEMMs run fused."""
 
-class FusedNF4(Frozen):
-    """NF4 with bitsandbytes' codes and our kernels; q, k and v in one layer. Runs on CUDA from compute capability 8.0 on."""
-
+    family = "NF4"
     format: Literal["nf4_fused"]
     double_quantization: bool = Field(description="as of nf4")
     products: Literal["16-bit", "int8", "fp8"] = Field(
-        description="16-bit: in the compute dtype; else the weights become 8-bit codes on the way, and all is as in w8a8 or fp8"
+        description="of the GEMMs; 16-bit: in the compute dtype; else the weights become 8-bit codes first, and all is as in w8a8 or fp8"
     )
 
     @property
     def name(self) -> str:
-        """Short name used in labels and tables."""
+        """Such as `nf4-fused` or `nf4-dq-fused-fp8`."""
         form = "nf4-dq-fused" if self.double_quantization else "nf4-fused"
         return form if self.products == "16-bit" else f"{form}-{self.products}"
 
+    @property
+    def capability(self) -> tuple[int, int]:  # type: ignore[override]  # of the other formats a constant, as the next
+        """That of the GEMMs."""
+        return (8, 9) if self.products == "fp8" else (8, 0)
 
-Fused = W8A8 | FP8 | FusedNF4  # the formats of our own kernels
+    @property
+    def whole_blocks(self) -> bool:  # type: ignore[override]
+        """Where the GEMMs are in 8 bits."""
+        return self.products != "16-bit"
+
+    @property
+    def trained(self) -> NF4 | None:
+        """NF4 of bitsandbytes, which has the same codes; adapters are added to weights in 16 bits while these are decoded."""
+        return None if self.whole_blocks or self.double_quantization else NF4(format="nf4", double_quantization=False)
+
+
+Fused = W8A8 | FP8 | FusedNF4  # the formats of this project's kernels
 Weights = HighPrecision | Int8 | NF4 | Fused
 WeightFormat = Annotated[Weights, Field(discriminator="format")]
 ComputeDtype = Literal["fp32", "tf32", "fp16", "bf16"]
+
+_CLASSES: tuple[type[Format], ...] = get_args(Weights)
+FORMATS: tuple[str, ...] = tuple(get_args(cls.model_fields["format"].annotation)[0] for cls in _CLASSES)
+FAMILIES = tuple(dict.fromkeys(cls.family for cls in _CLASSES))
+
+
+def family_of(name: str) -> str:
+    """The family of the format with this name, such as `NF4` of `nf4-dq-fused`; a name of no format is its own."""
+    families = {form.partition("_")[0]: cls.family for form, cls in zip(FORMATS, _CLASSES, strict=True)}
+    return families.get(name.partition("-")[0], name)
 
 
 def linear_names(depth: int, *, fused: bool = False) -> list[str]:
@@ -149,6 +220,12 @@ class Plan(Frozen):
             for name in matched:
                 formats[name] = rule.weights
         return formats
+
+    @property
+    def trained(self) -> "Plan":
+        """The plan of the model over which adapters are trained in place of this one's."""
+        rules = tuple(rule.model_copy(update={"weights": rule.weights.trained or rule.weights}) for rule in self.rules)
+        return self.model_copy(update={"rules": rules})
 
     @property
     def name(self) -> str:

@@ -225,7 +225,10 @@ class Record(Frozen):
     reason: str | None = Field(description="null on success, else one line")
     trial: Trial
     provenance: Provenance | None = Field(description="null if the process died before it could say")
-    code_sha256: str | None = Field(description="of the modules that made it (schema/code.py); null: a record of version 1")
+    code_sha256: str | None = Field(description="of the modules that every trial imports (schema/code.py); null: a record of version 1")
+    formats_sha256: str | None = Field(
+        default=None, description="of the modules that its plan's formats add; null: high precision, or no result"
+    )
     data_sha256: str | None = Field(default=None, description="of the prepared images; null: no result, or a record of version 1")
     model: ModelFacts | None = None
     training: TrainingResult | None = None

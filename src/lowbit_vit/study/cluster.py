@@ -21,9 +21,9 @@ from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lowbit_vit.errors import ConfigError, Unavailable
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code import all_code_sha256
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.environment import cpu_cores, gpu_count, provenance, visible_gpu
+from lowbit_vit.schema.machine import cpu_cores, gpu_count, provenance, visible_gpu
 from lowbit_vit.study.lifeline import unwinding_on_sigterm
 from lowbit_vit.study.resume import why_not_here
 from lowbit_vit.study.units import Places, Unit, this_machine
@@ -193,8 +193,8 @@ def survey() -> tuple[Node, ...]:
     if not nodes:
         raise Unavailable("the cluster: no node answers")
     for node in nodes:
-        if node.code != code_sha256():
-            raise ConfigError(other_code(node.name, node.code, submitted=code_sha256()))
+        if node.code != all_code_sha256():
+            raise ConfigError(other_code(node.name, node.code, submitted=all_code_sha256()))
     return tuple(nodes)
 
 
@@ -211,7 +211,7 @@ def other_code(node: str, code: str, *, submitted: str) -> str:
 def _describe(identity: str, resources: dict[str, float]) -> Node:
     with _gpus_visible():
         gpu = visible_gpu()
-    return Node(name=socket.gethostname(), identity=identity, resources=resources, code=code_sha256(), gpu=gpu.name if gpu else None)
+    return Node(name=socket.gethostname(), identity=identity, resources=resources, code=all_code_sha256(), gpu=gpu.name if gpu else None)
 
 
 def places_on(nodes: Sequence[Node], trials: Sequence[Trial], *, gpu_kind: str | None) -> Places:

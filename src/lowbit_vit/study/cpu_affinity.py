@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from lowbit_vit.schema.environment import card_place
+from lowbit_vit.schema.machine import card_place
 from lowbit_vit.study.units import timing_slots
 
 SYSTEM = Path("/sys/devices/system/cpu")

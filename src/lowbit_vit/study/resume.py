@@ -13,12 +13,12 @@ from pydantic import TypeAdapter
 from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file, load_plan_files
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code import code_sha256, is_current
 from lowbit_vit.schema.config import Profile, Study, Trial
-from lowbit_vit.schema.environment import provenance, why_unavailable
-from lowbit_vit.schema.made import read_made
+from lowbit_vit.schema.machine import provenance, why_unavailable
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, remove_half_written, sha256, write_record
+from lowbit_vit.schema.stage_documents import read_stage_document
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import CELL_SEED
 from lowbit_vit.study.launch import scratch_folder, without_result
@@ -113,7 +113,7 @@ def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: 
     weights = weights_sha256(starting_weights(trial, workspace))
     arrays = workspace.records(trial.study) / f"{trial.trial_id}.npz"
     gpu = None if record.provenance is None else record.provenance.gpu
-    if record.code_sha256 != present.code:
+    if not is_current(record):
         return "made by other code"
     if present.data is not None and record.data_sha256 != present.data:
         return "made from other images"
@@ -171,7 +171,7 @@ def load_scores(workspace: Workspace) -> tuple[SensitivityScores, ...]:
     """
     path = workspace.sensitivity
     advice = f"run lowbit-vit sensitivity {workspace.profile}"
-    scores = read_made(path, _SCORES, advice=advice)
+    scores = read_stage_document(path, _SCORES, advice=advice)
     known = {weights_sha256(workspace.adapted(CELL_SEED)), weights_sha256(workspace.backbone)} - {None}
     if known and any(score.backbone_sha256 not in known for score in scores):
         raise DataError(f"{path}: was made from other weights than those in checkpoints/{workspace.profile}; {advice} again")

@@ -28,7 +28,7 @@ from ray import tune
 from ray.util.queue import Queue
 
 from lowbit_vit.errors import DataError, LowbitVitError
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code import all_code_sha256, is_current
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cluster import HEAD, last_line, other_code, temporary_folder
@@ -113,8 +113,8 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
     send("started")
     try:
         _place_sockets(order.folder)
-        if code_sha256() != order.code:  # of a node that joined late
-            raise LowbitVitError(other_code(socket.gethostname(), code_sha256(), submitted=order.code))
+        if all_code_sha256() != order.code:  # of a node that joined late
+            raise LowbitVitError(other_code(socket.gethostname(), all_code_sha256(), submitted=order.code))
         with _workspace_here(order, send) as workspace:
             for finished in launch(unit.trials, workspace, verb=unit.verb, threads=unit.threads, command=order.command):
                 send("record", finished)
@@ -222,7 +222,7 @@ class _Submitter:
         self._files = {file.sha256: file for file in files or ()}
         self._pieces: dict[str, list[Any]] = {}  # sha256 -> references to what was put into the object store
         self._messages = Queue(_HELD_MESSAGES, actor_options={"num_cpus": 0, "resources": {HEAD: 0.001}})
-        order = _Order(self._units, workspace, files, command, code_sha256(), self._messages, own)
+        order = _Order(self._units, workspace, files, command, all_code_sha256(), self._messages, own)
         self._order = ray.put(order)
 
     def run(self) -> None:
@@ -273,7 +273,7 @@ class _Submitter:
     def _settle(self, finished: Finished, waiting: dict[str, Trial]) -> None:
         """Write a record once: a process that was given up for lost may have sent one."""
         record, predictions = finished
-        if record.code_sha256 != code_sha256():
+        if not is_current(record):
             raise DataError(
                 f"{record.trial_id}: ran with other code than this program's: it was changed meanwhile, or a container holds another "
                 "version; run the same command again, with an image of this version"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.environment import card_place, cpu_cores, gpu_count
+from lowbit_vit.schema.machine import card_place, cpu_cores, gpu_count
 from lowbit_vit.schema.plan import Weights, linear_names
 from lowbit_vit.study.launch import Verb
 from lowbit_vit.study.scan_partition import cut

@@ -140,7 +140,7 @@ def require_memory(needed: int, *, free: int, total: int) -> None:
     """Refuse a trial that cannot fit, before anything is loaded.
 
     Args:
-        needed: bytes, at least (`model.work.needed_bytes`).
+        needed: bytes, at least (`model.flops.needed_bytes`).
         free: bytes of the card now.
         total: bytes of the card.
 

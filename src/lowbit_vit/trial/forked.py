@@ -25,13 +25,13 @@ from typing import Literal
 
 import torch
 
-# `model.fast` imports these when a block first needs them.
-import lowbit_vit.model.kernels.nf4
-import lowbit_vit.model.kernels.product
-import lowbit_vit.model.kernels.quantize  # noqa: F401
+# Imported otherwise when its layers first run.
+import lowbit_vit.model.kernels.gemm
+import lowbit_vit.model.kernels.nf4  # noqa: F401
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import load_trial, load_trials
-from lowbit_vit.schema.environment import visible_gpu
+from lowbit_vit.schema.machine import visible_gpu
+from lowbit_vit.schema.plan import FORMATS
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.run import record_trial
 from lowbit_vit.trial.scan import run_scan
@@ -94,6 +94,8 @@ def _end_server() -> None:
     os._exit(0)
 
 
+for name in FORMATS:  # otherwise when a plan names one
+    importlib.import_module(f"lowbit_vit.model.formats.{name}")
 _LAUNCHING = os.getppid()
 _GPU = visible_gpu() is not None
 _LEFT_OUT = preload(gpu=_GPU)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.model.attention import require
-from lowbit_vit.model.deferred import Deferred
+from lowbit_vit.model.lazy_import import Deferred
 from lowbit_vit.model.vit import Attention, VisionTransformer
 from lowbit_vit.schema.config import AttentionName, Training
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.data.progress import Bar, progress_bar
+from lowbit_vit.model.flops import least_work
 from lowbit_vit.model.precision import weight_bytes
 from lowbit_vit.model.vit import VisionTransformer
-from lowbit_vit.model.work import least_work
 from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
 from lowbit_vit.schema.percentiles import percentile, percentile_interval
 from lowbit_vit.schema.record import Clocks, Interval, KernelTime, Latency, MeasurementResult, Work

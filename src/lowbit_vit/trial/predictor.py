@@ -23,8 +23,8 @@ from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.attention import require
 from lowbit_vit.model.execution import prepare
-from lowbit_vit.model.precision import compute_dtype, import_bitsandbytes, matmul_mode
-from lowbit_vit.model.quantized_file import load_model
+from lowbit_vit.model.precision import compute_dtype, import_formats, matmul_mode
+from lowbit_vit.model.serialization import load_model
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import Device
 from lowbit_vit.schema.export import WEIGHTS_FILE, Converted, ExportCard, read_export
@@ -166,7 +166,7 @@ def load(folder: str | Path, device: Device = "cpu") -> Predictor:
         raise ConfigError(f"device {device!r} is not known; allowed: {', '.join(DEVICES)}")
     place = Path(folder)
     card, converted = read_export(place)
-    import_bitsandbytes([converted.plan])
+    import_formats([converted.plan])
     require(card.attention, device=torch.device(device), dtype=compute_dtype(converted.plan))
     model = load_model(place / WEIGHTS_FILE, attention=card.attention, device=device)
     return Predictor(model, card, converted, device=device)

@@ -16,19 +16,18 @@ import torch
 
 from lowbit_vit.data.arrays import Dataset, load_dataset
 from lowbit_vit.errors import DataError, Unavailable
-from lowbit_vit.model.adapted_nf4 import take_over, training_plan
 from lowbit_vit.model.attention import require
 from lowbit_vit.model.checkpoint import load_state, restore
 from lowbit_vit.model.execution import prepare
+from lowbit_vit.model.flops import needed_bytes
 from lowbit_vit.model.lora import attach, import_peft, settle, trainable_parameters
-from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, import_bitsandbytes, matmul_mode, weight_bytes
-from lowbit_vit.model.quantized_file import model_bytes
+from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, import_formats, matmul_mode, take_over, weight_bytes
+from lowbit_vit.model.serialization import model_bytes
 from lowbit_vit.model.vit import Architecture, VisionTransformer, architecture
-from lowbit_vit.model.work import needed_bytes
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code import code_sha256, formats_sha256
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.environment import command_line, provenance, why_unavailable
-from lowbit_vit.schema.plan import Fused, Plan
+from lowbit_vit.schema.machine import command_line, provenance, why_unavailable
+from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.card_state import exclusive, require_memory
@@ -67,14 +66,14 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
         Busy: another process uses the card of a timing trial.
         LowbitVitError: the training loss or the logits are not finite, or the trace contradicts the attention label.
     """
-    import_bitsandbytes([trial.plan])
+    import_formats([trial.plan])
     if trial.adaptation == "qlora":
         import_peft()
     clock = Stopwatch()
     dtype = compute_dtype(trial.plan)
-    # Adapters over our NF4 are trained through bitsandbytes' layers of the same codes, with q, k and v apart.
-    ours = trial.adaptation == "qlora" and any(isinstance(rule.weights, Fused) for rule in trial.plan.rules)
-    trained = trial.model_copy(update={"plan": training_plan(trial.plan), "qkv": "separate"}) if ours else trial
+    # Adapters over formats of this project's kernels are trained through others' layers of the same codes, with q, k and v apart.
+    taken_over = trial.adaptation == "qlora" and trial.plan.trained != trial.plan
+    trained = trial.model_copy(update={"plan": trial.plan.trained, "qkv": "separate"}) if taken_over else trial
     with clock.part("load"), matmul_mode(trial.plan):
         check_available(trial)
         dataset = load_data(trial, workspace)
@@ -100,8 +99,8 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
             model.zero_grad(set_to_none=True)  # else the last gradients would count as the model's memory
             trainable = sum(parameter.numel() for parameter in trainable_parameters(model).values())
             settle(model)
-            if ours:
-                take_over(model)
+            if taken_over:
+                take_over(model, trial.plan)
 
     with clock.part("count"):
         facts = model_facts(model, trial, origin=origin, parameters=parameters, trainable=trainable)
@@ -312,6 +311,7 @@ def success(
         trial=trial,
         provenance=provenance(command_line()),
         code_sha256=CODE_SHA256,
+        formats_sha256=formats_sha256(trial.plan),
         data_sha256=origin.data,
         model=facts,
         training=training,

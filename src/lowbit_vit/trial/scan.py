@@ -18,7 +18,7 @@ from typing import Any
 from lowbit_vit.data.arrays import Dataset
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.model.precision import import_bitsandbytes, matmul_mode
+from lowbit_vit.model.precision import import_formats, matmul_mode
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.plan import Plan
@@ -57,7 +57,7 @@ def run_scan(trials: Sequence[Trial], workspace: Workspace, out: Path) -> list[R
             raise ConfigError(
                 f"scan: {trial.label}: only accuracy-only, eager trials without training can be scanned; use lowbit-vit trial"
             )
-    import_bitsandbytes(trial.plan for trial in trials)
+    import_formats(trial.plan for trial in trials)
     records: dict[str, Record] = {}
     for _, group in groupby(sorted(trials, key=_resident), key=_resident):
         for record in _scan_group(list(group), workspace, out):

@@ -43,7 +43,7 @@ _PATTERNS = {
     for kind, patterns in {
         "attention": [*(pattern for _, pattern in _FUSED_ATTENTION), _MATH_ATTENTION],
         "gemm": [
-            "gemm|gemv|nvjet|cutlass|cublas|xmma|splitk|product_kernel",
+            "gemm|gemv|nvjet|cutlass|cublas|xmma|splitk",
             r"_mm\b|addmm|aten::b?mm\b|aten::linear|matmul(_|\b)",
             "convolution|conv2d",
         ],
@@ -53,7 +53,7 @@ _PATTERNS = {
     }.items()
 }
 # What reads or makes low-bit values: bitsandbytes' own kernels and operators, cuBLAS's int8 products, and our kernels.
-_LOW_BIT = re.compile(r"quant|product_kernel|decode_(\w+_)?kernel|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE)
+_LOW_BIT = re.compile(r"quant|eight_bit_gemm|decode_(\w+_)?kernel|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE)
 _NAME_LENGTH = 160  # templates' names run to a thousand characters
 _SYNCS = re.compile(r"^cuda(Stream|Device|Event)Synchronize$|^cudaMemcpy$")
 

@@ -152,6 +152,7 @@ def test_a_table_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         ),
         ("- a list\n", "expected a mapping of keys"),
         ("a: [\n", "not valid YAML"),
+        ("claims: {batch_size: 32}\nclaims: {batch_size: 1}\n", "line 2: not valid YAML: key claims is given twice"),
     ],
 )
 def test_a_context_that_is_wrong_names_its_key(text: str, said: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
 PACKAGE = "lowbit_vit.model.kernels"
-NAMES = ("arguments", "rounding", "gelu", "early", "epilogue", "tiles", "bulk", "quantize", "product", "nf4")
+NAMES = ("coded", "validation", "pdl", "gelu", "quantize", "gemm", "nf4")
 
 
 def _forget() -> dict[str, ModuleType]:

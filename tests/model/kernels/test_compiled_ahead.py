@@ -1,4 +1,4 @@
-"""Each kernel compiles for an A100 and an H100 where there is neither: Triton's own ptxas makes the code. Only a card can run it."""
+"""Each kernel compiles for an A100 and an H100 where there is neither: Triton's own ptxas makes the code. Only a GPU can run it."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model.kernels import bulk, gelu, nf4, product, quantize, tiles
+from lowbit_vit.model.kernels import gelu, gemm, nf4, quantize
 
 TARGETS = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that one program may take
@@ -26,20 +26,20 @@ def compiled(kernel: Any, *, capability: int, constants: dict[str, Any], types: 
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(kernel.arg_names)
-        if name not in constants and name not in ("rows", "eps")
+        if name not in constants and name not in ("M", "rows", "eps")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def product_constants(tile: tiles.Tile, *, residual: bool, gelu_codes: bool, early: bool) -> dict[str, Any]:
-    sizes = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "STRIPE": 8, "PARTS": tile.parts}
-    parts = {"RESIDUAL": residual, "GELU_CODES": gelu_codes, "EVEN": True, "EARLY": early}
+def gemm_constants(tile: gemm.Tile, *, residual: bool, gelu_codes: bool, pdl: bool) -> dict[str, Any]:
+    sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": 8, "SPLIT_K": tile.split_k}
+    parts = {"RESIDUAL": residual, "GELU_CODES": gelu_codes, "EVEN_K": True, "PDL": pdl}
     return parts | sizes | {"LARGEST": 448.0 if gelu_codes else 127.0}
 
 
-def product_types(codes: str, *, gelu_codes: bool) -> dict[str, str]:
+def gemm_types(codes: str, *, gelu_codes: bool) -> dict[str, str]:
     own = {"sums_ptr": "*i32" if codes == "*i8" else "*fp32", "arrivals_ptr": "*i32"}
     sixteen = dict.fromkeys(("bias_ptr", "residual_ptr", "out_ptr"), "*bf16")
     scales = dict.fromkeys(("a_scales_ptr", "w_scales_ptr", "out_scales_ptr"), "*fp32")
@@ -78,40 +78,47 @@ FOLLOWS = [(80, "*i8", "residual"), (90, "*i8", "residual"), (90, "*fp8e4nv", "r
 
 
 @pytest.mark.parametrize(("capability", "codes", "follows"), FOLLOWS)
-@pytest.mark.parametrize("tile", [*tiles.EIGHT_BIT, tiles.IN_PARTS], ids=str)
-def test_every_tile_of_the_product_fits_the_card(capability: int, codes: str, tile: tiles.Tile, follows: str) -> None:
+@pytest.mark.parametrize("tile", [*gemm.TILES, gemm.SPLIT_TILE], ids=str)
+def test_every_tile_of_the_gemm_fits_the_gpu(capability: int, codes: str, tile: gemm.Tile, follows: str) -> None:
     gelu_codes = follows == "GELU's codes"
     made = compiled(
-        product.product_kernel,
+        gemm.eight_bit_gemm_kernel,
         capability=capability,
-        constants=product_constants(tile, residual=follows == "residual", gelu_codes=gelu_codes, early=capability == 90),
-        types=product_types(codes, gelu_codes=gelu_codes),
-        warps=tile.warps,
-        stages=tile.stages,
+        constants=gemm_constants(tile, residual=follows == "residual", gelu_codes=gelu_codes, pdl=capability == 90),
+        types=gemm_types(codes, gelu_codes=gelu_codes),
+        warps=tile.num_warps,
+        stages=tile.num_stages,
     )
     assert made.asm["cubin"]
     assert made.metadata.shared <= SHARED_BYTES[capability]
-    assert ("wgmma" if capability == 90 and tile.rows >= 64 else "mma.sync") in made.asm["ptx"]  # the tensor cores' own instruction
+    assert ("wgmma" if capability == 90 and tile.block_m >= 64 else "mma.sync") in made.asm["ptx"]  # the tensor cores' own instruction
     if capability == 90:
         assert spilled_bytes(made, capability) <= 32  # of a thread: more than some words would be read and written all the time
         assert waits_before_it_reads(made)
 
 
 @pytest.mark.parametrize(("codes", "follows"), [("i8", "residual"), ("fp8e4nv", "residual"), ("fp8e4nv", "GELU's codes")])
-def test_the_tile_that_is_moved_in_bulk_fits_twice_and_is_moved_so(codes: str, follows: str) -> None:
-    gelu_codes, tile = follows == "GELU's codes", tiles.BULK
-    of_result = f"[{tile.rows}, {tile.columns}]"
+def test_the_tile_that_tma_moves_fits_twice_and_is_moved_so(codes: str, follows: str) -> None:
+    gelu_codes, tile = follows == "GELU's codes", gemm.TMA_TILE
+    of_result = f"[{tile.block_m}, {tile.block_n}]"
     types = {
-        "a_tiles": f"tensordesc<{codes}[{tile.rows}, {tile.depth}]>",
-        "w_tiles": f"tensordesc<{codes}[{tile.columns}, {tile.depth}]>",
+        "a_tiles": f"tensordesc<{codes}[{tile.block_m}, {tile.block_k}]>",
+        "w_tiles": f"tensordesc<{codes}[{tile.block_n}, {tile.block_k}]>",
         "residual_tiles": f"tensordesc<bf16{of_result}>",
         "out_tiles": f"tensordesc<{codes if gelu_codes else 'bf16'}{of_result}>",
         "bias_ptr": "*bf16",
         **dict.fromkeys(("a_scales_ptr", "w_scales_ptr", "out_scales_ptr"), "*fp32"),
     }
-    constants = {"INTEGER": codes == "i8", "RESIDUAL": follows == "residual", "GELU_CODES": gelu_codes, "LARGEST": 448.0, "STRIPE": 8}
-    sizes = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth}
-    made = compiled(bulk.bulk_product_kernel, capability=90, constants=constants | sizes, types=types, warps=tile.warps, stages=tile.stages)
+    constants = {"INTEGER": codes == "i8", "RESIDUAL": follows == "residual", "GELU_CODES": gelu_codes, "LARGEST": 448.0, "GROUP_M": 8}
+    sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+    made = compiled(
+        gemm.eight_bit_gemm_tma_kernel,
+        capability=90,
+        constants=constants | sizes,
+        types=types,
+        warps=tile.num_warps,
+        stages=tile.num_stages,
+    )
     assert 2 * made.metadata.shared <= SHARED_BYTES[90]
     assert "wgmma" in made.asm["ptx"]
     assert "cp.async.bulk.tensor" in made.asm["ptx"]
@@ -131,7 +138,7 @@ def test_the_quantizing_pass_compiles(capability: int, codes: str, before: str |
     types = dict.fromkeys(("x_ptr", "gain_ptr", "shift_ptr"), "*fp16") | {"codes_ptr": codes, "eps": "fp32"}
     types |= dict.fromkeys(("scales_ptr", "reach_ptr", "next_scales_ptr"), "*fp32")
     constants = {"NORM": before == "NORM", "GELU": before == "GELU", "NEXT": before == "NORM", "LARGEST": 127.0, "WIDTH": width}
-    constants["EARLY"] = capability == 90
+    constants["PDL"] = capability == 90
     made = compiled(quantize.quantize_kernel, capability=capability, constants=constants, types=types, warps=width // 1024)
     assert capability == 80 or waits_before_it_reads(made)
     assert "ld.global.v4" in made.asm["ptx"]  # whole vectors
@@ -171,6 +178,6 @@ def test_the_nf4_decoding_with_adapters_compiles(capability: int, out: str, rank
     assert re.search(r"wgmma|mma\.sync", made.asm["ptx"])
 
 
-def test_without_a_card_the_kernels_say_what_they_need() -> None:
+def test_without_a_gpu_the_kernels_say_what_they_need() -> None:
     with pytest.raises(Unavailable, match="these kernels need CUDA, the tensors are on cpu"):
         quantize.quantize_rows(torch.ones(2, 64).half(), codes=torch.int8)

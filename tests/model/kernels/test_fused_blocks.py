@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from emulated_block import emulated, restored_weights
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.model import fast, precision, quantized_file
+from lowbit_vit.model import fused, nf4_linear, precision, serialization
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
 from lowbit_vit.schema.plan import FP8, NF4, W8A8, Fused, FusedNF4, HighPrecision, Plan, Rule, uniform
@@ -37,12 +37,12 @@ def images() -> Tensor:
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
 
 
-@pytest.mark.parametrize("weights", [w for w in OURS if fast.eight_bit(w)], ids=lambda weights: weights.name)
+@pytest.mark.parametrize("weights", [w for w in OURS if w.whole_blocks], ids=lambda weights: weights.name)
 def test_a_fused_block_computes_what_its_quantization_says(kernels: SimpleNamespace, weights: Fused) -> None:
     model = tiny_model()
     precision.apply_plan(model, uniform(weights, "bf16"))
     block = model.blocks[0]
-    assert isinstance(block, fast.FusedBlock)
+    assert isinstance(block, fused.FusedBlock)
     weights_of, kind = restored_weights(block)
     x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
     with torch.inference_mode():
@@ -83,7 +83,7 @@ def test_nf4_in_16_bits_is_bitsandbytes_nf4(kernels: SimpleNamespace, nested: bo
 def test_layers_can_be_made_of_bitsandbytes_codes(kernels: SimpleNamespace) -> None:
     linear = nn.Linear(128, 40)
     theirs: Any = precision.convert_linear(linear, NF4(format="nf4", double_quantization=True), torch.bfloat16, name="x")
-    ours = fast.from_bitsandbytes(theirs.weight.data, theirs.weight.quant_state, theirs.bias.data, products="16-bit")
+    ours = nf4_linear.from_bitsandbytes(theirs.weight.data, theirs.weight.quant_state, theirs.bias.data, products="16-bit")
     x = torch.randn(3, 5, 128).bfloat16()
     expected = nn.functional.linear(x.float(), precision.restored_weight(theirs).bfloat16().float(), theirs.bias.float())
     with torch.inference_mode():
@@ -96,9 +96,9 @@ def test_bytes_held_are_the_expected_ones_and_a_saved_model_is_the_same(weights:
     expected = precision.expected_bytes(model, plan)
     precision.apply_plan(model, plan)
     assert precision.weight_bytes(model) == expected
-    written = quantized_file.save_model(model, plan, tmp_path / "m.safetensors", {})
-    assert written == quantized_file.model_bytes(model, plan, {})
-    read = quantized_file.load_model(tmp_path / "m.safetensors", attention="flash")
+    written = serialization.save_model(model, plan, tmp_path / "m.safetensors", {})
+    assert written == serialization.model_bytes(model, plan, {})
+    read = serialization.load_model(tmp_path / "m.safetensors", attention="flash")
     assert [type(block) for block in read.blocks] == [type(block) for block in model.blocks]
     state = model.state_dict()
     assert list(read.state_dict()) == list(state)
@@ -121,7 +121,7 @@ def test_a_block_in_eight_bits_is_whole_and_others_may_be_high() -> None:
     whole = Plan(compute_dtype="bf16", rules=(Rule(pattern="*", weights=INT8), Rule(pattern="blocks.1.*", weights=HighPrecision())))
     model = tiny_model()
     assert precision.apply_plan(model, whole).by_format == {"w8a8": 4, "high": 4}
-    assert [isinstance(block, fast.FusedBlock) for block in model.blocks] == [True, False]
+    assert [isinstance(block, fused.FusedBlock) for block in model.blocks] == [True, False]
 
 
 def test_a_weight_that_is_not_finite_is_refused() -> None:

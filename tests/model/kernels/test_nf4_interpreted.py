@@ -1,4 +1,4 @@
-"""NF4 in Triton's interpreter: decoded weights are bitsandbytes' to the bit, and products are those of the decoded weights."""
+"""NF4 in Triton's interpreter: decoded weights are bitsandbytes' to the bit, and GEMMs are those of the decoded weights."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -3,16 +3,14 @@
 Everything is optional. A check that lacks its key says which one it needs.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from lowbit_vit.analysis.audit.table import Cell, ResultsTable
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.config import one_line
+from lowbit_vit.schema.config import read_yaml, validate
 from lowbit_vit.schema.plan import Frozen
 
 # JSON and YAML know infinity and NaN; no size, peak or rate is one.
@@ -138,17 +136,7 @@ def load_context(path: Path) -> Context:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such context file")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(content).__name__}")
-    try:
-        # Through JSON, so that lists become tuples while "12" still is no number.
-        return Context.model_validate_json(json.dumps(content, default=str), strict=True)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from None
+    return validate(Context, read_yaml(path), path)
 
 
 def check_labels(table: ResultsTable, context: Context) -> None:

@@ -14,8 +14,8 @@ import polars as pl
 from lowbit_vit.analysis.arms import weights_name
 from lowbit_vit.analysis.audit.finding import Finding
 from lowbit_vit.analysis.results import Result
-from lowbit_vit.schema.check import Arms
 from lowbit_vit.schema.claim import Evidence, Measured, Stated, Verdict
+from lowbit_vit.schema.claim_checks import Arms
 from lowbit_vit.schema.config import Profile, Study
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Record

@@ -8,8 +8,8 @@ from lowbit_vit.analysis.arms import MIB
 from lowbit_vit.analysis.evidence.grounds import Grounds, Need, Outcome, printed_number, record_ids
 from lowbit_vit.analysis.evidence.printed import bounds
 from lowbit_vit.analysis.results import Result
-from lowbit_vit.schema.check import Arms, CellCheck, Quantity, RatioCheck, RunsCheck, ShareCheck
 from lowbit_vit.schema.claim import Cell, Measured, Verdict
+from lowbit_vit.schema.claim_checks import Arms, CellCheck, Quantity, RatioCheck, RunsCheck, ShareCheck
 from lowbit_vit.schema.record import Interval, KernelTime, Latency, Record
 
 # Throughput times latency is one image in the paper's rows, so that is the batch its cells are held against.

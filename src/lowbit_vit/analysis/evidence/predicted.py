@@ -17,8 +17,8 @@ from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.results import Result, same_images
 from lowbit_vit.analysis.statistics import Comparison, compare_counts, holm, margin_test, wilson
 from lowbit_vit.schema.answers import Answers
-from lowbit_vit.schema.check import AccuracyCheck, Check, FlipsCheck, FrontierCheck, Metric, PairedCheck
 from lowbit_vit.schema.claim import Measured, Verdict
+from lowbit_vit.schema.claim_checks import AccuracyCheck, Check, FlipsCheck, FrontierCheck, Metric, PairedCheck
 from lowbit_vit.schema.record import Interval
 
 ALPHA = 0.05

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from lowbit_vit.analysis.audit.finding import GOOD, Finding
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome, printed_number
-from lowbit_vit.schema.check import AgreeCheck, AuditCheck, StatedCheck, SumCheck, TableCheck
 from lowbit_vit.schema.claim import Claim, Verdict
+from lowbit_vit.schema.claim_checks import AgreeCheck, AuditCheck, StatedCheck, SumCheck, TableCheck
 
 MIB = 2**20
 # The audit's faults, gravest first.

@@ -17,8 +17,8 @@ from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.ranks import agreement, kendall
 from lowbit_vit.analysis.results import Result, same_images
 from lowbit_vit.analysis.statistics import compare
-from lowbit_vit.schema.check import BlocksCheck, RandomCheck, SparedCheck, StabilityCheck
 from lowbit_vit.schema.claim import Measured, Verdict
+from lowbit_vit.schema.claim_checks import BlocksCheck, RandomCheck, SparedCheck, StabilityCheck
 from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Interval

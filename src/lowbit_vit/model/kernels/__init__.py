@@ -1,5 +1,4 @@
-"""Triton kernels for the shapes of a ViT: products of 8-bit codes, and of NF4 codes, with what stands around them fused in.
+"""Triton kernels for the shapes of a ViT, one module an op: GEMMs of 8-bit codes with their epilogues, quantization, NF4, GELU.
 
-Importing one of these modules imports Triton, which only Linux builds of PyTorch bring; `model.fast` does so when a kernel is
-first needed.
+Importing one of these modules but `coded` imports Triton, which only Linux builds of PyTorch bring; layers do so when they first run.
 """

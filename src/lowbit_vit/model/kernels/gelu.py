@@ -1,10 +1,11 @@
-"""GELU inside a kernel, in few instructions, and a pass of it over a product that was just written."""
+"""GELU inside a kernel, in few instructions, and a pass of it over the result of a GEMM."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowbit_vit.model.kernels.arguments import SIXTEEN_BIT, require_device, require_matrix
+from lowbit_vit.model.kernels.coded import SIXTEEN_BIT
+from lowbit_vit.model.kernels.validation import require_device, require_matrix
 
 _VALUES = 1024  # of one program
 
@@ -29,8 +30,12 @@ def gelu(x):
 
 
 @triton.jit
-def gelu_kernel(x_ptr, count, VALUES: tl.constexpr):
-    """VALUES of x become their GELU. Programs go from the end to the start: what was written last is still in the second-level cache."""
+def gelu_kernel(
+    x_ptr,  # fp16 or bf16 [count]
+    count,
+    VALUES: tl.constexpr,  # of one program
+):
+    """X becomes its GELU. Programs go from the end to the start: what was written last is still in the L2 cache."""
     place = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * VALUES + tl.arange(0, VALUES)
     inside = place < count
     x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
@@ -40,7 +45,7 @@ def gelu_kernel(x_ptr, count, VALUES: tl.constexpr):
 def gelu_in_place(x: Tensor) -> None:
     """Each value becomes its exact GELU, computed in fp32 and rounded once; fp16 or bf16, [M, N], contiguous.
 
-    Right after the product that wrote x, it finds the end of it in the second-level cache (docs/fast-path.md has the times).
+    Right after the GEMM that wrote x, it finds the end of it in the L2 cache (docs/fast-path.md has the times).
 
     Raises:
         ValueError: another dtype, shape or stride.

@@ -1,11 +1,11 @@
-"""Products with NF4 weights as bitsandbytes packs them, and the decoding alone; every decoded weight is bitsandbytes' to the bit.
+"""GEMMs with NF4 weights as bitsandbytes packs them, and the decoding alone; every decoded weight is bitsandbytes' to the bit.
 
-The weights are decoded into memory that the next layer uses again, then multiplied as any other. Decoding in the product's main loop
-was built and measured on an H100: 2.7 to 8.5 times slower at every shape of a ViT-L/16, from 1 row to 6,304
-(docs/fast-path.md), since each tile of rows decodes all weights again; it is gone.
+The weights are decoded into memory that the next layer uses again, then multiplied as any other. Decoding in the GEMM's main loop is 2.7
+to 8.5 times slower at every shape of a ViT-L/16, from 1 row to 6,304 (an H100; docs/fast-path.md), since each tile of rows decodes all
+weights again.
 
-The same codes can also be turned into 8-bit codes, for `product`: 4 bits in memory, 8 in the arithmetic. And adapters that were trained
-over the codes can be added while they are decoded, so that a layer with adapters costs one product as well.
+The same codes can also be turned into 8-bit codes, for `gemm`: 4 bits in memory, 8 in the arithmetic. And adapters that were trained
+over the codes can be added while they are decoded, so that a layer with adapters costs one GEMM as well.
 
 Format: byte i holds weight 2i in its upper and weight 2i + 1 in its lower four bits; 64 weights of a row share one absmax. With
 double quantization an absmax is a byte: one of 256 levels, times a second-level scale of 256 such bytes, plus one mean a layer.
@@ -22,8 +22,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from lowbit_vit.model.kernels.arguments import CODES, LARGEST, SIXTEEN_BIT, Coded, require_device, require_matrix
-from lowbit_vit.model.kernels.rounding import codes_of
+from lowbit_vit.model.kernels.coded import CODES, LARGEST, SIXTEEN_BIT, Coded
+from lowbit_vit.model.kernels.quantize import codes_of
+from lowbit_vit.model.kernels.validation import require_device, require_matrix
 
 BLOCK = 64  # weights that share one absmax
 NESTED_BLOCK = 256  # absmax bytes that share one second-level scale
@@ -66,9 +67,16 @@ class NF4Weights(NamedTuple):
 
 @triton.jit
 def absmax_of(
-    block, inside, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr
+    block,  # int32 [B], places of blocks in the layer
+    inside,  # bool [B], whether there is such a block
+    absmax_ptr,  # fp32 [blocks]; uint8 if NESTED
+    nested_levels_ptr,  # fp32 [256], if NESTED
+    nested_scales_ptr,  # fp32 [blocks / NESTED_BLOCK], if NESTED
+    nested_mean_ptr,  # fp32 [1], if NESTED
+    NESTED: tl.constexpr,  # double quantization
+    NESTED_BLOCK: tl.constexpr,
 ):
-    """The absmax of blocks in fp32: loaded, or with double quantization level x scale + mean."""
+    """The absmax of blocks in fp32, [B]: loaded, or with double quantization level x scale + mean."""
     absmax = tl.load(absmax_ptr + block, mask=inside, other=0)
     if NESTED:
         level = tl.load(nested_levels_ptr + absmax.to(tl.int32))
@@ -77,8 +85,15 @@ def absmax_of(
 
 
 @triton.jit
-def decoded_pairs(codes_ptr, levels_ptr, block, inside, absmax, BLOCK: tl.constexpr):
-    """The even and the odd weights of blocks in fp32, [blocks, BLOCK / 2] each."""
+def decoded_pairs(
+    codes_ptr,  # uint8 [blocks, BLOCK / 2]
+    levels_ptr,  # fp32 [16]
+    block,  # int32 [B], places of blocks in the layer
+    inside,  # bool [B], whether there is such a block
+    absmax,  # fp32 [B]
+    BLOCK: tl.constexpr,
+):
+    """The even and the odd weights of blocks in fp32, [B, BLOCK / 2] each."""
     byte = block.to(tl.int64)[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
     packed = tl.load(codes_ptr + byte, mask=inside[:, None], other=0).to(tl.int32)
     return tl.load(levels_ptr + (packed >> 4)) * absmax[:, None], tl.load(levels_ptr + (packed & 15)) * absmax[:, None]
@@ -86,11 +101,24 @@ def decoded_pairs(codes_ptr, levels_ptr, block, inside, absmax, BLOCK: tl.conste
 
 @triton.jit
 def decode_kernel(
-    codes_ptr, levels_ptr, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, row_scales_ptr, out_ptr, count, of_row,
-    NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, TO_CODES: tl.constexpr, LARGEST: tl.constexpr,
-    BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Decode BLOCKS of `count` blocks of weights; `of_row`, how many a row has, and the row scales serve 8-bit codes alone."""
+    codes_ptr,  # uint8 [N, K / 2]
+    levels_ptr,  # fp32 [16]
+    absmax_ptr,  # fp32 [N, K / BLOCK]; uint8 if NESTED
+    nested_levels_ptr,  # fp32 [256], if NESTED
+    nested_scales_ptr,  # fp32 [blocks / NESTED_BLOCK], if NESTED
+    nested_mean_ptr,  # fp32 [1], if NESTED
+    row_scales_ptr,  # fp32 [N], if TO_CODES
+    out_ptr,  # fp16, bf16 or fp32 [N, K]; int8 or e4m3 if TO_CODES
+    count,  # blocks of the layer
+    of_row,  # blocks of a row
+    NESTED: tl.constexpr,  # double quantization
+    NESTED_BLOCK: tl.constexpr,
+    TO_CODES: tl.constexpr,
+    LARGEST: tl.constexpr,  # code
+    BLOCKS: tl.constexpr,  # of one program
+    BLOCK: tl.constexpr,
+):
+    """Decode BLOCKS blocks of weights."""
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block < count
     absmax = absmax_of(block, inside, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED, NESTED_BLOCK)
@@ -107,12 +135,21 @@ def decode_kernel(
 
 @triton.jit
 def decode_together_kernel(
-    codes_0, codes_1, codes_2, codes_3, absmax_0, absmax_1, absmax_2, absmax_3,
-    nested_scales_0, nested_scales_1, nested_scales_2, nested_scales_3, nested_mean_0, nested_mean_1, nested_mean_2, nested_mean_3,
-    levels_ptr, nested_levels_ptr, out_ptr, count_0, count_1, count_2, count_3, program_1, program_2, program_3,
-    NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+    codes_0, codes_1, codes_2, codes_3,  # uint8 [N, K / 2] of each layer
+    absmax_0, absmax_1, absmax_2, absmax_3,  # fp32 [N, K / BLOCK]; uint8 if NESTED
+    nested_scales_0, nested_scales_1, nested_scales_2, nested_scales_3,  # fp32 [blocks / NESTED_BLOCK], if NESTED
+    nested_mean_0, nested_mean_1, nested_mean_2, nested_mean_3,  # fp32 [1], if NESTED
+    levels_ptr,  # fp32 [16]
+    nested_levels_ptr,  # fp32 [256], if NESTED
+    out_ptr,  # fp16, bf16 or fp32, the weights of all layers
+    count_0, count_1, count_2, count_3,  # blocks of each layer
+    program_1, program_2, program_3,  # the first program of each layer but the first
+    NESTED: tl.constexpr,  # double quantization
+    NESTED_BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,  # of one program
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Decode BLOCKS blocks of one of four layers, which lie one after another in out; count_i: its blocks, program_i: its first."""
+    """Decode BLOCKS blocks of one of four layers, which lie one after another in out."""
     program = tl.program_id(0)
     codes_ptr, absmax_ptr, nested_scales_ptr, nested_mean_ptr = codes_0, absmax_0, nested_scales_0, nested_mean_0
     first_program, count, before = 0, count_0, 0
@@ -136,10 +173,25 @@ def decode_together_kernel(
 
 @triton.jit
 def decode_adapted_kernel(
-    codes_ptr, levels_ptr, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, up_ptr, down_ptr, out_ptr, rows, of_row, rank,
-    NESTED: tl.constexpr, NESTED_BLOCK: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Decode one block of each of ROWS rows, and add up down: up [rows, rank], down [rank, of_row blocks]; RANK holds rank."""
+    codes_ptr,  # uint8 [N, K / 2]
+    levels_ptr,  # fp32 [16]
+    absmax_ptr,  # fp32 [N, K / BLOCK]; uint8 if NESTED
+    nested_levels_ptr,  # fp32 [256], if NESTED
+    nested_scales_ptr,  # fp32 [blocks / NESTED_BLOCK], if NESTED
+    nested_mean_ptr,  # fp32 [1], if NESTED
+    up_ptr,  # fp16 or bf16 [N, rank]
+    down_ptr,  # as up, [rank, K]
+    out_ptr,  # fp16 or bf16 [N, K]
+    rows,  # N
+    of_row,  # blocks of a row
+    rank,
+    NESTED: tl.constexpr,  # double quantization
+    NESTED_BLOCK: tl.constexpr,
+    RANK: tl.constexpr,  # a power of two, rank or more
+    ROWS: tl.constexpr,  # of one program
+    BLOCK: tl.constexpr,
+):
+    """Decode one block of each of ROWS rows, and add up down."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     block = row * of_row + tl.program_id(1)
@@ -183,7 +235,7 @@ def decode_into(w: NF4Weights, out: Tensor) -> None:
 def decode_together(layers: Sequence[NF4Weights], out: Tensor) -> None:
     """The weights of layers one after another, as `decode` of each, into memory that is there; in one launch for every TOGETHER layers.
 
-    A launch has a slow start and end: four of a block's layers take half as long again one by one (docs/fast-path.md).
+    Four separate launches for a block's layers take 1.5 times as long (docs/fast-path.md).
 
     Args:
         layers: without adapters, all with double quantization or all without.
@@ -232,7 +284,7 @@ def decode_to_codes(w: NF4Weights, scales: Tensor, *, codes: torch.dtype) -> Cod
 
 
 def multiply_nf4(x: Tensor, w: NF4Weights, bias: Tensor) -> Tensor:
-    """The product x w^T + bias with the weights decoded before.
+    """X w^T + bias with the weights decoded before.
 
     Args:
         x: fp16 or bf16, [M, K], contiguous.

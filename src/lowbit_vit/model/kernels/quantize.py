@@ -1,13 +1,13 @@
 """Rows of activations to 8-bit codes with one scale a row, with the LayerNorm or the GELU before them where there is one.
 
-One program takes one row, which stays in registers: it is read once in 16 bits and written once in 8. The memory gives a value every
-few instructions of the card, so a value must not take many more: a row's scale is inverted once, its NaN are found by its maximum,
+One program takes one row, which stays in registers: it is read once in 16 bits and written once in 8. The memory delivers a value every
+few instructions of the GPU, so a value must not take many more: a row's scale is inverted once, its NaN are found by its maximum,
 and GELU is a polynomial.
 
-A pass may also say what scale is large enough for the row of the product that follows, before that is computed: by Cauchy and Schwarz
-no value of it is larger than the row's length times the greatest length of a row of the weights, plus the greatest bias. For random
-numbers such a scale is some nine times as large as it would have to be. e4m3, a floating-point format with denormal numbers, loses
-nothing that matters by that; int8 would lose three of its bits.
+A pass may also compute a scale that is large enough for the row of the GEMM that follows, before that runs: by Cauchy and Schwarz no
+value of it is larger than the row's length times the greatest length of a row of the weights, plus the greatest bias. For random numbers
+such a scale is some nine times as large as it would have to be. e4m3, a floating-point format with denormal numbers, loses nothing that
+matters by that; int8 would lose three of its bits.
 """
 
 import torch
@@ -15,27 +15,59 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from lowbit_vit.model.kernels import arguments
-from lowbit_vit.model.kernels.arguments import CODES, LARGEST, SIXTEEN_BIT, Coded, require_device, require_matrix
-from lowbit_vit.model.kernels.early import early_options, release_the_next, wait_for_the_last
+from lowbit_vit.model.kernels import coded, pdl
+from lowbit_vit.model.kernels.coded import CODES, LARGEST, SIXTEEN_BIT, Coded
 from lowbit_vit.model.kernels.gelu import gelu
-from lowbit_vit.model.kernels.rounding import SMALLEST, codes_of
+from lowbit_vit.model.kernels.pdl import launch_dependents, wait
+from lowbit_vit.model.kernels.validation import require_device, require_matrix
 
 WIDEST = 16384  # columns that one program's registers can hold
+SMALLEST = tl.constexpr(coded.SMALLEST)
+# Adding 1.5 x 2^23 to an fp32 number below 2^22 rounds it to the nearest integer, ties to even, as torch.round does; the integer's
+# two's complement is then in the low bits.
+_ROUND = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def codes_of(
+    scaled,  # fp32, in +-LARGEST but for a last bit
+    LARGEST: tl.constexpr,
+    CODES: tl.constexpr,
+):
+    """8-bit codes, to nearest even; NaN has the code 0."""
+    scaled = tl.where(scaled == scaled, scaled, 0.0)  # noqa: PLR0124  (what NaN is cast to is not defined)
+    if CODES == tl.int8:  # noqa: SIM300  (the first is not a constant to Python)
+        codes = (scaled + _ROUND).to(tl.int32, bitcast=True).to(tl.int8)
+    else:
+        codes = tl.clamp(scaled, -LARGEST, LARGEST).to(CODES, fp_downcast_rounding="rtne")
+    return codes
 
 
 @triton.jit
 def quantize_kernel(
-    x_ptr, gain_ptr, shift_ptr, codes_ptr, scales_ptr, reach_ptr, next_scales_ptr, columns, eps,
-    NORM: tl.constexpr, GELU: tl.constexpr, NEXT: tl.constexpr, EARLY: tl.constexpr, LARGEST: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """One row of x [rows, columns] in fp32, after LayerNorm if NORM and GELU if GELU, to codes and a scale; if NEXT the product's, too."""
+    x_ptr,  # fp16 or bf16 [M, K]
+    gain_ptr,  # fp16, bf16 or fp32 [K], if NORM
+    shift_ptr,  # as gain
+    codes_ptr,  # int8 or e4m3 [M, K]
+    scales_ptr,  # fp32 [M]
+    reach_ptr,  # fp32 [2], if NEXT
+    next_scales_ptr,  # fp32 [M], if NEXT
+    columns,  # K
+    eps,
+    NORM: tl.constexpr,  # LayerNorm before the codes
+    GELU: tl.constexpr,  # GELU before the codes
+    NEXT: tl.constexpr,  # scales of the GEMM that follows, too
+    PDL: tl.constexpr,
+    LARGEST: tl.constexpr,  # code
+    WIDTH: tl.constexpr,  # a power of two, K or more
+):
+    """One row of x in fp32 to codes and a scale."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     inside = column < columns
-    if EARLY:
-        release_the_next()
-        wait_for_the_last()
+    if PDL:
+        launch_dependents()
+        wait()
     x = tl.load(x_ptr + row * columns + column, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         mean = tl.sum(x, axis=0) / columns
@@ -48,7 +80,7 @@ def quantize_kernel(
     # As integers, magnitudes have the order that they have as numbers, and NaN comes after infinity: it is not lost in a maximum.
     magnitude = tl.max(tl.abs(x).to(tl.int32, bitcast=True), axis=0).to(tl.float32, bitcast=True)
     known = tl.maximum(magnitude, SMALLEST)
-    # No code says that a value was NaN or infinite, so the scale does, and the row's products are NaN: infinity less infinity is.
+    # No code says that a value was NaN or infinite, so the scale does, and the row's results are NaN: infinity less infinity is.
     scale = known / LARGEST + (magnitude - magnitude)
     tl.store(scales_ptr + row, scale)
     codes = codes_of(x * (LARGEST / known), LARGEST, codes_ptr.dtype.element_ty)
@@ -90,22 +122,22 @@ def gelu_rows(x: Tensor, *, codes: torch.dtype) -> Coded:
 
 
 def reach_of(w: Coded, bias: Tensor) -> Tensor:
-    """How far a product with these weights can go: the greatest length of a row of w, and the greatest magnitude of a bias; fp32, [2]."""
+    """What bounds a GEMM with these weights: the greatest length of a row of w, and the greatest magnitude of a bias; fp32, [2]."""
     lengths = w.codes.float().square().sum(dim=1).sqrt() * w.scales
     return torch.stack([lengths.max(), bias.abs().max().float()])
 
 
 def normalize_rows_towards(x: Tensor, norm: nn.LayerNorm, reach: Tensor, *, codes: torch.dtype) -> tuple[Coded, Tensor]:
-    """As `normalize_rows`, with scales that are large enough for the product that follows.
+    """As `normalize_rows`, with scales that are large enough for the GEMM that follows.
 
     Args:
         x: fp16 or bf16, [M, K], contiguous.
         norm: over K columns, with weight and bias.
-        reach: of that product, as `reach_of`.
+        reach: of that GEMM, as `reach_of`.
         codes: int8 or float8_e4m3fn.
 
     Returns:
-        The codes, and fp32 [M]: of each row of the product a scale under which none of its values is above the largest code. NaN
+        The codes, and fp32 [M]: of each row of the GEMM's result a scale under which none of its values is above the largest code. NaN
         where the row's own scale is.
 
     Raises:
@@ -149,10 +181,10 @@ def _quantize(
     width = triton.next_power_of_2(columns)
     gain, shift = (x, x) if norm is None else (norm.weight, norm.bias)  # not read without a norm
     reach, next_scales = following or (made.scales, made.scales)  # the same
-    early = arguments.starts_early(x.device, rows)
+    early = pdl.uses_pdl(x.device, rows)
     quantize_kernel[(rows,)](
         x, gain, shift, made.codes, made.scales, reach, next_scales, columns, 0.0 if norm is None else norm.eps,
-        NORM=norm is not None, GELU=gelu, NEXT=following is not None, EARLY=early, LARGEST=LARGEST[codes],
-        WIDTH=width, num_warps=max(1, min(8, width // 1024)), enable_fp_fusion=True, **early_options(early=early),
+        NORM=norm is not None, GELU=gelu, NEXT=following is not None, PDL=early, LARGEST=LARGEST[codes],
+        WIDTH=width, num_warps=max(1, min(8, width // 1024)), enable_fp_fusion=True, **pdl.launch_options(pdl=early),
     )  # fmt: skip
     return made

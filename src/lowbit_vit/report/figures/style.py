@@ -1,14 +1,17 @@
 """One look for all figures: colours that the colour-blind tell apart, on white and on near-black, and panels below each other."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import altair as alt
 import polars as pl
 
+from lowbit_vit.schema.plan import FAMILIES
+
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), its blue and grey lightened to read on near-black too.
 BLUE, ORANGE, GREEN, PURPLE, YELLOW, RED, GREY = "#4f93d1", "#e69f00", "#009e73", "#cc79a7", "#d6c52e", "#d55e00", "#8a909a"
-WEIGHTS = {"floating point": BLUE, "int8": ORANGE, "NF4": GREEN, "fp8": YELLOW, "mixed": PURPLE}
+WEIGHTS = dict(zip(FAMILIES, cycle((BLUE, ORANGE, GREEN, YELLOW, RED, GREY)), strict=False)) | {"mixed": PURPLE}
 FORMAT_NAMES = {"nf4": "NF4", "nf4-dq": "NF4, double quantization", "int8-0": "int8, threshold 0", "int8-6": "int8, threshold 6"}
 WIDTH = 620
 # Bars of more arms than this would make a figure nobody reads; the caption says so, and the table has them all.

@@ -1,0 +1,66 @@
+"""Verbs that put two runs side by side: compare, check."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit_vit.cli.options import HERE, Root, console
+from lowbit_vit.errors import OutOfTolerance
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: lowbit-vit compare demo reports/reference/cpu-2026-11")
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="a profile, or a folder with records/, such as a reference run")],
+    b: Annotated[str, typer.Argument(metavar="B", help="the same")],
+    root: Root = HERE,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="also write every arm of every study to this file")] = None,
+) -> None:
+    """Put two runs side by side: paired tests of accuracy where the images are the same, latency where the card is."""
+    from lowbit_vit.analysis.compare import compare_sides
+    from lowbit_vit.analysis.sides import load_side
+    from lowbit_vit.report.comparison import comparison_markdown, comparison_notes, comparison_table
+    from lowbit_vit.schema.config import STUDIES
+    from lowbit_vit.schema.record import write_atomic
+
+    first, second = load_side(a, root=root.resolve()), load_side(b, root=root.resolve())
+    margin = first.profile.statistics.margin
+    frame = compare_sides(first, second, studies=STUDIES, margin=margin)
+    if csv is not None:
+        write_atomic(csv, frame.write_csv().encode())
+    if markdown:
+        print(comparison_markdown(frame, first, second, margin=margin), end="")
+        return
+    screen = console(piped_width=180)
+    screen.print(comparison_table(frame, first, second, margin=margin))
+    for note in comparison_notes(frame, first, second):
+        screen.print(note, soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command(epilog="Example: lowbit-vit check demo reports/reference/cpu-2026-11")
+def check(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a profile, or a folder with records/")],
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="the same, such as a reference run")],
+    root: Root = HERE,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")] = False,
+    csv: Annotated[Path | None, typer.Option("--csv", help="also write the lines to this file")] = None,
+) -> None:
+    """Say number by number whether a run repeats a reference within tolerance; exit 1 where it does not."""
+    from lowbit_vit.analysis.check import check_frame, check_run, misses
+    from lowbit_vit.analysis.sides import load_side
+    from lowbit_vit.report.comparison import check_markdown, check_summary, check_table
+    from lowbit_vit.schema.record import write_atomic
+
+    lines = check_run(load_side(run, root=root.resolve()), load_side(reference, root=root.resolve()))
+    if csv is not None:
+        write_atomic(csv, check_frame(lines).write_csv().encode())
+    if markdown:
+        print(check_markdown(lines), end="")
+    else:
+        console(piped_width=180).print(check_table(lines))
+    off = misses(lines)
+    if off:
+        raise OutOfTolerance(f"{check_summary(lines)}; the first that is off: {off[0].name} (see its line in the table)")

@@ -1,0 +1,33 @@
+"""Options that several verbs take, and how a verb opens its profile and prints a table."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lowbit_vit.schema.config import Profile, load_profile
+from lowbit_vit.schema.workspace import Workspace
+
+ProfileName = Annotated[str, typer.Argument(metavar="PROFILE", help="a name in profiles/: demo, paper, scratch")]
+Root = Annotated[Path, typer.Option("--root", help="the project's folder", show_default="this folder")]
+Reports = Annotated[
+    Path | None, typer.Option("--reports", help="folder with records/, such as a reference run", show_default="reports/PROFILE")
+]
+HERE = Path()
+
+
+def open_profile(name: str, root: Path, reports: Path | None = None) -> tuple[Profile, Workspace]:
+    """Read a profile; its files lie below `root`, its records and report below `reports` where that is given.
+
+    Raises:
+        ConfigError: there is no such profile, or it is wrong.
+    """
+    workspace = Workspace(root=root.resolve(), profile=name, elsewhere=None if reports is None else reports.resolve())
+    return load_profile(workspace.profile_file), workspace
+
+
+def console(*, piped_width: int = 140) -> Console:
+    """Return stdout as rich prints to it: as wide as the terminal, or `piped_width` characters where there is none."""
+    return Console(width=None if sys.stdout.isatty() else piped_width)

@@ -1,0 +1,127 @@
+"""Verbs for plans and the models made by them: allocate, export, predict."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from lowbit_vit.cli.options import HERE, ProfileName, Root, console, open_profile
+from lowbit_vit.errors import ConfigError
+from lowbit_vit.schema.config import Device, Execution
+from lowbit_vit.schema.workspace import Workspace
+
+if TYPE_CHECKING:
+    from lowbit_vit.analysis.programme import PairTerm
+    from lowbit_vit.analysis.results import Result
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: lowbit-vit allocate paper --budget-mib 200 --out plans/small.json")
+def allocate(
+    profile: ProfileName,
+    *,
+    budget_mib: Annotated[float | None, typer.Option("--budget-mib", help="weights at most so large: the least KL")] = None,
+    budget_ms: Annotated[float | None, typer.Option("--budget-ms", help="latency at most so long: the least KL")] = None,
+    max_flips: Annotated[float | None, typer.Option("--max-flips", help="at most so many flips in 1,000 images: the fewest bytes")] = None,
+    units: Annotated[Literal["blocks", "modules"], typer.Option("--units", help="what takes a format of its own")] = "blocks",
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="that may be used, such as nf4; may be given again", show_default="all measured")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="of --budget-ms", show_default="the largest measured")] = None,
+    execution: Annotated[Execution, typer.Option("--execution", help="of --budget-ms")] = "eager",
+    pairs: Annotated[bool, typer.Option("--pairs", help="with how blocks interact two by two (profile key mixed.pairs)")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="the plan's file", show_default="plans/PROFILE-BUDGET.json")] = None,
+    skip_list: Annotated[Path | None, typer.Option("--skip-list", help="also write BitsAndBytesConfig's arguments here, as JSON")] = None,
+    root: Root = HERE,
+) -> None:
+    """Choose each block's format from what was measured: the best plan under a budget, with its proof.
+
+    Without a budget: the plans that `mixed` runs, each within the bytes of sparing the first and last blocks.
+    """
+    from lowbit_vit.analysis.allocation import allocate_within, asked_budget, study_plans
+    from lowbit_vit.analysis.results import load_results
+    from lowbit_vit.report.allocation import plan_lines
+    from lowbit_vit.schema.allocation import plan_files_json
+    from lowbit_vit.schema.estimate import read_estimates
+    from lowbit_vit.schema.record import write_atomic
+    from lowbit_vit.study.resume import load_scores
+
+    settings, workspace = open_profile(profile, root)
+    scores, results = load_scores(workspace), load_results(workspace, "sensitivity")
+    asked = asked_budget(mib=budget_mib, ms=budget_ms, flips=max_flips)
+    if asked is None:
+        if out is not None or skip_list is not None or formats or pairs:
+            raise ConfigError("allocate: --out, --skip-list, --format and --pairs need a budget")
+        if not workspace.estimates.exists():
+            logging.getLogger(__name__).warning("allocate: no plans by gradients: run lowbit-vit estimate %s before", profile)
+        estimates = read_estimates(workspace.estimates, profile=profile) if workspace.estimates.exists() else None
+        plans = study_plans(settings, scores, results, estimates)
+        write_atomic(workspace.plans, plan_files_json(plans))
+        print("\n".join(line for plan in plans for line in plan_lines(plan)))
+        print(workspace.plans.relative_to(workspace.root))
+        return
+    timed = [*load_results(workspace, "variants"), *load_results(workspace, "mixed")] if budget_ms is not None else []
+    terms = _pair_terms(workspace, results) if pairs else ()
+    plan = allocate_within(
+        asked, settings, scores, results, timed=timed, units=units, formats=formats, batch=batch, execution=execution, pairs=terms
+    )
+    path = out or workspace.root / "plans" / f"{profile}-{plan.name}.json"
+    write_atomic(path, (plan.model_dump_json(indent=1) + "\n").encode())
+    print("\n".join(plan_lines(plan)))
+    print(path)
+    if skip_list is not None:
+        write_atomic(skip_list, (json.dumps(plan.skip_list(settings.backbone.depth), indent=1) + "\n").encode())
+        print(skip_list)
+
+
+def _pair_terms(workspace: Workspace, sensitivity: "Sequence[Result]") -> "tuple[PairTerm, ...]":
+    # Tables need polars, which a machine that only runs studies may lack.
+    from lowbit_vit.analysis.pairs import pair_terms, pairs
+    from lowbit_vit.analysis.results import load_results
+
+    terms = pair_terms(pairs(load_results(workspace, "mixed"), sensitivity))
+    if not terms:
+        where = f"profiles/{workspace.profile}.yaml and run lowbit-vit mixed {workspace.profile}"
+        raise ConfigError(f"allocate: no pairs were measured; put mixed.pairs: 4 into {where}")
+    return terms
+
+
+@app.command(epilog="Example: lowbit-vit export demo plans/demo-mib-1.json exported")
+def export(
+    profile: ProfileName,
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="a plan's file, or the label or trial_id of a cell with a record")],
+    to: Annotated[Path, typer.Argument(metavar="DIR", help="new or empty folder; an earlier export in it is replaced")],
+    root: Root = HERE,
+) -> None:
+    """Write one cell's model for use elsewhere: weights and card, which lowbit_vit.load and `predict` read."""
+    from lowbit_vit.export.model_folder import export_model
+
+    card = export_model(*open_profile(profile, root), plan, to)
+    measured = (
+        "not measured" if card.measured is None else f"Top-1 {100 * card.measured.test.top1:.2f} % on {card.measured.test.images} images"
+    )
+    print(f"{to}: {card.label}, {measured}; {sum(file.stat().st_size for file in to.iterdir()):,} bytes")
+
+
+@app.command(epilog="Example: lowbit-vit predict exported rose.jpg tulip.jpg")
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="what lowbit-vit export wrote")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="files")],
+    top: Annotated[int, typer.Option("--top", min=1, help="classes to print of each image")] = 5,
+    device: Annotated[Device, typer.Option("--device", help="to run on")] = "cpu",
+) -> None:
+    """Print the most likely classes of images with their probabilities: a table, or where stdout is no terminal, lines with tabs."""
+    from lowbit_vit.report.predictions import prediction_lines, prediction_table
+    from lowbit_vit.trial.predictor import load
+
+    found = load(model, device).predict(images)
+    predictions = [(str(image), prediction.top(top)) for image, prediction in zip(images, found, strict=True)]
+    if sys.stdout.isatty():
+        console().print(prediction_table(predictions))
+    else:
+        print(prediction_lines(predictions), end="")

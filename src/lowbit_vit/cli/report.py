@@ -1,0 +1,99 @@
+"""Verbs that read a run's records: report, pack, show, claims, artifact. None needs torch."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowbit_vit.cli.options import HERE, ProfileName, Reports, Root, console, open_profile
+from lowbit_vit.errors import ConfigError, DataError
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: lowbit-vit report demo")
+def report(profile: ProfileName, root: Root = HERE, reports: Reports = None) -> None:
+    """Build tables, figures and report.html from the records alone. Needs no torch."""
+    from lowbit_vit.report.page import build_report
+
+    settings, workspace = open_profile(profile, root, reports)
+    print(build_report(settings, workspace))
+
+
+@app.command(epilog="Example: lowbit-vit pack demo --to reports/reference/mine")
+def pack(
+    profile: ProfileName,
+    *,
+    to: Annotated[Path, typer.Option("--to", help="folder of the reference run; the files go to records/ in it")],
+    add: Annotated[bool, typer.Option("--add", help="keep the cells that are packed there and are not among these records")] = False,
+    root: Root = HERE,
+    reports: Reports = None,
+) -> None:
+    """Write each study's records and per-image predictions as one small file, which is read like the records. Needs no torch."""
+    from lowbit_vit.analysis.packing import pack_records
+
+    settings, workspace = open_profile(profile, root, reports)
+    for path in pack_records(settings, workspace, to, add=add):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+@app.command(epilog="Example: lowbit-vit show demo")
+def show(
+    profile: ProfileName,
+    root: Root = HERE,
+    reports: Reports = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown, for a README or an issue")] = False,
+) -> None:
+    """Print the result table and where the page is."""
+    from lowbit_vit.analysis.results import require_one_origin
+    from lowbit_vit.report.terminal import result_markdown, result_table
+    from lowbit_vit.schema.packed import study_records
+
+    settings, workspace = open_profile(profile, root, reports)
+    folder = workspace.records("variants")
+    records = study_records(folder)
+    if not records:
+        raise DataError(f"{folder}: no records; run dvc repro report@{profile} first")
+    require_one_origin(records, folder.parent)
+    arms = [arm.label for arm in settings.variants.arms]
+    if markdown:
+        print(result_markdown(records, arms=arms), end="")
+        return
+    screen = console()
+    screen.print(result_table(records, arms=arms))
+    page = workspace.reports / "report.html"
+    if page.is_file():
+        screen.print(f"The page: {page}", soft_wrap=True)
+    else:
+        screen.print(f"No page yet: lowbit-vit report {profile}")
+
+
+@app.command(epilog="Example: lowbit-vit claims demo")
+def claims(
+    profile: ProfileName,
+    root: Root = HERE,
+    reports: Reports = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print a Markdown table")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything, as JSON")] = False,
+) -> None:
+    """Judge every claim of paper/claims.yaml on the profile's records. Needs no torch."""
+    from lowbit_vit.analysis.claims import ledger
+    from lowbit_vit.report.claims import claims_json, claims_markdown, claims_table
+
+    if markdown and as_json:
+        raise ConfigError("claims: --markdown and --json are two forms of one output; give one of them")
+    judged = ledger(*open_profile(profile, root, reports))
+    if markdown or as_json:
+        print(claims_markdown(judged) if markdown else claims_json(judged), end="")
+    else:
+        console().print(claims_table(judged))
+
+
+@app.command(epilog="Example: lowbit-vit artifact")
+def artifact(root: Root = HERE) -> None:
+    """Write ARTIFACT.md from the ledger and the committed reference runs. Needs no torch."""
+    from lowbit_vit.report.artifact import artifact_markdown
+    from lowbit_vit.schema.record import write_atomic
+
+    write_atomic(root.resolve() / "ARTIFACT.md", artifact_markdown(root.resolve()).encode())
+    print("ARTIFACT.md")

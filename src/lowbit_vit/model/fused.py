@@ -1,0 +1,148 @@
+"""Encoder blocks with 8-bit weights, whose GEMMs, norms, GELU and residual sums run in few kernels; the formats w8a8 and fp8.
+
+What a block launches, for rows = images x tokens (docs/fast-path.md says why):
+
+    norm1 + codes of its rows   ->  qkv GEMM + bias
+    attention (the pinned kernel)
+    codes of its rows           ->  out GEMM + bias + residual
+    norm2 + codes of its rows   ->  fc1 GEMM + bias + GELU + codes     (int8: fc1 GEMM + bias  ->  GELU + codes of its rows)
+                                ->  fc2 GEMM + bias + residual
+
+Seven launches beside the attention's own, eight in int8, and one more for each GEMM where the codes are made from NF4. No integer
+sum, norm or GELU result in 16 bits reaches memory. Weights are codes of the fp32 weights.
+The kernels need Triton and CUDA; building, counting and saving a model needs neither.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_vit.errors import ConfigError
+from lowbit_vit.model.attention import attend
+from lowbit_vit.model.formats import Format
+from lowbit_vit.model.kernels.coded import LARGEST, SMALLEST, VECTOR, Coded
+from lowbit_vit.model.lazy_import import Deferred
+from lowbit_vit.model.vit import Attention, Block, Mlp
+from lowbit_vit.schema.plan import FP8, W8A8
+
+if TYPE_CHECKING:
+    from lowbit_vit.model.kernels import gemm, quantize
+else:
+    gemm = Deferred("lowbit_vit.model.kernels.gemm")
+    quantize = Deferred("lowbit_vit.model.kernels.quantize")
+
+
+class EightBitLinear(nn.Module):
+    """Weights in 8 bits: codes [N, K] int8 or e4m3, fp32 scales [N], bias [N]. It is run by the block that holds it."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.out_features, self.in_features = codes.shape
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.scales = nn.Parameter(scales, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def coded(self) -> Coded:
+        """The weights as a GEMM takes them."""
+        return Coded(self.weight, self.scales)
+
+
+class FusedBlock(nn.Module):
+    """An encoder block whose four linears are coded in 8 bits, run as the module's docstring lists. Its parts keep their names.
+
+    Args:
+        block: with all linears of one 8-bit format; its parts are taken over. Their weights are not to be changed after the first forward.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.norm1: nn.LayerNorm = block.norm1
+        self.attention: Attention = block.attention
+        self.norm2: nn.LayerNorm = block.norm2
+        self.mlp: Mlp = block.mlp
+        self._reach: Tensor | None = None  # of fc1, once it is known
+        self._arrivals: Tensor | None = None  # of the parts of fc2's depth
+
+    def forward(self, x_BNW: Tensor) -> Tensor:
+        """Map tokens to tokens, [B, N, W] -> [B, N, W], fp16 or bf16. T below: tokens of all images."""
+        dtype, x_TW = x_BNW.dtype, x_BNW.reshape(-1, x_BNW.shape[-1]).contiguous()
+        qkv, out, fc1, fc2 = self.attention.qkv, self.attention.out, self.mlp.fc1, self.mlp.fc2
+        w_qkv: Coded = qkv.coded()  # type: ignore[operator]
+        kind = w_qkv.codes.dtype
+
+        codes = quantize.normalize_rows(x_TW, self.norm1, codes=kind)
+        qkv_TX = gemm.multiply(codes, w_qkv, qkv.bias, dtype=dtype)  # type: ignore[arg-type]
+        q_BNHD, k_BNHD, v_BNHD = qkv_TX.view(*x_BNW.shape[:2], 3, self.attention.heads, -1).unbind(2)
+        heads_TW = attend(q_BNHD, k_BNHD, v_BNHD, self.attention.kernel).reshape(x_TW.shape).contiguous()
+
+        codes = quantize.quantize_rows(heads_TW, codes=kind)
+        x_TW = gemm.multiply(codes, out.coded(), out.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
+
+        codes = self._hidden(x_TW, fc1.coded(), fc1.bias)  # type: ignore[operator,arg-type]
+        if self._arrivals is None or self._arrivals.device != x_TW.device:
+            self._arrivals = torch.zeros(gemm.ARRIVALS, dtype=torch.int32, device=x_TW.device)
+        x_TW = gemm.multiply(codes, fc2.coded(), fc2.bias, dtype=dtype, residual=x_TW, arrivals=self._arrivals)  # type: ignore[operator,arg-type]
+        return x_TW.view(x_BNW.shape)
+
+    def _hidden(self, x_TW: Tensor, w: Coded, bias: Tensor) -> Coded:
+        """Codes of GELU's result, [T, M]."""
+        kind = w.codes.dtype
+        if kind == torch.int8:
+            hidden_TM = gemm.multiply(quantize.normalize_rows(x_TW, self.norm2, codes=kind), w, bias, dtype=x_TW.dtype)
+            return quantize.gelu_rows(hidden_TM, codes=kind)
+        if self._reach is None or self._reach.device != x_TW.device:
+            self._reach = quantize.reach_of(w, bias)
+        codes, scales = quantize.normalize_rows_towards(x_TW, self.norm2, self._reach, codes=kind)
+        return gemm.multiply_to_gelu_codes(codes, w, bias, scales)
+
+
+class EightBit(Format[W8A8 | FP8]):
+    """w8a8 and fp8: codes of the fp32 weights with one scale a row; a block is run fused.
+
+    Args:
+        weights: the format, which has no settings.
+        codes: int8 or float8_e4m3fn.
+    """
+
+    def __init__(self, weights: W8A8 | FP8, codes: torch.dtype) -> None:
+        self._weights = weights
+        self._codes = codes
+
+    def convert(self, linear: nn.Linear, bias: Tensor, weights: W8A8 | FP8, dtype: torch.dtype, *, name: str) -> EightBitLinear:
+        """Codes and scales; see `Format`."""
+        weight, largest = require_codable(linear, multiple=VECTOR, weights=weights, name=name), LARGEST[self._codes]
+        scales = weight.abs().amax(dim=1).clamp(min=SMALLEST) / largest
+        scaled = (weight / scales[:, None]).clamp(-largest, largest)
+        return EightBitLinear((scaled.round() if self._codes == torch.int8 else scaled).to(self._codes), scales, bias)
+
+    def identify(self, layer: nn.Module) -> W8A8 | FP8 | None:
+        """By the dtype of the codes; see `Format`."""
+        return self._weights if isinstance(layer, EightBitLinear) and layer.weight.dtype == self._codes else None
+
+    def expected_bytes(self, weights: W8A8 | FP8, rows: int, columns: int, *, itemsize: int) -> int:
+        """A byte a weight and a scale a row; see `Format`."""
+        return rows * columns + 4 * rows
+
+    def restore(self, weights: W8A8 | FP8, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> EightBitLinear:
+        """See `Format`."""
+        return EightBitLinear(tensors["weight"], tensors["scales"], tensors["bias"])
+
+    def fuse(self, block: Block) -> FusedBlock:
+        """See `Format`."""
+        return FusedBlock(block).train(block.training)
+
+
+def require_codable(linear: nn.Linear, *, multiple: int, weights: Any, name: str) -> Tensor:
+    """The weight of a linear that can be coded for this project's kernels, fp32 [N, K].
+
+    Raises:
+        ConfigError: K is no such multiple, or a weight is not finite.
+    """
+    weight = linear.weight.detach()
+    if weight.shape[1] % multiple:
+        raise ConfigError(f"{name}: in_features {weight.shape[1]} is no multiple of {multiple}, which {weights.name} needs")
+    if not weight.isfinite().all():
+        raise ConfigError(f"{name}: a weight is NaN or infinite; no code says that")
+    return weight
