@@ -21,6 +21,7 @@ CONFINED = {
     "torchvision": ("data", "model", "trial"),
     "bitsandbytes": ("model",),
     "peft": ("model",),
+    "pooch": ("data/download.py",),
     "ray": ("study/sweep.py", "study/cluster.py"),
     "altair": ("report/figures/",),
     "vl_convert": ("report",),
