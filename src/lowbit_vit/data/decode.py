@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from lowbit_vit.errors import DataError
@@ -33,16 +33,6 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 89_478_485  # of one decoded image; Pillow's own limit: a quarter of a GiB as RGB
 _JPEG = b"\xff\xd8\xff"
 _SHRINKS = (2, 4, 8)  # what libjpeg can divide the sides by while it decodes
-# The EXIF tag says where the stored rows lie in the upright image; 1 and unknown values: as stored.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -114,9 +104,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """
     image.load()
     # Read after loading: Pillow turns a TIFF upright by itself then, and takes the tag away.
-    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     rgb = _to_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    # Of this tag alone: `exif_transpose` writes the rest anew, and raises TypeError or struct.error where that is damaged.
+    rgb.info.clear()
+    rgb.getexif()[ExifTags.Base.Orientation] = orientation
+    ImageOps.exif_transpose(rgb, in_place=True)
+    return rgb
 
 
 def _open(content: bytes) -> Image.Image:
