@@ -27,7 +27,7 @@ from ray import tune
 from lowbit_vit.errors import DataError, LowbitVitError, TrialsFailed, Unavailable
 from lowbit_vit.schema.code import is_current
 from lowbit_vit.schema.config import Profile, Study
-from lowbit_vit.schema.hold import hold
+from lowbit_vit.schema.file_lock import hold
 from lowbit_vit.schema.machine import cpu_cores, gpu_count, visible_gpu
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace

@@ -26,7 +26,7 @@ from lowbit_vit.model.lora import attach, merge, trainable_parameters
 from lowbit_vit.model.precision import matmul_mode
 from lowbit_vit.model.vit import VisionTransformer, architecture
 from lowbit_vit.schema.config import Adaptation, AttentionName, Profile, Teacher, Training
-from lowbit_vit.schema.hold import hold
+from lowbit_vit.schema.file_lock import hold
 from lowbit_vit.schema.machine import command_line, provenance
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import TrainingResult, remove_half_written
