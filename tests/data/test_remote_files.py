@@ -10,7 +10,7 @@ import torchvision
 
 from lowbit_vit.data.remote_files import FLOWERS, FLOWERS_LICENCE, SWAG_LICENCE, TEACHER_LICENCE, WEIGHTS, Licence, RemoteFile, check_file
 from lowbit_vit.errors import DataError
-from lowbit_vit.trial import teacher
+from lowbit_vit.recipe import teacher
 
 COPIES = Path(__file__).parents[3] / "shared" / "flowers-102" / "train-val.tar"
 FILES = {file.name: file for file in (*FLOWERS, *WEIGHTS.values())}

@@ -14,13 +14,13 @@ import torch
 
 from lowbit_vit.data.prepare import prepare_dataset
 from lowbit_vit.errors import Busy
+from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Profile, SmallVit, load_profile
 from lowbit_vit.schema.machine import visible_gpu, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.grid import cells
-from lowbit_vit.trial.backbone import make_backbone
 from lowbit_vit.trial.card_state import exclusive
 from lowbit_vit.trial.run import record_trial
 

@@ -11,11 +11,11 @@ from lowbit_vit.data.prepare import prepare_dataset
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model.precision import convert_block
 from lowbit_vit.model.vit import VisionTransformer
+from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Evaluation, Profile, SmallVit, Trial
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, WeightFormat, all_but, only, uniform
 from lowbit_vit.schema.record import read_record
 from lowbit_vit.schema.workspace import NOW, Workspace
-from lowbit_vit.trial.backbone import make_backbone
 from lowbit_vit.trial.resident import Resident
 from lowbit_vit.trial.run import run_trial
 from lowbit_vit.trial.scan import run_scan

@@ -239,6 +239,10 @@ class Training(Frozen):
         return self
 
 
+# What the training of a backbone from scratch alone knows.
+RECIPE_KEYS = ("drop_path", "patch_dropout", "small_images", "optimizer", "ema_decay", "compile", "cuda_graph")
+
+
 class Guidance(Frozen):
     """The backbone's patches learn the teacher's feature maps, too: what each place of the image is, not only what the whole is.
 
@@ -351,6 +355,14 @@ class Adaptation(Frozen):
     alpha: float = Field(gt=0, description="update is scaled by alpha / rank (ours: 2, the common choice)")
     dropout: float = Field(ge=0, lt=1, description="ours: none, so that trials differ by their precision alone")
     training: Training
+
+    @model_validator(mode="after")
+    def _trains_plainly(self) -> Self:
+        wrong = [key for key in RECIPE_KEYS if getattr(self.training, key) != Training.model_fields[key].default]
+        wrong += [f"augmentation.{key}" for key in ("colour", "mixing") if getattr(self.training.augmentation, key) is not None]
+        if wrong:
+            raise ValueError(f"training.{wrong[0]} is of a backbone's training; leave it out")
+        return self
 
 
 # ---------------------------------------------------------------------------------------------------------- measurement

