@@ -19,6 +19,7 @@ from lowbit_vit.data.source import Split
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Views, one_line
 from lowbit_vit.schema.plan import Frozen
+from lowbit_vit.schema.record import file_digest
 
 MANIFEST = "manifest.json"
 Purpose = Literal["train", "eval"]
@@ -171,7 +172,7 @@ def verify_arrays(folder: Path, manifest: Manifest) -> None:
 def sha256_of_files(paths: list[Path]) -> list[str]:
     """Hex sha256 of each file, two at a time (hashing releases the interpreter's lock)."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(_sha256_of_file, paths))
+        return list(pool.map(file_digest, paths))
 
 
 def content_digest(class_names: tuple[str, ...], splits: dict[Split, SplitEntry], arrays: tuple[ArrayEntry, ...]) -> str:
@@ -195,8 +196,3 @@ def _map_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         found = f"{array.dtype} {list(array.shape)}"
         raise DataError(f"{path}: holds {found}, expected uint8 {list(shape)}; delete it and run lowbit-vit data {path.parent.name}")
     return array
-
-
-def _sha256_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

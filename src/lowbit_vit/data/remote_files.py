@@ -4,11 +4,11 @@ Nothing here touches the network (`download` does). Sizes and hashes are the pub
 so a file is right or wrong no matter which mirror, proxy or memory stick it came from.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.record import file_digest
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,8 @@ def find_fault(file: RemoteFile, path: Path) -> str | None:
     if file.size not in (None, size):
         return f"{size} bytes, {file.size} expected"
     for name, expected in (("md5", file.md5), ("sha256", file.sha256)):
-        if expected is not None:
-            with path.open("rb") as content:
-                found = hashlib.file_digest(content, name).hexdigest()[: len(expected)]
-            if found != expected:
-                return f"{name} {found}, {expected} expected"
+        if expected is not None and (found := file_digest(path, name)[: len(expected)]) != expected:
+            return f"{name} {found}, {expected} expected"
     return None
 
 

@@ -1,6 +1,6 @@
 """Gradients by replaying a CUDA graph: what a training step launches is recorded once, and then costs the host one call.
 
-A step of a compiled ViT-L is some two thousand launches, which keep the host of an H100 busy for 130 ms; at 112 pixels the card
+A step of a compiled ViT-L is some two thousand launches, which keep the host of an H100 busy for 130 ms; at 112 pixels the GPU
 needs less than that. The optimizer is not recorded: its rate changes in every step.
 """
 

@@ -105,7 +105,7 @@ def embed_small(model: VisionTransformer, images: Tensor, factor: int) -> Tensor
 def average_squares(patches: Tensor, factor: int) -> Tensor:
     """Average a square grid of patches over squares of factor x factor: [B, G * G, C] -> [B, (G / factor)^2, C].
 
-    By reshaping, because the gradient of PyTorch's pooling adds in no fixed order on a card.
+    By reshaping, because the gradient of PyTorch's pooling adds in no fixed order on a GPU.
     """
     count, places, channels = patches.shape
     side = math.isqrt(places) // factor

@@ -1,4 +1,4 @@
-"""Training that gives the same weights every time, on the same card with the same libraries.
+"""Training that gives the same weights every time, on the same GPU with the same libraries.
 
 A trained ViT-L is 1.2 GB, too much to hand around; its recipe is a few lines. So a recipe must lead to the very same weights
 wherever it is run again: then records of several runs share one backbone hash, and may stand in one table.
@@ -20,7 +20,7 @@ settings: Any = torch.utils.deterministic
 
 @contextmanager
 def deterministic(device: Device) -> Iterator[None]:
-    """On a card, let nothing run inside that adds in no fixed order; an operation that has no other way raises RuntimeError.
+    """On a GPU, let nothing run inside that adds in no fixed order; an operation that has no other way raises RuntimeError.
 
     Flash attention's gradient, convolutions and the compiler's choice of reductions heed it. On the CPU nothing needs it.
     Source: https://docs.pytorch.org/docs/stable/notes/randomness.html.
