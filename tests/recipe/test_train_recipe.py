@@ -13,18 +13,7 @@ from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.recipe.teacher import Distillation, Guide, Lesson
 from lowbit_vit.recipe.train import train_by_recipe
-from lowbit_vit.schema.config import (
-    RECIPE_KEYS,
-    Adaptation,
-    Augmentation,
-    Colour,
-    Guidance,
-    Mixing,
-    PatchDropout,
-    SmallImages,
-    Training,
-    Views,
-)
+from lowbit_vit.schema.config import Augmentation, Colour, Guidance, Mixing, PatchDropout, SmallImages, Training, Views
 from lowbit_vit.trial.train import seed_everything, train
 
 VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
@@ -190,10 +179,3 @@ def test_muon_needs_the_blocks_of_a_vit() -> None:
 def test_replaying_needs_a_gpu() -> None:
     with pytest.raises(Unavailable, match=r"training\.cuda_graph needs CUDA, the model is on cpu; set training\.cuda_graph: false"):
         run(a_training(cuda_graph=True))
-
-
-@pytest.mark.parametrize("key", [*RECIPE_KEYS, "augmentation"])
-def test_adapters_are_trained_without_the_recipe(key: str) -> None:
-    changes = {**WHOLE, "optimizer": "muon", "compile": True, "cuda_graph": True}
-    with pytest.raises(ValueError, match=rf"training\.{key}.* is of a backbone's training; leave it out"):
-        Adaptation(rank=4, alpha=8, dropout=0.0, training=a_training(**{key: changes[key]}))

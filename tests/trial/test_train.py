@@ -98,6 +98,11 @@ def test_nothing_to_train_raises() -> None:
         run(model, a_training())
 
 
+def test_what_only_the_recipe_knows_is_refused_and_not_ignored() -> None:
+    with pytest.raises(ConfigError, match=r"^train: training\.ema_decay is of a backbone's training; leave it out$"):
+        run(a_model(), a_training(ema_decay=0.9))
+
+
 def test_a_loss_that_is_not_finite_raises_and_says_what_to_lower() -> None:
     model = a_model()
     with torch.no_grad():

@@ -214,6 +214,13 @@ class Training(Frozen):
         default=False, description="ours: forward and backward are captured once and replayed, CUDA only: no step waits for launches"
     )
 
+    @property
+    def recipe_keys(self) -> tuple[str, ...]:
+        """The keys in use that only the training of a backbone from scratch knows."""
+        keys = ("drop_path", "patch_dropout", "small_images", "optimizer", "ema_decay", "compile", "cuda_graph")
+        used = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+        return (*used, *(f"augmentation.{key}" for key in ("colour", "mixing") if getattr(self.augmentation, key) is not None))
+
     @model_validator(mode="after")
     def _graph_repeats(self) -> Self:
         if self.cuda_graph and self.patch_dropout is not None:
@@ -237,10 +244,6 @@ class Training(Frozen):
         if self.small_images is not None and self.small_images.epochs >= self.epochs:
             raise ValueError(f"small_images.epochs {self.small_images.epochs} must be less than epochs {self.epochs}")
         return self
-
-
-# What the training of a backbone from scratch alone knows.
-RECIPE_KEYS = ("drop_path", "patch_dropout", "small_images", "optimizer", "ema_decay", "compile", "cuda_graph")
 
 
 class Guidance(Frozen):
@@ -355,14 +358,6 @@ class Adaptation(Frozen):
     alpha: float = Field(gt=0, description="update is scaled by alpha / rank (ours: 2, the common choice)")
     dropout: float = Field(ge=0, lt=1, description="ours: none, so that trials differ by their precision alone")
     training: Training
-
-    @model_validator(mode="after")
-    def _trains_plainly(self) -> Self:
-        wrong = [key for key in RECIPE_KEYS if getattr(self.training, key) != Training.model_fields[key].default]
-        wrong += [f"augmentation.{key}" for key in ("colour", "mixing") if getattr(self.training.augmentation, key) is not None]
-        if wrong:
-            raise ValueError(f"training.{wrong[0]} is of a backbone's training; leave it out")
-        return self
 
 
 # ---------------------------------------------------------------------------------------------------------- measurement
@@ -608,6 +603,13 @@ class Profile(Frozen):
                 found.append(f"variants.arms.{index} ({arm.label}): adaptation qlora trains")
         if found:
             raise ValueError(f"{found[0]}: attention cudnn has no gradient that repeats; allowed in training: math, efficient, flash, fa2")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_need_no_recipe(self) -> Self:
+        # Here and not in Adaptation, which reads old records too.
+        if self.lora is not None and self.lora.training.recipe_keys:
+            raise ValueError(f"lora.training.{self.lora.training.recipe_keys[0]} is of a backbone's training; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -66,15 +66,18 @@ def train(
     Args:
         model: on `device`.
         sets: the images trained on, all of them in every epoch.
-        config: the schedule, without what only the backbone's recipe knows (`schema.config.Adaptation` refuses it).
+        config: the schedule, without what only the backbone's recipe knows.
         views: how pixels are normalized and cropped.
         seed: of order, augmentation and dropout.
         device: where the model is.
         title: shown by the progress bar.
 
     Raises:
-        ConfigError, Unavailable, LowbitVitError: as `parameters_to_train` and `run_epochs`.
+        ConfigError: nothing requires a gradient, or the section asks for the recipe.
+        Unavailable, LowbitVitError: as `run_epochs`.
     """
+    if config.recipe_keys:
+        raise ConfigError(f"{title}: training.{config.recipe_keys[0]} is of a backbone's training; leave it out")
     trained = parameters_to_train(model, title)
     descent = Descent(trained, (adamw(trained, config),), config, device)
     dtype = AUTOCAST[config.autocast]
