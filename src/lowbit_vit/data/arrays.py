@@ -1,4 +1,4 @@
-"""The decoded data set: memory-mapped uint8 arrays and the manifest that says what they are.
+"""The decoded data set: memory-mapped uint8 arrays and the manifest that describes them.
 
 A prepared folder holds `manifest.json`, written last, and one `<view>-<split>-<16 hex of its sha256>.npy` for each view of
 each split. Equal images and views give equal bytes, so that DVC can hash the folder.
@@ -55,7 +55,7 @@ class Dataset:
         train_views: train and val as squares of side train_resize, for random crops.
         eval_views: train, val and test as squares of side image_size, as the model sees them.
         content_sha256: of all pixels, labels, ids and class names.
-        description: one line that says what the images are; it labels every accuracy.
+        description: the images in one line; it labels every accuracy.
     """
 
     name: str

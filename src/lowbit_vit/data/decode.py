@@ -1,11 +1,11 @@
 """One image file -> the square views that the study works on; what each decoding process runs. No torch.
 
 The evaluation view is what torchvision's `Resize` and `CenterCrop` make of the same file, bit for bit (tested), so that a
-published checkpoint sees the pixels that it was evaluated on. Four kinds of file are decoded otherwise than torchvision's
-`ImageFolder` does, because there it gets them wrong or fails:
+published checkpoint sees the pixels that it was evaluated on. Four kinds of file are decoded in another way than by
+torchvision's `ImageFolder`, which is wrong for them or fails:
 
     an orientation tag (EXIF)        the image is turned upright
-    16-bit grey                      scaled to 0..255; Pillow's own conversion cuts everything above 255 off to white
+    16-bit grey                      scaled to 0..255; Pillow's own conversion clips everything above 255
     a JPEG above `MAX_PIXELS`        decoded at a half, a quarter or an eighth of its size, so that memory stays bounded
     anything else above `MAX_PIXELS` a fault
 
@@ -97,7 +97,7 @@ def decode_file(content: bytes) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB, turned as its orientation tag says.
+    """An image in RGB, turned upright by its orientation tag.
 
     Raises:
         OSError, ValueError, SyntaxError: truncated, or of a mode without a fixed range.

@@ -47,7 +47,7 @@ def list_images(config: FlowersData, root: Path) -> Source:
 
     Raises:
         DataError: a file of labels or splits is missing or not the official one (md5), an image is missing, or the images are
-            not what `data.images` says; names the file.
+            not of the kind of `data.images`; names the file.
     """
     folder = root / config.root / FOLDER
     for file in (file for file in FLOWERS if file.name.endswith(".mat")):

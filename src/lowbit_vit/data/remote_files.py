@@ -13,12 +13,12 @@ from lowbit_vit.schema.record import file_digest
 
 @dataclass(frozen=True)
 class Licence:
-    """What is known of the terms of a file; what its publisher does not say is called "not stated".
+    """The terms of a file, as far as its publisher states them; else "not stated".
 
     Attributes:
         name: an SPDX name, or "not stated".
         terms: where that stands, and what else binds a user.
-        source: the page that says so.
+        source: the page with the terms.
     """
 
     name: str

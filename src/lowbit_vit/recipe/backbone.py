@@ -88,7 +88,7 @@ def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None
         card, trained = _restore_given(model, profile, workspace, dataset)
     # A new head is random, so there is nothing to evaluate yet.
     accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="backbone") if trained else None
-    # What was adapted from another backbone must not be found beside this one, should we be interrupted before it is made anew.
+    # What was adapted from another backbone must not lie beside this one if the stage is interrupted before it is made again.
     for path in workspace.checkpoints.glob("adapte[dr]-seed*"):
         path.unlink()
     made = made_backbone(profile, dataset, head_kept=trained)
@@ -97,7 +97,7 @@ def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None
 
 
 def _restore_given(model: VisionTransformer, profile: Profile, workspace: Workspace, dataset: Dataset) -> tuple[dict[str, Any], bool]:
-    """Fill the model from the profile's checkpoint; what the card says of it, and whether the head is the checkpoint's own.
+    """Fill the model from the profile's checkpoint; return its part of the model card, and whether the head is the checkpoint's own.
 
     Raises:
         ConfigError: the head is new, and the profile has no lora section to train it.
@@ -127,7 +127,7 @@ def _restore_given(model: VisionTransformer, profile: Profile, workspace: Worksp
 def _make_teacher(
     profile: Profile, config: Teacher | None, student: Training, dataset: Dataset
 ) -> tuple[Distillation | None, dict[str, Any] | None]:
-    """The fine-tuned teacher and what the card says of it; no teacher, nothing."""
+    """The fine-tuned teacher and its part of the model card; None twice without a teacher."""
     if config is None:
         return None, None
     seed = profile.backbone.seed
@@ -191,7 +191,7 @@ def _training_sets(config: Training, dataset: Dataset) -> list[ImageSet]:
 
 
 def view_logits(forward: Callable[[Tensor], Forward], profile: Profile, images: ImageSet, *, title: str) -> npt.NDArray[np.float32]:
-    """Logits [N, K] of an evaluation view in fp32, on a card with TF32.
+    """Logits [N, K] of an evaluation view in fp32, on a GPU with TF32.
 
     Without TF32 an H100 takes 17 s for the test images of ViT-L/16 rather than 4; the arms of `variants` compare the two.
     """

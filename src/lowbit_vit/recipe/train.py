@@ -1,4 +1,4 @@
-"""The backbone's training from scratch, and its teacher's: the loop of `trial.train` with steps that know more.
+"""The backbone's training from scratch, and its teacher's: steps for the loop of `trial.train`.
 
 Mixed and recoloured images, Muon, stochastic depth, averaged weights, a teacher, CUDA graphs: each is in a module beside this one,
 and off unless the profile asks for it.
@@ -61,7 +61,7 @@ def train_by_recipe(
 
 
 class RecipeStep:
-    """One step of the optimizer, without a word from the device to the host.
+    """One step of the optimizers; nothing in it waits for the device.
 
     Args:
         model: on `device`.
@@ -102,7 +102,7 @@ class RecipeStep:
         self._draw = partial(draw_choices, images, config.augmentation, views, batch_size=config.batch_size, seed=seed, device=device)
         self._descent = Descent(trained, _optimizers(model, trained, config), config, device)
         self._distillation = distillation
-        # None: every step's kernels are launched anew.
+        # None: every step launches its kernels.
         self._replay = ReplayedGradients(device) if config.cuda_graph else None
 
     def __call__(self, batch: Batch, rate: float) -> Tensor:

@@ -1,6 +1,6 @@
 """The backbone's forward in training: stochastic depth, patch dropout, small images, compiled blocks.
 
-All of it is of training alone. The model keeps its modules, names and weights, and its own forward knows nothing of this.
+Of training alone: the model keeps its modules, names, weights and its own forward.
 """
 
 import math
@@ -22,7 +22,7 @@ else:
 
 
 class TrainingForward:
-    """Images to logits and, where asked for, to patches on the way, as the training section says.
+    """Images to logits, and to the patches after the named blocks, by the keys of the training section.
 
     Masks are drawn on the device from torch's global generator, like dropout's.
 

@@ -25,7 +25,7 @@ _PATIENCE_S = 5.0  # the driver may list a process for a moment after its end
 # --------------------------------------------------------------------------------------------------------- exclusivity
 
 
-def exclusive(device: Device, told: Exclusive) -> bool | None:
+def exclusive(device: Device, demanded: Exclusive) -> bool | None:
     """Whether this process alone computes on the GPU; None on the CPU, or where NVML does not show it and the profile allows that.
 
     Raises:
@@ -36,14 +36,14 @@ def exclusive(device: Device, told: Exclusive) -> bool | None:
     torch.cuda.synchronize()  # so that this process is on the GPU, too
     deadline = time.monotonic() + _PATIENCE_S
     pids = _compute_pids()
-    while pids is not None and exclusive_among(pids, os.getpid()) is False and told != "waived" and time.monotonic() < deadline:
+    while pids is not None and exclusive_among(pids, os.getpid()) is False and demanded != "waived" and time.monotonic() < deadline:
         time.sleep(0.25)
         pids = _compute_pids()
-    return allowed(pids, os.getpid(), told)
+    return allowed(pids, os.getpid(), demanded)
 
 
 def exclusive_among(pids: set[int], own: int) -> bool | None:
-    """Judge NVML's list of processes: True if it is this one alone, False if another is on it, None if the list does not say.
+    """Judge NVML's list of processes: True if it is this one alone, False if another is on it, None if the list does not show it.
 
     In a container NVML shows no process, or the host's number of this one.
     """
@@ -55,25 +55,25 @@ def exclusive_among(pids: set[int], own: int) -> bool | None:
     return None
 
 
-def allowed(pids: set[int] | None, own: int, told: Exclusive) -> bool | None:
-    """Decide whether a timing may go on, and return what its record says of exclusivity.
+def allowed(pids: set[int] | None, own: int, demanded: Exclusive) -> bool | None:
+    """Decide whether a timing may go on, and return the record's `exclusive`.
 
     Args:
         pids: NVML's list, or None where it gives none.
         own: this process.
-        told: the profile's measurement.exclusive.
+        demanded: the profile's measurement.exclusive.
 
     Raises:
         Busy: it may not; the message says how to change that.
     """
     found = None if pids is None else exclusive_among(pids, own)
-    if found is False and told != "waived":
+    if found is False and demanded != "waived":
         listed = ", ".join(map(str, sorted((pids or set()) - {own})))
         raise Busy(
             f"the GPU is used by other processes (pid {listed}); a timing needs it alone: "
             "stop them and run again, or set measurement.exclusive: waived"
         )
-    if found is None and told == "required":
+    if found is None and demanded == "required":
         seen = "no process" if not pids else "one process by a number that is not ours"
         raise Busy(
             f"NVML cannot tell whether this process has the GPU alone (it shows {seen}, as in a container): "
@@ -96,7 +96,7 @@ def _compute_pids() -> set[int] | None:
 
 
 def clocks(device: Device) -> Clocks | None:
-    """The GPU's clocks, temperature and throttle reasons now; None on the CPU or where NVML does not say."""
+    """The GPU's clocks, temperature and throttle reasons now; None on the CPU or where NVML does not give them."""
     handle = _handle() if device == "cuda" else None
     if handle is None:
         return None

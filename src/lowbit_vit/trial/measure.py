@@ -89,7 +89,7 @@ def measure(
     finally:
         gc.unfreeze()
     ceilings = measure_ceilings(device, dtype)
-    exclusive(device, config.exclusive)  # nobody joined meanwhile
+    exclusive(device, config.exclusive)  # still: another process may have started meanwhile
     return MeasurementResult(
         exclusive=alone,
         latency=tuple(latency),

@@ -1,4 +1,4 @@
-"""The memory of one forward, apart from whatever ran before it in the process.
+"""The memory of one forward, apart from what ran before it in the process.
 
 On a GPU the libraries' workspaces are given back first and allocated anew by the call, so that they count once and the same in
 every trial: cuBLAS keeps 32 MiB for each stream on an H100. What a peak is made of is then: weights and one batch (before), those

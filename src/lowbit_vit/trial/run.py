@@ -129,7 +129,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
 
 
 def record_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
-    """As `run_trial`, but whatever goes wrong becomes a record: skipped, oom or failed, with one line that says why.
+    """As `run_trial`, but every failure becomes a record: skipped, oom or failed, with its reason in one line.
 
     Raises:
         DataError: the record itself could not be written.

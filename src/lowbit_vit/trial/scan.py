@@ -1,4 +1,4 @@
-"""Many accuracy-only cells on one resident model: what makes the sensitivity and mixed studies affordable.
+"""Many accuracy-only cells on one resident model, for the sensitivity and mixed studies.
 
 Cells that differ by their rules alone share the data, the fp32 weights, every converted block, and the activations up to the
 block where they part (`scan_schedule`, `scan_run`). The high-precision logits that the others are measured from are those of the

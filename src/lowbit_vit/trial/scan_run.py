@@ -68,7 +68,7 @@ class ScanRun:
         Raises:
             ConfigError: a block cannot be converted.
             LowbitVitError: a logit is infinite or NaN.
-            Exception: whatever the blocks raise, or raised in the step that was to keep this one's source.
+            Exception: what the blocks raise, or raised in the step that was to keep this one's source.
         """
         try:
             logits = self._run(step)

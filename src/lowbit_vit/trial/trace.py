@@ -114,7 +114,7 @@ def attention_label(name: str) -> AttentionName | None:
 def low_bit_names(names: Iterable[str]) -> tuple[str, ...]:
     """The distinct names that have to do with low-bit values, in order of appearance, cut to a readable length.
 
-    They tell which way bitsandbytes took: a fused product (gemm_4bit) or one that dequantizes first (kDequantizeBlockwise).
+    They show which path bitsandbytes took: a fused product (gemm_4bit) or one that dequantizes first (kDequantizeBlockwise).
     """
     return tuple(dict.fromkeys(name[:_NAME_LENGTH] for name in names if _LOW_BIT.search(name)))
 

@@ -109,7 +109,7 @@ def run_epochs(
     """Take a step for every batch of every epoch, and leave the model in evaluation mode.
 
     Order, crops and flips are fixed by the seed and the epoch. So are dropout masks, of whatever kind, because every generator is
-    seeded first. On a GPU, the same libraries on the same kind of GPU give the same weights bit for bit.
+    seeded first. The same libraries on the same model of GPU give the same weights bit for bit.
 
     Args:
         step: updates the weights on a batch at a learning rate, and returns the batch's mean loss, detached, on the device.
@@ -213,7 +213,7 @@ def parameters_to_train(model: nn.Module, title: str) -> list[nn.Parameter]:
 
 
 def adamw(parameters: Sequence[nn.Parameter], config: Training) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: decaying norms and biases pulls scales to zero and helps nobody."""
+    """AdamW that decays matrices only: decay of norms and biases pulls their scales to zero."""
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim >= MATRIX], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < MATRIX], "weight_decay": 0.0},
@@ -223,7 +223,7 @@ def adamw(parameters: Sequence[nn.Parameter], config: Training) -> torch.optim.A
 
 
 class Descent:
-    """From a loss to new weights, without a word from the device to the host.
+    """From a loss to new weights; nothing in it waits for the device.
 
     Args:
         trained: the parameters whose gradients are clipped together.
