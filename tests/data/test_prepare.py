@@ -165,12 +165,13 @@ def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(out: Pat
     left = out.with_name(".demo.partial")
     left.mkdir(parents=True)
     with hold(out.with_name(".demo.lock"), named="", doing="data"):
-        (left / "eval-train.npy").touch()
+        (left / "of-a-killed-run.npy").touch()
         with pytest.raises(Busy, match=rf"prepared/demo: held by process {os.getpid()} \(data\); wait for it or stop it"):
             prepare(digits(), out)
-        assert [path.name for path in left.iterdir()] == ["eval-train.npy"]
+        assert [path.name for path in left.iterdir()] == ["of-a-killed-run.npy"]
     prepare(digits(), out)
     assert not left.exists()
+    assert "of-a-killed-run.npy" not in contents(out)
 
 
 MANY = """

@@ -11,6 +11,8 @@ import torch
 from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.model.vit import Architecture, VisionTransformer
+from lowbit_vit.recipe import train as module
+from lowbit_vit.recipe.augment import Choices, augment, draw_choices
 from lowbit_vit.recipe.teacher import Distillation, Guide, Lesson
 from lowbit_vit.recipe.train import train_by_recipe
 from lowbit_vit.schema.config import Augmentation, Colour, Guidance, Mixing, PatchDropout, SmallImages, Training, Views
@@ -86,6 +88,24 @@ def test_every_part_changes_what_is_learned(key: str) -> None:
     other, _ = run(a_training(**{key: WHOLE[key]}))
     difference = max((a - b).abs().max().item() for a, b in zip(plain.parameters(), other.parameters(), strict=True))
     assert difference > (1e-9 if key == "attention" else 1e-5)
+
+
+def test_every_batch_takes_its_own_choices_of_its_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, taken = list[int](), list[tuple[int, int]]()
+
+    def draw(*arguments: Any, epoch: int, **named: Any) -> Choices:
+        drawn.append(epoch)
+        return draw_choices(*arguments, epoch=epoch, **named)
+
+    def take(pixels: torch.Tensor, labels: torch.Tensor, choices: Choices, *, batch: int, first: int) -> Any:
+        taken.append((batch, first))
+        return augment(pixels, labels, choices, batch=batch, first=first)
+
+    monkeypatch.setattr(module, "draw_choices", draw)
+    monkeypatch.setattr(module, "augment", take)
+    run(a_training(epochs=2, augmentation=WHOLE["augmentation"]))
+    assert drawn == [0, 1]
+    assert taken == [(0, 0), (1, 16), (2, 32)] * 2
 
 
 def test_the_averaged_weights_are_kept() -> None:

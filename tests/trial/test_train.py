@@ -14,7 +14,7 @@ from lowbit_vit.model.precision import apply_plan
 from lowbit_vit.model.vit import Architecture, Attention, VisionTransformer
 from lowbit_vit.schema.config import Adaptation, Augmentation, Training, Views
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, uniform
-from lowbit_vit.trial.train import attention_kernel, learning_rate, seed_everything, train
+from lowbit_vit.trial.train import Descent, attention_kernel, learning_rate, seed_everything, train
 
 VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
 ARCH = Architecture(name="small", image_size=8, patch_size=4, depth=2, heads=2, width=64, mlp_width=64)
@@ -151,6 +151,14 @@ def test_the_rate_warms_up_linearly_and_falls_as_a_cosine_to_zero() -> None:
     assert rates[30] == pytest.approx(0.25)
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert 0 < rates[-1] < 0.001
+
+
+def test_gradients_are_clipped_together_to_a_norm_of_1() -> None:
+    pair = [torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))]
+    descent = Descent(pair, (torch.optim.SGD(pair, lr=1.0),), a_training(), "cpu")
+    descent.backward(lambda: 30 * pair[0].sum() + 40 * pair[1].sum())
+    descent.update(0.5)
+    assert [round(parameter.item(), 5) for parameter in pair] == [-0.3, -0.4]  # half of (0.6, 0.8)
 
 
 def test_seeding_covers_python_numpy_and_torch() -> None:
