@@ -22,12 +22,13 @@ import torch
 from lowbit_vit.data.arrays import Dataset, load_dataset
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import VisionTransformer, architecture
+from lowbit_vit.recipe.backbone import fresh_model, teacher_forward, view_logits
+from lowbit_vit.recipe.teacher import Distillation, EfficientNetTeacher, distillation, load_teacher
+from lowbit_vit.recipe.train import train_by_recipe
 from lowbit_vit.schema.config import Profile, Teacher, Training, load_profile, read_yaml
 from lowbit_vit.schema.record import TrainingResult
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.backbone import fresh_model, teacher_forward, view_logits
-from lowbit_vit.trial.teacher import Distillation, EfficientNetTeacher, distillation, load_teacher
-from lowbit_vit.trial.train import AUTOCAST, seed_everything, train
+from lowbit_vit.trial.train import AUTOCAST, seed_everything
 
 
 def main() -> None:
@@ -98,7 +99,7 @@ def _teacher(profile: Profile, dataset: Dataset) -> EfficientNetTeacher | None:
     network = load_teacher(profile.data.views, num_classes=dataset.num_classes, device=profile.device)
     training = config.training.model_copy(update={"splits": ("train",)})
     sets = [dataset.train_views["train"]]
-    result = train(network, sets, training, views=profile.data.views, seed=0, device=profile.device, title="teacher")
+    result = train_by_recipe(network, sets, training, views=profile.data.views, seed=0, device=profile.device, title="teacher")
     top1 = _top1(network, profile, dataset)
     print(f"teacher: {result.images_per_s:.0f} images/s, {result.seconds:.0f} s, val Top-1 {100 * top1:.2f} %", flush=True)
     return network
@@ -121,7 +122,9 @@ def _run(profile: Profile, dataset: Dataset, config: Training, teacher: Distilla
     model = fresh_model(profile, dataset.num_classes)
     sets = [dataset.train_views["train"]]
     views, device = profile.data.views, profile.device
-    return model, train(model, sets, config, views=views, seed=0, device=device, title="variant", distillation=teacher)
+    return model, train_by_recipe(
+        model, sets, config, views=views, seed=0, device=device, title="variant", distillation=teacher
+    )
 
 
 def _top1(model: torch.nn.Module, profile: Profile, dataset: Dataset) -> float:

@@ -13,14 +13,15 @@ from typing import NamedTuple
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "lowbit_vit"
-PACKAGES = ("schema", "data", "own_data", "model", "trial", "study", "export", "analysis", "report", "cli")
+PACKAGES = ("schema", "data", "own_data", "model", "trial", "recipe", "study", "export", "analysis", "report", "cli")
 
 # Which packages, or which one module, may import a library.
 CONFINED = {
-    "torch": ("data", "model", "trial"),
-    "torchvision": ("data", "model", "trial"),
+    "torch": ("data", "model", "trial", "recipe"),
+    "torchvision": ("data", "model", "trial", "recipe"),
     "bitsandbytes": ("model",),
     "peft": ("model",),
+    "pooch": ("data/download.py",),
     "ray": ("study/cluster.py", "study/schedule.py"),
     "altair": ("report/figures/",),
     "vl_convert": ("report",),
@@ -28,7 +29,7 @@ CONFINED = {
     "typer": ("cli",),
 }
 FOR_ANALYSIS = ("schema", "analysis")
-RUNNING = ("data", "own_data", "model", "trial", "study", "export")
+RUNNING = ("data", "own_data", "model", "trial", "recipe", "study", "export")
 
 
 class Edge(NamedTuple):

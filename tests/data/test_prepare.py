@@ -1,7 +1,6 @@
 """Preparing: decoded once, the same bytes every time, and every fault named before anything is trained."""
 
 import csv
-import fcntl
 import hashlib
 import os
 import resource
@@ -20,7 +19,9 @@ from torchvision.transforms import CenterCrop, Resize
 from lowbit_vit.data.arrays import MANIFEST, VIEW_SPLITS, Dataset, load_dataset
 from lowbit_vit.data.prepare import prepare_dataset
 from lowbit_vit.errors import Busy, DataError
+from lowbit_vit.schema import file_lock
 from lowbit_vit.schema.config import DataConfig, DigitsData, FolderData, Views
+from lowbit_vit.schema.file_lock import hold
 
 VIEWS = Views(image_size=16, eval_resize=18, train_resize=20, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -159,18 +160,18 @@ def test_a_full_disk_is_one_clear_line_and_what_was_prepared_before_stays(out: P
     assert contents(out) == before
 
 
-def test_a_second_run_in_the_same_folder_refuses(out: Path) -> None:
-    partial = out.with_name(".demo.partial")
-    partial.mkdir(parents=True)
-    lock = os.open(partial, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(Busy, match="another process is preparing this data set"):
+def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_lock, "PATIENCE_S", 0.1)
+    left = out.with_name(".demo.partial")
+    left.mkdir(parents=True)
+    with hold(out.with_name(".demo.lock"), named="", doing="data"):
+        (left / "of-a-killed-run.npy").touch()
+        with pytest.raises(Busy, match=rf"prepared/demo: held by process {os.getpid()} \(data\); wait for it or stop it"):
             prepare(digits(), out)
-    finally:
-        os.close(lock)
+        assert [path.name for path in left.iterdir()] == ["of-a-killed-run.npy"]
     prepare(digits(), out)
-    assert not partial.exists()
+    assert not left.exists()
+    assert "of-a-killed-run.npy" not in contents(out)
 
 
 MANY = """
@@ -210,4 +211,4 @@ def test_an_interrupted_run_leaves_no_process_and_no_data_set(image_folder: Path
     assert not (out / MANIFEST).exists()
     data = prepare(digits(), out)
     assert data.name == "digits"
-    assert [path.name for path in out.parent.iterdir()] == ["demo"]
+    assert sorted(path.name for path in out.parent.iterdir()) == [".demo.lock", "demo"]

@@ -10,7 +10,7 @@ import torchvision
 
 from lowbit_vit.data.remote_files import FLOWERS, FLOWERS_LICENCE, SWAG_LICENCE, TEACHER_LICENCE, WEIGHTS, Licence, RemoteFile, check_file
 from lowbit_vit.errors import DataError
-from lowbit_vit.trial import teacher
+from lowbit_vit.recipe import teacher
 
 COPIES = Path(__file__).parents[3] / "shared" / "flowers-102" / "train-val.tar"
 FILES = {file.name: file for file in (*FLOWERS, *WEIGHTS.values())}
@@ -35,11 +35,8 @@ def test_real_files_of_labels_and_splits_are_right_in_size_and_all_hashes(tmp_pa
 def test_weights_are_torchvisions(architecture: str) -> None:
     file = WEIGHTS[architecture]
     theirs = next(weights for weights in torchvision.models.get_model_weights(architecture) if weights.url == file.urls[0])
-    assert file.size_mib == theirs.meta["_file_size"]
-    assert file.sha256 is not None
+    assert len(file.sha256) == 8
     assert file.name.endswith(f"-{file.sha256}.pth")
-    # float32 parameters, and less than 0.1 % for the file's own sake
-    assert file.sizes[0] > 4 * theirs.meta["num_params"] > 0.999 * file.sizes[0]
     assert ("license" in theirs.meta) == (file.licence == SWAG_LICENCE)
 
 
@@ -68,35 +65,20 @@ def test_the_teachers_terms_are_those_of_its_package() -> None:
     assert "Apache Software License 2.0" in text
 
 
-def test_a_rounded_size_fits_what_rounds_to_it() -> None:
-    file = RemoteFile("a", ("https://example.org/a",), FLOWERS_LICENCE, size_mib=1161.023, md5="0" * 32)
-    fits = [size for size in range(int(1161.022 * 2**20), int(1161.024 * 2**20)) if round(size / 2**20, 3) == 1161.023]
-    assert set(fits) <= set(file.sizes)
-    assert len(file.sizes) - len(fits) <= 4
-
-
-@pytest.mark.parametrize(
-    ("given", "missing"),
-    [({"size": 1}, "md5 or sha256"), ({"md5": "0" * 32}, "size or size_mib"), ({"urls": (), "size": 1, "md5": "0" * 32}, "an address")],
-)
-def test_a_file_without_size_hash_or_address_is_a_defect(given: dict[str, object], missing: str) -> None:
-    values: dict[str, object] = {"urls": ("https://example.org/a",)} | given
-    with pytest.raises(ValueError, match=f"a: needs {missing}"):
-        RemoteFile("a", licence=FLOWERS_LICENCE, **values)  # type: ignore[arg-type]
-
-
 def test_all_hashes_and_the_size_are_compared(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"abc")
     md5, sha256 = hashlib.md5(b"abc").hexdigest(), hashlib.sha256(b"abc").hexdigest()
     licence = Licence("not stated", "", "")
     check_file(RemoteFile("a", ("https://example.org/a",), licence, size=3, md5=md5, sha256=sha256[:8]), path)
+    check_file(RemoteFile("a", ("https://example.org/a",), licence, sha256), path)
     for wrong, said in (
-        ({"size": 4, "md5": md5}, "3 bytes, 4 bytes expected"),
+        ({"size": 4, "md5": md5, "sha256": sha256}, "3 bytes, 4 expected"),
         ({"size": 3, "md5": "0" * 32, "sha256": sha256}, f"md5 {md5}, {'0' * 32} expected"),
         ({"size": 3, "md5": md5, "sha256": "0" * 8}, f"sha256 {sha256[:8]}, 00000000 expected"),
+        ({"sha256": "0" * 64}, f"sha256 {sha256}, {'0' * 64} expected"),
     ):
         with pytest.raises(DataError, match=f"{path}: {said}; delete it and fetch it again"):
-            check_file(RemoteFile("a", ("https://example.org/a",), licence, **wrong), path)  # type: ignore[arg-type]
+            check_file(RemoteFile("a", ("https://example.org/a",), licence, **wrong), path)
     with pytest.raises(DataError, match="could not be read"):
-        check_file(RemoteFile("a", ("https://example.org/a",), licence, size=3, md5=md5), tmp_path / "none")
+        check_file(RemoteFile("a", ("https://example.org/a",), licence, sha256), tmp_path / "none")

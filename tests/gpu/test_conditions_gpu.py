@@ -14,14 +14,14 @@ import torch
 
 from lowbit_vit.data.prepare import prepare_dataset
 from lowbit_vit.errors import Busy
+from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Profile, SmallVit, load_profile
 from lowbit_vit.schema.machine import visible_gpu, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
-from lowbit_vit.trial.backbone import make_backbone
-from lowbit_vit.trial.card_state import exclusive
+from lowbit_vit.trial.gpu_state import exclusive
 from lowbit_vit.trial.run import record_trial
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
@@ -123,11 +123,11 @@ def test_another_process_on_the_card_stops_a_timing_unless_told(workspace: Works
             handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
             if len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) < 2:
                 pytest.skip("NVML does not show both processes here, as in some containers")
-            with pytest.raises(Busy, match="the card is used by other processes"):
+            with pytest.raises(Busy, match="the GPU is used by other processes"):
                 exclusive("cuda", "assumed")
             record = record_trial(TRIAL, workspace, tmp_path)
             assert record.status == "failed"
-            assert (record.reason or "").startswith("the card is used by other processes")
+            assert (record.reason or "").startswith("the GPU is used by other processes")
             assert exclusive("cuda", "waived") is False
         finally:
             other.communicate(timeout=60)

@@ -17,11 +17,11 @@ from loopback import serving
 from lowbit_vit.data.download import fetch
 from lowbit_vit.data.prepare import prepare_dataset
 from lowbit_vit.data.remote_files import WEIGHTS, RemoteFile
+from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Profile, Study, load_profile
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
-from lowbit_vit.trial.backbone import make_backbone
 from lowbit_vit.trial.run import record_trial
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"), pytest.mark.timeout(600)]

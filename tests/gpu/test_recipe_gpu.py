@@ -1,4 +1,4 @@
-"""The from-scratch recipe on the GPU: it trains compiled, with the kernel it names, and no step makes the host wait."""
+"""The from-scratch recipe on a GPU: it trains compiled, with the kernel it names, and no step makes the host wait."""
 
 from typing import Literal
 
@@ -10,12 +10,11 @@ from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.data.batches import place, train_batches
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model.vit import Architecture, VisionTransformer
+from lowbit_vit.recipe.cuda_graph_step import WARM_UP
+from lowbit_vit.recipe.teacher import Distillation, Guide, Lesson
+from lowbit_vit.recipe.train import RecipeStep, train_by_recipe
 from lowbit_vit.schema.config import Augmentation, Colour, Guidance, Mixing, SmallImages, Training, Views
-from lowbit_vit.trial.augment import augment, draw_choices
-from lowbit_vit.trial.forward import attention_kernel
-from lowbit_vit.trial.replay import WARM_UP
-from lowbit_vit.trial.teacher import Distillation, Guide, Lesson
-from lowbit_vit.trial.train import _Step, seed_everything, train
+from lowbit_vit.trial.train import Batch, attention_kernel, seed_everything
 
 pytestmark = [
     pytest.mark.gpu,
@@ -94,7 +93,7 @@ def a_model() -> VisionTransformer:
 @pytest.mark.parametrize("config", RECIPES)
 def test_it_learns_what_it_should(config: Training) -> None:
     model = a_model()
-    train(model, [images()], config, views=VIEWS, seed=0, device="cuda", title="train", distillation=a_teacher())
+    train_by_recipe(model, [images()], config, views=VIEWS, seed=0, device="cuda", title="train", distillation=a_teacher())
     pixels = torch.from_numpy(images().images[:, 4:-4, 4:-4]).permute(0, 3, 1, 2).to("cuda") / 255
     with torch.inference_mode():
         right = model((pixels - 0.4) / 0.25).argmax(dim=1).cpu().numpy() == images().labels
@@ -104,18 +103,16 @@ def test_it_learns_what_it_should(config: Training) -> None:
 @pytest.mark.parametrize("config", RECIPES)
 def test_no_step_waits_for_the_device(config: Training) -> None:
     model = a_model().train()
-    step = _Step.of(model, list(model.parameters()), config, device="cuda", distillation=a_teacher())
+    step = RecipeStep(model, config, views=VIEWS, images=128, seed=0, device="cuda", title="train", distillation=a_teacher())
     placed = place([images()], "cuda")
-    choices = draw_choices(128, config.augmentation, VIEWS, batch_size=32, seed=0, epoch=0, device="cuda")
     batches = train_batches(placed, VIEWS, config.augmentation, batch_size=32, seed=0, epoch=0, device="cuda")
     try:
-        with attention_kernel(model, config.attention, step.dtype):
-            for batch, (crops, labels) in enumerate(batches):
-                pixels, shares = augment(crops, labels, choices, batch=batch, first=32 * batch)
-                step.take(pixels, labels, shares, rate=1e-4, epoch=0)
+        with attention_kernel(model, config.attention, torch.bfloat16):
+            for number, (pixels, labels) in enumerate(batches):
+                step(Batch(pixels, labels, epoch=0, number=number, first=32 * number), 1e-4)
                 # From the second step on: the first compiles and allocates. A capture waits, once.
-                torch.cuda.set_sync_debug_mode("default" if config.cuda_graph and batch + 1 == WARM_UP else "error")
-        assert batch == 3
+                torch.cuda.set_sync_debug_mode("default" if config.cuda_graph and number + 1 == WARM_UP else "error")
+        assert number == 3
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -125,7 +122,7 @@ def test_the_same_recipe_gives_the_same_weights_to_the_bit(config: Training) -> 
     states = []
     for _ in range(2):
         model = a_model()
-        train(model, [images()], config, views=VIEWS, seed=0, device="cuda", title="train", distillation=a_teacher())
+        train_by_recipe(model, [images()], config, views=VIEWS, seed=0, device="cuda", title="train", distillation=a_teacher())
         states.append(model.state_dict())
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
@@ -136,7 +133,9 @@ def test_replayed_steps_are_the_launched_ones() -> None:
     for cuda_graph in (False, True):
         config = a_training("muon", compiled=True, cuda_graph=cuda_graph).model_copy(update={"drop_path": 0.0})
         distillation = a_teacher()
-        result = train(a_model(), [images()], config, views=VIEWS, seed=0, device="cuda", title="train", distillation=distillation)
+        result = train_by_recipe(
+            a_model(), [images()], config, views=VIEWS, seed=0, device="cuda", title="train", distillation=distillation
+        )
         losses.append(result.loss)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
@@ -144,4 +143,4 @@ def test_replayed_steps_are_the_launched_ones() -> None:
 def test_a_batch_of_another_size_is_an_error() -> None:
     config = a_training("adamw", compiled=False, cuda_graph=True).model_copy(update={"batch_size": 25})
     with pytest.raises(ConfigError, match="batches of one size, these are 25 and 3"):
-        train(a_model(), [images()], config, views=VIEWS, seed=0, device="cuda", title="train")
+        train_by_recipe(a_model(), [images()], config, views=VIEWS, seed=0, device="cuda", title="train")

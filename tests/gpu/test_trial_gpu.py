@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from lowbit_vit.data.prepare import prepare_dataset
+from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Arm, Profile, SmallVit, Trial, load_profile
 from lowbit_vit.schema.plan import FusedNF4
 from lowbit_vit.schema.record import Record, load_predictions
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
-from lowbit_vit.trial.backbone import make_backbone
 from lowbit_vit.trial.estimates import estimate
 from lowbit_vit.trial.run import record_trial
 from lowbit_vit.trial.scan import run_scan

@@ -22,7 +22,7 @@ import sys
 
 import torch
 
-import lowbit_vit.trial.backbone
+import lowbit_vit.recipe.backbone
 import lowbit_vit.trial.run
 import lowbit_vit.trial.scan
 from lowbit_vit.model import execution, lora, precision, serialization, vit

@@ -61,7 +61,7 @@ FAULTS = {
 def test_a_trial_that_does_not_finish_has_a_record_that_says_why(
     label: str, workspace: Workspace, profile_of: ProfileOf, obedient: Command
 ) -> None:
-    (trial,) = trials_of(profile_of(label, seconds=4, memory_gib=0.5))
+    (trial,) = trials_of(profile_of(label, seconds=4 if label == "sleep 60" else 60, memory_gib=0.5))
     record = launched([trial], workspace, command=obedient)[0]
     status, reason = FAULTS[label]
     assert record.status == status

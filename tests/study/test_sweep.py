@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from lowbit_vit.errors import Busy, DataError, TrialsFailed
-from lowbit_vit.schema import hold
+from lowbit_vit.schema import file_lock
 from lowbit_vit.schema.config import Arm, Profile
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import read_record, read_records, sha256
@@ -180,7 +180,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(
     with subprocess.Popen([sys.executable, "-c", holder, str(workspace.reports / ".lock")], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        monkeypatch.setattr(hold, "PATIENCE_S", 0.5)
+        monkeypatch.setattr(file_lock, "PATIENCE_S", 0.5)
         with pytest.raises(Busy, match=rf"^reports/demo: held by process {process.pid} \(mixed\); wait for it or stop it$"):
             run_study(profile_of("finish"), "variants", workspace, command=obedient)
         process.kill()

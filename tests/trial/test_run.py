@@ -179,7 +179,7 @@ def test_a_real_allocation_that_fails_is_oom() -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "oom", "out of memory: CUDA out of memory. Tried"),
         (RuntimeError("CUDA error: out of memory\nCompile with"), "oom", "out of memory: CUDA error: out of memory"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"), "oom", "out of memory: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"),
-        (Busy("the card is used by other processes (pid 8)"), "failed", "the card is used by other processes (pid 8)"),
+        (Busy("the GPU is used by other processes (pid 8)"), "failed", "the GPU is used by other processes (pid 8)"),
         (Unavailable("needs CUDA"), "skipped", "needs CUDA"),
         (LowbitVitError("loss is nan"), "failed", "loss is nan"),
         (ValueError("first line\nsecond"), "failed", "ValueError: first line"),

@@ -11,14 +11,14 @@ from lowbit_vit.data.prepare import prepare_dataset
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model.precision import convert_block
 from lowbit_vit.model.vit import VisionTransformer
+from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Evaluation, Profile, SmallVit, Trial
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, WeightFormat, all_but, only, uniform
 from lowbit_vit.schema.record import read_record
 from lowbit_vit.schema.workspace import NOW, Workspace
-from lowbit_vit.trial.backbone import make_backbone
-from lowbit_vit.trial.resident import Resident
 from lowbit_vit.trial.run import run_trial
 from lowbit_vit.trial.scan import run_scan
+from lowbit_vit.trial.scan_model import ScanModel
 
 NF4_PLAIN = NF4(format="nf4", double_quantization=False)
 INT8 = Int8(format="int8", threshold=6.0)
@@ -169,14 +169,14 @@ def test_what_breaks_in_a_shared_block_is_the_failure_of_each_that_has_it_and_of
         return convert_block(block, formats, dtype)
 
     broken: list[nn.Module] = []
-    real = Resident.__init__
+    real = ScanModel.__init__
 
-    def remember(self: Resident, model: VisionTransformer, plan: Plan) -> None:
+    def remember(self: ScanModel, model: VisionTransformer, plan: Plan) -> None:
         broken.append(model.blocks[0])
         real(self, model, plan)
 
-    monkeypatch.setattr(Resident, "__init__", remember)
-    monkeypatch.setattr("lowbit_vit.trial.resident.convert_block", refuse)
+    monkeypatch.setattr(ScanModel, "__init__", remember)
+    monkeypatch.setattr("lowbit_vit.trial.scan_model.convert_block", refuse)
     records = run_scan(trials, workspace, tmp_path)
     assert [record.status for record in records] == ["failed", "failed", "success", "success"]
     assert {record.reason for record in records} == {None, "RuntimeError: the first block takes no int8"}

@@ -11,10 +11,10 @@ from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.errors import ConfigError, LowbitVitError, Unavailable
 from lowbit_vit.model.lora import attach, trainable_parameters
 from lowbit_vit.model.precision import apply_plan
-from lowbit_vit.model.vit import Architecture, VisionTransformer
+from lowbit_vit.model.vit import Architecture, Attention, VisionTransformer
 from lowbit_vit.schema.config import Adaptation, Augmentation, Training, Views
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, uniform
-from lowbit_vit.trial.train import learning_rate, seed_everything, train
+from lowbit_vit.trial.train import Descent, attention_kernel, learning_rate, seed_everything, train
 
 VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
 ARCH = Architecture(name="small", image_size=8, patch_size=4, depth=2, heads=2, width=64, mlp_width=64)
@@ -98,6 +98,11 @@ def test_nothing_to_train_raises() -> None:
         run(model, a_training())
 
 
+def test_what_only_the_recipe_knows_is_refused_and_not_ignored() -> None:
+    with pytest.raises(ConfigError, match=r"^train: training\.ema_decay is of a backbone's training; leave it out$"):
+        run(a_model(), a_training(ema_decay=0.9))
+
+
 def test_a_loss_that_is_not_finite_raises_and_says_what_to_lower() -> None:
     model = a_model()
     with torch.no_grad():
@@ -122,6 +127,16 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         torch.testing.assert_close(parameter.detach(), before[name] * decay, msg=name)
 
 
+def test_the_section_names_the_kernel() -> None:
+    # Other roundings; and the model has its own kernel back.
+    models = []
+    for attention in (None, "math"):
+        models.append(a_model())
+        run(models[-1], a_training(attention=attention))
+    assert any(not torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    assert all(module.kernel == "flash" for module in models[1].modules() if isinstance(module, Attention))
+
+
 @pytest.mark.parametrize("autocast", ["bf16", "fp16"])
 def test_autocast_trains_too(autocast: str) -> None:
     result = run(a_model(), a_training(autocast=autocast))
@@ -138,6 +153,14 @@ def test_the_rate_warms_up_linearly_and_falls_as_a_cosine_to_zero() -> None:
     assert 0 < rates[-1] < 0.001
 
 
+def test_gradients_are_clipped_together_to_a_norm_of_1() -> None:
+    pair = [torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))]
+    descent = Descent(pair, (torch.optim.SGD(pair, lr=1.0),), a_training(), "cpu")
+    descent.backward(lambda: 30 * pair[0].sum() + 40 * pair[1].sum())
+    descent.update(0.5)
+    assert [round(parameter.item(), 5) for parameter in pair] == [-0.3, -0.4]  # half of (0.6, 0.8)
+
+
 def test_seeding_covers_python_numpy_and_torch() -> None:
     draws = []
     for _ in range(2):
@@ -146,28 +169,15 @@ def test_seeding_covers_python_numpy_and_torch() -> None:
     assert draws[0] == draws[1]
 
 
-def test_muon_steps_are_orthogonal_in_the_blocks_and_adamw_has_the_rest() -> None:
-    once = {"epochs": 1, "batch_size": 40, "warmup_epochs": 0.0, "weight_decay": 0.0}
-    start, muon, adamw = a_model().state_dict(), a_model(), a_model()
-    run(muon, a_training(**once, optimizer="muon"))
-    run(adamw, a_training(**once))
-    others = adamw.state_dict()
-    for name, after in muon.state_dict().items():
-        if name.startswith("blocks.") and after.ndim == 2:
-            # 0.2 sqrt(longer side) times a matrix whose singular values are near one; those of a gradient as small as noise stay small.
-            update = (after - start[name]) / (1e-3 * 0.2 * math.sqrt(max(after.shape)))
-            values = torch.linalg.svdvals(update.double())
-            assert values.max() < 1.4, name
-            assert values[4] > 0.6, name
-        else:
-            assert torch.equal(after, others[name]), name
+def test_the_kernel_is_changed_for_a_while_and_only_to_one_that_runs() -> None:
+    model = a_model()
 
+    def kernels() -> set[str]:
+        return {module.kernel for module in model.modules() if isinstance(module, Attention)}
 
-def test_muon_needs_the_blocks_of_a_vit() -> None:
-    with pytest.raises(ConfigError, match="is for the blocks of a ViT, and this is a Linear; set adamw"):
-        train(torch.nn.Linear(2, 2), [striped_images()], a_training(optimizer="muon"), views=VIEWS, seed=0, device="cpu", title="")
-
-
-def test_replaying_needs_a_card() -> None:
-    with pytest.raises(Unavailable, match=r"training\.cuda_graph needs CUDA, the model is on cpu; set training\.cuda_graph: false"):
-        run(a_model(), a_training(cuda_graph=True))
+    with attention_kernel(model, "math", torch.float32):
+        assert kernels() == {"math"}
+    assert kernels() == {"flash"}
+    with pytest.raises(Unavailable, match="cudnn needs CUDA"), attention_kernel(model, "cudnn", torch.float32):
+        pass
+    assert kernels() == {"flash"}

@@ -21,8 +21,8 @@ app = typer.Typer(
     name="lowbit-vit",
     help="What low-bit weights and fused attention really cost and give in Vision Transformers.",
     epilog=(
-        "Exit codes: 0 done · 1 check missed, or defect · 2 wrong profile or option · 3 missing or damaged data · "
-        "4 this machine cannot run it · 5 some trials failed · 6 busy · 130 interrupted"
+        "Exit codes: 0 done · 1 check missed, audit found what cannot be, or defect · 2 wrong profile or option · "
+        "3 missing or damaged data · 4 this machine cannot run it · 5 some trials failed · 6 busy · 130 interrupted"
     ),
     no_args_is_help=True,
     add_completion=False,

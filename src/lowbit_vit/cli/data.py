@@ -32,8 +32,8 @@ def fetch(
 ) -> None:
     """Download a data set or ImageNet weights, checked against the known size and hash; says on what terms they are.
 
-    A download that was cut off goes on where it stopped. http_proxy, https_proxy and no_proxy are respected;
-    LOWBIT_VIT_OFFLINE=1 forbids the network: then only what is there already is checked.
+    http_proxy, https_proxy and no_proxy are respected; LOWBIT_VIT_OFFLINE=1 forbids the network: then only what is there
+    already is checked.
     """
     from lowbit_vit.data.download import fetch_flowers, fetch_weights
     from lowbit_vit.data.remote_files import WEIGHTS
@@ -43,7 +43,7 @@ def fetch(
     try:
         print(fetch_flowers(to) if what == "flowers-102" else fetch_weights(what, to))
     except KeyboardInterrupt:
-        print("lowbit-vit: interrupted; what came is kept, run the same command again to go on", file=sys.stderr)
+        print("lowbit-vit: interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)
 
 

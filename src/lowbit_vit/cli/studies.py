@@ -62,7 +62,7 @@ def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
 @app.command(epilog="Example: lowbit-vit backbone demo")
 def backbone(profile: ProfileName, root: Root = HERE) -> None:
     """Train or convert the high-precision backbone, and adapt it for the post-training trials."""
-    from lowbit_vit.trial.backbone import make_backbone
+    from lowbit_vit.recipe.backbone import make_backbone
 
     settings, workspace = open_profile(profile, root)
     make_backbone(settings, workspace)

@@ -1,1 +1,1 @@
-"""Level 1: images on disk or in a package -> uint8 arrays, decoded once -> augmented, normalized batches on the device."""
+"""Images on disk or in a package -> uint8 arrays, decoded once -> augmented, normalized batches on the device."""

@@ -1,4 +1,4 @@
-"""The decoded data set: memory-mapped uint8 arrays and the manifest that says what they are.
+"""The decoded data set: memory-mapped uint8 arrays and the manifest that describes them.
 
 A prepared folder holds `manifest.json`, written last, and one `<view>-<split>-<16 hex of its sha256>.npy` for each view of
 each split. Equal images and views give equal bytes, so that DVC can hash the folder.
@@ -19,6 +19,7 @@ from lowbit_vit.data.source import Split
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Views, one_line
 from lowbit_vit.schema.plan import Frozen
+from lowbit_vit.schema.record import file_digest
 
 MANIFEST = "manifest.json"
 Purpose = Literal["train", "eval"]
@@ -54,7 +55,7 @@ class Dataset:
         train_views: train and val as squares of side train_resize, for random crops.
         eval_views: train, val and test as squares of side image_size, as the model sees them.
         content_sha256: of all pixels, labels, ids and class names.
-        description: one line that says what the images are; it labels every accuracy.
+        description: the images in one line; it labels every accuracy.
     """
 
     name: str
@@ -171,7 +172,7 @@ def verify_arrays(folder: Path, manifest: Manifest) -> None:
 def sha256_of_files(paths: list[Path]) -> list[str]:
     """Hex sha256 of each file, two at a time (hashing releases the interpreter's lock)."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(_sha256_of_file, paths))
+        return list(pool.map(file_digest, paths))
 
 
 def content_digest(class_names: tuple[str, ...], splits: dict[Split, SplitEntry], arrays: tuple[ArrayEntry, ...]) -> str:
@@ -195,8 +196,3 @@ def _map_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         found = f"{array.dtype} {list(array.shape)}"
         raise DataError(f"{path}: holds {found}, expected uint8 {list(shape)}; delete it and run lowbit-vit data {path.parent.name}")
     return array
-
-
-def _sha256_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

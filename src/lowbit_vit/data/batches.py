@@ -48,7 +48,7 @@ def place(sets: Sequence[ImageSet], device: str) -> PlacedImages:
 
 
 def _fits(pixels: Tensor, target: torch.device) -> bool:
-    """Whether images go to a card at once; on the CPU they stay where they are, memory-mapped."""
+    """Whether images go to a GPU at once; on the CPU they stay where they are, memory-mapped."""
     if target.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(target)

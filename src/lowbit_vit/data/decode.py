@@ -1,11 +1,11 @@
 """One image file -> the square views that the study works on; what each decoding process runs. No torch.
 
 The evaluation view is what torchvision's `Resize` and `CenterCrop` make of the same file, bit for bit (tested), so that a
-published checkpoint sees the pixels that it was evaluated on. Four kinds of file are decoded otherwise than torchvision's
-`ImageFolder` does, because there it gets them wrong or fails:
+published checkpoint sees the pixels that it was evaluated on. Four kinds of file are decoded in another way than by
+torchvision's `ImageFolder`, which is wrong for them or fails:
 
     an orientation tag (EXIF)        the image is turned upright
-    16-bit grey                      scaled to 0..255; Pillow's own conversion cuts everything above 255 off to white
+    16-bit grey                      scaled to 0..255; Pillow's own conversion clips everything above 255
     a JPEG above `MAX_PIXELS`        decoded at a half, a quarter or an eighth of its size, so that memory stays bounded
     anything else above `MAX_PIXELS` a fault
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from lowbit_vit.errors import DataError
@@ -33,16 +33,6 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 89_478_485  # of one decoded image; Pillow's own limit: a quarter of a GiB as RGB
 _JPEG = b"\xff\xd8\xff"
 _SHRINKS = (2, 4, 8)  # what libjpeg can divide the sides by while it decodes
-# The EXIF tag says where the stored rows lie in the upright image; 1 and unknown values: as stored.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -107,16 +97,20 @@ def decode_file(content: bytes) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB, turned as its orientation tag says.
+    """An image in RGB, turned upright by its orientation tag.
 
     Raises:
         OSError, ValueError, SyntaxError: truncated, or of a mode without a fixed range.
     """
     image.load()
     # Read after loading: Pillow turns a TIFF upright by itself then, and takes the tag away.
-    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     rgb = _to_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    # Of this tag alone: `exif_transpose` writes the rest anew, and raises TypeError or struct.error where that is damaged.
+    rgb.info.clear()
+    rgb.getexif()[ExifTags.Base.Orientation] = orientation
+    ImageOps.exif_transpose(rgb, in_place=True)
+    return rgb
 
 
 def _open(content: bytes) -> Image.Image:

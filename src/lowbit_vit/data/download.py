@@ -1,28 +1,32 @@
-"""Files from the network: resumed where a run was cut off, checked as they arrive, named only when whole and right.
+"""Downloads of the files in `remote_files`, by pooch: retries, a progress bar, and a name only for a file that is whole and right.
 
-The `fetch` functions are all that touches the network, and only the command of that name calls them. Proxies come from
-http_proxy, https_proxy and no_proxy; LOWBIT_VIT_OFFLINE=1 forbids the network. Unpacking is in `archive`, what is known of each
-file in `remote_files`, the half-done file in `partial`, one request in `mirror`.
+Only the verb `fetch` calls these functions; nothing else touches the network. Proxies come from http_proxy, https_proxy and
+no_proxy, certificates from REQUESTS_CA_BUNDLE; LOWBIT_VIT_OFFLINE=1 forbids the network.
 """
 
 import logging
 import os
-import random
-import shutil
-import time
+import tarfile
+import tempfile
+import zlib
+from functools import partial
 from pathlib import Path
 
+import pooch
 import requests
 
-from lowbit_vit.data.archive import extract_tar
-from lowbit_vit.data.mirror import BLOCK, Interrupted, Patience, Refused, ask_mirror
-from lowbit_vit.data.partial import Partial, has_leftovers, hold_partial
-from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS, RemoteFile, check_file
+from lowbit_vit import __version__
+from lowbit_vit.data.progress import progress_bar
+from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS, RemoteFile, check_file, find_fault
 from lowbit_vit.errors import DataError
 
 log = logging.getLogger(__name__)
 
 OFFLINE = "LOWBIT_VIT_OFFLINE"
+BLOCK = 1 << 18  # bytes taken at a time
+RETRIES = 3  # a mirror, 1, 2 and 3 s after a failure
+TIMEOUT_S = (15.0, 60.0)  # for a connection, and for each next byte
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses that are worth a retry
 
 
 def fetch_flowers(root: Path) -> Path:
@@ -32,14 +36,13 @@ def fetch_flowers(root: Path) -> Path:
         `root/flowers-102`. What is there already is kept after a check of the files' hashes.
 
     Raises:
-        DataError, Busy: as `fetch` and `extract_tar`.
+        DataError: as `fetch` and `unpack`.
     """
     folder = root / "flowers-102"
     log.info("Oxford Flowers-102: %s", FLOWERS[0].licence)
     paths = [fetch(file, folder) for file in FLOWERS]
     if not (folder / "jpg").is_dir():
-        # 8,189 JPEG files, 0.35 GB, which gzip makes no smaller.
-        extract_tar(paths[0], folder, most_bytes=1 << 30, most_members=10_000)
+        unpack(paths[0], folder)
     return folder
 
 
@@ -47,79 +50,104 @@ def fetch_weights(architecture: str, folder: Path) -> Path:
     """Fetch torchvision's ImageNet weights of one of `WEIGHTS`.
 
     Raises:
-        DataError, Busy: as `fetch`.
+        DataError: as `fetch`.
     """
     file = WEIGHTS[architecture]
     log.info("%s: %s", file.name, file.licence)
     return fetch(file, folder)
 
 
-def fetch(file: RemoteFile, folder: Path, *, patience: Patience | None = None) -> Path:
+def fetch(file: RemoteFile, folder: Path) -> Path:
     """Download a file into a folder, unless it is there already; either way its size and hashes are checked.
 
-    A download that is cut off, even by SIGKILL, leaves NAME.part and NAME.part.json, and the next call asks for the rest only.
+    The mirrors are asked in their order, each with its retries. A download that is cut off starts from the first byte again.
 
     Returns:
-        The file's path. It appears there by a rename, complete and checked.
+        The file's path. It appears there by a rename, whole and checked.
 
     Raises:
         DataError: what is there differs; no mirror gave the right file; the disk is full; or the network is forbidden. Names
-            the file, each address with what was wrong there, and what to do.
-        Busy: another process is fetching it.
+            the file, each address with its fault, and what to do.
     """
     path = folder / file.name
     if path.exists():
         check_file(file, path)
-        if not has_leftovers(path):
-            return path
-    elif os.environ.get(OFFLINE, "0") not in ("", "0"):
+        return path
+    if os.environ.get(OFFLINE, "0") not in ("", "0"):
         raise DataError(f"{path}: missing, and {OFFLINE} is set; put the file of {file.urls[0]} there by hand, or unset {OFFLINE}")
+    faults = []
+    for url in file.urls:
+        store = pooch.create(folder, base_url="", registry={file.name: None}, urls={file.name: url}, retry_if_failed=RETRIES)
+        try:
+            store.fetch(file.name, downloader=partial(_download, file))
+        except (requests.RequestException, ValueError, DataError) as error:
+            faults.append(f"{url}: {_reason(error)}")
+            log.warning("%s", faults[-1])
+        except OSError as error:
+            raise DataError(f"{path}: could not be written ({error.strerror or error}); make room or choose another folder") from error
+        else:
+            return path
+    raise DataError(f"{path}: could not be fetched from {'; '.join(faults)}; try again, or put the file there by hand")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar.gz archive into a folder; each of its top entries appears there by a rename, once all of them are on the disk.
+
+    Not pooch's `Untar`, which follows links and `..` out of its folder on Python 3.11 (it passes no filter to `tarfile`).
+
+    Raises:
+        DataError: the archive is damaged, a member is a link or a device or lies outside of the folder, a top entry is there
+            already, or the disk is full. Nothing of the archive is left in the folder then.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with hold_partial(path, file) as partial:
-            if path.exists():  # since a moment ago, or next to what a killed run left
-                check_file(file, path)
-                partial.discard()
-            else:
-                partial.take_up()
-                _transfer(file, path, partial, patience or Patience())
+        with (
+            tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as working,
+            archive.open("rb") as content,
+            tarfile.open(fileobj=content, mode="r:gz") as tar,
+            progress_bar(f"unpack {archive.name}", archive.stat().st_size, "bytes") as bar,
+        ):
+            done = 0
+            for member in tar:
+                tar.extract(member, working, filter=_plain)
+                bar.advance(content.tell() - done)
+                done = content.tell()
+            for entry in sorted(Path(working).iterdir()):
+                entry.rename(folder / entry.name)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive}: could not be unpacked ({error}); delete it and fetch it again") from error
     except OSError as error:
-        raise DataError(f"{path}: could not be written ({error.strerror or error}); make room or choose another folder") from error
-    return path
+        raise DataError(f"{archive}: could not be unpacked into {folder} ({error.strerror or error})") from error
 
 
-def _transfer(file: RemoteFile, path: Path, partial: Partial, patience: Patience) -> None:
-    """Go through the mirrors in order, again and again with growing waits, until the file is whole or none is left."""
-    free = shutil.disk_usage(path.parent).free
-    if free < file.sizes[0] - partial.size:
-        raise DataError(f"{path}: needs {file.sizes[0] - partial.size} bytes of disk, {free} are free; make room")
-    reasons: dict[str, str] = {}  # by address, the last one
-    not_before = dict.fromkeys(file.urls, 0.0)  # of those that are not given up; time.monotonic
-    idle_rounds, farthest = 0, partial.size
-    with requests.Session() as session:
-        session.max_redirects = 10
-        while True:
-            for url in list(not_before):
-                time.sleep(max(0.0, not_before[url] - time.monotonic()))
-                try:
-                    ask_mirror(session, url, partial, patience)
-                except Refused as error:
-                    reasons[url] = str(error)
-                    del not_before[url]
-                except Interrupted as error:
-                    reasons[url] = str(error)
-                    not_before[url] = time.monotonic() + error.after_s
-                else:
-                    partial.publish(path)
-                    return
-                log.warning("%s: %s", url, reasons[url])
-            idle_rounds = 0 if partial.size >= farthest + BLOCK else idle_rounds + 1
-            farthest = max(farthest, partial.size)
-            if not not_before or idle_rounds >= patience.tries:
-                break
-            wait_s = min(patience.longest_wait_s, patience.first_wait_s * 2 ** max(idle_rounds - 1, 0)) * random.uniform(0.5, 1)
-            log.info("%s: %d bytes so far; again in %.1f s", path, partial.size, wait_s)
-            time.sleep(wait_s)
-    faults = "; ".join(f"{url}: {reasons[url]}" for url in file.urls)
-    kept = f" ({partial.size} bytes are kept)" if partial.size else ""
-    raise DataError(f"{path}: could not be fetched from {faults}; try again{kept}, or put the file there by hand")
+def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """The filter `data` of tarfile, without links."""
+    if not (member.isreg() or member.isdir()):
+        raise tarfile.TarError(f"member {member.name!r} is neither a plain file nor a folder")
+    return tarfile.data_filter(member, folder)
+
+
+def _download(file: RemoteFile, url: str, output_file: str, store: pooch.Pooch) -> None:
+    """Download and check; pooch itself compares whole hashes only, and torchvision publishes the first digits of one."""
+    # Bytes as they lie on the server: some send .tgz files with the encoding gzip, which requests would take off.
+    headers = {"User-Agent": f"lowbit-vit/{__version__}", "Accept-Encoding": "identity"}
+    try:
+        pooch.HTTPDownloader(progressbar=True, chunk_size=BLOCK, timeout=TIMEOUT_S, headers=headers)(url, output_file, store)
+    except requests.HTTPError as error:
+        if error.response.status_code in PASSING:
+            raise
+        raise DataError(str(error)) from error  # pooch retries no DataError
+    if fault := find_fault(file, Path(output_file)):
+        raise ValueError(fault)
+
+
+def _reason(error: BaseException) -> str:
+    """One line about a failure: what first went wrong, below the layers that wrapped it."""
+    root = error
+    while (cause := root.__cause__ or root.__context__) is not None:
+        root = cause
+    if isinstance(root, requests.HTTPError):
+        return f"{root.response.status_code} {root.response.reason}"
+    reason = " ".join(str(root).split() or [type(root).__name__])
+    if isinstance(error, requests.exceptions.ProxyError):
+        return f"the proxy of http_proxy or https_proxy failed ({reason})"
+    return f"{reason}; see REQUESTS_CA_BUNDLE" if isinstance(error, requests.exceptions.SSLError) else reason

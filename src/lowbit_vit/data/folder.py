@@ -5,7 +5,7 @@
     classes           root/CLASS/...                     val and test are drawn
 
 A draw orders the images of a class by the sha256 of "<split_seed> <CLASS/NAME>" and takes the first for test, the next for
-val: anybody can repeat it by hand, and a file more or less moves few others. Every class gives each drawn split its share.
+val: the draw can be repeated by hand, and adding a file moves few others. Every class gives each drawn split its share.
 """
 
 import csv

@@ -4,13 +4,11 @@ Nothing is trained on data that did not pass here: names, splits and labels are 
 image stops the stage with its file's name, as does an image that is in two splits.
 """
 
-import fcntl
 import hashlib
 import logging
-import os
 import shutil
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +34,9 @@ from lowbit_vit.data.decode import Decoded, Destination, Pixels, View, decode_ch
 from lowbit_vit.data.processes import map_in_processes
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.data.source import SPLITS, Source, Split, check_copies
-from lowbit_vit.errors import Busy, DataError
+from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Views
+from lowbit_vit.schema.file_lock import hold
 from lowbit_vit.schema.record import write_atomic
 
 log = logging.getLogger(__name__)
@@ -71,7 +70,10 @@ def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: in
             verify_arrays(folder, manifest)
             return load_dataset(folder, config.views)
         log.info("%s: the data or the views changed; decoding again", folder)
-    with _partial_folder(folder) as partial:
+    partial = folder.with_name(f".{folder.name}.partial")
+    with hold(folder.with_name(f".{folder.name}.lock"), named=str(folder), doing="data"):
+        shutil.rmtree(partial, ignore_errors=True)  # an earlier run left it
+        partial.mkdir()
         try:
             _decode(source, config, partial, workers)
         except OSError as error:
@@ -195,26 +197,3 @@ def _combine(source: Source, digests: dict[Split, list[str]]) -> str:
         for item, digest in zip(source.splits[split], digests[split], strict=True)
     ]
     return hashlib.sha256("\n".join([*source.class_names, *rows]).encode()).hexdigest()
-
-
-@contextmanager
-def _partial_folder(folder: Path) -> Iterator[Path]:
-    """An empty locked sibling of `folder` to work in: what an earlier run left there is removed, at the end and before.
-
-    Raises:
-        Busy: another process works in it.
-    """
-    partial = folder.with_name(f".{folder.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"{partial}: another process is preparing this data set; wait for it to end") from None
-        for left_over in partial.iterdir():
-            left_over.unlink()
-        yield partial
-        # Renamed away by now, unless something failed.
-    finally:
-        os.close(lock)

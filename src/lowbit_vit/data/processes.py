@@ -1,4 +1,4 @@
-"""Worker processes for decoding: fresh interpreters that import no torch and never outlive their parent."""
+"""Worker processes for decoding: fresh interpreters without torch, which exit when their parent does."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -25,11 +25,12 @@ def map_in_processes(function: Callable[[*Arguments], Result], calls: Iterable[t
         workers: processes, at least 1.
 
     Raises:
-        DataError: a process was killed; whatever the function raises.
+        DataError: a process was killed.
+        Exception: what the function raises.
     """
     # A fork of a process that runs torch's threads can deadlock, so the interpreters are fresh.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_obey_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
     try:
         yield from pool.map(function, *zip(*calls, strict=True))
     except BrokenProcessPool as error:
@@ -38,8 +39,8 @@ def map_in_processes(function: Callable[[*Arguments], Result], calls: Iterable[t
         pool.shutdown(cancel_futures=True)
 
 
-def _obey_parent() -> None:
-    """Leave Ctrl-C to the parent, which stops its workers, and end with it even if it was killed."""
+def _follow_parent() -> None:
+    """Ignore Ctrl-C, after which the parent stops its workers, and exit when the parent exits, SIGKILL included."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -59,16 +59,15 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(title: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[Bar]:
+def progress_bar(title: str, total: int | None, unit: str) -> Iterator[Bar]:
     """Show a bar while the block runs; where stderr is no terminal, a line now and then and its last state are printed.
 
     Args:
         title: what is being done.
         total: units in all; None if not known.
         unit: what is counted, in the plural.
-        done: units that were there at the start; they count for the bar, not for the rate.
     """
     name, bar = TextColumn("{task.description}"), BarColumn(bar_width=20)
     amount, left = AmountColumn(unit), TimeRemainingColumn(elapsed_when_finished=True)
     with Progress(name, bar, amount, left, console=Console(stderr=True)) as progress:
-        yield Bar(progress, progress.add_task(title, total=total, completed=done), (name, amount, left))
+        yield Bar(progress, progress.add_task(title, total=total), (name, amount, left))

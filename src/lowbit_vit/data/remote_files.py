@@ -4,29 +4,21 @@ Nothing here touches the network (`download` does). Sizes and hashes are the pub
 so a file is right or wrong no matter which mirror, proxy or memory stick it came from.
 """
 
-import hashlib
-import os
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import DataError
-
-BLOCK = 1 << 20  # bytes hashed at a time
-SHOWN_FROM = 1 << 28  # bytes of a file whose check gets a bar
-MIB = 1 << 20
+from lowbit_vit.schema.record import file_digest
 
 
 @dataclass(frozen=True)
 class Licence:
-    """What is known of the terms of a file; what its publisher does not say is called "not stated".
+    """The terms of a file, as far as its publisher states them; else "not stated".
 
     Attributes:
         name: an SPDX name, or "not stated".
         terms: where that stands, and what else binds a user.
-        source: the page that says so.
+        source: the page with the terms.
     """
 
     name: str
@@ -45,78 +37,32 @@ class RemoteFile:
         name: its name here.
         urls: where it is: the publisher first, then mirrors, tried in this order.
         licence: on what terms.
+        sha256: hex digest, or its first digits.
+        md5: hex digest; None where the publisher gives none.
         size: bytes; None where the publisher gives none.
-        size_mib: size in MiB, rounded to 0.001, where that is all that is published; one of the two is always given.
-        md5: hex digest, or None.
-        sha256: hex digest or its first digits, or None; one of the two hashes is always given.
     """
 
     name: str
     urls: tuple[str, ...]
     licence: Licence
-    size: int | None = None
-    size_mib: float | None = None
+    sha256: str
     md5: str | None = None
-    sha256: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.urls:
-            raise ValueError(f"{self.name}: needs an address")
-        if self.md5 is None and self.sha256 is None:
-            raise ValueError(f"{self.name}: needs md5 or sha256")
-        if self.size is None and self.size_mib is None:
-            raise ValueError(f"{self.name}: needs size or size_mib")
-
-    @property
-    def sizes(self) -> range:
-        """The sizes that fit, bytes: one, or those that round to `size_mib`."""
-        if self.size is not None:
-            return range(self.size, self.size + 1)
-        middle, slack = round((self.size_mib or 0) * MIB), MIB // 2000 + 1
-        return range(max(middle - slack, 0), middle + slack + 1)
-
-    @property
-    def shown_size(self) -> str:
-        """The size for messages."""
-        return f"{self.size} bytes" if self.size is not None else f"{self.size_mib} MiB"
+    size: int | None = None
 
 
-class Digest:
-    """Size and hashes of bytes as they come, compared with a file's known ones."""
+def find_fault(file: RemoteFile, path: Path) -> str | None:
+    """What differs from the known file, or None if nothing does: `md5 0b1..., 528... expected`.
 
-    def __init__(self, file: RemoteFile) -> None:
-        self._file = file
-        self._hashes = {}
-        if file.md5 is not None:
-            self._hashes["md5"] = (hashlib.md5(usedforsecurity=False), file.md5)
-        if file.sha256 is not None:
-            self._hashes["sha256"] = (hashlib.sha256(), file.sha256)
-        self.size = 0
-
-    def update(self, block: bytes) -> None:
-        """Take the next bytes in."""
-        self.size += len(block)
-        for running, _ in self._hashes.values():
-            running.update(block)
-
-    def read(self, content: IO[bytes], title: str) -> None:
-        """Take the rest of a file on disk in; a large one with a bar."""
-        size = os.fstat(content.fileno()).st_size
-        with progress_bar(title, size, "bytes") if size >= SHOWN_FROM else nullcontext() as bar:
-            while block := content.read(BLOCK):
-                self.update(block)
-                if bar is not None:
-                    bar.advance(len(block))
-
-    def fault(self) -> str | None:
-        """What differs from the known file, or None if nothing does: `md5 0b1..., 528... expected`."""
-        if self.size not in self._file.sizes:
-            return f"{self.size} bytes, {self._file.shown_size} expected"
-        for name, (running, expected) in self._hashes.items():
-            found = running.hexdigest()[: len(expected)]
-            if found != expected:
-                return f"{name} {found}, {expected} expected"
-        return None
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    if file.size not in (None, size):
+        return f"{size} bytes, {file.size} expected"
+    for name, expected in (("md5", file.md5), ("sha256", file.sha256)):
+        if expected is not None and (found := file_digest(path, name)[: len(expected)]) != expected:
+            return f"{name} {found}, {expected} expected"
+    return None
 
 
 def check_file(file: RemoteFile, path: Path) -> None:
@@ -125,16 +71,11 @@ def check_file(file: RemoteFile, path: Path) -> None:
     Raises:
         DataError: it cannot be read, or its size or a hash differs; names the file, what it has and what it should have.
     """
-    digest = Digest(file)
     try:
-        size = path.stat().st_size
-        if size not in file.sizes:  # without reading gigabytes
-            raise DataError(f"{path}: {size} bytes, {file.shown_size} expected; delete it and fetch it again")
-        with path.open("rb") as content:
-            digest.read(content, f"check {path.name}")
+        fault = find_fault(file, path)
     except OSError as error:
         raise DataError(f"{path}: could not be read ({error.strerror})") from error
-    if fault := digest.fault():
+    if fault:
         raise DataError(f"{path}: {fault}; delete it and fetch it again")
 
 
@@ -198,18 +139,18 @@ TEACHER_LICENCE = Licence(
 )
 
 
-def _weights(name: str, size_mib: float, licence: Licence = TORCHVISION_LICENCE) -> RemoteFile:
-    # torchvision's names end in the first 8 hex digits of the file's sha256; size_mib is its meta["_file_size"].
+def _weights(name: str, licence: Licence = TORCHVISION_LICENCE) -> RemoteFile:
+    # torchvision's names end in the first 8 hex digits of the file's sha256.
     url = f"https://download.pytorch.org/models/{name}"
     digest = name.removesuffix(".pth").rpartition("-")[2]
-    return RemoteFile(name, (url,), licence, size_mib=size_mib, sha256=digest)
+    return RemoteFile(name, (url,), licence, sha256=digest)
 
 
 # torchvision's weights for 224-px input. IMAGENET1K_V1, except that vit_h_14 has none: IMAGENET1K_SWAG_LINEAR_V1.
 WEIGHTS = {
-    "vit_b_16": _weights("vit_b_16-c867db91.pth", 330.285),
-    "vit_b_32": _weights("vit_b_32-d86f8d99.pth", 336.604),
-    "vit_l_16": _weights("vit_l_16-852ce7e3.pth", 1161.023),
-    "vit_l_32": _weights("vit_l_32-c7638314.pth", 1169.449),
-    "vit_h_14": _weights("vit_h_14_lc_swag-c1eb923e.pth", 2411.209, SWAG_LICENCE),
+    "vit_b_16": _weights("vit_b_16-c867db91.pth"),
+    "vit_b_32": _weights("vit_b_32-d86f8d99.pth"),
+    "vit_l_16": _weights("vit_l_16-852ce7e3.pth"),
+    "vit_l_32": _weights("vit_l_32-c7638314.pth"),
+    "vit_h_14": _weights("vit_h_14_lc_swag-c1eb923e.pth", SWAG_LICENCE),
 }

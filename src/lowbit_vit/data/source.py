@@ -46,7 +46,7 @@ class Source:
         place: the folder or package that it comes from, for messages.
         class_names: in the order of the labels.
         splits: the items of train, val and test, each in a fixed order.
-        description: one line that says what the images are; it labels every accuracy.
+        description: the images in one line; it labels every accuracy.
     """
 
     place: str

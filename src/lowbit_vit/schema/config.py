@@ -214,6 +214,13 @@ class Training(Frozen):
         default=False, description="ours: forward and backward are captured once and replayed, CUDA only: no step waits for launches"
     )
 
+    @property
+    def recipe_keys(self) -> tuple[str, ...]:
+        """The keys in use that only the training of a backbone from scratch knows."""
+        keys = ("drop_path", "patch_dropout", "small_images", "optimizer", "ema_decay", "compile", "cuda_graph")
+        used = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+        return (*used, *(f"augmentation.{key}" for key in ("colour", "mixing") if getattr(self.augmentation, key) is not None))
+
     @model_validator(mode="after")
     def _graph_repeats(self) -> Self:
         if self.cuda_graph and self.patch_dropout is not None:
@@ -596,6 +603,13 @@ class Profile(Frozen):
                 found.append(f"variants.arms.{index} ({arm.label}): adaptation qlora trains")
         if found:
             raise ValueError(f"{found[0]}: attention cudnn has no gradient that repeats; allowed in training: math, efficient, flash, fa2")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_need_no_recipe(self) -> Self:
+        # Here and not in Adaptation, which reads old records too.
+        if self.lora is not None and self.lora.training.recipe_keys:
+            raise ValueError(f"lora.training.{self.lora.training.recipe_keys[0]} is of a backbone's training; leave it out")
         return self
 
     @model_validator(mode="after")

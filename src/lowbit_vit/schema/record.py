@@ -285,6 +285,16 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file of any size.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a whole file or nothing: to a temporary file beside it, flushed to disk, then renamed.
 

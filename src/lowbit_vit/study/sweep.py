@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lowbit_vit.errors import DataError, TrialsFailed
 from lowbit_vit.schema.config import Profile, Study
-from lowbit_vit.schema.hold import hold
+from lowbit_vit.schema.file_lock import hold
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells

@@ -1,1 +1,1 @@
-"""Levels 4 and 5: what one trial does (fine-tune, evaluate, measure), alone or as one cell of a warm scan."""
+"""What one trial does (adapt, evaluate, measure), alone or as one cell of a scan on a resident model."""

@@ -1,4 +1,4 @@
-"""The time of one call: between CUDA events on a card, by `perf_counter_ns` on the CPU. Each call is waited for."""
+"""The time of one call: between CUDA events on a GPU, by `perf_counter_ns` on the CPU. Each call is waited for."""
 
 import time
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from lowbit_vit.schema.config import Device
 
 def timer(device: Device) -> Callable[..., float]:
     """What calls its first argument with the others, and returns milliseconds."""
-    return ms_on_card if device == "cuda" else _ms_on_cpu
+    return ms_on_gpu if device == "cuda" else _ms_on_cpu
 
 
-def ms_on_card(call: Callable[..., object], *arguments: object) -> float:
+def ms_on_gpu(call: Callable[..., object], *arguments: object) -> float:
     """Milliseconds on the current CUDA device."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()

@@ -49,7 +49,7 @@ def _copy_seconds(size: int, device: Device) -> float:
 
 
 def _fitting(side: int, device: Device, dtype: torch.dtype) -> int:
-    """Halve the side until its three matrices take at most half of the card's free memory."""
+    """Halve the side until its three matrices take at most half of the GPU's free memory."""
     if device == "cuda":
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()

@@ -1,7 +1,7 @@
-"""Training that gives the same weights every time, on the same card with the same libraries.
+"""Training that gives the same weights every time, on the same model of GPU with the same libraries.
 
-A trained ViT-L is 1.2 GB, too much to hand around; its recipe is a few lines. So a recipe must lead to the very same weights
-wherever it is run again: then records of several runs share one backbone hash, and may stand in one table.
+Weights of a ViT-L take 1.2 GB; its recipe takes a few lines. A recipe that leads to the same weights wherever it runs lets records
+of several runs share one backbone hash, and one table.
 """
 
 import os
@@ -20,7 +20,7 @@ settings: Any = torch.utils.deterministic
 
 @contextmanager
 def deterministic(device: Device) -> Iterator[None]:
-    """On a card, let nothing run inside that adds in no fixed order; an operation that has no other way raises RuntimeError.
+    """On a GPU, let nothing run inside that adds in no fixed order; an operation that has no other way raises RuntimeError.
 
     Flash attention's gradient, convolutions and the compiler's choice of reductions heed it. On the CPU nothing needs it.
     Source: https://docs.pytorch.org/docs/stable/notes/randomness.html.
@@ -28,10 +28,10 @@ def deterministic(device: Device) -> Iterator[None]:
     if device != "cuda":
         yield
         return
-    # cuBLAS must share no workspace between streams, and PyTorch wants to see that said. This is its own size on Hopper.
+    # cuBLAS must share no workspace between streams, and PyTorch checks this variable. The value is its default on Hopper.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before, filled = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
-    # Every new tensor would be filled first, against reads of what nobody wrote; that is a kernel more for each.
+    # Filling every new tensor against reads of uninitialized memory costs one kernel each.
     settings.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(mode=True)
     try:

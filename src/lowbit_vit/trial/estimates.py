@@ -50,7 +50,7 @@ def estimate(trial: Trial, formats: Sequence[WeightFormat], workspace: Workspace
         DataError: data or weights are missing or damaged.
         LowbitVitError: an estimate is not finite.
     """
-    # Fused attention kernels have no fp32 gradient on every card; this one has.
+    # Fused attention kernels have no fp32 gradient on every GPU; this one has.
     plain = trial.model_copy(update={"attention": "math", "plan": Plan(compute_dtype="fp32")})
     check_available(plain)
     dataset = load_data(plain, workspace)
@@ -105,7 +105,7 @@ class _Sums:
     def __init__(self, model: VisionTransformer, converted: dict[tuple[str, str], nn.Module]) -> None:
         linears = encoder_linears(model)
         device = model.position_embedding.device
-        # float64 accumulates; on a card that is slow for matrices, not for sums.
+        # float64 accumulates; on a GPU that is slow for matrices, not for sums.
         self.of = {key: torch.zeros(3, dtype=torch.float64, device=device) for key in converted}
         self._model = model.requires_grad_(requires_grad=False)
         model.position_embedding.requires_grad_()  # so that gradients reach every linear's output, and no weight's is made

@@ -1,8 +1,8 @@
 """Latency, memory, kernel time and batch invariance of a model that is ready to run, and the device's own ceilings beside them.
 
-Each in a pass of its own, for each batch size. Latency: CUDA events around each call on a card, `perf_counter_ns` on the CPU; a
+Each in a pass of its own, for each batch size. Latency: CUDA events around each call on a GPU, `perf_counter_ns` on the CPU; a
 warm-up, then raw samples, each call waited for. The other passes have modules of their own: `memory`, `trace`, `invariance`,
-`ceilings`. The ceilings come last, so that their matrices disturb nothing. Exclusivity: `card_state`.
+`ceilings`. The ceilings come last, so that their matrices disturb nothing. Exclusivity: `gpu_state`.
 """
 
 import gc
@@ -23,9 +23,9 @@ from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
 from lowbit_vit.schema.percentiles import percentile, percentile_interval
 from lowbit_vit.schema.record import Clocks, Interval, KernelTime, Latency, MeasurementResult, Work
 from lowbit_vit.trial.call_time import timer
-from lowbit_vit.trial.card_state import clocks, exclusive
 from lowbit_vit.trial.ceilings import measure_ceilings
 from lowbit_vit.trial.evaluate import Forward
+from lowbit_vit.trial.gpu_state import clocks, exclusive
 from lowbit_vit.trial.invariance import measure_invariance
 from lowbit_vit.trial.memory import measure_memory
 from lowbit_vit.trial.trace import trace
@@ -60,7 +60,7 @@ def measure(
         dtype: of the images given to the model.
 
     Raises:
-        Busy: another process uses the card, or nobody can tell; see `card_state.exclusive`.
+        Busy: another process uses the GPU, or NVML does not show it; see `gpu_state.exclusive`.
         LowbitVitError: the trace contradicts the attention label.
     """
     alone = exclusive(device, config.exclusive)
@@ -89,7 +89,7 @@ def measure(
     finally:
         gc.unfreeze()
     ceilings = measure_ceilings(device, dtype)
-    exclusive(device, config.exclusive)  # nobody joined meanwhile
+    exclusive(device, config.exclusive)  # still: another process may have started meanwhile
     return MeasurementResult(
         exclusive=alone,
         latency=tuple(latency),

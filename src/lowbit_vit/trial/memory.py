@@ -1,6 +1,6 @@
-"""The memory of one forward, apart from whatever ran before it in the process.
+"""The memory of one forward, apart from what ran before it in the process.
 
-On a card the libraries' workspaces are given back first and allocated anew by the call, so that they count once and the same in
+On a GPU the libraries' workspaces are given back first and allocated anew by the call, so that they count once and the same in
 every trial: cuBLAS keeps 32 MiB for each stream on an H100. What a peak is made of is then: weights and one batch (before), those
 workspaces, and activations with the kernels' scratch, such as NF4's dequantized weight: 8 MiB for an MLP linear of ViT-L/16.
 On the CPU the peak is of the process's resident set, interpreter and libraries included (Linux; null elsewhere).
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lowbit_vit.schema.config import Device
 from lowbit_vit.schema.record import Memory
-from lowbit_vit.trial.card_state import process_bytes
 from lowbit_vit.trial.evaluate import Forward
+from lowbit_vit.trial.gpu_state import process_bytes
 
 
 def measure_memory(prepare: Callable[[Tensor], Forward], example: Tensor, device: Device) -> Memory:
@@ -27,10 +27,10 @@ def measure_memory(prepare: Callable[[Tensor], Forward], example: Tensor, device
         example: images [B, 3, S, S]; the only batch on the device.
         device: where the model is.
     """
-    return _on_card(prepare, example) if device == "cuda" else _on_cpu(prepare, example)
+    return _on_gpu(prepare, example) if device == "cuda" else _on_cpu(prepare, example)
 
 
-def _on_card(prepare: Callable[[Tensor], Forward], example: Tensor) -> Memory:
+def _on_gpu(prepare: Callable[[Tensor], Forward], example: Tensor) -> Memory:
     gc.collect()  # graphs of the passes before, if a cycle holds one
     _drop_workspaces()
     torch.cuda.empty_cache()

@@ -36,7 +36,7 @@ DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image: every class with its probability, the most likely one first."""
+    """The prediction for one image: every class with its probability, the most likely one first."""
 
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
@@ -60,7 +60,7 @@ class Predictor:
     """A loaded export; `load` makes it.
 
     Attributes:
-        card: all that the export says of itself.
+        card: the model card of the export.
     """
 
     def __init__(self, model: VisionTransformer, card: ExportCard, converted: Converted, *, device: Device) -> None:

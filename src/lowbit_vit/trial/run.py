@@ -30,8 +30,8 @@ from lowbit_vit.schema.machine import command_line, provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, write_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.card_state import exclusive, require_memory
 from lowbit_vit.trial.evaluate import Logits, evaluate, predict
+from lowbit_vit.trial.gpu_state import exclusive, require_memory
 from lowbit_vit.trial.measure import measure
 from lowbit_vit.trial.train import seed_everything, train
 
@@ -63,7 +63,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
         Unavailable: this machine cannot run it.
         DataError: data or weights are missing, damaged, or made for another profile; or the disk is full.
         ConfigError: the plan names layers that the model does not have, or adapters are asked of a fused layout.
-        Busy: another process uses the card of a timing trial.
+        Busy: another process uses the GPU of a timing trial.
         LowbitVitError: the training loss or the logits are not finite, or the trace contradicts the attention label.
     """
     import_formats([trial.plan])
@@ -129,7 +129,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
 
 
 def record_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
-    """As `run_trial`, but whatever goes wrong becomes a record: skipped, oom or failed, with one line that says why.
+    """As `run_trial`, but every failure becomes a record: skipped, oom or failed, with its reason in one line.
 
     Raises:
         DataError: the record itself could not be written.
@@ -208,21 +208,21 @@ def check_available(trial: Trial) -> None:
 
     Raises:
         Unavailable: the reason.
-        Busy: others hold the card's memory, or use the card of a timing.
+        Busy: others hold the GPU's memory, or use the GPU of a timing.
     """
     reason = why_unavailable(device=trial.device, attention=trial.attention, execution=trial.execution, plan=trial.plan)
     if reason is not None:
         raise Unavailable(reason)
     arch = architecture(trial.backbone.architecture, trial.data.views.image_size)
     if trial.device == "cuda":
-        _check_card(trial, arch)
+        _check_gpu(trial, arch)
     require(trial.attention, device=torch.device(trial.device), dtype=compute_dtype(trial.plan), head_width=arch.head_width)
 
 
-def _check_card(trial: Trial, arch: Architecture) -> None:
+def _check_gpu(trial: Trial, arch: Architecture) -> None:
     """Refuse before a minute is spent what would be refused or fail after it."""
     if not torch.cuda.is_available():
-        raise Unavailable(f"needs CUDA: the driver shows a card, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it")
+        raise Unavailable(f"needs CUDA: the driver shows a GPU, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it")
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     measured = () if trial.measurement is None else trial.measurement.batch_sizes

@@ -1,7 +1,7 @@
-"""Many accuracy-only cells on one resident model: what makes the sensitivity and mixed studies affordable.
+"""Many accuracy-only cells on one resident model, for the sensitivity and mixed studies.
 
 Cells that differ by their rules alone share the data, the fp32 weights, every converted block, and the activations up to the
-block where they part (`prefixes`, `walk`). The high-precision logits that the others are measured from are those of the
+block where they part (`scan_schedule`, `scan_run`). The high-precision logits that the others are measured from are those of the
 high-precision path, which goes first. Each cell still is one record, assembled from the same parts as in `run_trial`, with the
 same predictions bit for bit, and written while the next cell computes.
 """
@@ -25,11 +25,11 @@ from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import Record, write_record
 from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.trial.evaluate import Logits, assess
-from lowbit_vit.trial.prefixes import Path as BlockPath
-from lowbit_vit.trial.prefixes import Step, schedule
-from lowbit_vit.trial.resident import Resident
 from lowbit_vit.trial.run import Origin, Stopwatch, check_available, load_backbone, load_data, model_facts, record_failure, success
-from lowbit_vit.trial.walk import Walk
+from lowbit_vit.trial.scan_model import ScanModel
+from lowbit_vit.trial.scan_run import ScanRun
+from lowbit_vit.trial.scan_schedule import Path as BlockPath
+from lowbit_vit.trial.scan_schedule import Step, schedule
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +59,13 @@ def run_scan(trials: Sequence[Trial], workspace: Workspace, out: Path) -> list[R
             )
     import_formats(trial.plan for trial in trials)
     records: dict[str, Record] = {}
-    for _, group in groupby(sorted(trials, key=_resident), key=_resident):
+    for _, group in groupby(sorted(trials, key=_shared), key=_shared):
         for record in _scan_group(list(group), workspace, out):
             records[record.trial_id] = record
     return [records[trial.trial_id] for trial in trials]
 
 
-def _resident(trial: Trial) -> str:
+def _shared(trial: Trial) -> str:
     """What cells must share to run on one resident model: everything but the plan's rules and what identifies the cell."""
     bare = trial.model_copy(update={"plan": Plan(compute_dtype=trial.plan.compute_dtype)})
     return bare.model_dump_json(exclude={"label", "limits", "paper_row"})
@@ -80,12 +80,12 @@ def _scan_group(trials: list[Trial], workspace: Workspace, out: Path) -> list[Re
         with matmul_mode(first.plan):
             dataset = load_data(first, workspace)
             model, origin = load_backbone(first, workspace, dataset)
-        resident = Resident(model, first.plan)
+        scanned = ScanModel(model, first.plan)
     except Exception as error:  # noqa: BLE001  (every cell of the group gets its record)
         return [record_failure(error, trial, out) for trial in trials]
     log.info("loaded in %.1f s", time.perf_counter() - started)
     with matmul_mode(first.plan), ThreadPoolExecutor(max_workers=1) as writer:
-        group = _Group(resident, origin, dataset, out, writer)
+        group = _Group(scanned, origin, dataset, out, writer)
         try:
             group.run(trials)
         finally:
@@ -94,11 +94,11 @@ def _scan_group(trials: list[Trial], workspace: Workspace, out: Path) -> list[Re
 
 
 class _Group:
-    """One walk through the cells of one resident model."""
+    """The cells of one resident model."""
 
-    def __init__(self, resident: Resident, origin: Origin, dataset: Dataset, out: Path, writer: ThreadPoolExecutor) -> None:
+    def __init__(self, model: ScanModel, origin: Origin, dataset: Dataset, out: Path, writer: ThreadPoolExecutor) -> None:
         self.records: list[Future[Record]] = []
-        self._resident = resident
+        self._model = model
         self._origin = origin
         self._dataset = dataset
         self._out = out
@@ -106,19 +106,19 @@ class _Group:
         self._reference: Logits | None = None
 
     def run(self, trials: Sequence[Trial]) -> None:
-        """Schedule the cells, walk, and hand every cell to the writer."""
+        """Run the cells in their order, and hand each to the writer."""
         first = trials[0]
         cells = self._paths(trials)
-        reference = None if first.study == "variants" else self._resident.path(Plan(compute_dtype=first.plan.compute_dtype))
-        walk = Walk(self._resident, self._dataset.eval_views["test"], first)
-        steps = schedule(list(cells), first=reference, room=walk.room()) if cells else []
-        self._resident.expect([step.path for step in steps if step.finishes])
-        spent = _Spent(walk, self._resident)
+        reference = None if first.study == "variants" else self._model.path(Plan(compute_dtype=first.plan.compute_dtype))
+        run = ScanRun(self._model, self._dataset.eval_views["test"], first)
+        steps = schedule(list(cells), first=reference, room=run.room()) if cells else []
+        self._model.expect([step.path for step in steps if step.finishes])
+        spent = _Spent(run, self._model)
         with progress_bar(f"scan of {len(trials)} cells", sum(step.blocks for step in steps), "blocks of all images") as bar:
             for step in steps:
                 self._say_what_runs(step, cells)
                 try:
-                    logits = walk.run(step)
+                    logits = run.run(step)
                 except Exception as error:  # noqa: BLE001  (as record_trial)
                     # What was to be kept is missing from now on, with this error. Without the reference no cell can be measured.
                     lost = [] if not step.finishes else [step.path] if step.path != reference else list(cells)
@@ -129,7 +129,7 @@ class _Group:
                     if logits is not None:
                         self._finish(step.path, cells.pop(step.path, []), logits, spent)
                 if step.finishes:
-                    self._resident.release(step.path)
+                    self._model.release(step.path)
                 bar.advance(step.blocks)
                 if not cells:
                     break
@@ -139,13 +139,13 @@ class _Group:
         cells: dict[BlockPath, list[Trial]] = {}
         for trial in trials:
             try:
-                cells.setdefault(self._resident.path(trial.plan), []).append(trial)
+                cells.setdefault(self._model.path(trial.plan), []).append(trial)
             except Exception as error:  # noqa: BLE001  (as record_trial)
                 self._fail(error, [trial])
         return cells
 
     def _say_what_runs(self, step: Step, cells: Mapping[BlockPath, Sequence[Trial]]) -> None:
-        """Every trial that has these blocks; whoever finds the process dead reads it."""
+        """Name every trial that has these blocks: `study` reads it after the process died."""
         names = [trial.trial_id for path, under in cells.items() if path[: step.stop] == step.path[: step.stop] for trial in under]
         self._out.mkdir(parents=True, exist_ok=True)
         (self._out / NOW).write_text("\n".join(names))
@@ -156,7 +156,7 @@ class _Group:
             cost = spent.since_last()
             clock = Stopwatch({"quantize": cost.quantizing_s, "evaluate": cost.evaluating_s})
             try:
-                model = self._resident.model(path, trial.plan)
+                model = self._model.model(path, trial.plan)
             except Exception as error:  # noqa: BLE001  (as record_trial)
                 self._fail(error, [trial])
             else:
@@ -175,7 +175,7 @@ class _Group:
         """Count, assemble and write; runs beside the next cell."""
         try:
             with clock.part("count"):
-                facts = model_facts(model, trial, origin=self._origin, parameters=self._resident.parameters)
+                facts = model_facts(model, trial, origin=self._origin, parameters=self._model.parameters)
             with clock.part("summarize"):
                 evaluation, predictions = assess(
                     logits,
@@ -202,18 +202,18 @@ class _Cost:
 
 
 class _Spent:
-    """Shares a walk's costs out: a cell bears what was done since the one before it was finished."""
+    """Shares the costs out: a cell bears what was done since the one before it was finished."""
 
-    def __init__(self, walk: Walk, resident: Resident) -> None:
-        self._walk = walk
-        self._resident = resident
+    def __init__(self, run: ScanRun, model: ScanModel) -> None:
+        self._run = run
+        self._model = model
         self._started = self._time = time.perf_counter()
-        self._quantizing = resident.converting_s
+        self._quantizing = model.converting_s
         self._evaluations = 0
 
     def since_last(self) -> _Cost:
         """Since the last call."""
-        now, quantizing, evaluations = time.perf_counter(), self._resident.converting_s, self._walk.block_evaluations
+        now, quantizing, evaluations = time.perf_counter(), self._model.converting_s, self._run.block_evaluations
         spent = quantizing - self._quantizing
         cost = _Cost(round(spent, 4), round(max(now - self._time - spent, 1e-4), 4), evaluations - self._evaluations)
         self._time, self._quantizing, self._evaluations = now, quantizing, evaluations
@@ -221,6 +221,6 @@ class _Spent:
 
     def summary(self) -> str:
         """In one line."""
-        evaluations = self._walk.block_evaluations
+        evaluations = self._run.block_evaluations
         seconds = time.perf_counter() - self._started
-        return f"{evaluations} block evaluations = {evaluations / self._resident.depth:.2f} passes of the plain model, in {seconds:.1f} s"
+        return f"{evaluations} block evaluations = {evaluations / self._model.depth:.2f} passes of the plain model, in {seconds:.1f} s"

@@ -1,6 +1,6 @@
 """Where one forward's time goes, by kernel class, and proof that the attention label is true.
 
-On a card the classes are of CUDA kernels, found by name; the time in which none of them runs is `idle` (launch overhead and
+On a GPU the classes are of CUDA kernels, found by name; the time in which none of them runs is `idle` (launch overhead and
 host syncs). On the CPU they are of PyTorch operators, by self time. The patterns are from traces of torch 2.11 to 2.15 on an
 H100, from bitsandbytes 0.50's operators, and our own kernels'.
 """
@@ -34,7 +34,7 @@ _FUSED_ATTENTION: tuple[tuple[AttentionName, str], ...] = (
     ("efficient", r"fmha_cutlassF|AttentionKernel<"),
     ("cudnn", r"cudnn_generated_fort_native_sdpa|cudnn.*sdpa"),
 )
-# What only the unfused kernel runs. Its two products are gemms like all others on a card and counted there.
+# What only the unfused kernel runs. Its two products are gemms like all others on a GPU and counted there.
 _MATH_ATTENTION = r"softmax|soft_max|_scaled_dot_product_attention_math"
 
 # The first class whose pattern is in the name wins.
@@ -114,7 +114,7 @@ def attention_label(name: str) -> AttentionName | None:
 def low_bit_names(names: Iterable[str]) -> tuple[str, ...]:
     """The distinct names that have to do with low-bit values, in order of appearance, cut to a readable length.
 
-    They tell which way bitsandbytes took: a fused product (gemm_4bit) or one that dequantizes first (kDequantizeBlockwise).
+    They show which path bitsandbytes took: a fused product (gemm_4bit) or one that dequantizes first (kDequantizeBlockwise).
     """
     return tuple(dict.fromkeys(name[:_NAME_LENGTH] for name in names if _LOW_BIT.search(name)))
 

@@ -16,12 +16,12 @@ from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, convert_block
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
 from lowbit_vit.schema.plan import Plan, Weights
-from lowbit_vit.trial.prefixes import Path
+from lowbit_vit.trial.scan_schedule import Path
 
 Formats = dict[str, Weights]
 
 
-class Resident:
+class ScanModel:
     """Converted blocks of one set of weights in one compute dtype.
 
     Args:
@@ -64,7 +64,7 @@ class Resident:
         return tuple(names)
 
     def expect(self, paths: Sequence[Path]) -> None:
-        """Say which paths will be walked and then released, so that their blocks are kept until then."""
+        """Say which paths will be run and then released, so that their blocks are kept until then."""
         self._needed.update(block for path in paths for block in enumerate(path))
 
     def release(self, path: Path) -> None:

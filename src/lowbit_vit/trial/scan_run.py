@@ -1,4 +1,4 @@
-"""The test images on their way through the blocks of a resident model, step by step, with activations kept at boundaries.
+"""Runs the test images through the blocks of a resident model, step by step, with activations kept at boundaries.
 
 Batches are those of `predict`: the same images together, the last batch filled up. So every block sees the very tensors that it
 would see in a process of its own, and logits are equal bit for bit, LLM.int8's threshold included, whose outlier columns come
@@ -15,28 +15,28 @@ from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.trial.evaluate import Logits, finite_logits, full_batches
-from lowbit_vit.trial.prefixes import Step
-from lowbit_vit.trial.resident import Resident
+from lowbit_vit.trial.scan_model import ScanModel
+from lowbit_vit.trial.scan_schedule import Step
 
 log = logging.getLogger(__name__)
 
-# Of a card's free memory; two scans share one. Of the host memory that the profile allows a process.
-_SHARE_OF_CARD = 0.4
+# Of a GPU's free memory; two scans share one. Of the host memory that the profile allows a process.
+_SHARE_OF_GPU = 0.4
 _SHARE_OF_HOST = 0.25
 
 
-class Walk:
+class ScanRun:
     """Runs the steps of a schedule on one test set.
 
     Args:
-        resident: with all blocks that the steps name.
+        model: with all blocks that the steps name.
         images: N test images.
         trial: of any cell: batch size, views, device, limits.
     """
 
-    def __init__(self, resident: Resident, images: ImageSet, trial: Trial) -> None:
+    def __init__(self, model: ScanModel, images: ImageSet, trial: Trial) -> None:
         self.block_evaluations = 0
-        self._resident = resident
+        self._model = model
         self._images = images
         self._trial = trial
         self._count = len(images.labels)
@@ -50,10 +50,10 @@ class Walk:
 
     def room(self) -> int:
         """How many boundaries' activations may be kept in memory at a time: a share of what is free."""
-        sizes = self._resident.ends.architecture
-        boundary = self.batches * self._batch_size * sizes.tokens * sizes.width * self._resident.dtype.itemsize
+        sizes = self._model.ends.architecture
+        boundary = self.batches * self._batch_size * sizes.tokens * sizes.width * self._model.dtype.itemsize
         if self._trial.device == "cuda":
-            allowed = torch.cuda.mem_get_info()[0] * _SHARE_OF_CARD
+            allowed = torch.cuda.mem_get_info()[0] * _SHARE_OF_GPU
         else:
             allowed = self._trial.limits.memory_gib * 2**30 * _SHARE_OF_HOST
         # One for each boundary and two for what forks off: more are of no use.
@@ -68,7 +68,7 @@ class Walk:
         Raises:
             ConfigError: a block cannot be converted.
             LowbitVitError: a logit is infinite or NaN.
-            Exception: whatever the blocks raise, or raised in the step that was to keep this one's source.
+            Exception: what the blocks raise, or raised in the step that was to keep this one's source.
         """
         try:
             logits = self._run(step)
@@ -79,8 +79,8 @@ class Walk:
         return logits
 
     def _run(self, step: Step) -> Logits | None:
-        blocks = self._resident.blocks(step.path, step.start, step.stop)
-        ends = self._resident.ends
+        blocks = self._model.blocks(step.path, step.start, step.stop)
+        ends = self._model.ends
         keep: dict[int, list[Tensor | None]] = {boundary: [] for boundary, _ in step.keep}
         rows: list[Tensor] = []
         for first_BNW in self._begin(step):
@@ -102,9 +102,9 @@ class Walk:
         if step.source is None:
             trial = self._trial
             for full in full_batches(
-                self._images, trial.data.views, batch_size=self._batch_size, device=trial.device, dtype=self._resident.dtype
+                self._images, trial.data.views, batch_size=self._batch_size, device=trial.device, dtype=self._model.dtype
             ):
-                yield self._resident.ends.embed(full)
+                yield self._model.ends.embed(full)
             return
         kept = self._kept[step.source]
         if isinstance(kept, Exception):

@@ -1,21 +1,19 @@
-"""The backbone's forward in training: stochastic depth, patch dropout, small images, a kernel with 16-bit gradients, compiled blocks.
+"""The backbone's forward in training: stochastic depth, patch dropout, small images, compiled blocks.
 
-All of it is of training alone. The model keeps its modules, names and weights, and its own forward knows nothing of this.
+Of training alone: the model keeps its modules, names, weights and its own forward.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lowbit_vit.errors import ConfigError, Unavailable
-from lowbit_vit.model.attention import require
 from lowbit_vit.model.lazy_import import Deferred
-from lowbit_vit.model.vit import Attention, VisionTransformer
-from lowbit_vit.schema.config import AttentionName, Training
+from lowbit_vit.model.vit import VisionTransformer
+from lowbit_vit.schema.config import Training
 
 if TYPE_CHECKING:
     from torch import _dynamo as compiler
@@ -24,7 +22,7 @@ else:
 
 
 class TrainingForward:
-    """Images to logits and, where asked for, to patches on the way, as the training section says.
+    """Images to logits, and to the patches after the named blocks, by the keys of the training section.
 
     Masks are drawn on the device from torch's global generator, like dropout's.
 
@@ -107,7 +105,7 @@ def embed_small(model: VisionTransformer, images: Tensor, factor: int) -> Tensor
 def average_squares(patches: Tensor, factor: int) -> Tensor:
     """Average a square grid of patches over squares of factor x factor: [B, G * G, C] -> [B, (G / factor)^2, C].
 
-    By reshaping, because the gradient of PyTorch's pooling adds in no fixed order on a card.
+    By reshaping, because the gradient of PyTorch's pooling adds in no fixed order on a GPU.
     """
     count, places, channels = patches.shape
     side = math.isqrt(places) // factor
@@ -136,25 +134,3 @@ def drop_patches(x_BNW: Tensor, share: float) -> Tensor:
     patches = torch.rand(images, tokens - 1, device=x_BNW.device).argsort(dim=1)[:, :kept] + 1
     places = torch.cat([torch.zeros_like(patches[:, :1]), patches], dim=1)
     return x_BNW.gather(1, places[:, :, None].expand(-1, -1, width))
-
-
-@contextmanager
-def attention_kernel(model: torch.nn.Module, kernel: AttentionName | None, dtype: torch.dtype) -> Iterator[None]:
-    """Let a ViT's blocks attend with another kernel for a while; None changes nothing.
-
-    Raises:
-        Unavailable: the kernel does not run here in `dtype`.
-    """
-    if kernel is None or not isinstance(model, VisionTransformer):
-        yield
-        return
-    require(kernel, device=model.class_token.device, dtype=dtype, head_width=model.architecture.head_width)
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
-    before = [layer.kernel for layer in layers]
-    for layer in layers:
-        layer.kernel = kernel
-    try:
-        yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.kernel = own

@@ -1,5 +1,7 @@
 """The from-scratch recipe's parts inside the training loop: averaged weights, mixed images, a teacher, all from one seed."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,11 @@ import torch
 from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.model.vit import Architecture, VisionTransformer
+from lowbit_vit.recipe import train as module
+from lowbit_vit.recipe.augment import Choices, augment, draw_choices
+from lowbit_vit.recipe.teacher import Distillation, Guide, Lesson
+from lowbit_vit.recipe.train import train_by_recipe
 from lowbit_vit.schema.config import Augmentation, Colour, Guidance, Mixing, PatchDropout, SmallImages, Training, Views
-from lowbit_vit.trial.teacher import Distillation, Guide, Lesson
 from lowbit_vit.trial.train import seed_everything, train
 
 VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
@@ -53,7 +58,7 @@ def images() -> ImageSet:
 def run(config: Training, seed: int = 0, teacher: Distillation | None = None) -> tuple[VisionTransformer, Any]:
     seed_everything(0)
     model = VisionTransformer(ARCH, num_classes=2, attention="flash", qkv="separate")
-    result = train(model, [images()], config, views=VIEWS, seed=seed, device="cpu", title="train", distillation=teacher)
+    result = train_by_recipe(model, [images()], config, views=VIEWS, seed=seed, device="cpu", title="train", distillation=teacher)
     return model, result
 
 
@@ -83,6 +88,24 @@ def test_every_part_changes_what_is_learned(key: str) -> None:
     other, _ = run(a_training(**{key: WHOLE[key]}))
     difference = max((a - b).abs().max().item() for a, b in zip(plain.parameters(), other.parameters(), strict=True))
     assert difference > (1e-9 if key == "attention" else 1e-5)
+
+
+def test_every_batch_takes_its_own_choices_of_its_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, taken = list[int](), list[tuple[int, int]]()
+
+    def draw(*arguments: Any, epoch: int, **named: Any) -> Choices:
+        drawn.append(epoch)
+        return draw_choices(*arguments, epoch=epoch, **named)
+
+    def take(pixels: torch.Tensor, labels: torch.Tensor, choices: Choices, *, batch: int, first: int) -> Any:
+        taken.append((batch, first))
+        return augment(pixels, labels, choices, batch=batch, first=first)
+
+    monkeypatch.setattr(module, "draw_choices", draw)
+    monkeypatch.setattr(module, "augment", take)
+    run(a_training(epochs=2, augmentation=WHOLE["augmentation"]))
+    assert drawn == [0, 1]
+    assert taken == [(0, 0), (1, 16), (2, 32)] * 2
 
 
 def test_the_averaged_weights_are_kept() -> None:
@@ -125,3 +148,54 @@ def test_dropped_patches_have_no_place_on_a_map() -> None:
 def test_compiling_is_refused_on_the_cpu_before_anything_is_trained() -> None:
     with pytest.raises(Unavailable, match="needs CUDA"):
         run(a_training(compile=True))
+
+
+def test_without_its_parts_the_recipe_is_the_training_of_adapters() -> None:
+    ours, result = run(a_training(autocast="bf16"))
+    seed_everything(0)
+    theirs = VisionTransformer(ARCH, num_classes=2, attention="flash", qkv="separate")
+    assert train(theirs, [images()], a_training(autocast="bf16"), views=VIEWS, seed=0, device="cpu", title="train").loss == result.loss
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+
+
+def stripes() -> ImageSet:
+    """Two classes, upright and lying stripes, with noise: gradients of many directions."""
+    labels = np.arange(40) % 2
+    stripe = np.tile(np.array([0, 200], dtype=np.uint8), 4)
+    pixels = np.where(labels[:, None, None] == 0, stripe[None, :, None], stripe[None, None, :]).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 40, size=(40, 8, 8), dtype=np.uint8)
+    return ImageSet(np.repeat((pixels + noise)[..., None], 3, axis=3), labels.astype(np.int64), tuple(map(str, range(40))))
+
+
+def test_muon_steps_are_orthogonal_in_the_blocks_and_adamw_has_the_rest() -> None:
+    arch = replace(ARCH, patch_size=4)
+    once = {"epochs": 1, "batch_size": 40, "warmup_epochs": 0.0, "weight_decay": 0.0}
+    states = []
+    for optimizer in (None, "adamw", "muon"):
+        seed_everything(0)
+        model = VisionTransformer(arch, num_classes=2, attention="flash", qkv="separate")
+        if optimizer is not None:
+            config = a_training(**once, optimizer=optimizer)
+            train_by_recipe(model, [stripes()], config, views=VIEWS, seed=0, device="cpu", title="train")
+        states.append(model.state_dict())
+    start, others, muon = states
+    for name, after in muon.items():
+        if name.startswith("blocks.") and after.ndim == 2:
+            # 0.2 sqrt(longer side) times a matrix whose singular values are near one; those of a gradient as small as noise stay small.
+            update = (after - start[name]) / (1e-3 * 0.2 * math.sqrt(max(after.shape)))
+            values = torch.linalg.svdvals(update.double())
+            assert values.max() < 1.4, name
+            assert values[4] > 0.6, name
+        else:
+            assert torch.equal(after, others[name]), name
+
+
+def test_muon_needs_the_blocks_of_a_vit() -> None:
+    network, config = torch.nn.Linear(2, 2), a_training(optimizer="muon")
+    with pytest.raises(ConfigError, match="is for the blocks of a ViT, and this is a Linear; set adamw"):
+        train_by_recipe(network, [images()], config, views=VIEWS, seed=0, device="cpu", title="")
+
+
+def test_replaying_needs_a_gpu() -> None:
+    with pytest.raises(Unavailable, match=r"training\.cuda_graph needs CUDA, the model is on cpu; set training\.cuda_graph: false"):
+        run(a_training(cuda_graph=True))

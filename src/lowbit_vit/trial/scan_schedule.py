@@ -19,13 +19,13 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """One walk of all images through consecutive blocks.
+    """All images through consecutive blocks.
 
     Attributes:
         path: the blocks `start` up to `stop` of it are run.
-        start: boundary at which the walk begins: the number of blocks behind it.
+        start: boundary at which it begins: the number of blocks behind it.
         stop: boundary at which it ends; the length of the path: the head follows, and logits come out.
-        source: slot that holds the activations at `start`; None: the walk begins with the images.
+        source: slot that holds the activations at `start`; None: it begins with the images.
         last_use: nothing reads that slot after this step, which may release it as it goes.
         keep: boundaries on the way, ends included, whose activations are kept, and the slot of each.
     """
@@ -88,7 +88,7 @@ class _Slots:
 
 
 def _visit(paths: list[Path], slots: _Slots, *, source: int | None, at: int, own: bool) -> Iterator[Step]:
-    """Finish paths that are alike up to the boundary `at`, whose activations are in `source`; `own`: nobody else needs them."""
+    """Finish paths that are alike up to the boundary `at`, whose activations are in `source`; `own`: no other path needs them."""
     while len(paths) > 1:
         fork = min(_shared(paths[0], path) for path in paths)
         if fork > at or source is None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowbit_vit.trial.prefixes import Path, Step, schedule
+from lowbit_vit.trial.scan_schedule import Path, Step, schedule
 
 DEPTH = 24
 HIGH, LOW = ("high",) * DEPTH, ("nf4",) * DEPTH

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from lowbit_vit.recipe.augment import LUMA, Choices, augment, change_colour, colour_maps, draw_choices, mixed_targets
 from lowbit_vit.schema.config import Augmentation, Colour, Mixing, Views
-from lowbit_vit.trial.augment import LUMA, Choices, augment, change_colour, colour_maps, draw_choices, mixed_targets
 
 VIEWS = Views(image_size=16, eval_resize=16, train_resize=16, mean=(0.3, 0.4, 0.5), std=(0.2, 0.25, 0.3))
 COLOUR = Colour(brightness=0.4, contrast=0.4, saturation=0.4, grey_share=0.3)

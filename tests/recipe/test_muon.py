@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowbit_vit.trial.muon import BatchedMuon, orthogonal
+from lowbit_vit.recipe.muon import BatchedMuon, orthogonal
 
 SHAPES = [(32, 32), (32, 32), (64, 32), (32, 64), (64, 32), (48, 16)]
 

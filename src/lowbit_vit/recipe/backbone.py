@@ -25,15 +25,16 @@ from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.lora import attach, merge, trainable_parameters
 from lowbit_vit.model.precision import matmul_mode
 from lowbit_vit.model.vit import VisionTransformer, architecture
+from lowbit_vit.recipe.model_card_text import licences, made_adapter, made_backbone
+from lowbit_vit.recipe.teacher import Distillation, distillation, load_teacher, require_teacher, teacher_card
+from lowbit_vit.recipe.train import train_by_recipe
 from lowbit_vit.schema.config import Adaptation, AttentionName, Profile, Teacher, Training
-from lowbit_vit.schema.hold import hold
+from lowbit_vit.schema.file_lock import hold
 from lowbit_vit.schema.machine import command_line, provenance
 from lowbit_vit.schema.plan import Plan
-from lowbit_vit.schema.record import TrainingResult, remove_half_written
+from lowbit_vit.schema.record import remove_half_written
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.card import licences, made_adapter, made_backbone
 from lowbit_vit.trial.evaluate import Forward, predict, selection_mask, summarize
-from lowbit_vit.trial.teacher import Distillation, distillation, load_teacher, require_teacher, teacher_card
 from lowbit_vit.trial.train import AUTOCAST, seed_everything, train
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,10 @@ def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None
         seed_everything(config.seed)
         model = fresh_model(profile, dataset.num_classes)
         title = f"train {profile.name} backbone"
-        result = _train(model, config.training, profile, dataset, seed=config.seed, title=title, distillation=teacher)
+        sets, views = _training_sets(config.training, dataset), profile.data.views
+        result = train_by_recipe(
+            model, sets, config.training, views=views, seed=config.seed, device=profile.device, title=title, distillation=teacher
+        )
         card = {"origin": "scratch", "teacher": teacher_facts, "training": result.model_dump(mode="json"), "licence": licences(profile)}
         trained = True
     else:
@@ -84,7 +88,7 @@ def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None
         card, trained = _restore_given(model, profile, workspace, dataset)
     # A new head is random, so there is nothing to evaluate yet.
     accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="backbone") if trained else None
-    # What was adapted from another backbone must not be found beside this one, should we be interrupted before it is made anew.
+    # What was adapted from another backbone must not lie beside this one if the stage is interrupted before it is made again.
     for path in workspace.checkpoints.glob("adapte[dr]-seed*"):
         path.unlink()
     made = made_backbone(profile, dataset, head_kept=trained)
@@ -93,7 +97,7 @@ def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None
 
 
 def _restore_given(model: VisionTransformer, profile: Profile, workspace: Workspace, dataset: Dataset) -> tuple[dict[str, Any], bool]:
-    """Fill the model from the profile's checkpoint; what the card says of it, and whether the head is the checkpoint's own.
+    """Fill the model from the profile's checkpoint; return its part of the model card, and whether the head is the checkpoint's own.
 
     Raises:
         ConfigError: the head is new, and the profile has no lora section to train it.
@@ -123,13 +127,14 @@ def _restore_given(model: VisionTransformer, profile: Profile, workspace: Worksp
 def _make_teacher(
     profile: Profile, config: Teacher | None, student: Training, dataset: Dataset
 ) -> tuple[Distillation | None, dict[str, Any] | None]:
-    """The fine-tuned teacher and what the card says of it; no teacher, nothing."""
+    """The fine-tuned teacher and its part of the model card; None twice without a teacher."""
     if config is None:
         return None, None
     seed = profile.backbone.seed
     seed_everything(seed)
     network = load_teacher(profile.data.views, num_classes=dataset.num_classes, device=profile.device)
-    result = _train(network, config.training, profile, dataset, seed=seed, title=f"train {profile.name} teacher")
+    sets, views, title = _training_sets(config.training, dataset), profile.data.views, f"train {profile.name} teacher"
+    result = train_by_recipe(network, sets, config.training, views=views, seed=seed, device=profile.device, title=title)
     accuracy = _accuracy(teacher_forward(network), profile, dataset, title="teacher")
     width = architecture(profile.backbone.architecture, profile.data.views.image_size).width
     frozen = distillation(network, config, width=width, device=profile.device, autocast=AUTOCAST[student.autocast])
@@ -142,7 +147,8 @@ def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, data
     state, card = load_state(workspace.backbone)
     restore(model, state, source=str(workspace.backbone))
     attach(model, lora, seed=seed)
-    result = _train(model, lora.training, profile, dataset, seed=seed, title=f"adapt in high precision, seed {seed}")
+    sets, views, title = _training_sets(lora.training, dataset), profile.data.views, f"adapt in high precision, seed {seed}"
+    result = train(model, sets, lora.training, views=views, seed=seed, device=profile.device, title=title)
     content = {
         "seed": seed,
         "origin": workspace.backbone.name,
@@ -179,22 +185,13 @@ def _kernel(profile: Profile) -> AttentionName:
     return "flash" if profile.device == "cpu" else "efficient"
 
 
-def _train(
-    model: nn.Module,
-    config: Training,
-    profile: Profile,
-    dataset: Dataset,
-    *,
-    seed: int,
-    title: str,
-    distillation: Distillation | None = None,
-) -> TrainingResult:
-    sets = [dataset.train_views[split] for split in config.splits]
-    return train(model, sets, config, views=profile.data.views, seed=seed, device=profile.device, title=title, distillation=distillation)
+def _training_sets(config: Training, dataset: Dataset) -> list[ImageSet]:
+    """The splits that a section trains on."""
+    return [dataset.train_views[split] for split in config.splits]
 
 
 def view_logits(forward: Callable[[Tensor], Forward], profile: Profile, images: ImageSet, *, title: str) -> npt.NDArray[np.float32]:
-    """Logits [N, K] of an evaluation view in fp32, on a card with TF32.
+    """Logits [N, K] of an evaluation view in fp32, on a GPU with TF32.
 
     Without TF32 an H100 takes 17 s for the test images of ViT-L/16 rather than 4; the arms of `variants` compare the two.
     """

@@ -1,4 +1,4 @@
-"""What a model card says in words: on what terms the weights may be used, and how they were made."""
+"""The sentences of a model card: the terms of use of the weights, and how they were made."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ def licences(profile: Profile, given: Mapping[str, Any] | None = None) -> dict[s
     """Terms of what the weights come from, by source: `images`, and `weights` or `teacher` where others' weights came in.
 
     Args:
-        profile: says what the weights come from.
+        profile: names what the weights come from.
         given: the card of the file that a backbone of weights = ours starts from; its terms go on.
     """
     terms = {"images": _IMAGES[profile.data.source]}

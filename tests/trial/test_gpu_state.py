@@ -3,10 +3,10 @@ import pytest
 
 from lowbit_vit.errors import Busy, Unavailable
 from lowbit_vit.schema.config import Exclusive
-from lowbit_vit.trial.card_state import GIB, allowed, exclusive, exclusive_among, require_memory, throttle_reasons
+from lowbit_vit.trial.gpu_state import GIB, allowed, exclusive, exclusive_among, require_memory, throttle_reasons
 
 
-def test_a_card_is_ours_alone_unknown_or_shared() -> None:
+def test_a_gpu_is_ours_alone_unknown_or_shared() -> None:
     assert exclusive_among({7}, own=7) is True
     assert exclusive_among(set(), own=7) is None  # a container that shows no process
     assert exclusive_among({4021}, own=7) is None  # a container that shows this process by the host's number
@@ -29,7 +29,7 @@ def test_beside_another_process_a_timing_is_refused_by_its_number(told: Exclusiv
         allowed({7, 8, 9}, 7, told)
 
 
-def test_told_not_to_mind_the_record_says_that_the_card_was_shared() -> None:
+def test_told_not_to_mind_the_record_says_that_the_gpu_was_shared() -> None:
     assert allowed({7, 8}, 7, "waived") is False
 
 
@@ -43,7 +43,7 @@ def test_too_little_free_memory_says_how_much_and_what_to_do() -> None:
     require_memory(4 * GIB, free=5 * GIB, total=80 * GIB)
     with pytest.raises(Busy, match=r"3\.0 of 80\.0 GiB free .* at least 4\.0 GiB: stop what holds it"):
         require_memory(4 * GIB, free=3 * GIB, total=80 * GIB)
-    with pytest.raises(Unavailable, match=r"at least 4\.0 GiB of GPU memory; this card has 2\.0 GiB"):
+    with pytest.raises(Unavailable, match=r"at least 4\.0 GiB of GPU memory; this GPU has 2\.0 GiB"):
         require_memory(4 * GIB, free=GIB, total=2 * GIB)
 
 

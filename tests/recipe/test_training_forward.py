@@ -4,17 +4,16 @@ import pytest
 import torch
 
 from lowbit_vit.errors import ConfigError, Unavailable
-from lowbit_vit.model.vit import Architecture, Attention, Block, VisionTransformer
-from lowbit_vit.schema.config import Augmentation, PatchDropout, SmallImages, Training
-from lowbit_vit.trial.forward import (
+from lowbit_vit.model.vit import Architecture, Block, VisionTransformer
+from lowbit_vit.recipe.training_forward import (
     TrainingForward,
-    attention_kernel,
     average_squares,
     branch_scales,
     drop_patches,
     embed_small,
     keep_probabilities,
 )
+from lowbit_vit.schema.config import Augmentation, PatchDropout, SmallImages, Training
 
 ARCH = Architecture(name="small", image_size=8, patch_size=2, depth=3, heads=2, width=64, mlp_width=64)
 
@@ -135,17 +134,3 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
 def test_compiling_is_refused_on_the_cpu() -> None:
     with pytest.raises(Unavailable, match=r"training\.compile needs CUDA, the model is on cpu"):
         TrainingForward(a_model(), a_training(compile=True))
-
-
-def test_the_kernel_is_changed_for_a_while_and_only_to_one_that_runs() -> None:
-    model = a_model()
-
-    def kernels() -> set[str]:
-        return {module.kernel for module in model.modules() if isinstance(module, Attention)}
-
-    with attention_kernel(model, "math", torch.float32):
-        assert kernels() == {"math"}
-    assert kernels() == {"flash"}
-    with pytest.raises(Unavailable, match="cudnn needs CUDA"), attention_kernel(model, "cudnn", torch.float32):
-        pass
-    assert kernels() == {"flash"}

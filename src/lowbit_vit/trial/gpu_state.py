@@ -1,7 +1,7 @@
-"""The card beside a timing, from NVML: whether this process has it alone, its clocks, what the process takes, what is free.
+"""The GPU's state during a timing, from NVML: other processes on it, its clocks, the memory of this process, free memory.
 
-A timing needs the card for itself: NVML must show this process and no other. In a container it may show no process, or this
-one by the host's number; then nobody can tell, and the profile says whether a timing is wanted all the same.
+A timing needs a whole GPU: NVML must show this process and no other. In a container NVML may show no process, or this one under
+the host's number; exclusivity is unknown then, and the profile says whether to time all the same.
 """
 
 import logging
@@ -25,25 +25,25 @@ _PATIENCE_S = 5.0  # the driver may list a process for a moment after its end
 # --------------------------------------------------------------------------------------------------------- exclusivity
 
 
-def exclusive(device: Device, told: Exclusive) -> bool | None:
-    """Whether this process alone computes on the card; None on the CPU, or where NVML cannot tell and the profile does not mind.
+def exclusive(device: Device, demanded: Exclusive) -> bool | None:
+    """Whether this process alone computes on the GPU; None on the CPU, or where NVML does not show it and the profile allows that.
 
     Raises:
-        Busy: another process does, or NVML cannot tell, and the profile minds.
+        Busy: another process does, or NVML does not show it, and the profile does not allow that.
     """
     if device == "cpu":
         return None
-    torch.cuda.synchronize()  # so that this process is on the card, too
+    torch.cuda.synchronize()  # so that this process is on the GPU, too
     deadline = time.monotonic() + _PATIENCE_S
     pids = _compute_pids()
-    while pids is not None and exclusive_among(pids, os.getpid()) is False and told != "waived" and time.monotonic() < deadline:
+    while pids is not None and exclusive_among(pids, os.getpid()) is False and demanded != "waived" and time.monotonic() < deadline:
         time.sleep(0.25)
         pids = _compute_pids()
-    return allowed(pids, os.getpid(), told)
+    return allowed(pids, os.getpid(), demanded)
 
 
 def exclusive_among(pids: set[int], own: int) -> bool | None:
-    """Judge NVML's list of processes: True if it is this one alone, False if another is on it, None if nobody can tell.
+    """Judge NVML's list of processes: True if it is this one alone, False if another is on it, None if the list does not show it.
 
     In a container NVML shows no process, or the host's number of this one.
     """
@@ -55,28 +55,28 @@ def exclusive_among(pids: set[int], own: int) -> bool | None:
     return None
 
 
-def allowed(pids: set[int] | None, own: int, told: Exclusive) -> bool | None:
-    """Decide whether a timing may go on, and return what its record says of exclusivity.
+def allowed(pids: set[int] | None, own: int, demanded: Exclusive) -> bool | None:
+    """Decide whether a timing may go on, and return the record's `exclusive`.
 
     Args:
         pids: NVML's list, or None where it gives none.
         own: this process.
-        told: the profile's measurement.exclusive.
+        demanded: the profile's measurement.exclusive.
 
     Raises:
         Busy: it may not; the message says how to change that.
     """
     found = None if pids is None else exclusive_among(pids, own)
-    if found is False and told != "waived":
+    if found is False and demanded != "waived":
         listed = ", ".join(map(str, sorted((pids or set()) - {own})))
         raise Busy(
-            f"the card is used by other processes (pid {listed}); a timing needs it alone: "
+            f"the GPU is used by other processes (pid {listed}); a timing needs it alone: "
             "stop them and run again, or set measurement.exclusive: waived"
         )
-    if found is None and told == "required":
+    if found is None and demanded == "required":
         seen = "no process" if not pids else "one process by a number that is not ours"
         raise Busy(
-            f"NVML cannot tell whether this process has the card alone (it shows {seen}, as in a container): "
+            f"NVML cannot tell whether this process has the GPU alone (it shows {seen}, as in a container): "
             "make sure of it and set measurement.exclusive: assumed"
         )
     return found
@@ -96,7 +96,7 @@ def _compute_pids() -> set[int] | None:
 
 
 def clocks(device: Device) -> Clocks | None:
-    """The card's clocks, temperature and throttle reasons now; None on the CPU or where NVML does not say."""
+    """The GPU's clocks, temperature and throttle reasons now; None on the CPU or where NVML does not give them."""
     handle = _handle() if device == "cuda" else None
     if handle is None:
         return None
@@ -125,7 +125,7 @@ def throttle_reasons(bits: int) -> str:
 
 
 def process_bytes() -> int | None:
-    """NVML's figure of the card's memory used by this process; None where it does not show it."""
+    """NVML's figure of the GPU's memory used by this process; None where it does not show it."""
     handle = _handle()
     if handle is None:
         return None
@@ -141,24 +141,24 @@ def require_memory(needed: int, *, free: int, total: int) -> None:
 
     Args:
         needed: bytes, at least (`model.flops.needed_bytes`).
-        free: bytes of the card now.
-        total: bytes of the card.
+        free: bytes of the GPU now.
+        total: bytes of the GPU.
 
     Raises:
-        Unavailable: the card is too small.
+        Unavailable: the GPU is too small.
         Busy: it is large enough, but others hold its memory.
     """
     if needed > total:
-        raise Unavailable(f"needs at least {needed / GIB:.1f} GiB of GPU memory; this card has {total / GIB:.1f} GiB")
+        raise Unavailable(f"needs at least {needed / GIB:.1f} GiB of GPU memory; this GPU has {total / GIB:.1f} GiB")
     if needed > free:
         raise Busy(
-            f"the card has {free / GIB:.1f} of {total / GIB:.1f} GiB free and this trial needs at least {needed / GIB:.1f} GiB: "
+            f"the GPU has {free / GIB:.1f} of {total / GIB:.1f} GiB free and this trial needs at least {needed / GIB:.1f} GiB: "
             "stop what holds it (nvidia-smi shows it) and run again"
         )
 
 
 def _handle() -> Any | None:
-    """NVML's handle of torch's current card; None where there is no NVML."""
+    """NVML's handle of torch's current GPU; None where there is no NVML."""
     try:
         pynvml.nvmlInit()
         return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")

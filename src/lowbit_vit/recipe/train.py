@@ -1,0 +1,162 @@
+"""The backbone's training from scratch, and its teacher's: steps for the loop of `trial.train`.
+
+Mixed and recoloured images, Muon, stochastic depth, averaged weights, a teacher, CUDA graphs: each is in a module beside this one,
+and off unless the profile asks for it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_vit.data.arrays import ImageSet
+from lowbit_vit.errors import ConfigError
+from lowbit_vit.model.vit import VisionTransformer
+from lowbit_vit.recipe.augment import augment, draw_choices, mixed_targets
+from lowbit_vit.recipe.cuda_graph_step import ReplayedGradients
+from lowbit_vit.recipe.ema import WeightAverage
+from lowbit_vit.recipe.muon import BatchedMuon
+from lowbit_vit.recipe.teacher import Distillation, distillation_loss
+from lowbit_vit.recipe.training_forward import TrainingForward
+from lowbit_vit.schema.config import Device, Training, Views
+from lowbit_vit.schema.record import TrainingResult
+from lowbit_vit.trial.train import AUTOCAST, MATRIX, Batch, Descent, adamw, parameters_to_train, run_epochs
+
+
+def train_by_recipe(
+    model: nn.Module,
+    sets: Sequence[ImageSet],
+    config: Training,
+    *,
+    views: Views,
+    seed: int,
+    device: Device,
+    title: str,
+    distillation: Distillation | None = None,
+) -> TrainingResult:
+    """Train in place what requires a gradient, and leave the model in evaluation mode, with averaged weights if these are asked for.
+
+    Args:
+        model: on `device`; a ViT, or another network without what is of a ViT alone.
+        sets: the images trained on, all of them in every epoch.
+        config: the schedule.
+        views: how pixels are normalized and cropped.
+        seed: of order, augmentation, mixing and dropout.
+        device: where the model is.
+        title: shown by the progress bar.
+        distillation: what the loss takes from a teacher, if there is one.
+
+    Raises:
+        ConfigError: nothing requires a gradient, or Muon is asked for and the model is no ViT.
+        Unavailable: the section asks for a kernel or a compiler that is not here.
+        LowbitVitError: as `run_epochs`.
+    """
+    images = sum(len(one.labels) for one in sets)
+    step = RecipeStep(model, config, views=views, images=images, seed=seed, device=device, title=title, distillation=distillation)
+    result = run_epochs(step, model, sets, config, views=views, seed=seed, device=device, title=title)
+    if step.average is not None:
+        step.average.store()
+    return result
+
+
+class RecipeStep:
+    """One step of the optimizers; nothing in it waits for the device.
+
+    Args:
+        model: on `device`.
+        config: of its training.
+        views: how pixels are normalized.
+        images: in an epoch.
+        seed: of colours and mixing.
+        device: where the model is.
+        title: for messages.
+        distillation: what the loss takes from a teacher.
+
+    Raises:
+        ConfigError, Unavailable: as `train_by_recipe`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Training,
+        *,
+        views: Views,
+        images: int,
+        seed: int,
+        device: Device,
+        title: str,
+        distillation: Distillation | None,
+    ) -> None:
+        guide = None if distillation is None else distillation.guide
+        taps = () if guide is None else guide.config.blocks
+        own = parameters_to_train(model, title)
+        trained = [*own, *([] if guide is None else guide.parameters())]
+        self.average = None if config.ema_decay is None else WeightAverage(own, config.ema_decay)
+        self._model = model
+        # None: the model is no ViT and is called as it is.
+        self._vit = TrainingForward(model, config, taps=taps) if isinstance(model, VisionTransformer) else None
+        self._config = config
+        self._device = device
+        self._draw = partial(draw_choices, images, config.augmentation, views, batch_size=config.batch_size, seed=seed, device=device)
+        self._descent = Descent(trained, _optimizers(model, trained, config), config, device)
+        self._distillation = distillation
+        # None: every step launches its kernels.
+        self._replay = ReplayedGradients(device) if config.cuda_graph else None
+
+    def __call__(self, batch: Batch, rate: float) -> Tensor:
+        """Update the weights and return the loss, detached."""
+        if batch.number == 0:
+            self._choices = self._draw(epoch=batch.epoch)
+        pixels, shares = augment(batch.pixels, batch.labels, self._choices, batch=batch.number, first=batch.first)
+        loss = self._gradients(pixels, batch.labels, shares, epoch=batch.epoch)
+        self._descent.update(rate)
+        if self.average is not None:
+            self.average.update()
+        return loss
+
+    def _gradients(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, epoch: int) -> Tensor:
+        """Leave the gradients in the parameters, and return the loss, detached. `shares` are those of mixed images' own labels."""
+
+        def backward(pixels: Tensor, labels: Tensor, shares: Tensor | None) -> Tensor:
+            return self._descent.backward(lambda: self._loss(pixels, labels, shares, epoch=epoch))
+
+        if self._replay is None:
+            return backward(pixels, labels, shares)
+        # A graph has no branches: an image that is not mixed is its own share.
+        shares = torch.ones(len(labels), device=pixels.device) if shares is None else shares
+        small = self._config.small_images
+        phase = small is not None and epoch < small.epochs
+        return self._replay(backward, (pixels, labels, shares), phase=phase)
+
+    def _loss(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, epoch: int) -> Tensor:
+        logits, patches = self._forward(pixels, epoch)
+        targets = labels if shares is None else mixed_targets(labels, shares, logits.shape[1])
+        loss = nn.functional.cross_entropy(logits, targets, label_smoothing=self._config.label_smoothing)
+        if self._distillation is None:
+            return loss
+        lesson = self._distillation.teach(pixels)
+        weight = self._distillation.weight
+        loss = (1 - weight) * loss + weight * distillation_loss(logits, lesson.logits, self._distillation.temperature)
+        guide = self._distillation.guide
+        return loss if guide is None else loss + guide.config.weight * guide(patches, lesson.maps)
+
+    def _forward(self, pixels: Tensor, epoch: int) -> tuple[Tensor, list[Tensor]]:
+        dtype = AUTOCAST[self._config.autocast]
+        with torch.autocast(self._device, dtype=dtype, enabled=dtype is not None):
+            logits, patches = (self._model(pixels), []) if self._vit is None else self._vit(pixels, epoch=epoch)
+        return logits.float(), patches
+
+
+def _optimizers(model: nn.Module, trained: Sequence[nn.Parameter], config: Training) -> tuple[torch.optim.Optimizer, ...]:
+    """AdamW for all that is trained; or Muon for the matrices of a ViT's blocks, and AdamW for the rest."""
+    if config.optimizer == "adamw":
+        return (adamw(trained, config),)
+    if not isinstance(model, VisionTransformer):
+        raise ConfigError(f"training.optimizer muon is for the blocks of a ViT, and this is a {type(model).__name__}; set adamw")
+    muon = [parameter for parameter in model.blocks.parameters() if parameter.requires_grad and parameter.ndim == MATRIX]
+    taken = {id(parameter) for parameter in muon}
+    rest = [parameter for parameter in trained if id(parameter) not in taken]
+    # Its steps are as large as AdamW's usually are, so that one rate serves both.
+    return BatchedMuon(muon, lr=config.learning_rate, weight_decay=config.weight_decay), adamw(rest, config)

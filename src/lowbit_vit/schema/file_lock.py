@@ -1,0 +1,49 @@
+"""One process at a time in a folder. The kernel drops the lock when its process ends, in whatever way."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lowbit_vit.errors import Busy
+
+log = logging.getLogger(__name__)
+
+# A run that was told to stop needs some seconds to end what it started; the next one may be there already.
+PATIENCE_S = 20.0
+
+
+@contextmanager
+def hold(path: Path, *, named: str, doing: str) -> Iterator[None]:
+    """Hold a lock while the block runs; another process that wants it waits for `PATIENCE_S` seconds.
+
+    Args:
+        path: the lock's file, which stays behind; not inside an output of DVC.
+        named: what is held, for messages, such as reports/demo.
+        doing: what for.
+
+    Raises:
+        Busy: another process still holds it; the message names that process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: held by %s; waiting %.0f s for it to end", named, _holder(path), PATIENCE_S)
+        try:
+            lock.acquire(timeout=PATIENCE_S)
+        except Timeout:
+            raise Busy(f"{named}: held by {_holder(path)}; wait for it or stop it") from None
+    try:
+        path.write_text(f"process {os.getpid()} ({doing})", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() or "another process"
