@@ -131,9 +131,11 @@ def test_patches_learn_the_teachers_maps() -> None:
     errors = {}
     for weight in (1e-9, 10.0):
         teacher = a_guide(weight)
-        model, _ = run(a_training(epochs=40, warmup_epochs=1, learning_rate=3e-3), teacher=teacher)
-        pixels = (torch.from_numpy(images().images).permute(0, 3, 1, 2) / 255 - 0.3) / 0.4
         assert teacher.guide is not None
+        start = [parameter.detach().clone() for parameter in teacher.guide.parameters()]
+        model, _ = run(a_training(epochs=40, warmup_epochs=1, learning_rate=3e-3), teacher=teacher)
+        assert all(not torch.equal(now, before) for now, before in zip(teacher.guide.parameters(), start, strict=True))
+        pixels = (torch.from_numpy(images().images).permute(0, 3, 1, 2) / 255 - 0.3) / 0.4
         with torch.no_grad():
             patches = [features[:, 1:] for features in model.features(pixels)]
             errors[weight] = teacher.guide(patches, bright(pixels).maps).item()
