@@ -144,12 +144,12 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
         with suppress(OSError), FileLock(left, blocking=False):  # of another user, of a run that goes on, or just going
             shutil.rmtree(left.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    try:
-        with FileLock(folder / f".{_OWNER}"):
-            (folder / f".{_OWNER}").rename(folder / _OWNER)  # seen by others only when it is locked
+    with FileLock(folder / f".{_OWNER}"):
+        (folder / f".{_OWNER}").rename(folder / _OWNER)  # seen by others only when it is locked
+        try:
             yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def last_line(error: BaseException) -> str:
