@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lowbit_vit.analysis.audit import Context, Finding, ResultsTable, audit, load_table
 from lowbit_vit.analysis.audit.counts import rates
+from lowbit_vit.analysis.audit.mixtures import best_mixture
 from lowbit_vit.analysis.audit.readings import BATCHES, PUBLIC, Reading, Split, printable
 
 ROUNDINGS = (ROUND_HALF_UP, ROUND_HALF_EVEN, ROUND_DOWN)
@@ -204,6 +205,24 @@ def test_random_rates_are_doubted_no_more_often_than_is_said(tmp_path: Path) -> 
         doubted += any(finding.fault for finding in audit(table_of(tmp_path, texts)))
     # At most .2 % a table; three of sixty would have a probability below 1e-4.
     assert doubted <= 2
+
+
+def test_the_best_of_all_mixtures_is_corrected_for_all_that_were_searched(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    chances = []
+    for _ in range(40):
+        cells = rates(table_of(tmp_path, [f"{rate:.4f}" for rate in generator.uniform(0, 1, 12)]))
+        mixture = best_mixture(cells, listed=frozenset(PUBLIC.values()))
+        assert mixture is not None
+        chances.append(mixture.p)
+    # The bound is on the safe side: without two numbers in them, hardly any rates come near it.
+    assert min(chances) > 0.02
+    assert chances.count(1.0) >= 36
+
+
+def test_a_split_that_the_digits_do_not_resolve_is_not_named(tmp_path: Path) -> None:
+    (found,) = of(audit(table_of(tmp_path, ["0.81", "0.82", "0.84"])), "split-size")
+    assert (found.verdict, "no listed split explains all 3 rates" in found.words) == ("not checked", True)
 
 
 def test_the_smallest_difference_is_one_image(tmp_path: Path) -> None:
