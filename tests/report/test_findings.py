@@ -37,6 +37,12 @@ def test_the_papers_audit_is_printed_with_its_counts_and_exits_1() -> None:
     assert "7 findings that no honest reading allows; of all 58: 6 impossible, 1 contradicts itself" in shown.stdout
 
 
+def test_the_audit_starts_without_polars_and_torch() -> None:
+    code = "import sys, lowbit_vit.analysis.audit, lowbit_vit.report.findings; print({'polars', 'torch', 'scipy.stats'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert shown.stdout == "set()\n"
+
+
 def test_a_table_without_a_hard_finding_exits_0(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("Model,Latency (ms)\none,12.50\ntwo,24.00\n")

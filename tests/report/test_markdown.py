@@ -1,7 +1,8 @@
 """The page of Markdown: short, and any text stays text."""
 
 from lowbit_vit.report.ledger import Count
-from lowbit_vit.report.markdown import MOST_MISSING, escaped, report_markdown
+from lowbit_vit.report.cells import in_markdown
+from lowbit_vit.report.markdown import MOST_MISSING, report_markdown
 from lowbit_vit.report.missing import Missing
 from lowbit_vit.report.verdict import Sentence
 
@@ -30,4 +31,4 @@ def test_it_stays_short() -> None:
 
 
 def test_markup_stays_text() -> None:
-    assert escaped("<script> *a* [b](c) | `d`\ne") == r"&lt;script&gt; \*a\* \[b\](c) \| \`d\` e"
+    assert in_markdown("<script> *a* [b](c) | `d`\ne") == r"&lt;script&gt; \*a\* \[b\](c) \| \`d\` e"

@@ -1,4 +1,4 @@
-"""Numbers as people read them: one way to print each quantity, used by the terminal table and the page alike."""
+"""Numbers as people read them: one way to print each quantity, used by the terminal table and the page alike; text for Markdown."""
 
 from typing import Any
 
@@ -52,3 +52,10 @@ def status_words(row: dict[str, Any]) -> str:
         return str(row["status"])
     missing = f"seed {row['failed_seeds']}" if " " not in str(row["failed_seeds"]) else f"seeds {row['failed_seeds']}"
     return f"success; {missing}: {row['reason']}" if row["status"] == "success" else str(row["reason"])
+
+
+def in_markdown(text: str) -> str:
+    """Text that Markdown prints as it stands, on one line."""
+    for character in "\\`*_[]<>|":
+        text = text.replace(character, {"<": "&lt;", ">": "&gt;"}.get(character, f"\\{character}"))
+    return " ".join(text.split())

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowbit_vit.analysis.audit import GOOD, Finding, ResultsTable, Verdict
-from lowbit_vit.report.markdown import escaped
+from lowbit_vit.report.cells import in_markdown
 
 _STYLES = {"impossible": "bold red", "contradicts itself": "bold red", "holds": "green", "exact": "green", "not checked": "dim"}
 _HEADINGS = ("verdict", "check", "rows", "what the numbers say")
@@ -119,7 +119,7 @@ def findings_markdown(findings: Sequence[Finding], table: ResultsTable, *, every
     """The same in GitHub's Markdown."""
     lines = [_HEADINGS, ("---",) * len(_HEADINGS)]
     lines += [(line.verdict, line.check, line.rows, line.words) for line in summary(findings, table, every_row=every_row)]
-    body = "\n".join(f"| {' | '.join(escaped(cell) for cell in line)} |" for line in lines)
+    body = "\n".join(f"| {' | '.join(map(in_markdown, line))} |" for line in lines)
     return f"{body}\n\n{counts(findings)}\n"
 
 

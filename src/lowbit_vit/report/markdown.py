@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lowbit_vit.report.cells import in_markdown
 from lowbit_vit.report.ledger import Count
 from lowbit_vit.report.missing import Missing
 from lowbit_vit.report.verdict import Sentence
@@ -20,21 +21,14 @@ def report_markdown(
     missing: Sequence[Missing],
 ) -> str:
     """The document; `arms` is the result table as Markdown already."""
-    parts = [f"# {escaped(headline or title)}", escaped(title) if headline else ""]
-    parts.append("\n".join(f"- **{sentence.about}:** {escaped(sentence.text)}" for sentence in sentences))
+    parts = [f"# {in_markdown(headline or title)}", in_markdown(title) if headline else ""]
+    parts.append("\n".join(f"- **{sentence.about}:** {in_markdown(sentence.text)}" for sentence in sentences))
     if counts:
         lines = [f"| {count.sign} {count.verdict} | {count.claims} | {count.means} |" for count in counts]
         parts.append("\n".join(["| verdict | statements | means |", "| --- | --: | --- |", *lines]))
     parts.append(arms.rstrip())
     if missing:
-        shown = [f"- {escaped(item.what)}: {escaped(item.why)}" for item in missing[:MOST_MISSING]]
+        shown = [f"- {in_markdown(item.what)}: {in_markdown(item.why)}" for item in missing[:MOST_MISSING]]
         more = len(missing) - MOST_MISSING
         parts.append("\n".join(["Not run:", "", *shown, *([f"- and {more} more, in report.html"] if more > 0 else [])]))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def escaped(text: str) -> str:
-    """Text that Markdown prints as it stands, on one line."""
-    for character in "\\`*_[]<>|":
-        text = text.replace(character, {"<": "&lt;", ">": "&gt;"}.get(character, f"\\{character}"))
-    return " ".join(text.split())
