@@ -1,7 +1,7 @@
 """The page of Markdown: short, and any text stays text."""
 
-from lowbit_vit.report.ledger import Count
 from lowbit_vit.report.cells import in_markdown
+from lowbit_vit.report.ledger import Count
 from lowbit_vit.report.markdown import MOST_MISSING, report_markdown
 from lowbit_vit.report.missing import Missing
 from lowbit_vit.report.verdict import Sentence
