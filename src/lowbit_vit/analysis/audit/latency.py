@@ -146,6 +146,9 @@ def _batches(table: ResultsTable, context: Context) -> _Batches | None:
             if usual is None:
                 continue
             rows, of_text = [(product, usual) for product in given], False
+            # Seen in the mean, it need not be in P50.
+            if 2 * sum(product.apart(usual) <= product.far for product in given) < len(given):
+                continue
         sharp = [(product, batch) for product, batch in rows if product.sharp(batch)]
         hits = sum(not product.apart(batch) for product, batch in sharp)
         computed = hits >= _FEWEST and hits >= _USUAL * len(sharp)
