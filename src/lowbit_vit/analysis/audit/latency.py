@@ -56,6 +56,11 @@ class Product:
         return self.latency.row
 
     @property
+    def bound(self) -> str:
+        """The same in words."""
+        return "a factor of two" if self.far == 1 else f"{float(self.far):.0%}"
+
+    @property
     def images(self) -> Fraction:
         """The product of the two printed numbers, ms x images/s / 1000."""
         return self.latency.exact * self.throughput.exact / 1000
@@ -137,6 +142,8 @@ def _batches(table: ResultsTable, context: Context) -> _Batches | None:
     common, _ = implied_batch(table, context)
     for quantity in _LATENCIES:
         given = products(table, context, quantity)
+        if not given:
+            continue
         stated = [(product, product.stated) for product in given if product.stated is not None]
         agree = [product for product, batch in stated if product.apart(batch) <= product.far]
         if stated and 2 * len(agree) >= len(stated):
@@ -180,7 +187,7 @@ def batch_size(table: ResultsTable, context: Context) -> list[Finding]:
     agree = [(product, batch) for product, batch in batches.rows if product.apart(batch) <= product.far]
     sizes = sorted({batch for _, batch in agree})
     called = f"batch {sizes[0]}" if len(sizes) == 1 else f"{len(sizes)} batch sizes"
-    how = "to within rounding, so it was computed from latency" if batches.computed else f"within {float(agree[0][0].far):.0%}"
+    how = "to within rounding, so it was computed from latency" if batches.computed else f"within {agree[0][0].bound}"
     words = f"throughput x latency is {called} in {len(agree)} of {len(batches.rows)} rows, {how}"
     images = [float(product.images) for product, _ in agree]
     numbers = {"rows": len(agree), "least_images": min(images), "most_images": max(images), "batch": sizes[0]}
@@ -251,7 +258,7 @@ def _slipped(table: ResultsTable, product: Product, batch: int, *, batches: _Bat
     words = (
         f"{table.labels[product.row]}: {latency.text} x {throughput.text} / 1000 is {float(product.images):.4f}, not {batch} as "
         f"{'stated' if batches.stated else 'in other rows'}; {others} rows agree "
-        f"{'to the last digit' if batches.computed else f'within {float(product.far):.0%}'}"
+        f"{'to the last digit' if batches.computed else f'within {product.bound}'}"
     )
     words += f": one digit mends it, {' or '.join(mended[:_MOST_NAMED])}" if mended else ": the two cannot both be right"
     numbers = {
