@@ -1,6 +1,7 @@
 """The audit's error rates, both kinds: some drawn tables (benchmarks/audit_errors.py has thousands), and public ones that are sound."""
 
 import csv
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from audit_tables import FAULTS, Planted, can_be_printed, sound, two_splits
 from lowbit_vit.analysis.audit import Context, Finding, audit, load_table
 
-PUBLIC = Path(__file__).parents[4] / "shared" / "tables"
+ROOT = Path(__file__).parents[3]
+PUBLIC = ROOT.parent / "shared" / "tables"
 SOUND = 160
 PLANTED = 20
 
@@ -99,3 +101,17 @@ def test_public_throughputs_that_were_measured_apart_have_nothing_against_them(t
 def test_four_rows_of_10000_images_have_nothing_against_them(tmp_path: Path) -> None:
     text = "Model,Top-1 (%),Top-5 (%)\na,80.920,95.460\nb,80.480,95.020\nc,77.410,94.120\nd,80.900,95.380\n"
     assert [finding for finding in findings(tmp_path, text, {}) if finding.fault] == []
+
+
+def test_the_page_has_the_numbers_of_the_record() -> None:
+    record = json.loads((ROOT / "benchmarks" / "records" / "audit_errors.json").read_text())
+    page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    every = record["sound"]["all"]
+    assert f"| all | {every['tables']:,} | {every['hard']:,} | {every['doubted']:,} |" in page
+    assert every["hard"] == 0
+    assert every["doubted"] <= 0.05 * every["tables"]
+    for fault, counts in record["planted"].items():
+        row = " | ".join(f"{counts.get(name, 0):,}" for name in ("decidable", "decidable, found", "decidable, found hard"))
+        assert f"| {row} |" in page, fault
+        assert counts["decidable, found"] >= 0.95 * counts["decidable"], fault
+    assert all(f"{timed['median']} s" in page for timed in record["seconds_of_1556_rows"].values())

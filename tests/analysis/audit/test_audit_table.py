@@ -170,13 +170,16 @@ def test_a_context_may_name_only_rows_of_the_table(tmp_path: Path) -> None:
         audit(table, Context(reference="two"))
 
 
-# Two decimals, so that rates stay below 1 and costs may be zero.
-_CELLS = st.one_of(st.just("N/A"), st.decimals(min_value=0, max_value=1, places=2).map(str))
+# At most 1, for the rates; costs may be zero, or have more digits than a float.
+_FINE = st.integers(0, 10**29).map(lambda digits: f"0.{digits:029d}"[:31])
+_CELLS = st.one_of(
+    st.sampled_from(["N/A", "0", "1", "0.00", f"0.{'0' * 29}"]), st.decimals(min_value=0, max_value=1, places=2).map(str), _FINE
+)
 _MEASURED = len(QUANTITIES) - len(("images", "batch"))
 _ROW = st.lists(_CELLS, min_size=_MEASURED, max_size=_MEASURED)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(grid=st.lists(_ROW, min_size=5, max_size=5))
 def test_whatever_the_numbers_the_audit_ends_and_numbers_only_cells_that_are_there(grid: list[list[str]], tmp_path: Path) -> None:
     project = Path(__file__).parents[3]

@@ -324,7 +324,7 @@ def mean_within_percentiles(table: ResultsTable, context: Context) -> list[Findi
                 f"of one set of samples they cannot all be right"
             )
             found.append(about("mean-and-percentiles", (mean, *cells.values()), verdict="impossible", words=words, **numbers))
-        elif "p99" in cells and mean.low > (1 + (_WAITING - 1) * (1 - PERCENTILES["p99"])) * cells["p99"].most:
+        elif "p99" in cells and cells["p99"].exact and mean.low > (1 + (_WAITING - 1) * (1 - PERCENTILES["p99"])) * cells["p99"].most:
             slowest = (mean.exact - PERCENTILES["p99"] * cells["p99"].exact) / (1 - PERCENTILES["p99"]) / cells["p99"].exact
             words = f"{table.labels[row]}: the mean {mean.text} is above P99 {cells['p99'].text}"
             words += f": the slowest 1 % took {float(slowest):.0f} times P99"
