@@ -74,8 +74,8 @@ def test_public_accuracies_of_50000_images_have_nothing_against_them(name: str, 
     found = audit(load_table(_public(name)), Context.model_validate({"claims": {"images": images}}))
     assert [finding for finding in found if finding.fault] == []
     (split,) = (finding for finding in found if finding.check == "split-size")
-    if images is not None or name.startswith("timm"):
-        assert split.verdict == "holds"
+    # Two decimals of a per cent, as FQ-ViT's, do not tell 50,000 images from others.
+    assert split.verdict == ("holds" if name.startswith("timm") else "not checked")
 
 
 @pytest.mark.parametrize("name", ["fastertransformer_vit_a100_int8_vs_fp16.csv", "bitsandbytes_llm_inference.csv"])
