@@ -351,6 +351,7 @@ def test_a_link_and_a_file_through_it_write_nothing_elsewhere(tmp_path: Path) ->
     (tmp_path / "elsewhere").mkdir()
     link = entry("jpg", tarfile.SYMTYPE, str(tmp_path / "elsewhere"))
     refusal(archive(tmp_path / "a.tgz", (link, b""), (entry("jpg/evil"), b"x")), tmp_path / "deep" / "out")
+    assert names(tmp_path / "elsewhere") == []
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
