@@ -54,12 +54,12 @@ def _stated(table: ResultsTable, split: Split, cells: list[Cell]) -> list[Findin
     best = min(split.readings, key=lambda reading: len(reading.misfits(cells)))
     wrong = [cell for cell in cells if not any(reading.allows(cell) for reading in split.readings)]
     tried = f"tried: {split.images:,} and what dropped last batches leave of it; rounded half up, half to even, truncated"
-    numbers = {"images": split.images, "rates": len(cells), "misfits": len(wrong), "misfits_of_best_reading": len(best.misfits(cells))}
+    misfits = best.misfits(cells)
+    numbers = {"images": split.images, "rates": len(cells), "misfits": len(wrong), "misfits_of_best_reading": len(misfits)}
     if wrong:
         return [_impossible(table, split, cell, tried=tried, numbers=numbers) for cell in wrong]
     way = "" if best.rounding == "rounded" else ", truncated"
     left = "" if best.images == split.images else f" ({best.images:,} of them: without a last batch)"
-    misfits = best.misfits(cells)
     if not misfits:
         words = f"all {len(cells)} rates are whole numbers of the stated {called}{left}{way}"
         return [about("split-size", cells, verdict="holds", words=words, **numbers)]

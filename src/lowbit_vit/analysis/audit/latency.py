@@ -227,16 +227,16 @@ def slipped_digit(table: ResultsTable, context: Context) -> list[Finding]:
         for product, batch in batches.rows
         if product.apart(batch) > (0 if batches.computed else product.near if near and batches.stated else product.far)
     ]
-    found = []
-    for product, batch in far:
-        verdict = _verdict(product, batch, batches)
-        # Rows of other batch sizes are common; a single one among many is worth a look.
-        if verdict is not None and not (not batches.stated and _is_whole(product) and len(far) > max(1, len(batches.rows) // 10)):
-            found.append(_slipped(table, product, batch, batches=batches, verdict=verdict))
-    return found
+    # Rows of other batch sizes are common; a single one among many is worth a look.
+    many = len(far) > max(1, len(batches.rows) // 10)
+    return [
+        _slipped(table, product, batch, batches=batches, verdict=_verdict(product, batch, batches))
+        for product, batch in far
+        if batches.stated or not many or not _is_whole(product)
+    ]
 
 
-def _verdict(product: Product, batch: int, batches: _Batches) -> Verdict | None:
+def _verdict(product: Product, batch: int, batches: _Batches) -> Verdict:
     """Hard where no second measurement and no other batch size explains it."""
     if batches.computed:
         return "suspicious" if product.apart(batch) <= product.near or (not batches.stated and _is_whole(product)) else "contradicts itself"

@@ -76,9 +76,9 @@ class _Rates:
         """Numbers of images that these digits tell from others."""
         return np.arange(2, min(self.resolution, MOST_IMAGES + 1), dtype=np.float64)
 
-    def fit(self, numbers: Numbers, middle: np.float64) -> npt.NDArray[np.bool_]:
-        """Which numbers of images reach a rate."""
-        product = numbers * middle
+    def fit(self, numbers: Numbers | np.float64, middles: Numbers | np.float64) -> npt.NDArray[np.bool_]:
+        """Which numbers of images reach a rate, or which rates one number reaches."""
+        product = numbers * middles
         return np.asarray(np.abs(np.rint(product) - product) <= numbers * self.half + _EXACT)
 
     def printable(self, images: int, rounding: int) -> float:
@@ -152,9 +152,7 @@ def _mixing(count: int) -> Numbers:
 
 def _with_second(rates: _Rates, rounding: int, first: int, *, known: Numbers, seconds: tuple[Numbers, ...], null: float) -> Mixture | None:
     """The best mixture with this first number; None where it explains all rates or none."""
-    middles = rates.middles[rounding]
-    product = middles * first
-    mine = np.abs(np.rint(product) - product) <= first * rates.half + _EXACT
+    mine = rates.fit(np.float64(first), rates.middles[rounding])
     fitting, rest = int(mine.sum()), int((~mine).sum())
     if not fitting or not rest:
         return None
