@@ -18,6 +18,9 @@ from lowbit_vit.schema.record import Memory
 from lowbit_vit.trial.evaluate import Forward
 from lowbit_vit.trial.gpu_state import process_bytes
 
+# Between the reset and the look at what came of it the process may shrink by some pages; the kernel counts in batches of pages.
+_READ_BACK_SLACK = 8 * 2**20
+
 
 def measure_memory(prepare: Callable[[Tensor], Forward], example: Tensor, device: Device) -> Memory:
     """Peaks of a call in steady use, weights included. Preparation counts too: a captured graph keeps the memory of its capture.
@@ -72,12 +75,14 @@ def _on_cpu(prepare: Callable[[Tensor], Forward], example: Tensor) -> Memory:
         peak_allocated_bytes=None,
         peak_reserved_bytes=None,
         process_bytes=None,
-        peak_resident_bytes=_peak_resident() if can_reset else None,
+        peak_resident_bytes=_status_bytes("VmHWM") if can_reset else None,
     )
 
 
 def _reset_peak_resident() -> bool:
     """Set the kernel's peak of this process's resident set back to what it is now; false where that cannot be done.
+
+    Some sandboxes take the request and do nothing: then the peak would be another call's, so what came of it is read back.
 
     Source: https://www.kernel.org/doc/html/latest/filesystems/proc.html (clear_refs, 5).
     """
@@ -85,12 +90,13 @@ def _reset_peak_resident() -> bool:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
-    return True
+    peak, now = _status_bytes("VmHWM"), _status_bytes("VmRSS")
+    return peak is not None and now is not None and peak - now <= _READ_BACK_SLACK
 
 
-def _peak_resident() -> int | None:
-    """VmHWM in bytes."""
+def _status_bytes(field: str) -> int | None:
+    """A field of /proc/self/status in bytes; None where the kernel does not give it."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     return None

@@ -177,10 +177,7 @@ def claimed_batch_flop(table: ResultsTable, context: Context) -> list[Finding]:
                 "rows in the context": context.rows,
             },
         )
-    peaks = [
-        (cell, _peak(card, row), f"the {card.name}", _named(row, card))
-        for cell, row in _known(table, context, table.column("mean"))
-    ]
+    peaks = [(cell, _peak(card, row), f"the {card.name}", _named(row, card)) for cell, row in _known(table, context, table.column("mean"))]
     host = [cell for cell, row in _known(table, context, table.column("cpu")) if row.weights == "fp32"]
     found: list[Finding] = []
     if host and context.cpu_peak_tflops is None:
