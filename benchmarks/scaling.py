@@ -45,8 +45,8 @@ from lowbit_vit.study.units import Places, Unit, blocks_of, make_units
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 REFERENCE = ROOT / "reports" / "reference"
-ARMS = (REFERENCE / "h200-2026-11", REFERENCE / "h200-2026-11-fast")
-CELLS = REFERENCE / "h100-2026-11-plans"
+ARMS = (REFERENCE / "h200", REFERENCE / "h200-fast")
+CELLS = REFERENCE / "h100"
 RECORD = HERE / "records" / "scaling.json"
 GPUS = (1, 8, 64, 512)
 # A sleeping trial lasts a model's second divided by this.

@@ -11,7 +11,8 @@ import polars as pl
 
 from lowbit_vit.schema.claim import VERDICTS, Cell, Claim, Cost, Evidence, Judged, Kind, Measured, Section, Tolerance, Verdict
 from lowbit_vit.schema.claim_checks import AuditCheck
-from lowbit_vit.schema.record import Interval, Record
+from lowbit_vit.schema.metrics import Interval
+from lowbit_vit.schema.record import Record
 
 HOSTILE = '</script><script>alert(1)</script> & "quoted" {{ 7 * 7 }} \u2028 $x_1$ | <b>bold</b>'
 

@@ -29,7 +29,7 @@ from lowbit_vit.schema.workspace import Workspace
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT.parent / "shared" / "paper" / "paper.txt"
 LEDGER = load_claims(ROOT)
-REFERENCES = {"cpu-2026-11": "demo", "h100-2026-11": "scratch"}
+REFERENCES = {"cpu": "demo", "h200": "scratch"}
 EMPTY: dict[Any, Any] = {study: [] for study in STUDIES}
 
 
@@ -175,18 +175,18 @@ DEMO: dict[str, Verdict] = {
 }
 
 
-@pytest.mark.parametrize(("name", "expected"), [("h100-2026-11", H100), ("cpu-2026-11", DEMO)])
+@pytest.mark.parametrize(("name", "expected"), [("h200", H100), ("cpu", DEMO)])
 def test_reference_runs_give_these_verdicts(judged: dict[str, dict[str, Judged]], name: str, expected: dict[str, Verdict]) -> None:
     assert {claim: judged[name][claim].verdict for claim in expected} == expected
 
 
 def test_what_does_not_transfer_is_shown_and_said(judged: dict[str, dict[str, Judged]]) -> None:
-    latency = judged["cpu-2026-11"]["mean-fp32"]
+    latency = judged["cpu"]["mean-fp32"]
     assert latency.because == "hardware, weights"
     assert latency.ours is not None
     assert latency.ours.unit == "ms"
-    assert judged["h100-2026-11"]["mean-fp32"].because == "hardware"
-    assert judged["h100-2026-11"]["f1-nf4-sdpa"].because == "weights"
+    assert judged["h200"]["mean-fp32"].because == "hardware"
+    assert judged["h200"]["f1-nf4-sdpa"].because == "weights"
 
 
 def test_without_records_the_missing_command_is_named() -> None:
@@ -204,7 +204,7 @@ def test_print_is_judged_alike_on_every_run(judged: dict[str, dict[str, Judged]]
 
 def test_one_call_reads_everything() -> None:
     profile = load_profile(ROOT / "profiles" / "scratch.yaml")
-    workspace = Workspace(root=ROOT, profile="scratch", elsewhere=ROOT / "reports" / "reference" / "h100-2026-11")
+    workspace = Workspace(root=ROOT, profile="scratch", elsewhere=ROOT / "reports" / "reference" / "h200")
     found = ledger(profile, workspace)
     assert [item.claim for item in found] == list(LEDGER.claims)
     assert {item.device for item in found} == {"NVIDIA H100 80GB HBM3"}
@@ -286,7 +286,7 @@ def test_which_outcome_decides(of_print: list[Verdict], of_runs: list[Verdict], 
 
 def test_holm_counts_every_comparison_of_the_ledger_once() -> None:
     """A comparison is one test, however many claims make it; more comparisons never make a p value smaller."""
-    known = grounds("h100-2026-11")
+    known = grounds("h200")
     checks = [check for claim in LEDGER.claims for check in claim.tests]
     whole = family(checks, known)
     assert family([*checks, *checks], known) == whole

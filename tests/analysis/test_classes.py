@@ -10,7 +10,7 @@ import synthetic
 from lowbit_vit.analysis.arms import variants
 from lowbit_vit.analysis.classes import classes, most_lost
 from lowbit_vit.analysis.results import Result, load_results
-from lowbit_vit.schema.answers import Answers
+from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.config import Profile
 
 NAMES = ("ash, white", "冬青", "<i>elm")
@@ -50,7 +50,7 @@ def result(project: tuple[Profile, list[Result]], predicted: list[int], *, seed:
     label = np.array([0, 0, 0, 1, 1, 2], dtype=np.uint16)
     best = np.array(predicted, dtype=np.uint16)
     flat = np.zeros(6, dtype=np.float32)
-    predictions = Answers(label=label, best=best, among5=best == label, margin=flat, selection=flat > 0, kl=None)
+    predictions = Predictions(label=label, best=best, among5=best == label, margin=flat, selection=flat > 0, kl=None)
     return Result(record.model_copy(update={"trial": trial, "evaluation": evaluation}), predictions)
 
 

@@ -18,7 +18,7 @@ from lowbit_vit.analysis.claims import carry_out, gather, load_claims
 from lowbit_vit.analysis.evidence import predicted
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
 from lowbit_vit.analysis.results import Result, load_all_results
-from lowbit_vit.schema.answers import Answers
+from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.claim import Cell, Claim, Verdict
 from lowbit_vit.schema.claim_checks import (
     AccuracyCheck,
@@ -57,7 +57,7 @@ IMAGES = 6149
 @pytest.fixture(scope="module")
 def h100() -> Grounds:
     """The committed H100 run: fp16, NF4 and int8, one seed."""
-    folder = ROOT / "reports" / "reference" / "h100-2026-11"
+    folder = ROOT / "reports" / "reference" / "h200"
     results = load_all_results(Workspace(root=ROOT, profile="scratch", elsewhere=folder))
     return gather(SCRATCH, results, root=ROOT)
 
@@ -84,14 +84,7 @@ def _kernels(record: Record, **classes: float) -> Record:
 def _latency(record: Record, factor: float) -> Record:
     assert record.measurement is not None
     latency = tuple(
-        item.model_copy(
-            update={
-                "p50_ms": factor * item.p50_ms,
-                "p50_ci_ms": item.p50_ci_ms
-                and item.p50_ci_ms.model_copy(update={"low": factor * item.p50_ci_ms.low, "high": factor * item.p50_ci_ms.high}),
-            }
-        )
-        for item in record.measurement.latency
+        item.model_copy(update={"samples_ms": tuple(factor * value for value in item.samples_ms)}) for item in record.measurement.latency
     )
     return record.model_copy(update={"measurement": record.measurement.model_copy(update={"latency": latency})})
 
@@ -306,7 +299,7 @@ def _mixed(grounds: Grounds, **cells: tuple[str, Sequence[int], int, float]) -> 
         labels = template.predictions.label
         right = np.arange(IMAGES) >= wrong
         best = np.where(right, labels, (labels + 1) % 102).astype(np.uint16)
-        predictions: Answers = replace(template.predictions, best=best, among5=right, kl=np.full(IMAGES, kl, dtype=np.float32))
+        predictions: Predictions = replace(template.predictions, best=best, among5=right, kl=np.full(IMAGES, kl, dtype=np.float32))
         plan = all_but(blocks, NF4_WEIGHTS, "fp16") if blocks else uniform(NF4_WEIGHTS, "fp16")
         trial = template.record.trial.model_copy(update={"label": label, "study": "mixed", "plan": plan})
         results.append(Result(template.record.model_copy(update={"trial": trial, "trial_id": name}), predictions))

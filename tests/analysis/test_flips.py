@@ -64,7 +64,7 @@ def test_the_curve_rises_through_every_cell_of_both_directions(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("profile", "folder", "r2"), [("scratch", "h100-2026-11-blocks", 0.7), ("demo", "cpu-2026-11", 0.5)], ids=("H100", "CPU")
+    ("profile", "folder", "r2"), [("scratch", "h100", 0.7), ("demo", "cpu", 0.5)], ids=("H100", "CPU")
 )
 def test_on_the_committed_plans_the_curve_validates_where_the_sum_does_not(profile: str, folder: str, r2: float) -> None:
     """Fitted on the selection half of the sensitivity cells, held against the report half of the mixed plans.

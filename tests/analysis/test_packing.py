@@ -26,7 +26,7 @@ from lowbit_vit.schema.packed import PackedStudy, is_packed, load_packed, pack, 
 from lowbit_vit.schema.record import read_records, write_record
 from lowbit_vit.schema.workspace import Workspace
 
-REFERENCE = synthetic.PROJECT / "reports" / "reference" / "cpu-2026-11"
+REFERENCE = synthetic.PROJECT / "reports" / "reference" / "cpu"
 
 
 class Forms:

@@ -26,7 +26,7 @@ from lowbit_vit.report.comparison import (
 from lowbit_vit.schema.config import STUDIES
 
 ROOT = synthetic.PROJECT
-CPU, H100 = "reports/reference/cpu-2026-11", "reports/reference/h100-2026-11"
+CPU, H100 = "reports/reference/cpu", "reports/reference/h200"
 
 
 def shown(table: object) -> str:

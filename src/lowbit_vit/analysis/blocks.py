@@ -11,7 +11,7 @@ import polars as pl
 
 from lowbit_vit.analysis.arms import MIB
 from lowbit_vit.analysis.ranks import agreement
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import compare, wilson
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
 from lowbit_vit.schema.roles import MixedRole, SensitivityRole, read_mixed_roles, read_role, spared_blocks
@@ -207,7 +207,7 @@ def mixed(results: Sequence[Result], *, depth: int) -> pl.DataFrame:
 
 
 def _flips(result: Result, high: Result | None) -> float | None:
-    if result.predictions is None or high is None or high.predictions is None or not same_images((high, result)):
+    if result.predictions is None or high is None or high.predictions is None:
         return None
     changed = result.predictions.best != high.predictions.best
     return 1000 * float(changed[~high.predictions.selection].mean())
@@ -281,7 +281,7 @@ def _outcome(result: Result, reference: Result | None) -> dict[str, Any]:
     row |= {"images": len(right), "top1": float(right.mean()), "top1_low": interval.low, "top1_high": interval.high}
     if predictions.kl is not None:
         row["kl"] = float(predictions.kl[report].astype(np.float64).mean())
-    if reference is None or reference is result or reference.predictions is None or not same_images((reference, result)):
+    if reference is None or reference is result or reference.predictions is None:
         return row
     outcome = compare((reference.predictions.right)[report], right)
     return row | {

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import polars as pl
 
 from lowbit_vit.analysis.power import detectable_paired
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.scores import simultaneous_intervals
 from lowbit_vit.analysis.statistics import compare, holm
-from lowbit_vit.schema.answers import Answers
+from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.roles import MixedRole, read_mixed_roles
 
 HEURISTIC: Final = "first+last"
@@ -54,7 +54,7 @@ def contests(mixed: Sequence[Result], *, depth: int) -> pl.DataFrame:
     """
     cells = {role: result for result in mixed for role in read_mixed_roles(result.record.trial.label) if result.predictions is not None}
     reference = cells.get(MixedRole("reference"))
-    if reference is None or reference.predictions is None or not same_images(cells.values()):
+    if reference is None or reference.predictions is None:
         return pl.DataFrame(schema=CONTESTS_SCHEMA)
     rows, differences = [], []
     for role, result in sorted(cells.items(), key=lambda item: (item[0].k, item[0].kind)):
@@ -73,7 +73,7 @@ def contests(mixed: Sequence[Result], *, depth: int) -> pl.DataFrame:
 
 
 def _contest(
-    role: MixedRole, result: Result, cells: dict[MixedRole, Result], reference: Answers, *, depth: int
+    role: MixedRole, result: Result, cells: dict[MixedRole, Result], reference: Predictions, *, depth: int
 ) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
     flips, kl = _flips(result, reference), _kl(result, reference)
     peers = [other for peer, other in cells.items() if peer.kind == "random" and peer.k == role.k]
@@ -111,7 +111,7 @@ def _contest(
     return row, kl - _kl(heuristic, reference)
 
 
-def _flips(result: Result, reference: Answers) -> npt.NDArray[np.bool_]:
+def _flips(result: Result, reference: Predictions) -> npt.NDArray[np.bool_]:
     """Of the report half."""
     if result.predictions is None:
         return np.zeros(0, dtype=np.bool_)
@@ -119,7 +119,7 @@ def _flips(result: Result, reference: Answers) -> npt.NDArray[np.bool_]:
     return changed
 
 
-def _kl(result: Result, reference: Answers) -> npt.NDArray[np.float64]:
+def _kl(result: Result, reference: Predictions) -> npt.NDArray[np.float64]:
     """Of the report half, in nats."""
     if result.predictions is None or result.predictions.kl is None:
         return np.full(int((~reference.selection).sum()), np.nan)

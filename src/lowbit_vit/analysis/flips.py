@@ -15,8 +15,8 @@ from scipy.optimize import isotonic_regression
 
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import wilson
+from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.plan import SensitivityScores
-from lowbit_vit.schema.record import Interval
 from lowbit_vit.schema.roles import SensitivityRole, read_role
 
 

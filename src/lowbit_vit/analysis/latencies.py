@@ -8,8 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lowbit_vit.schema.percentiles import percentile, percentile_interval
-from lowbit_vit.schema.record import Interval, Latency, Record
+from lowbit_vit.schema.metrics import Interval, percentile, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,6 @@ class Ratio:
     interval: Interval | None
 
 
-def by_batch_size(record: Record) -> dict[int, Latency]:
-    """The latencies of a record; none where nothing was measured."""
-    return {} if record.measurement is None else {latency.batch_size: latency for latency in record.measurement.latency}
-
-
 def samples_needed(q: float, *, confidence: float = 0.95) -> int:
     """Least number of samples with which `percentile_interval` is finite: 6 for P50, 72 for P95, 368 for P99 at 95 %.
 
@@ -67,7 +61,7 @@ def samples_needed(q: float, *, confidence: float = 0.95) -> int:
 def estimate_percentile(samples: Sequence[float], q: float, *, confidence: float = 0.95) -> Percentile:
     """One percentile of a sample with its distribution-free interval, or the state `not enough samples`.
 
-    Source: schema/percentiles.py (order statistics).
+    Source: schema/metrics.py (order statistics).
 
     Raises:
         ValueError: no samples, or q or confidence not between 0 and 1.
@@ -87,7 +81,7 @@ def ratio_of_medians(first: Sequence[float], second: Sequence[float], *, confide
     The two order-statistic intervals are combined on the log scale by the method of variance estimates recovery: no
     resampling, so equal samples give equal intervals, and swapping the two gives the reciprocals.
 
-    Sources: order statistics as in schema/percentiles.py; Zou and Donner, Statistics in Medicine 27, 2008, 1693-1702.
+    Sources: order statistics as in schema/metrics.py; Zou and Donner, Statistics in Medicine 27, 2008, 1693-1702.
 
     Args:
         first: positive samples, in any unit.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from lowbit_vit.analysis.programme import PairTerm
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.scores import simultaneous_intervals
 from lowbit_vit.schema.roles import SensitivityRole, read_mixed_roles, read_role
 
@@ -35,7 +35,7 @@ def pairs(mixed: Sequence[Result], sensitivity: Sequence[Result]) -> pl.DataFram
     """One row a pair whose blocks were measured alone as well, with the same attention and compute dtype; KL in nats."""
     alone = {read_role(result.record.trial.label): result for result in sensitivity}
     rows, terms = [], []
-    for result in mixed if same_images([*mixed, *sensitivity]) else ():
+    for result in mixed:
         for role in read_mixed_roles(result.record.trial.label):
             singles = [alone.get(SensitivityRole("only", role.weights, block)) for block in role.blocks]
             both = _kl(result, result)

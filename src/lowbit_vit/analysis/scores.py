@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lowbit_vit.analysis.results import Result, load_results, same_images
+from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.answers import Answers
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
+from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.record import write_atomic
 from lowbit_vit.schema.roles import SensitivityRole, read_role
 from lowbit_vit.schema.workspace import Workspace
@@ -50,8 +50,6 @@ def scores(results: Sequence[Result], profile: Profile) -> list[SensitivityScore
     reference = cells.get(SensitivityRole("reference"))
     if reference is None or reference.predictions is None:
         raise DataError(f"sensitivity: the high-precision reference did not succeed; run lowbit-vit sensitivity {profile.name} again")
-    if not same_images(cells.values()):
-        raise DataError(f"reports/{profile.name}/records/sensitivity: cells of different test images; delete the folder, then run again")
     hashes = {result.record.model.backbone_sha256 for result in cells.values() if result.record.model is not None}
     if len(hashes) != 1:
         raise DataError(
@@ -109,7 +107,7 @@ def _score_units(
     )
 
 
-def _predictions(cells: Mapping[SensitivityRole, Result], role: SensitivityRole) -> Answers:
+def _predictions(cells: Mapping[SensitivityRole, Result], role: SensitivityRole) -> Predictions:
     cell = cells.get(role)
     if cell is None or cell.predictions is None:
         unit = f"block {role.block}" + ("" if role.module is None else f" {role.module}")
@@ -117,7 +115,7 @@ def _predictions(cells: Mapping[SensitivityRole, Result], role: SensitivityRole)
     return cell.predictions
 
 
-def _kl(predictions: Answers, role: SensitivityRole) -> npt.NDArray[np.float64]:
+def _kl(predictions: Predictions, role: SensitivityRole) -> npt.NDArray[np.float64]:
     if predictions.kl is None:
         raise DataError(f"sensitivity: {role.label}: its predictions hold no KL; delete its record and run the study again")
     if not np.isfinite(predictions.kl).all():

@@ -29,7 +29,7 @@ def pack(
     root: Root = HERE,
     reports: Reports = None,
 ) -> None:
-    """Write each study's records and per-image predictions as one small file, which is read like the records. Needs no torch."""
+    """Write all records and per-image predictions as Parquet files, which are read like the records. Needs no torch."""
     from lowbit_vit.analysis.packing import pack_records
 
     settings, workspace = open_profile(profile, root, reports)
@@ -45,22 +45,19 @@ def show(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown, for a README or an issue")] = False,
 ) -> None:
     """Print the result table and where the page is."""
-    from lowbit_vit.analysis.results import require_one_origin
+    from lowbit_vit.analysis.results import load_results
     from lowbit_vit.report.terminal import result_markdown, result_table
-    from lowbit_vit.schema.packed import study_records
 
     settings, workspace = open_profile(profile, root, reports)
-    folder = workspace.records("variants")
-    records = study_records(folder)
-    if not records:
-        raise DataError(f"{folder}: no records; run dvc repro report@{profile} first")
-    require_one_origin(records, folder.parent)
+    results = load_results(workspace, "variants")
+    if not results:
+        raise DataError(f"{workspace.records('variants')}: no records; run dvc repro report@{profile} first")
     arms = [arm.label for arm in settings.variants.arms]
     if markdown:
-        print(result_markdown(records, arms=arms), end="")
+        print(result_markdown(results, arms=arms), end="")
         return
     screen = console()
-    screen.print(result_table(records, arms=arms))
+    screen.print(result_table(results, arms=arms))
     page = workspace.reports / "report.html"
     if page.is_file():
         screen.print(f"The page: {page}", soft_wrap=True)

@@ -1,6 +1,5 @@
 """Where each arm loses images: the classes that lose most against the baseline, as a printed table, and how they are named."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -9,7 +8,6 @@ from lowbit_vit.analysis.classes import most_lost
 from lowbit_vit.analysis.tables import Tables
 from lowbit_vit.report.cells import MINUS
 from lowbit_vit.report.grids import Cell, Grid, Row
-from lowbit_vit.schema.record import Record
 
 MOST = 3
 
@@ -30,13 +28,3 @@ def lost_grid(tables: Tables) -> Grid:
 
 def _cell(row: dict[str, Any]) -> Cell:
     return Cell(row["class"], f"{MINUS}{row['lost']} +{row['gained']} of {row['images']} images; most wrong ones as {row['taken_for']}")
-
-
-def class_words(records: Sequence[Record]) -> str:
-    """How the table names a class: by its name where the record has it, else by the number of its label, and then says so."""
-    named = {record.evaluation.class_names is not None for record in records if record.evaluation is not None}
-    if named == {True} or not named:
-        return ""
-    if named == {False}:
-        return "The records do not name their classes: a class is shown by the number of its label."
-    return "Some records do not name their classes: there a class is shown by the number of its label."

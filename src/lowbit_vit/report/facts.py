@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Profile, SmallVit
 from lowbit_vit.schema.record import Provenance, Record
 
@@ -50,10 +51,11 @@ def _image_words(data: DataConfig) -> str:
     return f"{name}, seen at {side} x {side} px"
 
 
-def accuracy_words(profile: Profile, records: Sequence[Record]) -> str:
+def accuracy_words(profile: Profile, results: Sequence[Result]) -> str:
     """What every accuracy on the page is measured on: images, split, n, seeds."""
-    counts = sorted({record.evaluation.whole.images for record in records if record.evaluation is not None})
-    seeds = sorted({record.trial.seed for record in records if record.evaluation is not None})
+    counts = sorted({result.whole.images for result in results if result.whole is not None})
+    seeds = sorted({result.record.trial.seed for result in results if result.whole is not None})
+    records = [result.record for result in results]
     if not counts:
         return "No accuracy was measured."
     n = " or ".join(f"{count:,}" for count in counts)

@@ -14,12 +14,13 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 
+from lowbit_vit.analysis.archive import is_archived
 from lowbit_vit.analysis.claims import gather, judge, load_claims
 from lowbit_vit.analysis.tables import Findings, find, read_paper_table, write_tables
 from lowbit_vit.report import facts, grids
 from lowbit_vit.report.beside import Beside, beside_paper
 from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, pair_words, scan_words, timed_grid
-from lowbit_vit.report.classes import MOST, class_words, lost_grid
+from lowbit_vit.report.classes import MOST, lost_grid
 from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.gallery import all_figures
 from lowbit_vit.report.graphs import graph_grid, graph_words
@@ -34,8 +35,7 @@ from lowbit_vit.report.provenance import places, provenance_document, with_place
 from lowbit_vit.report.terminal import result_markdown
 from lowbit_vit.report.verdict import headline, sentences
 from lowbit_vit.schema.claim import VERDICT_MEANS, Judged
-from lowbit_vit.schema.config import STUDIES, Profile, Study
-from lowbit_vit.schema.packed import is_packed
+from lowbit_vit.schema.config import STUDIES, Profile
 from lowbit_vit.schema.record import write_atomic
 from lowbit_vit.schema.workspace import Workspace
 
@@ -104,7 +104,7 @@ def write_report(content: Content, folder: Path) -> Path:
         log.info("drawing %s: %s", figure.name, figure.title)
         drawn.append((figure, draw(figure, folder / "figures")))
     page = folder / "report.html"
-    packed = [study for study in STUDIES if is_packed(folder / "records" / study)]
+    packed = is_archived(folder / "records")
     write_atomic(page, _render(content, beside, printed, drawn, packed=packed).encode())
     return page
 
@@ -122,14 +122,14 @@ def _write_tables(content: Content, beside: Sequence[Beside], printed: dict[str,
 
 
 def _markdown(content: Content) -> str:
-    records = content.findings.records["variants"]
+    results = content.findings.results["variants"]
     arms = [arm.label for arm in content.profile.variants.arms]
     return report_markdown(
         title=content.profile.description,
         headline=headline(content.judged),
         sentences=sentences(content.findings, content.judged),
         counts=counts(content.judged),
-        arms=result_markdown(records, arms=arms) if records else "",
+        arms=result_markdown(results, arms=arms) if results else "",
         missing=not_run(content.profile, content.findings, content.judged),
     )
 
@@ -140,7 +140,7 @@ def _render(
     printed: dict[str, grids.Grid],
     drawn: Sequence[tuple[Figure, str | None]],
     *,
-    packed: Sequence[Study],
+    packed: bool,
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lowbit_vit.report", "templates"),
@@ -181,8 +181,7 @@ def _scope(content: Content) -> dict[str, Any]:
         "profile": profile,
         "model": facts.model_words(profile),
         "images": facts.image_words(profile, records),
-        "accuracy": facts.accuracy_words(profile, records),
-        "class_words": class_words(content.findings.records["variants"]),
+        "accuracy": facts.accuracy_words(profile, content.findings.all_results),
         "most_classes": MOST,
         "adaptation": facts.adaptation_words(profile),
         "studies": [(study, status_counts([record.status for record in content.findings.records[study]])) for study in STUDIES],

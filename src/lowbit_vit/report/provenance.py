@@ -1,10 +1,9 @@
 """What stands behind each number, for the page: a record's command, host, image and hashes, each distinct text once."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lowbit_vit.report import facts
-from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.record import Record
 
 
@@ -25,33 +24,32 @@ class Shared:
         return self._places[value]
 
 
-def provenance_document(records: Sequence[Record], *, packed: Collection[Study] = ()) -> dict[str, Any]:
+def provenance_document(records: Sequence[Record], *, packed: bool = False) -> dict[str, Any]:
     """`entries`: trial id, and its study, seed, status, start and a place in the list of `shared` of each kind in `kinds`.
 
-    `packed`: the studies whose records lie in one file.
+    `packed`: whether the records lie in Parquet files.
 
     The page refers to a record by its place in `entries`. A place is null where the record does not know: the process died
-    before it could say, or the record is of an old version.
+    before it could say.
     """
-    kinds = ("label", "command", "host", "code", "data", "labels", "weights")
+    kinds = ("label", "command", "host", "code", "data", "weights")
     shared = {name: Shared() for name in kinds}
     entries = []
     for record in records:
         made = record.provenance
-        model, evaluation = record.model, record.evaluation
+        model = record.model
         values = {
             "label": record.trial.label,
             "command": made.command if made else None,
             "host": facts.host_facts(made) if made else None,
             "code": record.code_sha256,
             "data": record.data_sha256,
-            "labels": evaluation.labels_sha256 if evaluation else None,
             "weights": model.backbone_sha256 if model else None,
         }
         places = [shared[name].place(value) for name, value in values.items()]
         about = [record.trial.study, record.trial.seed, record.status, made.started_utc if made else None, *places]
         entries.append([record.trial_id, about])
-    return {"entries": entries, "kinds": kinds, "shared": {name: values.values for name, values in shared.items()}, "packed": list(packed)}
+    return {"entries": entries, "kinds": kinds, "shared": {name: values.values for name, values in shared.items()}, "packed": packed}
 
 
 def places(records: Sequence[Record]) -> Callable[[str], str]:

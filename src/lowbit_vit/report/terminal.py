@@ -10,16 +10,15 @@ from lowbit_vit.analysis.results import Result
 from lowbit_vit.report.cells import DASH, milliseconds, number, percent, status_words
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.machine import doctor
-from lowbit_vit.schema.record import Record
 
 
-def result_table(records: Sequence[Record], *, arms: Sequence[str] = ()) -> Table:
+def result_table(results: Sequence[Result], *, arms: Sequence[str] = ()) -> Table:
     """One line an arm of the variants study: accuracy, size, latency at each batch size, peak memory, or why it has none.
 
     `arms` gives the order (the profile's labels); arms of the paper's table come first without it.
     """
-    table = Table(title=_title(records), title_justify="left", caption=_caption(records), caption_justify="left")
-    headings, rows = _grid(records, arms=arms)
+    table = Table(title=_title(results), title_justify="left", caption=_caption(results), caption_justify="left")
+    headings, rows = _grid(results, arms=arms)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if 1 < index < len(headings) - 1 else "left", overflow="fold")
     for row in rows:
@@ -27,12 +26,12 @@ def result_table(records: Sequence[Record], *, arms: Sequence[str] = ()) -> Tabl
     return table
 
 
-def result_markdown(records: Sequence[Record], *, arms: Sequence[str] = ()) -> str:
+def result_markdown(results: Sequence[Result], *, arms: Sequence[str] = ()) -> str:
     """The same table in GitHub's Markdown, its caption behind it."""
-    headings, rows = _grid(records, arms=arms)
+    headings, rows = _grid(results, arms=arms)
     rule = ["--:" if 1 < index < len(headings) - 1 else "---" for index in range(len(headings))]
     lines = [f"| {' | '.join(map(_markdown_cell, line))} |" for line in (headings, rule, *rows)]
-    return "\n".join(lines) + f"\n\n{_caption(records)}.\n"
+    return "\n".join(lines) + f"\n\n{_caption(results)}.\n"
 
 
 def _markdown_cell(text: str) -> str:
@@ -40,9 +39,9 @@ def _markdown_cell(text: str) -> str:
     return text.replace("|", r"\|").replace("<", "&lt;")
 
 
-def _grid(records: Sequence[Record], *, arms: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def _grid(results: Sequence[Result], *, arms: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the result table."""
-    frame = paper_table(variants([Result(record=record, predictions=None) for record in records], arms=arms or _labels(records)))
+    frame = paper_table(variants(results, arms=arms or _labels(results)))
     batches = frame.get_column("batch_size").drop_nulls().unique().sort().to_list()
     headings = ["arm", "attention", "Top-1 %", "size MiB", *(f"P50 ms, batch {batch}" for batch in batches), "peak MiB", "status"]
     rows = []
@@ -76,19 +75,20 @@ def doctor_table(profile: Profile) -> Table:
     return table
 
 
-def _labels(records: Sequence[Record]) -> list[str]:
+def _labels(results: Sequence[Result]) -> list[str]:
     """Arms of the paper's table in its order, then the others by name."""
-    ranked = sorted(records, key=lambda record: (record.trial.paper_row is None, record.trial.paper_row or 0, record.trial.label))
-    return list(dict.fromkeys(record.trial.label for record in ranked))
+    trials = (result.record.trial for result in results)
+    ranked = sorted(trials, key=lambda trial: (trial.paper_row is None, trial.paper_row or 0, trial.label))
+    return list(dict.fromkeys(trial.label for trial in ranked))
 
 
-def _title(records: Sequence[Record]) -> Text:
-    return Text(f"{records[0].trial.profile}: variants" if records else "variants")
+def _title(results: Sequence[Result]) -> Text:
+    return Text(f"{results[0].record.trial.profile}: variants" if results else "variants")
 
 
-def _caption(records: Sequence[Record]) -> Text:
-    counts = sorted({record.evaluation.whole.images for record in records if record.evaluation is not None})
-    devices = sorted({record.trial.device for record in records if record.evaluation is not None})
+def _caption(results: Sequence[Result]) -> Text:
+    counts = sorted({result.whole.images for result in results if result.whole is not None})
+    devices = sorted({result.record.trial.device for result in results if result.whole is not None})
     images = " or ".join(f"{count:,}" for count in counts) or "no"
     resident = "; peak memory on the cpu is the resident set" if "cpu" in devices else ""
     return Text(f"Top-1 on {images} test images; measured on {', '.join(devices) or 'nothing'}{resident}")

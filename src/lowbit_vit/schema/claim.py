@@ -9,8 +9,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from lowbit_vit.schema.claim_checks import Check, StatedCheck
+from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.plan import Frozen
-from lowbit_vit.schema.record import Interval
 
 Verdict = Literal[
     "holds",

@@ -10,7 +10,8 @@ from lowbit_vit.analysis.evidence.printed import bounds
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Measured, Verdict
 from lowbit_vit.schema.claim_checks import Arms, CellCheck, Quantity, RatioCheck, RunsCheck, ShareCheck
-from lowbit_vit.schema.record import Interval, KernelTime, Latency, Record
+from lowbit_vit.schema.metrics import Interval, LatencySummary
+from lowbit_vit.schema.record import KernelTime
 
 # Throughput times latency is one image in the paper's rows, so that is the batch its cells are held against.
 PAPER_BATCH = 1
@@ -76,7 +77,7 @@ def cell(check: CellCheck, place: Cell, grounds: Grounds) -> Outcome:
     """The cell against the mean over seeds of the same row's arm at batch 1."""
     column, printed = COLUMNS[place.column], printed_number(grounds, place.row, place.column)
     arms = Arms(paper_row=place.row)
-    found = [(result, value) for result in grounds.select(arms) if (value := _cell_value(result.record, column.name)) is not None]
+    found = [(result, value) for result in grounds.select(arms) if (value := _cell_value(result, column.name)) is not None]
     records = tuple(result.record.trial_id for result, _ in found)
     ours = _cell_ours(found, column) if found else None
     obstacle = grounds.obstacle(*column.needs, ours=ours, records=records)
@@ -95,20 +96,20 @@ def cell(check: CellCheck, place: Cell, grounds: Grounds) -> Outcome:
 def _cell_ours(found: Sequence[tuple[Result, float]], column: _Column) -> Measured:
     mean = fmean(value for _, value in found)
     seeds = f" (mean of {len(found)} seeds)" if len(found) > 1 else ""
-    interval = _p50_interval(found[0][0].record, PAPER_BATCH) if column.name == "p50_ms" and len(found) == 1 else None
+    interval = _p50_interval(found[0][0], PAPER_BATCH) if column.name == "p50_ms" and len(found) == 1 else None
     text = f"{mean:,.{column.digits}f} {column.unit}".strip() + seeds
     return Measured(text=text, value=mean, unit=column.unit or None, interval=interval)
 
 
-def _cell_value(record: Record, name: str) -> float | None:
+def _cell_value(result: Result, name: str) -> float | None:
     if name in ("top1", "top5", "macro_f1"):
-        return None if record.evaluation is None else float(getattr(record.evaluation.whole, name))
-    latency = _latency(record, PAPER_BATCH)
+        return None if result.whole is None else float(getattr(result.whole, name))
+    latency = _latency(result, PAPER_BATCH)
     if name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "images_per_s"):
         return None if latency is None else getattr(latency, name)
     if name == "cpu_ms":
-        return latency.mean_ms if latency is not None and record.trial.device == "cpu" else None
-    return value_of(record, _QUANTITIES[name], PAPER_BATCH)
+        return latency.mean_ms if latency is not None and result.record.trial.device == "cpu" else None
+    return value_of(result, _QUANTITIES[name], PAPER_BATCH)
 
 
 _QUANTITIES: dict[str, Quantity] = {
@@ -143,13 +144,13 @@ def ratio(check: RatioCheck, grounds: Grounds) -> Outcome:
 
 def _ratio(pair: tuple[Result, Result], check: RatioCheck) -> tuple[float, Interval | None] | None:
     """The quotient, and for a median latency the widest one that the two 95 % intervals allow; None where one was not measured."""
-    one, other = (value_of(result.record, check.quantity, check.batch) for result in pair)
+    one, other = (value_of(result, check.quantity, check.batch) for result in pair)
     if one is None or other is None:
         return None
     value = one / other if other else float("inf")
     if check.quantity != "p50_ms" or check.batch is None:
         return value, None
-    mine, its = (_p50_interval(result.record, check.batch) for result in pair)
+    mine, its = (_p50_interval(result, check.batch) for result in pair)
     return value, None if mine is None or its is None else Interval(low=mine.low / its.high, high=mine.high / its.low)
 
 
@@ -198,10 +199,10 @@ def share(check: ShareCheck, grounds: Grounds) -> Outcome:
 
 
 def _share(pair: tuple[Result, Result], check: ShareCheck) -> float | None:
-    one, other = (_kernels(result.record, check.batch) for result in pair)
+    one, other = (_kernels(result, check.batch) for result in pair)
     if one is None or other is None:
         return None
-    extra = one.wall_us - other.wall_us
+    extra = pair[0].wall_us(one) - pair[1].wall_us(other)
     spent = sum(one.by_class_us.get(name, 0.0) - other.by_class_us.get(name, 0.0) for name in check.classes)
     return spent / extra if extra > 0 else 0.0
 
@@ -210,12 +211,12 @@ def _waiting(pair: tuple[Result, Result], batch: int) -> str:
     """How long each of the two takes, how long its kernels run, and what it launches and waits for."""
     parts = []
     for result in pair:
-        kernels = _kernels(result.record, batch)
+        kernels = _kernels(result, batch)
         if kernels is None:
             continue
         busy = sum(kernels.by_class_us.values()) / 1e3
         counts = f", {kernels.launches} launches, {kernels.host_syncs} host syncs" if kernels.launches is not None else ""
-        parts.append(f"{result.record.trial.label} {kernels.wall_us / 1e3:.1f} ms, kernels {busy:.1f} ms{counts}")
+        parts.append(f"{result.record.trial.label} {result.wall_us(kernels) / 1e3:.1f} ms, kernels {busy:.1f} ms{counts}")
     return " against ".join(parts)
 
 
@@ -233,8 +234,9 @@ def runs(check: RunsCheck, grounds: Grounds) -> Outcome:
 # ------------------------------------------------------------------------------------------------ values of one record
 
 
-def value_of(record: Record, quantity: Quantity, batch: int | None) -> float | None:
-    """A quantity of one record, or None where it was not measured."""
+def value_of(result: Result, quantity: Quantity, batch: int | None) -> float | None:
+    """A quantity of one trial, or None where it was not measured."""
+    record = result.record
     match quantity:
         case "file_mib":
             return None if record.model is None else record.model.file_bytes / MIB
@@ -248,19 +250,20 @@ def value_of(record: Record, quantity: Quantity, batch: int | None) -> float | N
             peak = next((item.peak_allocated_bytes for item in memories if item.batch_size == batch), None)
             return None if peak is None else peak / MIB
         case "p50_ms":
-            latency = _latency(record, batch)
+            latency = _latency(result, batch)
             return None if latency is None else latency.p50_ms
         case _:
-            kernels = _kernels(record, batch)
-            return None if kernels is None else _of_kernels(kernels, quantity)
+            kernels = _kernels(result, batch)
+            return None if kernels is None else _of_kernels(result, kernels, quantity)
 
 
-def _of_kernels(kernels: KernelTime, quantity: Quantity) -> float | None:
+def _of_kernels(result: Result, kernels: KernelTime, quantity: Quantity) -> float | None:
     match quantity:
         case "kernel_us":
             return sum(kernels.by_class_us.values())
         case "idle_share":
-            return None if kernels.idle_us is None else kernels.idle_us / kernels.wall_us
+            idle = result.idle_us(kernels)
+            return None if idle is None else idle / result.wall_us(kernels)
         case "launches":
             return kernels.launches
         case "host_syncs":
@@ -269,16 +272,15 @@ def _of_kernels(kernels: KernelTime, quantity: Quantity) -> float | None:
             return kernels.by_class_us.get(quantity.removesuffix("_us"), 0.0)
 
 
-def _latency(record: Record, batch: int | None) -> Latency | None:
-    items = record.measurement.latency if record.measurement is not None else ()
+def _latency(result: Result, batch: int | None) -> LatencySummary | None:
+    return None if batch is None else result.latency.get(batch)
+
+
+def _kernels(result: Result, batch: int | None) -> KernelTime | None:
+    items = result.record.measurement.kernels if result.record.measurement is not None else ()
     return next((item for item in items if item.batch_size == batch), None)
 
 
-def _kernels(record: Record, batch: int | None) -> KernelTime | None:
-    items = record.measurement.kernels if record.measurement is not None else ()
-    return next((item for item in items if item.batch_size == batch), None)
-
-
-def _p50_interval(record: Record, batch: int) -> Interval | None:
-    latency = _latency(record, batch)
+def _p50_interval(result: Result, batch: int) -> Interval | None:
+    latency = _latency(result, batch)
     return None if latency is None else latency.p50_ci_ms

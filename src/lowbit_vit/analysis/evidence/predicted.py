@@ -14,12 +14,12 @@ from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome, record_ids
 from lowbit_vit.analysis.evidence.measured import QUANTITY_WORDS, pair_words, value_of
 from lowbit_vit.analysis.power import detectable_paired
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import Comparison, compare_counts, holm, margin_test, wilson
-from lowbit_vit.schema.answers import Answers
 from lowbit_vit.schema.claim import Measured, Verdict
 from lowbit_vit.schema.claim_checks import AccuracyCheck, Check, FlipsCheck, FrontierCheck, Metric, PairedCheck
-from lowbit_vit.schema.record import Interval
+from lowbit_vit.schema.metrics import Interval
+from lowbit_vit.schema.predictions import Predictions
 
 ALPHA = 0.05
 METRIC_WORDS: dict[Metric, str] = {"top1": "Top-1", "top5": "Top-5", "macro_f1": "Macro-F1"}
@@ -201,10 +201,10 @@ def frontier(check: FrontierCheck, grounds: Grounds) -> Outcome:
     """`reproduced` where some arm of the selector is undominated among all arms; needs a high-precision arm to compare with."""
     points: list[tuple[Result, tuple[float, ...]]] = []
     for result in grounds.results["variants"]:
-        costs = [value_of(result.record, quantity, check.batch) for quantity in check.costs]
-        if result.record.status == "success" and result.record.evaluation is not None and None not in costs:
+        costs = [value_of(result, quantity, check.batch) for quantity in check.costs]
+        if result.whole is not None and None not in costs:
             known = tuple(cost for cost in costs if cost is not None)
-            points.append((result, (*known, -result.record.evaluation.whole.top1)))
+            points.append((result, (*known, -result.whole.top1)))
     picked = {result.record.trial_id for result in grounds.select(check.of)}
     members = [(result, point) for result, point in points if result.record.trial_id in picked]
     others = [result for result, _ in points if result.record.trial_id not in picked]
@@ -249,8 +249,8 @@ def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def accuracy(check: AccuracyCheck, grounds: Grounds) -> Outcome:
     """Somebody's Top-1 against ours, where images, model and weights are the same."""
-    trials = [result for result in grounds.results["variants"] if result.record.evaluation is not None]
-    best = max(trials, key=lambda result: result.record.evaluation.whole.top1 if result.record.evaluation else 0.0, default=None)
+    trials = [result for result in grounds.results["variants"] if result.whole is not None]
+    best = max(trials, key=lambda result: result.whole.top1 if result.whole else 0.0, default=None)
     same = [
         result
         for result in trials
@@ -258,24 +258,24 @@ def accuracy(check: AccuracyCheck, grounds: Grounds) -> Outcome:
         and result.record.trial.backbone.architecture == check.architecture
         and result.record.trial.backbone.weights == check.weights
     ]
-    if not same and best is not None and best.record.evaluation is not None:
-        trial, top1 = best.record.trial, best.record.evaluation.whole.top1
+    if not same and best is not None and best.whole is not None:
+        trial, top1 = best.record.trial, best.whole.top1
         ours = Measured(text=f"{100 * top1:.2f} % ({trial.label})", value=100 * top1, unit="%")
         own = f"{trial.backbone.weights} weights on {trial.data.source}"
         words = f"Ours are {own}; the number is of {check.weights} weights on {check.images}."
         return Outcome("not comparable", words, because="weights", ours=ours, records=(best.record.trial_id,))
     if not same:
         return grounds.missing_arms()
-    rates = [result.record.evaluation.whole.top1 for result in same if result.record.evaluation is not None]
+    rates = [result.whole.top1 for result in same if result.whole is not None]
     ours = Measured(text=f"{100 * max(rates):.2f} % at best", value=100 * max(rates), unit="%")
     words = f"Theirs {100 * check.top1:.2f} %, ours {ours.text}; allowed {100 * check.within:g} points."
     verdict: Verdict = "reproduced" if abs(max(rates) - check.top1) <= check.within else "not reproduced"
     return Outcome(verdict, words, ours=ours, records=tuple(result.record.trial_id for result in same))
 
 
-def _both(one: Result, other: Result) -> tuple[Answers, Answers] | None:
+def _both(one: Result, other: Result) -> tuple[Predictions, Predictions] | None:
     """The predictions of both on the same images, or None."""
-    if one.predictions is None or other.predictions is None or not same_images((one, other)):
+    if one.predictions is None or other.predictions is None:
         return None
     return one.predictions, other.predictions
 

@@ -15,13 +15,13 @@ from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
 from lowbit_vit.analysis.evidence.printed import bounds
 from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.ranks import agreement, kendall
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import compare
 from lowbit_vit.schema.claim import Measured, Verdict
 from lowbit_vit.schema.claim_checks import BlocksCheck, RandomCheck, SparedCheck, StabilityCheck
 from lowbit_vit.schema.config import Study
+from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.plan import SensitivityScores
-from lowbit_vit.schema.record import Interval
 from lowbit_vit.schema.roles import MixedRole, read_mixed_roles
 
 
@@ -75,7 +75,7 @@ def spared(check: SparedCheck, grounds: Grounds) -> Outcome:
     other = _cell(grounds, None if check.over == "fully quantized" else MixedRole(check.over, check.k))
     pair = [result for result in (one, other) if result is not None]
     ours, records = None, tuple(result.record.trial_id for result in pair)
-    if one is not None and other is not None and same_images((one, other)):
+    if one is not None and other is not None:
         comparison = compare(_report_right(other), _report_right(one))
         points = Interval(low=100 * comparison.interval.low, high=100 * comparison.interval.high)
         text = f"{100 * comparison.difference:+.2f} points ({points.low:+.2f} to {points.high:+.2f})"
