@@ -29,12 +29,12 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from lowbit_vit.schema.packed import study_records
 
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Arm, Profile, Trial, load_profile
 from lowbit_vit.schema.machine import provenance
-from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256
 from lowbit_vit.schema.workspace import Workspace

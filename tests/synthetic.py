@@ -164,7 +164,7 @@ def _training(trial: Trial) -> TrainingResult | None:
 def _measurement(trial: Trial) -> MeasurementResult:
     assert trial.measurement is not None
     slow = {"high": 1.0, "nf4": 1.7, "nf4-dq": 1.9}.get(formats(trial)[0], 2.6) * (1.3 if trial.attention == "math" else 1.0)
-    latency, memory, kernels = [], [], []
+    latency, memory, kernels, on_gpu = [], [], [], trial.device == "cuda"
     for batch in trial.measurement.batch_sizes:
         mean = slow * (1.1 + 0.12 * batch) * (1 + 0.05 * trial.seed)
         samples = tuple(round(mean * (0.95 + 0.1 * i / 199), 4) for i in range(200))
@@ -180,20 +180,22 @@ def _measurement(trial: Trial) -> MeasurementResult:
         memory.append(
             Memory(
                 batch_size=batch,
-                peak_allocated_bytes=None,
-                peak_reserved_bytes=None,
+                peak_allocated_bytes=600_000_000 + 100_000 * batch if on_gpu else None,
+                peak_reserved_bytes=700_000_000 + 100_000 * batch if on_gpu else None,
                 process_bytes=None,
-                peak_resident_bytes=600_000_000 + 100_000 * batch,
+                peak_resident_bytes=None if on_gpu else 600_000_000 + 100_000 * batch,
+                before_bytes=500_000 if on_gpu else None,
+                workspace_bytes=32 * 2**20 if on_gpu else None,
             )
         )
         shares = {"gemm": 0.5, "quantize": 0.1, "attention": 0.15, "norm_elementwise": 0.15, "copy": 0.05, "other": 0.05}
         kernels.append(
             KernelTime(
                 batch_size=batch,
-                wall_us=1000 * mean,
+                wall_us=None if on_gpu else 1000 * mean,
                 by_class_us={name: 1000 * mean * share for name, share in shares.items()},
-                launches=None,
-                host_syncs=None,
+                launches=300 if on_gpu else None,
+                host_syncs=0 if on_gpu else None,
                 attention_kernels=("aten::_scaled_dot_product_flash_attention_for_cpu",),
                 low_bit_kernels=(),
             )
@@ -221,6 +223,12 @@ def _measurement(trial: Trial) -> MeasurementResult:
 def unfinished(trial: Trial, status: Status, reason: str) -> Record:
     """A record of a trial that gave no result."""
     return Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=None, code_sha256=CODE)
+
+
+def with_invariance(trial: Trial) -> Trial:
+    """The trial, asked for predictions at two batch sizes; the demo's are not."""
+    assert trial.measurement is not None
+    return trial.model_copy(update={"measurement": trial.measurement.model_copy(update={"invariance_images": 64})})
 
 
 def write_trials(trials: list[Trial], workspace: Workspace) -> None:

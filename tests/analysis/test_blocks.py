@@ -1,6 +1,5 @@
 """Sensitivity and mixed frames: report half only, every part of a cell counted, random plans as a range."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np

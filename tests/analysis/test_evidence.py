@@ -18,7 +18,6 @@ from lowbit_vit.analysis.claims import carry_out, gather, load_claims
 from lowbit_vit.analysis.evidence import predicted
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
 from lowbit_vit.analysis.results import Result, load_all_results
-from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.claim import Cell, Claim, Verdict
 from lowbit_vit.schema.claim_checks import (
     AccuracyCheck,
@@ -42,6 +41,7 @@ from lowbit_vit.schema.claim_checks import (
 )
 from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores, all_but, uniform
+from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 

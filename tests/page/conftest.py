@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lowbit_vit.schema.packed import study_records
 from playwright.sync_api import Browser, sync_playwright
 
 import synthetic
@@ -12,7 +13,6 @@ import synthetic_claims
 from lowbit_vit.analysis.tables import find, read_paper_table
 from lowbit_vit.report.page import Content, build_report, write_report
 from lowbit_vit.schema.config import STUDIES, load_profile
-from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.workspace import Workspace
 
 REFERENCES = sorted(path.parent for path in (synthetic.PROJECT / "reports" / "reference").glob("*/records"))

@@ -1,6 +1,5 @@
-"""The classes that lose most: a line for each arm that loses an image, worst first, and never a name that the records lack."""
+"""The classes that lose most: a line for each arm that loses an image, worst first."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import pytest
 import synthetic
 from lowbit_vit.analysis.tables import Findings
 from lowbit_vit.report.cells import MINUS
-from lowbit_vit.report.classes import MOST, class_words, lost_grid
+from lowbit_vit.report.classes import MOST, lost_grid
 from lowbit_vit.report.page import build_report
-from lowbit_vit.schema.workspace import Workspace
 
 HOSTILE = "</td><script>alert(1)</script>"
 
@@ -44,22 +42,8 @@ def test_no_line_where_no_class_loses_an_image(findings: Findings) -> None:
     assert lost_grid(replace(findings.tables, classes=nothing.clear())).rows == ()
 
 
-def test_classes_without_names_are_said_to_be_numbers(findings: Findings) -> None:
-    records = findings.records["variants"]
-    named = [record for record in records if record.evaluation is not None][:1]
-    with_names = [
-        record.model_copy(update={"evaluation": record.evaluation.model_copy(update={"class_names": ("ash",)})})
-        for record in named
-        if record.evaluation is not None
-    ]
-    assert class_words(records).startswith("The records do not name")
-    assert class_words([*records, *with_names]).startswith("Some records do not name")
-    assert class_words(with_names) == class_words([]) == ""
-
-
-def test_the_page_has_the_section_and_escapes_class_names(tmp_path: Path, page_of: Callable[..., Workspace]) -> None:
+def test_the_page_has_the_section_and_escapes_class_names(tmp_path: Path) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root", studies=("variants",))
-    assert "The records do not name their classes" in (page_of("variants").reports / "report.html").read_text()
     for path in workspace.records("variants").glob("*.json"):
         record = synthetic.read_record(path)
         if record.evaluation is not None:
@@ -70,5 +54,4 @@ def test_the_page_has_the_section_and_escapes_class_names(tmp_path: Path, page_o
     assert "<h3>Classes that lose most images</h3>" in page
     assert "&lt;/td&gt;&lt;script&gt;alert(1)" in page
     assert "<script>alert" not in page
-    assert "do not name their classes" not in page
     assert r"\textless{}script\textgreater{}" in (workspace.reports / "tables" / "lost.tex").read_text()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from lowbit_vit.schema.metrics import Interval, percentile, percentile_interval
+from lowbit_vit.schema.metrics import Interval, percentile, percentile_interval, summarize_latency
 
 
 @pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
@@ -53,3 +53,20 @@ def test_a_quantile_outside_0_to_1_raises(q: float) -> None:
 def test_no_samples_raise() -> None:
     with pytest.raises(ValueError, match="no samples"):
         percentile([], 0.5)
+
+
+def test_percentiles_of_too_few_samples_are_null() -> None:
+    few = summarize_latency(tuple(range(1, 201)), batch_size=4)
+    nearly = summarize_latency(tuple(range(1, 1000)), batch_size=4)
+    many = summarize_latency(tuple(range(1, 1001)), batch_size=4)
+    assert (few.p50_ms, few.p95_ms, few.p99_ms, few.p99_ci_ms) == (100, 190, None, None)
+    assert (nearly.p99_ms, nearly.p99_ci_ms) == (None, None)
+    assert (many.p50_ms, many.p95_ms, many.p99_ms) == (500, 950, 990)
+    assert many.p99_ci_ms is not None
+    assert many.p99_ci_ms.low < 990 < many.p99_ci_ms.high < 1000
+
+
+def test_throughput_is_the_batch_over_the_mean_latency() -> None:
+    found = summarize_latency((1.0, 2.0, 3.0), batch_size=4)
+    assert (found.mean_ms, found.p50_ms, found.p50_ci_ms, found.samples_ms) == (2.0, 2.0, None, (1.0, 2.0, 3.0))
+    assert found.images_per_s == 2000.0

@@ -21,7 +21,7 @@ import polars as pl
 
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.predictions import COLUMNS, Predictions, check_predictions, predictions_of
-from lowbit_vit.schema.record import Record, parse_record, write_atomic
+from lowbit_vit.schema.record import Record, parse_json, parse_record, write_atomic
 
 TRIALS, SAMPLES, PREDICTIONS = "trials.parquet", "samples.parquet", "predictions.parquet"
 _MANTISSA_BITS = 7  # that are kept of float32's 23; with the leading one, 8 significant bits
@@ -204,7 +204,7 @@ def _record(row: dict[str, Any], calls: pl.DataFrame | None, source: str, folder
     content: dict[str, Any] = {name: row[name] for name in _PLAIN}
     for name in _JSON:
         try:
-            content[name] = None if row[name] is None else json.loads(row[name])
+            content[name] = None if row[name] is None else parse_json(row[name])
         except (ValueError, RecursionError) as error:
             raise DataError(f"{source}: column {name}: not JSON ({str(error).splitlines()[0]}); {_AGAIN}") from error
     if not isinstance(content["trial"], dict) or "study" in content["trial"]:

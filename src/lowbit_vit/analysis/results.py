@@ -231,7 +231,7 @@ def _require_each_arm_once(results: Iterable[Result], folder: Path) -> None:
         other = arms.setdefault((arm_key(trial), trial.device), record)
         if other is not record:
             raise DataError(f"{folder}: {_name(other)} and {_name(record)} are the same arm, trial and seed; delete one, or {_ADVICE}")
-        named = labels.setdefault((trial.study, trial.label, trial.device), record)
+        named = labels.setdefault((trial.study, trial.label), record)
         if arm_key(named.trial)._replace(seed=0) != arm_key(trial)._replace(seed=0):
             raise DataError(
                 f"{folder}: {_name(named)} and {_name(record)}: key trial.label: {trial.label!r} is of two arms; {_ADVICE}"

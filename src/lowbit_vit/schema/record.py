@@ -394,7 +394,7 @@ def parse_record(text: str | bytes, *, source: str) -> Record:
     """
     again = "copy it again, or delete it and run the study again"
     try:
-        content: Any = json.loads(text, object_pairs_hook=_unique)
+        content = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: not a record ({str(error).splitlines()[0]}); {again}") from error
     version = content.get("record_version") if isinstance(content, dict) else None
@@ -409,6 +409,15 @@ def parse_record(text: str | bytes, *, source: str) -> Record:
         return Record.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise DataError(f"{source}: {one_line(error)}; {again}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of a JSON text in which no object has a key twice.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def put_record(record: Record, predictions: bytes | None, workspace: Workspace, 
     else:
         attempts = 1 if before.status in ("success", "skipped") else before.attempts + 1
     record = record.model_copy(update={"attempts": attempts + lost})
-    write_record(record, folder, predictions)
     if predictions is None:
         (folder / f"{record.trial_id}.npz").unlink(missing_ok=True)
+    write_record(record, folder, predictions)
     return record
