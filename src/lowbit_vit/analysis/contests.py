@@ -16,11 +16,11 @@ import numpy.typing as npt
 import polars as pl
 
 from lowbit_vit.analysis.power import detectable_paired
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role, same_images
 from lowbit_vit.analysis.scores import simultaneous_intervals
 from lowbit_vit.analysis.statistics import compare, holm
 from lowbit_vit.schema.answers import Answers
-from lowbit_vit.schema.roles import MixedRole, read_mixed_roles
+from lowbit_vit.schema.cell_role import CellRole, Chosen, Random, Reference
 
 HEURISTIC: Final = "first+last"
 CONTESTS_SCHEMA: dict[str, Any] = {
@@ -52,15 +52,13 @@ def contests(mixed: Sequence[Result], *, depth: int) -> pl.DataFrame:
 
     `depth` is the model's number of blocks: it says whether the random plans are all that there are.
     """
-    cells = {role: result for result in mixed for role in read_mixed_roles(result.record.trial.label) if result.predictions is not None}
-    reference = cells.get(MixedRole("reference"))
+    cells = cells_by_role(mixed)
+    reference = cells.get(Reference())
     if reference is None or reference.predictions is None or not same_images(cells.values()):
         return pl.DataFrame(schema=CONTESTS_SCHEMA)
     rows, differences = [], []
-    for role, result in sorted(cells.items(), key=lambda item: (item[0].k, item[0].kind)):
-        if role.kind in ("reference", "none", "random", "plan", "pair") or result.predictions is None:
-            continue
-        row, difference = _contest(role, result, cells, reference.predictions, depth=depth)
+    for role in sorted((role for role in cells if isinstance(role, Chosen)), key=lambda role: (role.k, role.kind)):
+        row, difference = _contest(role, cells, reference.predictions, depth=depth)
         rows.append(row)
         differences.append(difference)
     challengers = [index for index, row in enumerate(rows) if row["strategy"] != HEURISTIC and row["p_flips"] is not None]
@@ -73,13 +71,14 @@ def contests(mixed: Sequence[Result], *, depth: int) -> pl.DataFrame:
 
 
 def _contest(
-    role: MixedRole, result: Result, cells: dict[MixedRole, Result], reference: Answers, *, depth: int
+    role: Chosen, cells: dict[CellRole, Result], reference: Answers, *, depth: int
 ) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
+    result = cells[role]
     flips, kl = _flips(result, reference), _kl(result, reference)
-    peers = [other for peer, other in cells.items() if peer.kind == "random" and peer.k == role.k]
+    peers = [other for peer, other in cells.items() if isinstance(peer, Random) and peer.k == role.k]
     peer_flips = [int(_flips(peer, reference).sum()) for peer in peers]
     peer_kl = [float(_kl(peer, reference).mean()) for peer in peers]
-    is_one = any(peer.kind == "random" and peer.k == role.k for peer in read_mixed_roles(result.record.trial.label))
+    is_one = any(peer is result for peer in peers)
     own = 0 if is_one and len(peers) == math.comb(depth, role.k) else 1
     row: dict[str, Any] = {
         "k": role.k,
@@ -95,7 +94,7 @@ def _contest(
         "p_flips": None,
         "trial_id": result.record.trial_id,
     }
-    heuristic = cells.get(MixedRole(HEURISTIC, role.k))
+    heuristic = cells.get(Chosen(kind=HEURISTIC, k=role.k))
     if heuristic is None or role.kind == HEURISTIC:
         return row, np.zeros_like(kl)
     theirs = _flips(heuristic, reference)
