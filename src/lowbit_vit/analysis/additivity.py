@@ -88,9 +88,9 @@ def additivity(
         role = result.record.trial.roles[0]
         parts = _parts(result.record.trial.plan, units, depth=profile.backbone.depth)
         predictions, model = result.predictions, result.record.model
-        if isinstance(role, BlockPair) or not parts or predictions is None or predictions.kl is None or model is None:
+        kl = None if predictions is None else predictions.report_kl
+        if isinstance(role, BlockPair) or not parts or predictions is None or kl is None or model is None:
             continue
-        report = ~predictions.selection
         summed_kl = sum(float(np.mean(unit.kl)) for unit, _, _ in parts)
         rows.append(
             {
@@ -98,14 +98,14 @@ def additivity(
                 "strategy": role.kind,
                 **role.model_dump(include={"k"}),
                 "predicted_kl": summed_kl,
-                "kl": float(predictions.kl[report].astype(np.float64).mean()),
+                "kl": float(kl.mean()),
                 "predicted_flips_per_1000": sum(1000 * float(np.mean(unit.flips)) / images for unit, images, _ in parts),
                 **_expected_flips(curve, summed_kl),
-                "flips_per_1000": 1000 * float((predictions.best != reference.predictions.best)[report].mean()),
+                "flips_per_1000": 1000 * float(predictions.flips(reference.predictions)[~predictions.selection].mean()),
                 **_latency(result, (*variants, *mixed), profile),
                 "predicted_weight_bytes": _summed_bytes(parts, sizes),
                 "weight_bytes": model.weight_bytes,
-                "images": int(report.sum()),
+                "images": len(kl),
                 "trial_id": result.record.trial_id,
             }
         )

@@ -198,8 +198,7 @@ def mixed(results: Sequence[Result], *, depth: int) -> pl.DataFrame:
 def _flips(result: Result, high: Result | None) -> float | None:
     if result.predictions is None or high is None or high.predictions is None or not same_images((high, result)):
         return None
-    changed = result.predictions.best != high.predictions.best
-    return 1000 * float(changed[~high.predictions.selection].mean())
+    return 1000 * float(result.predictions.flips(high.predictions)[~high.predictions.selection].mean())
 
 
 def _mixed_place(item: tuple[CellRole, Result]) -> tuple[int, int, int]:
@@ -268,16 +267,9 @@ def _outcome(result: Result, reference: Result | None) -> dict[str, Any]:
     right = (predictions.right)[report]
     interval = wilson(int(right.sum()), len(right))
     row |= {"images": len(right), "top1": float(right.mean()), "top1_low": interval.low, "top1_high": interval.high}
-    if predictions.kl is not None:
-        row["kl"] = float(predictions.kl[report].astype(np.float64).mean())
+    if predictions.report_kl is not None:
+        row["kl"] = float(predictions.report_kl.mean())
     if reference is None or reference is result or reference.predictions is None or not same_images((reference, result)):
         return row
     outcome = compare((reference.predictions.right)[report], right)
-    return row | {
-        "lost": outcome.lost,
-        "gained": outcome.gained,
-        "difference": outcome.difference,
-        "difference_low": outcome.interval.low,
-        "difference_high": outcome.interval.high,
-        "p_value": outcome.p_value,
-    }
+    return row | outcome.columns

@@ -84,7 +84,7 @@ def flip_curve(
     for role, predictions in cells.items():
         kl = _summed_kl(role, scores, units)
         if reference is not None and predictions is not None and kl is not None:
-            points.append((kl, int((predictions.best != reference.best)[reference.selection].sum())))
+            points.append((kl, int(predictions.flips(reference)[reference.selection].sum())))
     if reference is None or not points:
         return None
     images = int(reference.selection.sum())

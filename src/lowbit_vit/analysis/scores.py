@@ -94,7 +94,7 @@ def _score_units(
             block=role.block,
             module=role.module,
             kl=tuple(float(kl[index, draw].mean()) for draw in draws),
-            flips=tuple(int(np.count_nonzero((predictions.best != reference.best)[draw])) for draw in draws),
+            flips=tuple(int(np.count_nonzero(predictions.flips(reference)[draw])) for draw in draws),
             margin=tuple(float((predictions.margin.astype(np.float64) - reference.margin)[draw].mean()) for draw in draws),
             top1=tuple(float((predictions.right)[draw].mean()) for draw in draws),
             kl_interval=(max(0.0, kl_intervals[index][0]), kl_intervals[index][1]),
