@@ -61,11 +61,11 @@ def contests(mixed: Sequence[Result], *, depth: int) -> pl.DataFrame:
     kl = {role: unknown if found.report_kl is None else found.report_kl for role, found in answers.items()}
     rows, differences = [], []
     for role in sorted((role for role in cells if isinstance(role, Chosen)), key=lambda role: (role.k, role.kind)):
-        trial = cells[role].record.trial
+        record = cells[role].record
         others = [peer for peer in cells if isinstance(peer, Random) and peer.k == role.k]
-        is_one = not set(others).isdisjoint(trial.roles)
+        is_one = not set(others).isdisjoint(record.trial.roles)
         own = 0 if is_one and len(others) == math.comb(depth, role.k) else 1
-        rows.append({**_contest(role, others, flips, kl, own=own), "trial_id": trial.trial_id})
+        rows.append({**_contest(role, others, flips, kl, own=own), "trial_id": record.trial_id})
         differences.append(kl[role] - kl.get(Chosen(kind=HEURISTIC, k=role.k), unknown))
     challengers = [index for index, row in enumerate(rows) if row["strategy"] != HEURISTIC and row["p_flips"] is not None]
     adjusted = holm([rows[index]["p_flips"] for index in challengers])
