@@ -45,7 +45,7 @@ def allocate(
     """
     from lowbit_vit.analysis.allocation import allocate_within, asked_budget, study_plans
     from lowbit_vit.analysis.results import load_results
-    from lowbit_vit.report.allocation import plan_lines
+    from lowbit_vit.report.terminal import plan_lines
     from lowbit_vit.schema.allocation import plan_files_json
     from lowbit_vit.schema.estimate import read_estimates
     from lowbit_vit.schema.record import write_atomic
@@ -116,12 +116,13 @@ def predict(
     device: Annotated[Device, typer.Option("--device", help="to run on")] = "cpu",
 ) -> None:
     """Print the most likely classes of images with their probabilities: a table, or where stdout is no terminal, lines with tabs."""
-    from lowbit_vit.report.predictions import prediction_lines, prediction_table
+    from lowbit_vit.report.columns import to_terminal
+    from lowbit_vit.report.terminal import prediction_lines, prediction_table
     from lowbit_vit.trial.predictor import load
 
     found = load(model, device).predict(images)
     predictions = [(str(image), prediction.top(top)) for image, prediction in zip(images, found, strict=True)]
     if sys.stdout.isatty():
-        console().print(prediction_table(predictions))
+        console().print(to_terminal(prediction_table(predictions)))
     else:
         print(prediction_lines(predictions), end="")

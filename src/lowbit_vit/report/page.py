@@ -16,23 +16,35 @@ from markupsafe import Markup
 
 from lowbit_vit.analysis.claims import gather, judge, load_claims
 from lowbit_vit.analysis.tables import Findings, find, read_paper_table, write_tables
-from lowbit_vit.report import facts, grids
-from lowbit_vit.report.beside import Beside, beside_paper
-from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, pair_words, scan_words, timed_grid
-from lowbit_vit.report.classes import MOST, class_words, lost_grid
+from lowbit_vit.report import run_description
+from lowbit_vit.report.allocation_tables import (
+    additivity_words,
+    agreement_table,
+    block_table,
+    contest_table,
+    estimator_table,
+    mixed_table,
+    pair_words,
+    scan_words,
+    timed_table,
+)
+from lowbit_vit.report.columns import Table, escape_markdown, to_latex, to_markdown
+from lowbit_vit.report.figure_list import all_figures
 from lowbit_vit.report.figures.document import Figure, draw, javascript
-from lowbit_vit.report.gallery import all_figures
-from lowbit_vit.report.graphs import graph_grid, graph_words
-from lowbit_vit.report.headings import headings
-from lowbit_vit.report.latex import beside_latex, grid_latex
-from lowbit_vit.report.ledger import SIGNS, TONES, claims_frame, command, counts, sections, source_address
-from lowbit_vit.report.limits import invariance_grid, memory_grid, roofline_grid
-from lowbit_vit.report.markdown import report_markdown
+from lowbit_vit.report.ledger import SIGNS, TONES, claims_frame, command, counts, counts_table, sections, source_address
 from lowbit_vit.report.metrics import metrics, status_counts
-from lowbit_vit.report.missing import not_run
-from lowbit_vit.report.provenance import places, provenance_document, with_places
-from lowbit_vit.report.terminal import result_markdown
-from lowbit_vit.report.verdict import headline, sentences
+from lowbit_vit.report.missing import Missing, not_run
+from lowbit_vit.report.paper_comparison import Beside, beside_paper, paper_table
+from lowbit_vit.report.roofline_tables import (
+    execution_table,
+    graph_table,
+    graph_words,
+    invariance_table,
+    memory_table,
+    roofline_table,
+)
+from lowbit_vit.report.tables import MOST_CLASSES, class_table, class_words, result_table, time_table
+from lowbit_vit.report.verdict import Sentence, headings, headline, sentences
 from lowbit_vit.schema.claim import VERDICT_MEANS, Judged
 from lowbit_vit.schema.config import STUDIES, Profile, Study
 from lowbit_vit.schema.packed import is_packed
@@ -40,6 +52,9 @@ from lowbit_vit.schema.record import write_atomic
 from lowbit_vit.schema.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+# More lines than this nobody reads in a pull request; the page has them all.
+MOST_MISSING = 12
 
 
 @dataclass(frozen=True)
@@ -57,24 +72,24 @@ class Content:
         return beside_paper(self.findings.tables.paper_table, self.paper, self.judged)
 
     @property
-    def printed(self) -> dict[str, grids.Grid]:
-        """The tables that people read, by name."""
+    def printed(self) -> dict[str, Table]:
+        """The printed tables, by name."""
         tables = self.findings.tables
         return {
-            "arms": grids.result_grid(tables.paper_table),
-            "lost": lost_grid(tables),
-            "twins": grids.twin_grid(tables.paper_table),
-            "graphs": graph_grid(tables.graphs),
-            "rooflines": roofline_grid(tables.rooflines),
-            "memory": memory_grid(tables.memory_parts),
-            "invariance": invariance_grid(tables.invariance),
-            "agreement": grids.agreement_grid(tables),
-            "blocks": grids.block_grid(tables.sensitivity),
-            "estimators": estimator_grid(tables.estimators),
-            "mixed": grids.mixed_grid(tables),
-            "contests": contest_grid(tables.contests),
-            "timed": timed_grid(tables.timed_plans),
-            "times": grids.time_grid(self.findings.all_records),
+            "arms": result_table(tables.paper_table, self.findings.records["variants"]),
+            "lost": class_table(tables),
+            "twins": execution_table(tables.paper_table),
+            "graphs": graph_table(tables.graphs),
+            "rooflines": roofline_table(tables.rooflines),
+            "memory": memory_table(tables.memory_parts),
+            "invariance": invariance_table(tables.invariance),
+            "agreement": agreement_table(tables),
+            "blocks": block_table(tables.sensitivity),
+            "estimators": estimator_table(tables.estimators),
+            "mixed": mixed_table(tables),
+            "contests": contest_table(tables.contests),
+            "timed": timed_table(tables.timed_plans),
+            "times": time_table(self.findings.all_records),
         }
 
 
@@ -98,7 +113,7 @@ def write_report(content: Content, folder: Path) -> Path:
     beside, printed = content.beside, content.printed
     _write_tables(content, beside, printed, folder / "tables")
     write_atomic(folder / "metrics.json", (json.dumps(metrics(content.findings), indent=1) + "\n").encode())
-    write_atomic(folder / "report.md", _markdown(content).encode())
+    write_atomic(folder / "report.md", _markdown(content, printed["arms"]).encode())
     drawn = []
     for figure in all_figures(content.findings.tables):
         log.info("drawing %s: %s", figure.name, figure.title)
@@ -109,35 +124,45 @@ def write_report(content: Content, folder: Path) -> Path:
     return page
 
 
-def _write_tables(content: Content, beside: Sequence[Beside], printed: dict[str, grids.Grid], folder: Path) -> None:
+def _write_tables(content: Content, beside: Sequence[Beside], printed: dict[str, Table], folder: Path) -> None:
     """Tidy CSV, and the printed tables as LaTeX."""
     write_tables(content.findings.tables, folder)
     if content.judged:
         write_atomic(folder / "claims.csv", claims_frame(content.judged).write_csv().encode())
-    for table in beside:
-        name = "paper" if table.batch_size is None else f"paper_batch{table.batch_size}"
-        write_atomic(folder / f"{name}.tex", beside_latex(table).encode())
-    for name, grid in printed.items():
-        write_atomic(folder / f"{name}.tex", grid_latex(grid).encode())
+    for compared in beside:
+        name = "paper" if compared.batch_size is None else f"paper_batch{compared.batch_size}"
+        write_atomic(folder / f"{name}.tex", to_latex(paper_table(compared)).encode())
+    for name, table in printed.items():
+        write_atomic(folder / f"{name}.tex", to_latex(table).encode())
 
 
-def _markdown(content: Content) -> str:
-    records = content.findings.records["variants"]
-    arms = [arm.label for arm in content.profile.variants.arms]
+def _markdown(content: Content, arms: Table) -> str:
     return report_markdown(
         title=content.profile.description,
         headline=headline(content.judged),
         sentences=sentences(content.findings, content.judged),
-        counts=counts(content.judged),
-        arms=result_markdown(records, arms=arms) if records else "",
+        counts=to_markdown(counts_table(content.judged)) if content.judged else "",
+        arms=to_markdown(arms) if arms.rows else "",
         missing=not_run(content.profile, content.findings, content.judged),
     )
+
+
+def report_markdown(*, title: str, headline: str, sentences: Sequence[Sentence], counts: str, arms: str, missing: Sequence[Missing]) -> str:
+    """The page of Markdown, short enough for a pull request; `counts` and `arms` are tables in Markdown already."""
+    parts = [f"# {escape_markdown(headline or title)}", escape_markdown(title) if headline else ""]
+    parts.append("\n".join(f"- **{sentence.about}:** {escape_markdown(sentence.text)}" for sentence in sentences))
+    parts += [counts.rstrip(), arms.rstrip()]
+    if missing:
+        shown = [f"- {escape_markdown(item.what)}: {escape_markdown(item.why)}" for item in missing[:MOST_MISSING]]
+        more = len(missing) - MOST_MISSING
+        parts.append("\n".join(["Not run:", "", *shown, *([f"- and {more} more, in report.html"] if more > 0 else [])]))
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _render(
     content: Content,
     beside: Sequence[Beside],
-    printed: dict[str, grids.Grid],
+    printed: dict[str, Table],
     drawn: Sequence[tuple[Figure, str | None]],
     *,
     packed: Sequence[Study],
@@ -152,7 +177,7 @@ def _render(
     )
     # `tojson` escapes what could end a script element; compact, because the page carries every figure's numbers.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
-    to_places = places(content.findings.all_records)
+    to_places = run_description.places(content.findings.all_records)
     environment.filters |= {"places": to_places, "short": "{:.4g}".format}
     return environment.get_template("page.html.jinja").render(
         **_scope(content),
@@ -167,9 +192,11 @@ def _render(
         missing=not_run(content.profile, content.findings, content.judged),
         # The SVG is Vega's own output, which escapes every text that comes from a record.
         figures={figure.name: (figure, Markup(svg) if svg else None) for figure, svg in drawn},  # noqa: S704
-        specifications={figure.name: with_places(figure.specification, to_places) for figure, _ in drawn if figure.specification},
+        specifications={
+            figure.name: run_description.with_places(figure.specification, to_places) for figure, _ in drawn if figure.specification
+        },
         packed=packed,
-        provenance=provenance_document(content.findings.all_records, packed=packed),
+        provenance=run_description.provenance_document(content.findings.all_records, packed=packed),
         vega=Markup(javascript()),  # noqa: S704  (a constant of the vl-convert package)
     )
 
@@ -179,16 +206,16 @@ def _scope(content: Content) -> dict[str, Any]:
     profile, records = content.profile, content.findings.all_records
     return {
         "profile": profile,
-        "model": facts.model_words(profile),
-        "images": facts.image_words(profile, records),
-        "accuracy": facts.accuracy_words(profile, records),
+        "model": run_description.model_words(profile),
+        "images": run_description.image_words(profile, records),
+        "accuracy": run_description.accuracy_words(profile, records),
         "class_words": class_words(content.findings.records["variants"]),
-        "most_classes": MOST,
-        "adaptation": facts.adaptation_words(profile),
+        "most_classes": MOST_CLASSES,
+        "adaptation": run_description.adaptation_words(profile),
         "studies": [(study, status_counts([record.status for record in content.findings.records[study]])) for study in STUDIES],
-        "machines": facts.machines(records),
-        "alone": facts.exclusive_words(records),
-        "hashes": facts.weight_hashes(records),
+        "machines": run_description.machines(records),
+        "alone": run_description.exclusive_words(records),
+        "hashes": run_description.weight_hashes(records),
         "table_files": [f"{field.name}.csv" for field in fields(content.findings.tables)],
     }
 

@@ -1,10 +1,11 @@
-"""What was run, in words: the model, its weights, the images and the machines, so that no number stands without them."""
+"""What was run: the model, its weights, the images and the machines in words, and what stands behind each number of the page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Profile, SmallVit
+from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Profile, SmallVit, Study
 from lowbit_vit.schema.record import Provenance, Record
 
 
@@ -124,3 +125,64 @@ def weight_hashes(records: Sequence[Record]) -> list[tuple[str, int]]:
         if record.model is not None:
             counts[record.model.backbone_sha256] = counts.get(record.model.backbone_sha256, 0) + 1
     return sorted(counts.items(), key=lambda item: -item[1])
+
+
+class Shared:
+    """Distinct values in the order of their first use; `place` gives a value's index."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[Any, int] = {}
+
+    def place(self, value: Any) -> int | None:
+        """Index of a value; None for None."""
+        if value is None:
+            return None
+        if value not in self._places:
+            self._places[value] = len(self.values)
+            self.values.append(value)
+        return self._places[value]
+
+
+def provenance_document(records: Sequence[Record], *, packed: Collection[Study] = ()) -> dict[str, Any]:
+    """`entries`: trial id, and its study, seed, status, start and a place in the list of `shared` of each kind in `kinds`.
+
+    `packed`: the studies whose records lie in one file.
+
+    The page refers to a record by its place in `entries`. A place is null where the record does not know: the process died
+    before it could say, or the record is of an old version.
+    """
+    kinds = ("label", "command", "host", "code", "data", "labels", "weights")
+    shared = {name: Shared() for name in kinds}
+    entries = []
+    for record in records:
+        made = record.provenance
+        model, evaluation = record.model, record.evaluation
+        values = {
+            "label": record.trial.label,
+            "command": made.command if made else None,
+            "host": host_facts(made) if made else None,
+            "code": record.code_sha256,
+            "data": record.data_sha256,
+            "labels": evaluation.labels_sha256 if evaluation else None,
+            "weights": model.backbone_sha256 if model else None,
+        }
+        places = [shared[name].place(value) for name, value in values.items()]
+        about = [record.trial.study, record.trial.seed, record.status, made.started_utc if made else None, *places]
+        entries.append([record.trial_id, about])
+    return {"entries": entries, "kinds": kinds, "shared": {name: values.values for name, values in shared.items()}, "packed": list(packed)}
+
+
+def places(records: Sequence[Record]) -> Callable[[str], str]:
+    """What turns trial ids, separated by spaces, into their places in `entries`: a tenth of the bytes."""
+    known = {record.trial_id: str(place) for place, record in enumerate(records)}
+    return lambda trial_ids: " ".join(known[trial_id] for trial_id in trial_ids.split())
+
+
+def with_places(specification: dict[str, Any], to_places: Callable[[str], str]) -> dict[str, Any]:
+    """A figure's document with places for trial ids in its data's field `records`."""
+    datasets = {
+        name: [{**row, "records": to_places(row["records"])} if row.get("records") else row for row in rows]
+        for name, rows in specification["datasets"].items()
+    }
+    return {**specification, "datasets": datasets}

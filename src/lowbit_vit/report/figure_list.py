@@ -1,7 +1,7 @@
 """Which figures the report has, with their titles and captions; the charts themselves are in `figures/`."""
 
 from lowbit_vit.analysis.tables import Tables
-from lowbit_vit.report import grids
+from lowbit_vit.report.allocation_tables import byte_words
 from lowbit_vit.report.figures.accuracy import accuracy_against_latency
 from lowbit_vit.report.figures.blocks import heat_map, sensitivity
 from lowbit_vit.report.figures.calibration import calibration
@@ -64,7 +64,7 @@ def _of_blocks(tables: Tables) -> list[Figure]:
             name="figure4",
             label="Figure 4",
             title="First and last blocks, the data's choice, and chance",
-            caption=f"k blocks kept in high precision. {grids.byte_words(tables.mixed)} Ticks are random plans; the band is their range, "
+            caption=f"k blocks kept in high precision. {byte_words(tables.mixed)} Ticks are random plans; the band is their range, "
             "its darker part their middle half. Blocks were chosen on the selection half; this is the report half. The paper's Fig. 4 has "
             "only the first two rows, for k = 2.",
             specification=mixed(tables.mixed, tables.random_bands),
