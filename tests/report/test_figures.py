@@ -34,7 +34,7 @@ def rows(specification: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def figure(specification: dict[str, Any] | None) -> Figure:
-    return Figure("figure3", "Figure 3", "title", "caption", specification, missing="missing", table="x.csv")
+    return Figure("figure3", "title", "caption", specification, missing="missing", table="x.csv")
 
 
 def test_figure_1_has_every_finished_arm_at_every_batch_size(tables: Tables) -> None:

@@ -1,5 +1,6 @@
 """The page of Markdown: short, and any text stays text."""
 
+from lowbit_vit.report.columns import Column, Table
 from lowbit_vit.report.missing import Missing
 from lowbit_vit.report.page import MOST_MISSING, report_markdown
 from lowbit_vit.report.verdict import Sentence
@@ -10,8 +11,10 @@ def document(missing: int) -> str:
         title="A run",
         headline="Of 2 statements, 1 agrees",
         sentences=[Sentence("Speed", "at batch 1, slow.")],
-        counts="| verdict | claims |\n| --- | --: |\n| + holds | 1 |\n",
-        arms="| arm |\n| --- |\n| one |\n",
+        tables=[
+            Table("", (Column("verdict", "verdict", kind="name"), Column("claims", "claims")), [{"verdict": "+ holds", "claims": 1}]),
+            Table("", (Column("arm", "arm", kind="name"),), [{"arm": "one"}]),
+        ],
         missing=[Missing(what=f"study {number}", why="no records") for number in range(missing)],
     )
 

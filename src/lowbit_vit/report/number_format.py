@@ -46,14 +46,9 @@ def probability(p_value: float | None) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
-def interval(low: float | None, high: float | None, print_value: Callable[[float | None], str]) -> str:
-    """`low to high`; empty where there is none."""
-    return "" if low is None else f"{print_value(low)} to {print_value(high)}"
-
-
 def within(low: str, high: str, print_value: Callable[[float | None], str]) -> Callable[[dict[str, Any]], str]:
-    """What prints the interval between two keys of a row."""
-    return lambda row: interval(row[low], row[high], print_value)
+    """What prints the interval between two keys of a row, as `low to high`; empty where there is none."""
+    return lambda row: "" if row[low] is None else f"{print_value(row[low])} to {print_value(row[high])}"
 
 
 def spread(row: dict[str, Any], name: str, text: str, *, digits: int, scale: float = 1.0) -> str:

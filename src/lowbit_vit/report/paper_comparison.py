@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from lowbit_vit.report.columns import Cell, Column, Table
-from lowbit_vit.report.ledger import SIGNS, TONES, Tone, by_cell
+from lowbit_vit.report.ledger import TONES, Tone, by_cell
 from lowbit_vit.report.number_format import DASH, decimals, milliseconds, number, spread
 from lowbit_vit.schema.claim import Judged
 
@@ -58,7 +58,6 @@ class Pair:
         printed: as the paper prints it.
         ours: as we print it; a dash where there is none.
         tone: of the verdict; `unjudged` where no claim is about this cell.
-        sign: the tone's.
         claim: id, or null.
         explanation: what a reader is told on hover, focus or tap: sentences.
         records: trial ids behind ours, separated by spaces.
@@ -67,7 +66,6 @@ class Pair:
     printed: str
     ours: str
     tone: Tone
-    sign: str
     claim: str | None
     explanation: tuple[str, ...]
     records: str
@@ -135,7 +133,6 @@ def _cell(printed: str, value: Cell, judged: Judged | None, *, heading: str, mis
         printed=printed,
         ours=ours,
         tone=tone,
-        sign=SIGNS[tone],
         claim=judged.claim.id if judged else None,
         explanation=tuple(told),
         records=records or " ".join(judged.record_ids if judged else ()),

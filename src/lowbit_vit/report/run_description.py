@@ -1,5 +1,6 @@
 """What was run: the model, its weights, the images and the machines in words, and what stands behind each number of the page."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,9 @@ def machines(records: Sequence[Record]) -> list[Machine]:
     for record in records:
         if record.provenance is not None:
             groups.setdefault(host_facts(record.provenance), []).append(record.provenance)
-    found = [Machine(name=_name(items[0]), records=len(items), facts=facts) for facts, items in groups.items()]
+    names = {facts: items[0].gpu or f"{items[0].cpu}, {items[0].cpu_cores} cores" for facts, items in groups.items()}
+    found = [Machine(name=names[facts], records=len(items), facts=facts) for facts, items in groups.items()]
     return sorted(found, key=lambda machine: -machine.records)
-
-
-def _name(provenance: Provenance) -> str:
-    return provenance.gpu or f"{provenance.cpu}, {provenance.cpu_cores} cores"
 
 
 def host_facts(provenance: Provenance) -> tuple[tuple[str, str], ...]:
@@ -120,28 +118,7 @@ def exclusive_words(records: Sequence[Record]) -> str:
 
 def weight_hashes(records: Sequence[Record]) -> list[tuple[str, int]]:
     """sha256 of each checkpoint that trials started from, with the number of trials."""
-    counts: dict[str, int] = {}
-    for record in records:
-        if record.model is not None:
-            counts[record.model.backbone_sha256] = counts.get(record.model.backbone_sha256, 0) + 1
-    return sorted(counts.items(), key=lambda item: -item[1])
-
-
-class Shared:
-    """Distinct values in the order of their first use; `place` gives a value's index."""
-
-    def __init__(self) -> None:
-        self.values: list[Any] = []
-        self._places: dict[Any, int] = {}
-
-    def place(self, value: Any) -> int | None:
-        """Index of a value; None for None."""
-        if value is None:
-            return None
-        if value not in self._places:
-            self._places[value] = len(self.values)
-            self.values.append(value)
-        return self._places[value]
+    return Counter(record.model.backbone_sha256 for record in records if record.model is not None).most_common()
 
 
 def provenance_document(records: Sequence[Record], *, packed: Collection[Study] = ()) -> dict[str, Any]:
@@ -153,7 +130,7 @@ def provenance_document(records: Sequence[Record], *, packed: Collection[Study] 
     before it could say, or the record is of an old version.
     """
     kinds = ("label", "command", "host", "code", "data", "labels", "weights")
-    shared = {name: Shared() for name in kinds}
+    shared: dict[str, dict[Any, int]] = {name: {} for name in kinds}  # a value and its place, in the order of first use
     entries = []
     for record in records:
         made = record.provenance
@@ -167,10 +144,10 @@ def provenance_document(records: Sequence[Record], *, packed: Collection[Study] 
             "labels": evaluation.labels_sha256 if evaluation else None,
             "weights": model.backbone_sha256 if model else None,
         }
-        places = [shared[name].place(value) for name, value in values.items()]
+        places = [None if value is None else shared[name].setdefault(value, len(shared[name])) for name, value in values.items()]
         about = [record.trial.study, record.trial.seed, record.status, made.started_utc if made else None, *places]
         entries.append([record.trial_id, about])
-    return {"entries": entries, "kinds": kinds, "shared": {name: values.values for name, values in shared.items()}, "packed": list(packed)}
+    return {"entries": entries, "kinds": kinds, "shared": {name: list(values) for name, values in shared.items()}, "packed": list(packed)}
 
 
 def places(records: Sequence[Record]) -> Callable[[str], str]:
