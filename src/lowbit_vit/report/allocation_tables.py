@@ -61,7 +61,8 @@ def block_table(frame: pl.DataFrame) -> Table:
 
 
 def _block_kl(row: Row) -> float | None:
-    return row["kl"] if row["kl_mean"] is None else row["kl_mean"]
+    kl: float | None = row["kl"] if row["kl_mean"] is None else row["kl_mean"]
+    return kl
 
 
 def _or_reason(name: str) -> Callable[[Row], Any]:

@@ -3,7 +3,7 @@
 The renderer for HTML is the macro `table` of templates/macros.html.jinja, where Jinja escapes.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ class Column:
     kind: Literal["number", "words", "name"] = "number"
     hint: Callable[[Any], str] = lambda row: ""
     style: Callable[[Any], str] = lambda row: ""
-    targets: Collection[Target] = (*PAGE, *PLAIN)
+    targets: tuple[Target, ...] = (*PAGE, *PLAIN)
     ratio: int | None = None
     no_wrap: bool = False
 

@@ -145,5 +145,5 @@ def paper_table(beside: Beside) -> Table:
     for row in beside.rows:
         rows.append([row.model, "paper", *(cell.printed for cell in row.cells)])
         rows.append(["", row.missing or "ours", *(cell.ours for cell in row.cells)])
-    metrics = [Column(heading, itemgetter(place), targets=("latex",)) for place, heading in enumerate(beside.headings, 2)]
+    metrics = [Column(heading, itemgetter(place)) for place, heading in enumerate(beside.headings, 2)]
     return Table("", (Column("Model", itemgetter(0), kind="name"), Column("", itemgetter(1), kind="words"), *metrics), rows)

@@ -1,11 +1,10 @@
-"""What verbs print that is no part of the report: the doctor's findings, weights, predictions, plans. Needs neither torch nor polars."""
+"""What verbs print that is no part of the report: the doctor's findings, weights, predictions. Needs neither torch nor polars."""
 
 from collections.abc import Sequence
 
 from lowbit_vit.analysis.checkpoints import Checkpoint
 from lowbit_vit.report.columns import Column, Table
-from lowbit_vit.report.number_format import number, percent, significant
-from lowbit_vit.schema.allocation import PlanFile
+from lowbit_vit.report.number_format import number, percent
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.machine import DoctorRow, doctor
 
@@ -72,23 +71,3 @@ def prediction_lines(predictions: Sequence[Prediction]) -> str:
     """One line an image, by tabs: the image, then each class and its probability."""
     lines = ("\t".join([image, *(f"{name}\t{probability:.6f}" for name, probability in classes)]) for image, classes in predictions)
     return "".join(f"{line}\n" for line in lines)
-
-
-def plan_lines(plan: PlanFile) -> list[str]:
-    """What each format holds, what is predicted, and the solver's proof."""
-    by_format: dict[str, list[str]] = {}
-    for entry in plan.entries:
-        by_format.setdefault(entry.weights.name, []).append(entry.unit.removeprefix("blocks."))
-    lines = [f"{plan.name}: within {plan.budget}" if plan.budget else plan.name]
-    lines += [f"  {name}: {' '.join(units)}" for name, units in sorted(by_format.items())]
-    if plan.predicted is not None:
-        predicted = plan.predicted
-        ms = "" if predicted.ms is None else f", {predicted.ms:.3f} ms"
-        low_high = predicted.flips_interval
-        within = "" if low_high is None else f" ({significant(low_high[0])} to {significant(low_high[1])})"
-        flips = f"{significant(predicted.flips_per_1000)}{within} flips in 1,000 images"
-        lines.append(f"  predicted: {predicted.weight_bytes / MIB:.4f} MiB, KL {predicted.kl:.4g} nats, {flips}{ms}")
-    if plan.optimum is not None:
-        optimum = plan.optimum
-        lines.append(f"  least {optimum.minimized} {optimum.value:.6g}, bound {optimum.bound:.6g}, gap {optimum.gap:.2g}")
-    return lines
