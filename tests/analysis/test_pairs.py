@@ -14,7 +14,7 @@ from lowbit_vit.analysis.pairs import pair_terms, pairs
 from lowbit_vit.analysis.results import Result, cells_by_role, load_results
 from lowbit_vit.cli import plans
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.report.choices import pair_words
+from lowbit_vit.report.allocation_tables import pair_words
 from lowbit_vit.schema.allocation import load_plan_file
 from lowbit_vit.schema.cell_role import BlockPair, unit_role
 from lowbit_vit.schema.config import Profile
