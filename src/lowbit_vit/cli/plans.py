@@ -128,7 +128,7 @@ def predict(
         print(prediction_lines(predictions), end="")
 
 
-def _plan_lines(plan: PlanFile) -> list[str]:
+def _plan_lines(plan: "PlanFile") -> list[str]:
     """What each format holds, what is predicted, and the solver's proof."""
     by_format: dict[str, list[str]] = {}
     for entry in plan.entries:
