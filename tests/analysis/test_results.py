@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 import synthetic
-from lowbit_vit.analysis.results import load_all_results, load_results, require_one_origin
+from lowbit_vit.analysis.results import Result, cells_by_role, load_all_results, load_results, require_one_origin
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.record import Record, read_record, write_record
@@ -54,6 +54,29 @@ def test_every_number_of_a_result_is_computed_from_its_raw_values(tmp_path: Path
 
 def test_a_study_that_was_not_run_is_empty(tmp_path: Path) -> None:
     assert load_all_results(Workspace(root=tmp_path, profile="demo")) == {"variants": [], "sensitivity": [], "mixed": []}
+
+
+def test_a_cell_is_found_under_each_part_that_it_plays(filled: Workspace) -> None:
+    results = load_results(filled, "mixed")
+    found = cells_by_role(results)
+    assert list(found) == [role for result in results for role in result.record.trial.roles]
+    assert len(found) > len(results)
+    assert all(role in result.record.trial.roles for role, result in found.items())
+    assert list(cells_by_role([Result(results[0].record, None), *results[1:]])) == list(found)[len(results[0].record.trial.roles) :]
+
+
+@pytest.mark.parametrize("of_another", [False, True], ids=["none", "another's"])
+def test_a_cell_must_say_which_part_it_alone_plays(tmp_path: Path, *, of_another: bool) -> None:
+    _, workspace = synthetic.fill(tmp_path / "root")
+    first, *_, last = load_results(workspace, "mixed")
+    roles = first.record.trial.roles if of_another else ()
+    write_record(
+        last.record.model_copy(update={"trial": last.record.trial.model_copy(update={"roles": roles})}), workspace.records("mixed")
+    )
+    with pytest.raises(
+        DataError, match=f"mixed/{last.record.trial_id}: key trial.roles: {'.* of both' if of_another else 'must be given'}"
+    ):
+        load_results(workspace, "mixed")
 
 
 # ------------------------------------------------------------------------------------------- never mixed without a word

@@ -15,6 +15,7 @@ import numpy as np
 
 from lowbit_vit.analysis.archive import is_archived, read_archive
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.cell_role import CellRole, label_of
 from lowbit_vit.schema.config import STUDIES, Study, Trial
 from lowbit_vit.schema.metrics import Accuracy, LatencySummary, summarize_latency
 from lowbit_vit.schema.predictions import Predictions, read_predictions
@@ -160,6 +161,16 @@ def _loose(folder: Path, study: Study) -> Iterator[Result]:
         yield Result(record, None if record.evaluation is None else read_predictions(arrays, record))
 
 
+def cell_roles(results: Iterable[Result]) -> list[tuple[CellRole, Result]]:
+    """Every part that a cell of the sensitivity or the mixed study plays, with its result."""
+    return [(role, result) for result in results for role in result.record.trial.roles]
+
+
+def cells_by_role(results: Iterable[Result]) -> dict[CellRole, Result]:
+    """The cell that plays each part, of those that have predictions."""
+    return {role: result for role, result in cell_roles(results) if result.predictions is not None}
+
+
 # ------------------------------------------------------------------------------------------------------- all together
 
 
@@ -175,6 +186,7 @@ def require_comparable(results: Sequence[Result], folder: Path) -> None:
     """
     require_one_origin([result.record for result in results], folder)
     _require_each_arm_once(results, folder)
+    _require_each_role_once(results, folder)
     _require_same_images(results, folder)
 
 
@@ -233,9 +245,20 @@ def _require_each_arm_once(results: Iterable[Result], folder: Path) -> None:
             raise DataError(f"{folder}: {_name(other)} and {_name(record)} are the same arm, trial and seed; delete one, or {_ADVICE}")
         named = labels.setdefault((trial.study, trial.label), record)
         if arm_key(named.trial)._replace(seed=0) != arm_key(trial)._replace(seed=0):
-            raise DataError(
-                f"{folder}: {_name(named)} and {_name(record)}: key trial.label: {trial.label!r} is of two arms; {_ADVICE}"
-            )
+            raise DataError(f"{folder}: {_name(named)} and {_name(record)}: key trial.label: {trial.label!r} is of two arms; {_ADVICE}")
+
+
+def _require_each_role_once(results: Iterable[Result], folder: Path) -> None:
+    """A cell of the sensitivity or the mixed study says which parts it plays, and no other one plays them."""
+    first: dict[Hashable, Record] = {}
+    for result in results:
+        record, trial = result.record, result.record.trial
+        if not trial.roles and trial.study != "variants":
+            raise DataError(f"{folder}: {_name(record)}: key trial.roles: must be given in this study; {_ADVICE}")
+        for role in trial.roles:
+            other = first.setdefault((trial.study, role), record)
+            if other is not record:
+                raise DataError(f"{folder}: {_name(other)} and {_name(record)}: key trial.roles: {label_of(role)!r} of both; {_ADVICE}")
 
 
 def _require_same_images(results: Iterable[Result], folder: Path) -> None:

@@ -46,18 +46,19 @@ def show(
 ) -> None:
     """Print the result table and where the page is."""
     from lowbit_vit.analysis.results import load_results
-    from lowbit_vit.report.terminal import result_markdown, result_table
+    from lowbit_vit.report.columns import to_markdown, to_terminal
+    from lowbit_vit.report.tables import result_table_of
 
     settings, workspace = open_profile(profile, root, reports)
     results = load_results(workspace, "variants")
     if not results:
         raise DataError(f"{workspace.records('variants')}: no records; run dvc repro report@{profile} first")
-    arms = [arm.label for arm in settings.variants.arms]
+    table = result_table_of(results, arms=[arm.label for arm in settings.variants.arms])
     if markdown:
-        print(result_markdown(results, arms=arms), end="")
+        print(to_markdown(table), end="")
         return
     screen = console()
-    screen.print(result_table(results, arms=arms))
+    screen.print(to_terminal(table))
     page = workspace.reports / "report.html"
     if page.is_file():
         screen.print(f"The page: {page}", soft_wrap=True)
@@ -75,7 +76,8 @@ def claims(
 ) -> None:
     """Judge every claim of paper/claims.yaml on the profile's records. Needs no torch."""
     from lowbit_vit.analysis.claims import ledger
-    from lowbit_vit.report.claims import claims_json, claims_markdown, claims_table
+    from lowbit_vit.report.columns import to_terminal
+    from lowbit_vit.report.ledger import claims_json, claims_markdown, claims_table
 
     if markdown and as_json:
         raise ConfigError("claims: --markdown and --json are two forms of one output; give one of them")
@@ -83,7 +85,7 @@ def claims(
     if markdown or as_json:
         print(claims_markdown(judged) if markdown else claims_json(judged), end="")
     else:
-        console().print(claims_table(judged))
+        console().print(to_terminal(claims_table(judged)))
 
 
 @app.command(epilog="Example: lowbit-vit artifact")
