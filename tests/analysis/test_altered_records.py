@@ -441,18 +441,18 @@ def test_an_altered_file_is_refused(source: Source, tmp_path: Path, name: str) -
     assert re.search(said, message := refusal(run.workspace)), message
 
 
-def frames(name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path], None]:
+def frames(name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path], object]:
     def write(folder: Path) -> None:
         change(pl.read_parquet(folder / name)).write_parquet(folder / name)
 
     return write
 
 
-def unlinked(name: str) -> Callable[[Path], None]:
+def unlinked(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
-def written(name: str, content: bytes) -> Callable[[Path], None]:
+def written(name: str, content: bytes) -> Callable[[Path], object]:
     def write(folder: Path) -> None:
         (folder / name).write_bytes(content)
 
@@ -475,7 +475,7 @@ def replaced(column: str, value: object) -> Callable[[pl.DataFrame], pl.DataFram
     return change
 
 
-TABLES: dict[str, tuple[Callable[[Path], None], str]] = {
+TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file missing": (unlinked(SAMPLES), rf"{SAMPLES}: could not be read"),
     "only one file": (lambda folder: [unlinked(name)(folder) for name in (TRIALS, PREDICTIONS)] and None, rf"{TRIALS}: could not be read"),
     "no Parquet": (written(TRIALS, b"PAR1"), rf"{TRIALS}: not a Parquet file"),

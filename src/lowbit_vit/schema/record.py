@@ -293,7 +293,7 @@ def _measurement_problems(measured: MeasurementResult, config: Measurement, devi
             yield from (f"measurement.{name}.{problem}" for problem in _misplaced(item, device))
     invariance, images = measured.invariance, config.invariance_images
     if invariance is None or images is None:
-        if invariance is not images:
+        if invariance is not None or images is not None:
             yield f"measurement.invariance: must be {'null' if images is None else 'given'} for this trial"
     elif invariance.batch_sizes != (min(config.batch_sizes), max(config.batch_sizes)) or invariance.images > images:
         yield f"measurement.invariance: batch_sizes or images are not those that the trial asks for, {config.batch_sizes} and {images}"
