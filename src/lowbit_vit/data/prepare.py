@@ -1,13 +1,12 @@
-"""The data stage: decode every image once, with processes, into the arrays that all other stages read.
+"""The data stage: decode every image once, in processes, into the arrays that all other stages read.
 
-Nothing is trained on data that did not pass here: names, splits and labels are checked before the first decode, and one bad
-image stops the stage with its file's name, as does an image that is in two splits.
+Names, splits and labels are checked before the first decode. One bad image stops the stage with its file's name, as does an
+image that is in two splits.
 """
 
 import hashlib
 import logging
 import shutil
-from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -30,27 +29,23 @@ from lowbit_vit.data.arrays import (
     verify_arrays,
     view_shape,
 )
-from lowbit_vit.data.decode import Decoded, Destination, Pixels, View, decode_chunk, digest_of
-from lowbit_vit.data.processes import map_in_processes
+from lowbit_vit.data.decode import Chunk, Destination, View, decode_chunk, decode_in_processes
 from lowbit_vit.data.progress import progress_bar
-from lowbit_vit.data.source import SPLITS, Source, Split, check_copies
+from lowbit_vit.data.source import SPLITS, Source, Split, check_copies, refuse
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Views
 from lowbit_vit.schema.file_lock import hold
-from lowbit_vit.schema.record import write_atomic
+from lowbit_vit.schema.record import file_digest, write_atomic
 
 log = logging.getLogger(__name__)
 
 CHUNK = 32  # images a task: long enough to hide the queue, short enough for a smooth bar
 
-Chunk = tuple[list[Path | Pixels], int, list[Destination]]  # images, their first row, where their views go
-
 
 def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: int) -> Dataset:
-    """Decode a data set into `folder`, or return at once if that very data set is there already.
+    """Decode a data set into `folder`, unless it holds the same bytes of the same files with the same labels and views already.
 
-    "That very" means the same bytes of the same files with the same labels and views, and arrays that still match their
-    hashes. The folder's bytes depend on nothing but the data, the views and Pillow's resampling.
+    Arrays that are there must match their hashes. The folder's bytes depend on the data, the views and Pillow's resampling alone.
 
     Args:
         config: the profile's data section.
@@ -60,7 +55,7 @@ def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: in
 
     Raises:
         DataError: a missing split, a label out of range, an empty class, an md5 that differs, a damaged image, a folder's image
-            in two splits, or a full disk; the message names the file. An existing prepared folder is left as it was.
+            in two splits, or a full disk; names the file. An existing prepared folder is left as it was.
         Busy: another process is preparing the same folder.
     """
     source = list_source(config, root)
@@ -85,13 +80,13 @@ def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: in
 
 
 def list_source(config: DataConfig, root: Path) -> Source:
-    """List and check the images of whichever kind of data the profile names.
+    """List and check the images of the profile's kind of data.
 
     Raises:
         DataError: as the kind's `list_images`.
     """
     if isinstance(config, DigitsData):
-        return digits.list_images(config, root)
+        return digits.list_images(config)
     if isinstance(config, FlowersData):
         return flowers.list_images(config, root)
     return image_folder.list_images(config, root)
@@ -153,38 +148,36 @@ def _decode_splits(source: Source, destinations: dict[tuple[Purpose, Split], Des
         pixels = [item.pixels for item in source.splits[split]]
         files = [destination for (_, of), destination in destinations.items() if of == split]
         jobs += [(split, (pixels[first : first + CHUNK], first, files)) for first in range(0, len(pixels), CHUNK)]
-    total = sum(len(items) for items in source.splits.values())
-    with progress_bar("decode", total, "images") as bar, closing(_decode_chunks([chunk for _, chunk in jobs], workers)) as results:
+    chunks = [chunk for _, chunk in jobs]
+    in_memory = isinstance(chunks[0][0][0], np.ndarray)  # pixels that need no decoding, so no processes
+    results = (decode_chunk(*chunk) for chunk in chunks) if in_memory else decode_in_processes(chunks, workers)
+    with progress_bar("decode", source.images, "images") as bar, closing(results):
         for (split, (pixels, _, _)), decoded in zip(jobs, results, strict=True):
             digests[split] += decoded.sha256
             faults += decoded.faults
             bar.advance(len(pixels))
-    for fault in faults:
-        log.error("%s", fault)
-    if faults:
-        more = f" (and {len(faults) - 1} more, listed above)" if len(faults) > 1 else ""
-        raise DataError(f"{faults[0]}; replace or remove it{more}")
+    refuse(faults, "replace or remove it")
     return digests
 
 
-def _decode_chunks(chunks: list[Chunk], workers: int) -> Generator[Decoded]:
-    """Decode in order: files in processes, pixels that need no decoding right here."""
-    if isinstance(chunks[0][0][0], Path):
-        yield from map_in_processes(decode_chunk, chunks, workers)
-    else:
-        yield from (decode_chunk(*chunk) for chunk in chunks)
-
-
 def _is_of(manifest: Manifest, config: DataConfig, source: Source) -> bool:
-    """Whether a manifest was made of these very files, with these views."""
+    """Whether a manifest was made from these files with these views.
+
+    Raises:
+        DataError: a file could not be read.
+    """
     if (manifest.name, manifest.description, manifest.views) != (config.source, source.description, config.views):
         return False
-    digests: dict[Split, list[str]] = {}
-    with progress_bar("check", sum(len(items) for items in source.splits.values()), "images") as bar:
+    digests: dict[Split, list[str]] = {split: [] for split in SPLITS}
+    with progress_bar("check", source.images, "images") as bar:
         for split, items in source.splits.items():
-            digests[split] = []
             for item in items:
-                digests[split].append(digest_of(item.pixels))
+                pixels = item.pixels
+                try:
+                    digest = file_digest(pixels) if isinstance(pixels, Path) else hashlib.sha256(pixels.tobytes()).hexdigest()
+                except OSError as error:
+                    raise DataError(f"{pixels}: could not be read ({error.strerror}); allow reading it or remove it") from error
+                digests[split].append(digest)
                 bar.advance()
     return manifest.source_sha256 == _combine(source, digests)
 

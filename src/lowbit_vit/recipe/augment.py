@@ -16,7 +16,7 @@ from lowbit_vit.schema.config import Augmentation, Colour, Mixing, Views
 
 LUMA = (0.299, 0.587, 0.114)  # grey of red, green, blue, as in Pillow (ITU-R BT.601)
 Mix = Literal["none", "mixup", "cutmix"]
-# Tells these draws from those of `data.crops`, which start from (seed, epoch) as well.
+# Tells these draws from those of `data.batches`, which start from (seed, epoch) as well.
 _COLOUR, _MIXING = 1, 2
 
 
