@@ -62,7 +62,7 @@ def new_profile(
     root: Root = HERE,
 ) -> None:
     """Write a profile for your own images and weights, and enter it in the pipeline."""
-    from lowbit_vit.own_data.new_profile import STAGES, write_profile
+    from lowbit_vit.new_profile import STAGES, write_profile
     from lowbit_vit.schema.machine import visible_gpu
 
     chosen: Device = device or ("cuda" if visible_gpu() else "cpu")
