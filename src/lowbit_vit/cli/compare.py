@@ -19,7 +19,7 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")] = False,
     csv: Annotated[Path | None, typer.Option("--csv", help="also write every arm of every study to this file")] = None,
 ) -> None:
-    """Put two runs side by side: paired tests of accuracy where the images are the same, latency where the card is."""
+    """Put two runs side by side: paired tests of accuracy where the images are the same, latency where the GPU is."""
     from lowbit_vit.analysis.compare import compare_sides
     from lowbit_vit.analysis.sides import load_side
     from lowbit_vit.report.comparison import comparison_markdown, comparison_notes, comparison_table

@@ -30,7 +30,7 @@ def fetch(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="flowers-102, or a torchvision ViT: vit_l_16, vit_b_16, ...")],
     to: Annotated[Path, typer.Option("--to", help="folder to put it in")] = Path("data/raw"),
 ) -> None:
-    """Download a data set or ImageNet weights, checked against the known size and hash; says on what terms they are.
+    """Download a data set or ImageNet weights, checked against the known size and hash; print their licence.
 
     http_proxy, https_proxy and no_proxy are respected; LOWBIT_VIT_OFFLINE=1 forbids the network: then only what is there
     already is checked.

@@ -53,7 +53,7 @@ class Dataset:
         name: the source's name in the profile (digits, flowers102, image_folder).
         class_names: in the order of the labels.
         train_views: train and val as squares of side train_resize, for random crops.
-        eval_views: train, val and test as squares of side image_size, as the model sees them.
+        eval_views: train, val and test as squares of side image_size, the model's input.
         content_sha256: of all pixels, labels, ids and class names.
         description: the images in one line; it labels every accuracy.
     """

@@ -1,7 +1,7 @@
 """One image file -> the square views that the study works on, and the processes that decode many of them. No torch.
 
 The evaluation view equals torchvision's `Resize` and `CenterCrop` of the same file bit for bit (tested), so a published
-checkpoint sees the pixels that it was evaluated on. Four kinds of file are decoded in another way than by torchvision's
+checkpoint gets the pixels that it was evaluated on. Four kinds of file are decoded in another way than by torchvision's
 `ImageFolder`, which is wrong for them or fails:
 
     an orientation tag (EXIF)        the image is turned upright
@@ -113,7 +113,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         OSError, ValueError, SyntaxError: truncated, or of a mode without a fixed range.
     """
     image.load()
-    # Read after loading: Pillow turns a TIFF upright by itself then, and takes the tag away.
+    # Read after loading, in which Pillow turns a TIFF upright and removes its tag.
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     rgb = _to_rgb(image)
     # With this tag alone: `exif_transpose` rewrites all others, and raises TypeError or struct.error where one is damaged.

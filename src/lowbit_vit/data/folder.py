@@ -14,7 +14,7 @@ import io
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lowbit_vit.data.source import SPLITS, Item, Source, Split, check_source
@@ -76,7 +76,7 @@ def list_images(config: FolderData, root: Path) -> Source:
     return check_source(Source(str(place), names, {split: splits[split] for split in SPLITS}, description))
 
 
-def write_split(source: Source, digests: dict[Split, list[str]], folder: Path) -> None:
+def write_split(source: Source, digests: Sequence[str], folder: Path) -> None:
     """Write each file's split, class and sha256 as `split.csv`, to check or to publish.
 
     Raises:
@@ -85,10 +85,9 @@ def write_split(source: Source, digests: dict[Split, list[str]], folder: Path) -
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("split", "class", "file", "sha256"))
-    for split in SPLITS:
-        for item, digest in zip(source.splits[split], digests[split], strict=True):
-            name = item.pixels.relative_to(source.place).as_posix() if isinstance(item.pixels, Path) else item.id
-            rows.writerow((split, source.class_names[item.label], name, digest))
+    for (split, item), digest in zip(source.items, digests, strict=True):
+        name = item.pixels.relative_to(source.place).as_posix() if isinstance(item.pixels, Path) else item.id
+        rows.writerow((split, source.class_names[item.label], name, digest))
     write_atomic(folder / SPLIT_FILE, table.getvalue().encode())
 
 

@@ -95,7 +95,7 @@ def list_source(config: DataConfig, root: Path) -> Source:
 def _decode(source: Source, config: DataConfig, folder: Path, workers: int) -> None:
     """Fill an empty folder: arrays first, the manifest last."""
     destinations = _create_arrays(source, config.views, folder)
-    digests = _decode_splits(source, destinations, workers)
+    digests = _decode_items(source, destinations, workers)
     if isinstance(config, FolderData):  # the others are published with their splits
         check_copies(source, digests)
         image_folder.write_split(source, digests, folder)
@@ -139,23 +139,22 @@ def _create_arrays(source: Source, views: Views, folder: Path) -> dict[tuple[Pur
     return destinations
 
 
-def _decode_splits(source: Source, destinations: dict[tuple[Purpose, Split], Destination], workers: int) -> dict[Split, list[str]]:
-    """Decode every item once, all its views from one decode; returns the sha256 of each item, by split, in order."""
-    digests: dict[Split, list[str]] = {split: [] for split in SPLITS}
+def _decode_items(source: Source, destinations: dict[tuple[Purpose, Split], Destination], workers: int) -> list[str]:
+    """Decode every item once, all its views from one decode; returns the sha256 of each of `source.items`."""
+    digests: list[str] = []
     faults: list[str] = []
-    jobs: list[tuple[Split, Chunk]] = []
+    chunks: list[Chunk] = []
     for split in SPLITS:
         pixels = [item.pixels for item in source.splits[split]]
         files = [destination for (_, of), destination in destinations.items() if of == split]
-        jobs += [(split, (pixels[first : first + CHUNK], first, files)) for first in range(0, len(pixels), CHUNK)]
-    chunks = [chunk for _, chunk in jobs]
+        chunks += [(pixels[first : first + CHUNK], first, files) for first in range(0, len(pixels), CHUNK)]
     in_memory = isinstance(chunks[0][0][0], np.ndarray)  # pixels that need no decoding, so no processes
     results = (decode_chunk(*chunk) for chunk in chunks) if in_memory else decode_in_processes(chunks, workers)
-    with progress_bar("decode", source.images, "images") as bar, closing(results):
-        for (split, (pixels, _, _)), decoded in zip(jobs, results, strict=True):
-            digests[split] += decoded.sha256
+    with progress_bar("decode", len(source.items), "images") as bar, closing(results):
+        for (images, _, _), decoded in zip(chunks, results, strict=True):
+            digests += decoded.sha256
             faults += decoded.faults
-            bar.advance(len(pixels))
+            bar.advance(len(images))
     refuse(faults, "replace or remove it")
     return digests
 
@@ -168,25 +167,18 @@ def _is_of(manifest: Manifest, config: DataConfig, source: Source) -> bool:
     """
     if (manifest.name, manifest.description, manifest.views) != (config.source, source.description, config.views):
         return False
-    digests: dict[Split, list[str]] = {split: [] for split in SPLITS}
-    with progress_bar("check", source.images, "images") as bar:
-        for split, items in source.splits.items():
-            for item in items:
-                pixels = item.pixels
-                try:
-                    digest = file_digest(pixels) if isinstance(pixels, Path) else hashlib.sha256(pixels.tobytes()).hexdigest()
-                except OSError as error:
-                    raise DataError(f"{pixels}: could not be read ({error.strerror}); allow reading it or remove it") from error
-                digests[split].append(digest)
-                bar.advance()
+    digests = []
+    with progress_bar("check", len(source.items), "images") as bar:
+        for pixels in (item.pixels for _, item in source.items):
+            try:
+                digests.append(file_digest(pixels) if isinstance(pixels, Path) else hashlib.sha256(pixels.tobytes()).hexdigest())
+            except OSError as error:
+                raise DataError(f"{pixels}: could not be read ({error.strerror}); allow reading it or remove it") from error
+            bar.advance()
     return manifest.source_sha256 == _combine(source, digests)
 
 
-def _combine(source: Source, digests: dict[Split, list[str]]) -> str:
+def _combine(source: Source, digests: list[str]) -> str:
     """One sha256 over class names, ids, labels and the files' own sha256."""
-    rows = [
-        f"{split} {item.id} {item.label} {digest}"
-        for split in SPLITS
-        for item, digest in zip(source.splits[split], digests[split], strict=True)
-    ]
+    rows = [f"{split} {item.id} {item.label} {digest}" for (split, item), digest in zip(source.items, digests, strict=True)]
     return hashlib.sha256("\n".join([*source.class_names, *rows]).encode()).hexdigest()

@@ -56,9 +56,9 @@ class Source:
     description: str
 
     @property
-    def images(self) -> int:
-        """Number of images in all splits."""
-        return sum(len(items) for items in self.splits.values())
+    def items(self) -> list[tuple[Split, Item]]:
+        """All items with their split: train, val, test."""
+        return [(split, item) for split in SPLITS for item in self.splits[split]]
 
 
 def check_source(source: Source) -> Source:
@@ -89,12 +89,12 @@ def check_source(source: Source) -> Source:
     return source
 
 
-def check_copies(source: Source, digests: dict[Split, list[str]]) -> None:
+def check_copies(source: Source, digests: Sequence[str]) -> None:
     """Refuse files of equal content in two splits; log those within one split.
 
     Args:
         source: its items.
-        digests: sha256 of each item, by split, in order.
+        digests: sha256 of each of `source.items`.
 
     Raises:
         DataError: an image of one split is also in another; names both.
@@ -102,13 +102,12 @@ def check_copies(source: Source, digests: dict[Split, list[str]]) -> None:
     first: dict[str, tuple[Split, Item]] = {}
     across: list[str] = []
     within: list[tuple[Item, Item]] = []
-    for split in SPLITS:
-        for item, digest in zip(source.splits[split], digests[split], strict=True):
-            known_split, known = first.setdefault(digest, (split, item))
-            if known_split != split:
-                across.append(f"{_name(item)} (split {split}): the same file as {_name(known)} (split {known_split})")
-            elif known is not item:
-                within.append((known, item))
+    for (split, item), digest in zip(source.items, digests, strict=True):
+        known_split, known = first.setdefault(digest, (split, item))
+        if known_split != split:
+            across.append(f"{_name(item)} (split {split}): the same file as {_name(known)} (split {known_split})")
+        elif known is not item:
+            within.append((known, item))
     if within:
         contradicting = [pair for pair in within if pair[0].label != pair[1].label]
         one, other = map(_name, (contradicting or within)[0])

@@ -69,8 +69,8 @@ def make_backbone(profile: Profile, workspace: Workspace) -> None:
     dataset = load_dataset(workspace.data, profile.data.views)
     if dataset.name != profile.data.source:
         wanted = f"{profile.data.source}; run lowbit-vit data {profile.name}"
-        raise DataError(f"{workspace.data}: holds {dataset.name}, the profile wants {wanted}")
-    # Beside the folder, which DVC removes before it runs this.
+        raise DataError(f"{workspace.data}: holds {dataset.name}, the profile's source is {wanted}")
+    # Beside the folder, which DVC removes before it runs this stage.
     lock = workspace.checkpoints.with_name(f".{profile.name}.lock")
     with hold(lock, named=f"checkpoints/{profile.name}", doing="backbone"):
         remove_half_written(workspace.checkpoints)
