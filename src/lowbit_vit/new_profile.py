@@ -189,16 +189,19 @@ def _render(name: str, config: FolderData, source: Source, given: Given, device:
     spared = [k for k in (2, 4) if k < given.depth]
     if not spared:
         raise ConfigError(f"new-profile: a backbone of {given.depth} blocks is too shallow; sparing 2 blocks needs at least 3")
-    words = architecture = given.architecture
-    if isinstance(architecture, SmallVit):
-        words, architecture = "a small ViT", "{" + ", ".join(f"{key}: {value}" for key, value in architecture.model_dump().items()) + "}"
+    if isinstance(given.architecture, SmallVit):
+        sizes = ", ".join(f"{key}: {value}" for key, value in given.architecture.model_dump().items())
+        model, architecture = "a small ViT", f"{{{sizes}}}"
+    else:
+        model = architecture = given.architecture
     folder = Path(config.root).name
     text = TEMPLATE.read_text(encoding="utf-8")
-    return Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined).render(
+    template = Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    rendered: str = template.render(
         name=name,
         quoted=_quoted,
         title=" ".join(f"{folder} with {given.words}.".split()),
-        description=f"{words} on the images of the folder {folder}",
+        description=f"{model} on the images of the folder {folder}",
         config=config,
         counts=f"{len(source.class_names)} classes; " + ", ".join(f"{split} {len(items)}" for split, items in source.splits.items()),
         architecture=architecture,
@@ -208,6 +211,7 @@ def _render(name: str, config: FolderData, source: Source, given: Given, device:
         dtype="fp16" if device == "cuda" else "fp32",
         spared=spared,
     )
+    return rendered
 
 
 def _quoted(text: str) -> str:

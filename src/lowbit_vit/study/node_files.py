@@ -66,7 +66,7 @@ def list_files(workspace: Workspace, trials: Sequence[Trial]) -> tuple[NodeFile,
         if path.suffix == ".safetensors":
             if path.name != workspace.backbone.name and path.name not in wanted:  # adapted with a seed that no trial has
                 continue
-            digest = weightsfile_digest(path) or _sha256(path)
+            digest = weights_sha256(path) or file_digest(path)
         else:
             digest = known.get(path) or file_digest(path)
         found.append(NodeFile(path=path.relative_to(workspace.root).as_posix(), sha256=digest, size=path.stat().st_size))
@@ -78,7 +78,6 @@ def read_pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             yield piece
-
 
 
 # ------------------------------------------------------------------------------------------------------------ on the node
