@@ -1,4 +1,4 @@
-"""Verbs that run trials, one for each study of a profile: backbone, variants, sensitivity, estimate, mixed, sweep."""
+"""Verbs that run trials: backbone, variants, sensitivity, estimate, mixed, sweep; and trial, scan, which a study starts as processes."""
 
 import logging
 import sys
@@ -13,9 +13,11 @@ from lowbit_vit.cli.options import HERE, ProfileName, Root, open_profile
 from lowbit_vit.cli.plans import allocate
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.schema.config import Study
+from lowbit_vit.schema.workspace import Workspace
 
 app = typer.Typer()
 
+Out = Annotated[Path, typer.Option("--out", help="folder for records and predictions")]
 Isolation = Annotated[Literal["process", "container"], typer.Option("--isolation", help="what each trial gets to itself")]
 Image = Annotated[str | None, typer.Option("--image", help="with container: NAME or NAME@sha256:...", show_default="lowbit-vit:DEVICE")]
 Runtime = Annotated[Literal["docker", "podman"], typer.Option("--runtime", help="with container: what runs it")]
@@ -139,3 +141,43 @@ def sweep(profile: str, root: Path, place: _Place) -> None:
         logging.getLogger(__name__).warning("estimate: left out: %s", error)
     allocate(profile, root=root)
     mixed(profile, root, place)
+
+
+@app.command(epilog="Example: lowbit-vit trial trial.json --out reports/one")
+def trial(
+    file: Annotated[Path, typer.Argument(metavar="TRIAL.json", help="one resolved trial, as in a record's key trial")],
+    out: Out,
+    root: Root = HERE,
+) -> None:
+    """Run one trial in this process and write its record."""
+    from lowbit_vit.schema.config import load_trial
+    from lowbit_vit.study.lifeline import stop_with_parent
+
+    stop_with_parent()
+    settings = load_trial(file)
+    # After the file is read: this imports torch, and a missing file is reported at once.
+    from lowbit_vit.trial.run import record_trial
+
+    record = record_trial(settings, Workspace(root=root.resolve(), profile=settings.profile), out)
+    print(f"{record.trial_id}: {record.status}" + (f" ({record.reason})" if record.reason else ""))
+    if record.status in ("failed", "oom", "timeout"):
+        sys.exit(5)
+
+
+@app.command(epilog="Example: lowbit-vit scan trials.json --out reports/scan")
+def scan(
+    file: Annotated[Path, typer.Argument(metavar="TRIALS.json", help="a JSON list of accuracy-only trials on one backbone")],
+    out: Out,
+    root: Root = HERE,
+) -> None:
+    """Run many accuracy-only trials in this process on one resident model."""
+    from lowbit_vit.schema.config import load_trials
+    from lowbit_vit.study.lifeline import stop_with_parent
+
+    stop_with_parent()
+    trials = load_trials(file)
+    # After the file is read: this imports torch, and a missing file is reported at once.
+    from lowbit_vit.trial.scan import run_scan
+
+    records = run_scan(trials, Workspace(root=root.resolve(), profile=trials[0].profile), out)
+    print(f"{len(records)} trials done")

@@ -161,12 +161,14 @@ def _make_teacher(profile: Profile, config: Teacher, student: Training, dataset:
 
 def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, dataset: Dataset, *, seed: int) -> None:
     """Adapters and head trained on the fp32 backbone, merged."""
-    model = empty_model(profile, dataset.num_classes)
+    arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
+    kernel, device = _kernel(profile), profile.device
+    model = VisionTransformer.empty(arch, num_classes=dataset.num_classes, attention=kernel, qkv="separate", device=device)
     state, card = load_state(workspace.backbone)
     restore(model, state, source=str(workspace.backbone))
     attach(model, lora, seed=seed)
     sets, views, title = _training_sets(lora.training, dataset), profile.data.views, f"adapt in high precision, seed {seed}"
-    result = train(model, sets, lora.training, views=views, seed=seed, device=profile.device, title=title)
+    result = train(model, sets, lora.training, views=views, seed=seed, device=device, title=title)
     content = {
         "seed": seed,
         "origin": workspace.backbone.name,
@@ -191,12 +193,6 @@ def fresh_model(profile: Profile, num_classes: int) -> VisionTransformer:
     """The profile's architecture in fp32 on its device, drawn from torch's global generator."""
     arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
     return VisionTransformer(arch, num_classes=num_classes, attention=_kernel(profile), qkv="separate").to(profile.device)
-
-
-def empty_model(profile: Profile, num_classes: int) -> VisionTransformer:
-    """The same without weights."""
-    arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
-    return VisionTransformer.empty(arch, num_classes=num_classes, attention=_kernel(profile), qkv="separate", device=profile.device)
 
 
 def _kernel(profile: Profile) -> AttentionName:
