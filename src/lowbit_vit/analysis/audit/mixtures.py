@@ -10,10 +10,11 @@ exceeds c with a probability of at most 1 / c (Markov), so the ratio over the nu
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from math import exp, lgamma, log
+from math import exp, log
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betaln
 
 from lowbit_vit.analysis.audit.readings import ROUNDINGS, Reading, printable
 from lowbit_vit.analysis.audit.table import Cell
@@ -147,7 +148,8 @@ def _candidates(rates: _Rates, rounding: int, known: Numbers) -> list[tuple[int,
 @cache
 def _mixing(count: int) -> Numbers:
     """Log of the integral of w^a (1 - w)^b over w, by b from 0 to `count` = a + b."""
-    return np.array([lgamma(count - b + 1) + lgamma(b + 1) - lgamma(count + 2) for b in range(count + 1)])
+    b = np.arange(count + 1)
+    return np.asarray(betaln(count - b + 1, b + 1))
 
 
 def _with_second(rates: _Rates, rounding: int, first: int, *, known: Numbers, seconds: tuple[Numbers, ...], null: float) -> Mixture | None:
