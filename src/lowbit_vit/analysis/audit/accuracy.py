@@ -11,7 +11,8 @@ from lowbit_vit.analysis.audit.finding import Finding, about
 from lowbit_vit.analysis.audit.table import Cell
 
 _Z = NormalDist().inv_cdf(0.975)
-# Share of the images on which two variants of one network disagree in being right: a usual one for low-bit weights.
+# Share of the images on which two variants of one network disagree in being right: a usual one for low-bit weights. On the same
+# images it is the variance of the difference of their rates, for one image.
 DISCORDANT = 0.05
 # F1 and Top-1 are of the same predictions: beyond this, and twice what the images resolve, the one moves without the other.
 _F1_ALONE = 0.01
@@ -27,19 +28,14 @@ def _most_images(case: Case) -> int | None:
 IMAGES = Need("claims.images or test_images in the context", _most_images)
 
 
-def rate_half_width(rate: float, images: int) -> float:
-    """Half of the 95 % interval of one rate (normal approximation)."""
-    return _Z * math.sqrt(rate * (1 - rate) / images)
+def _half_width(variance: float, images: int) -> float:
+    """Half of the 95 % interval of a rate or a difference of rates (normal approximation), from the variance of one image."""
+    return _Z * math.sqrt(variance / images)
 
 
-def unpaired_half_width(one: float, other: float, images: int) -> float:
-    """Half of the 95 % interval of a difference of two rates, of as many different images each."""
-    return _Z * math.sqrt((one * (1 - one) + other * (1 - other)) / images)
-
-
-def paired_half_width(images: int, *, discordant: float = DISCORDANT) -> float:
-    """The same on the same images, of which a share `discordant` is right in one model only."""
-    return _Z * math.sqrt(discordant / images)
+def _unpaired(one: float, other: float, images: int) -> float:
+    """Of a difference of two rates, of as many different images each."""
+    return _half_width(one * (1 - one) + other * (1 - other), images)
 
 
 @check("resolution", "top1", "reference", IMAGES, of_reference("Top-1", "top1", positive=False))
@@ -50,14 +46,14 @@ def resolution(case: Case) -> Iterator[Finding]:
         if cell.row == reference.row:
             continue
         difference = cell.value - reference.value
-        unpaired, paired = unpaired_half_width(cell.value, reference.value, images), paired_half_width(images)
+        unpaired, paired = _unpaired(cell.value, reference.value, images), _half_width(DISCORDANT, images)
         words = (
             f"{case.label(cell)}: Top-1 differs by {100 * difference:+.2f} points; {images} images resolve "
             f"{100 * unpaired:.2f} unpaired, {100 * paired:.2f} paired at {DISCORDANT:.0%} discordance"
         )
         numbers = {
             "difference_points": 100 * difference,
-            "rate_half_width_points": 100 * rate_half_width(reference.value, images),
+            "rate_half_width_points": 100 * _half_width(reference.value * (1 - reference.value), images),
             "unpaired_half_width_points": 100 * unpaired,
             "paired_half_width_points": 100 * paired,
             "images": images,
@@ -69,7 +65,7 @@ def resolution(case: Case) -> Iterator[Finding]:
 def negligible_gain(case: Case) -> Iterator[Finding]:
     """Can a gain be called none on that many images?"""
     images, gain, rate = given(_most_images(case)), given(case.context.claims.negligible_gain), case.table.column("top1")[0].value
-    unpaired, paired = unpaired_half_width(rate, rate, images), paired_half_width(images)
+    unpaired, paired = _unpaired(rate, rate, images), _half_width(DISCORDANT, images)
     numbers = {"gain_points": 100 * gain, "unpaired_half_width_points": 100 * unpaired, "paired_half_width_points": 100 * paired}
     words = (
         f"a gain below {100 * gain:.1f} points: {images} images resolve {100 * paired:.2f} points (paired) to "
@@ -95,7 +91,7 @@ def frontier(case: Case) -> Iterator[Finding]:
         faster, lower = best
         for mean, top1 in group:
             lead, ratio = top1.value - lower.value, mean.value / faster.value
-            if 0 < lead < unpaired_half_width(top1.value, lower.value, images):
+            if 0 < lead < _unpaired(top1.value, lower.value, images):
                 words = (
                     f"{case.label(top1)} is {ratio:.2f} times as slow as {case.label(lower)}, and lies on the front of Top-1 and "
                     f"latency by {100 * lead:.2f} points alone, less than {images} images resolve"
@@ -115,7 +111,7 @@ def _compared(case: Case) -> list[tuple[int, int]]:
 @check("f1-beside-top1", "top1", "f1", Need("reference or twins in the context", _compared), IMAGES)
 def f1_beside_top1(case: Case) -> Iterator[Finding]:
     """F1 that moves much further than Top-1, between twins and against the reference."""
-    alone = max(_F1_ALONE, 2 * paired_half_width(given(_most_images(case))))
+    alone = max(_F1_ALONE, 2 * _half_width(DISCORDANT, given(_most_images(case))))
     whole = {top1.row: (top1, f1) for top1, f1 in case.table.together("top1", "f1")}
     for one, other in _compared(case):
         if one not in whole or other not in whole:

@@ -173,7 +173,7 @@ def _two_numbers(cells: list[Cell], mixture: Mixture) -> Finding:
         f"explain it, or rates quoted with fewer digits"
     )
     numbers = {"first": mixture.first, "second": mixture.second or 0, "of_first": len(first), "rates": len(cells), "p": mixture.p}
-    return about(min(first, rest, key=len), verdict="suspicious", words=words, **numbers)
+    return about(first if len(first) <= len(rest) else rest, verdict="suspicious", words=words, **numbers)
 
 
 def _neighbours(case: Case) -> list[tuple[Cell, Cell]]:

@@ -48,11 +48,11 @@ class Finding(Frozen):
         return self.verdict in HARD
 
 
-def about(cells: Iterable[Cell], /, *, verdict: Verdict, words: str, check: str = "", **numbers: float) -> Finding:
-    """A finding on these cells; rows in the table's order, columns in the order of the cells. The check's name is filled in by `Check`."""
+def about(cells: Iterable[Cell], /, *, verdict: Verdict, words: str, **numbers: float) -> Finding:
+    """A finding on these cells; rows in the table's order, columns in the order of the cells. `Check` fills in its name."""
     cells = list(cells)
     return Finding(
-        check=check,
+        check="",
         rows=tuple(sorted({cell.row for cell in cells})),
         columns=tuple(dict.fromkeys(cell.heading for cell in cells)),
         verdict=verdict,

@@ -37,14 +37,16 @@ class _Product:
     """Latency x throughput of one row: the images of a forward, ms x images/s / 1000.
 
     Attributes:
-        quantity: which latency.
         cells: latency and throughput, neither of them zero.
         stated: the row's batch size, if it is stated.
+        near: two passes over one batch size may be this far apart, as a share of it.
+        far: two passes are rarely as far apart as this; 1 if latency is P50.
     """
 
-    quantity: Quantity
-    cells: tuple[Cell, Cell]
+    cells: tuple[Cell, ...]
     stated: int | None
+    near: Fraction
+    far: Fraction
 
     @property
     def images(self) -> Fraction:
@@ -62,18 +64,8 @@ class _Product:
         return self.cells[0].most * self.cells[1].most / 1000
 
     @property
-    def near(self) -> Fraction:
-        """Two passes over one batch size may be this far apart."""
-        return _APART[self.quantity][0]
-
-    @property
-    def far(self) -> Fraction:
-        """Two passes over one batch size are rarely as far apart as this."""
-        return _APART[self.quantity][1]
-
-    @property
     def bound(self) -> str:
-        """The same in words."""
+        """`far` in words."""
         return "a factor of two" if self.far == 1 else f"{float(self.far):.0%}"
 
     @property
@@ -88,7 +80,7 @@ class _Product:
 
 def _products(case: Case, quantity: Quantity) -> list[_Product]:
     together = case.table.together(quantity, "throughput")
-    return [_Product(quantity, (one, two), case.batch_size(one.row)) for one, two in together if one.exact and two.exact]
+    return [_Product(cells, case.batch_size(cells[0].row), *_APART[quantity]) for cells in together if all(cell.exact for cell in cells)]
 
 
 @lru_cache(maxsize=1)
@@ -233,7 +225,7 @@ def _verdict(product: _Product, batch: int, batches: _Batches) -> Verdict:
         return "suspicious" if product.apart(batch) <= product.near or (not batches.stated and product.whole) else "contradicts itself"
     # Images/s from P50 beside a mean with a heavy tail are too many, and those from such a mean beside P50 too few.
     too_few, too_many = product.high * _MEAN_AND_P50 < batch, product.low > batch * _MEAN_AND_P50
-    return "contradicts itself" if batches.stated and (too_few if product.quantity == "mean" else too_many) else "suspicious"
+    return "contradicts itself" if batches.stated and (too_few if product.far < 1 else too_many) else "suspicious"
 
 
 def _slipped(case: Case, product: _Product, batch: int, *, batches: _Batches) -> Finding:

@@ -117,7 +117,7 @@ def _without_constants(case: Case, cell: Cell, *, words: str, row: Row, numbers:
         numbers = {**numbers, "adapter_mib": adapter / MIB}
         short += f"; adapters of rank 1 ({adapter / MIB:.2f} MiB in fp16) are not in it either" if adapter > cell.half else ""
     yield about((cell,), verdict="exact", words=f"{words}, to the last digit", **numbers)
-    yield about((cell,), check="size-constants", verdict="understated", words=short, **numbers)
+    yield about((cell,), verdict="understated", words=short, **numbers).model_copy(update={"check": "size-constants"})
 
 
 def _inexact(case: Case, cell: Cell, *, most: Fraction, bytes_: Bytes, row: Row, numbers: dict[str, float]) -> Finding:
