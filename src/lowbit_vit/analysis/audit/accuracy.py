@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from statistics import NormalDist
 
-from lowbit_vit.analysis.audit.check import Need, check, of_reference
+from lowbit_vit.analysis.audit.check import Need, check
 from lowbit_vit.analysis.audit.context import Case, given
 from lowbit_vit.analysis.audit.finding import Finding, about
 from lowbit_vit.analysis.audit.table import Cell
@@ -38,10 +38,10 @@ def _unpaired(one: float, other: float, images: int) -> float:
     return _half_width(one * (1 - one) + other * (1 - other), images)
 
 
-@check("resolution", "top1", "reference", IMAGES, of_reference("Top-1", "top1", positive=False))
+@check("resolution", "top1", "reference", IMAGES)
 def resolution(case: Case) -> Iterator[Finding]:
     """Is a row's difference from the reference beyond what that many images resolve?"""
-    images, reference = given(_most_images(case)), given(case.of_reference("top1"))
+    images, reference = given(_most_images(case)), given(case.of_reference("top1"), "Top-1 in the reference row")
     for cell in case.table.column("top1"):
         if cell.row == reference.row:
             continue
@@ -129,10 +129,10 @@ def f1_beside_top1(case: Case) -> Iterator[Finding]:
         yield about((top1, other_top1, f1, other_f1), verdict="suspicious" if twins else "not supported", words=words, **numbers)
 
 
-@check("published-accuracy", "top1", "reference", "published_top1", of_reference("Top-1", "top1", positive=False))
+@check("published-accuracy", "top1", "reference", "published_top1")
 def published(case: Case) -> Iterator[Finding]:
     """The reference row beside published accuracies of the same model and data."""
-    reference, rates = given(case.of_reference("top1")), case.context.published_top1
+    reference, rates = given(case.of_reference("top1"), "Top-1 in the reference row"), case.context.published_top1
     below = [100 * (rate - reference.value) for rate in rates.values()]
     words = f"{case.label(reference)}: {100 * reference.value:.1f} % where "
     words += ", ".join(f"{100 * rate:.1f} % {source}" for source, rate in rates.items())

@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.special import bdtrc
 
-from lowbit_vit.analysis.audit.context import Case
+from lowbit_vit.analysis.audit.context import Case, Lacking
 from lowbit_vit.analysis.audit.finding import Finding, lacks
 from lowbit_vit.analysis.audit.table import QUANTITIES, Quantity
 
@@ -49,7 +49,10 @@ class Check:
     def __call__(self, case: Case) -> list[Finding]:
         """The findings, or one that names what the case lacks."""
         lacking = [need.name for need in self.needs if not need.given(case)]
-        found = [lacks(*lacking)] if lacking else self.find(case)
+        try:
+            found = [lacks(*lacking)] if lacking else list(self.find(case))
+        except Lacking as need:
+            found = [lacks(str(need))]
         return [finding.model_copy(update={"check": finding.check or self.name}) for finding in found]
 
 
@@ -69,18 +72,6 @@ def _need(key: Need | Any) -> Need:
     if key in QUANTITIES:
         return Need(f"column {_COLUMNS.get(key, key)}", lambda case: case.table.column(key))
     return Need(f"{key} in the context", lambda case: attrgetter(key)(case.context))
-
-
-def of_reference(name: str, *quantities: Quantity, positive: bool) -> Need:
-    """Numbers in the reference row; asked only where there are a reference and the columns, which are needs of their own."""
-
-    def given(case: Case) -> bool:
-        if case.context.reference is None or not all(map(case.table.column, quantities)):
-            return True
-        cells = map(case.of_reference, quantities)
-        return all(cell is not None and not (positive and cell.exact == 0) for cell in cells)
-
-    return Need(f"{name} in the reference row", given)
 
 
 def at_least(count: int, *, of: int, share: float) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lowbit_vit.analysis.audit.check import check, of_reference
+from lowbit_vit.analysis.audit.check import check
 from lowbit_vit.analysis.audit.context import Case, Dtype, Gpu, Row, given
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about, lacks
 from lowbit_vit.analysis.audit.latency import implied_batch
@@ -125,14 +125,13 @@ def claimed_batch_flop(case: Case) -> Iterator[Finding]:
         yield about((cell,), verdict="suspicious" if fits or cell in host else "impossible", words=words, **numbers)
 
 
-@check("kernel-share", "kernel", "mean", "reference", of_reference("both columns", "kernel", "mean", positive=True))
+@check("kernel-share", "kernel", "mean", "reference")
 def kernel_share(case: Case) -> Iterator[Finding]:
     """Kernel time is part of latency: of one stream at most all of it, and a rise of latency that it explains shows in it."""
-    first_kernel, first_mean = given(case.of_reference("kernel")), given(case.of_reference("mean"))
+    pairs = {case.label(kernel): (kernel, mean) for kernel, mean in case.table.together("kernel", "mean") if kernel.exact and mean.exact}
+    first_kernel, first_mean = given(pairs.get(given(case.context.reference)), "both columns in the reference row")
     first_share = first_kernel.value / first_mean.value
-    for kernel, mean in case.table.together("kernel", "mean"):
-        if not (kernel.exact and mean.exact):
-            continue
+    for kernel, mean in pairs.values():
         share, slower = kernel.value / mean.value, mean.value - first_mean.value
         if above(kernel, mean):
             words = f"{case.label(mean)}: kernels take {kernel.value:.4g} ms of a forward of {mean.text} ms"

@@ -183,8 +183,16 @@ class Case:
         return (row and row.batch_size) or (int(cell.exact) if cell is not None else self.context.claims.batch_size)
 
 
-def given(value: Given | None) -> Given:
-    """A value that a check has declared to need."""
+class Lacking(Exception):
+    """A check cannot be made: names what the case lacks beyond what the check declares to need."""
+
+
+def given(value: Given | None, name: str = "a key that the check does not declare") -> Given:
+    """A value that a check needs.
+
+    Raises:
+        Lacking: there is none; `name` says what it is, where the check does not declare it.
+    """
     if value is None:
-        raise LookupError("a check uses what it does not declare to need")
+        raise Lacking(name)
     return value

@@ -10,8 +10,8 @@ from itertools import pairwise
 from math import ceil
 
 from lowbit_vit.analysis.audit.check import LEVEL, Need, check
-from lowbit_vit.analysis.audit.context import Case
-from lowbit_vit.analysis.audit.finding import Finding, about, lacks
+from lowbit_vit.analysis.audit.context import Case, Lacking
+from lowbit_vit.analysis.audit.finding import Finding, about
 from lowbit_vit.analysis.audit.mixtures import MOST_IMAGES, Mixture, best_mixture, least_readings
 from lowbit_vit.analysis.audit.readings import PUBLIC, Reading, Split, resolution
 from lowbit_vit.analysis.audit.table import Cell, ResultsTable, above
@@ -146,8 +146,7 @@ def hidden_images(case: Case) -> Iterator[Finding]:
         return
     different = list({cell.exact: cell for cell in alike}.values())
     if len(different) < _NAMED:
-        yield lacks("three different rates of equally many digits, of rows without a stated number of images")
-        return
+        raise Lacking("three different rates of equally many digits, of rows without a stated number of images")
     known = _known(case)
     if known is not None and known[2] <= LEVEL:
         return

@@ -11,7 +11,7 @@ from statistics import median
 
 from lowbit_vit.analysis.audit.check import Need, check
 from lowbit_vit.analysis.audit.context import Case, given
-from lowbit_vit.analysis.audit.finding import Finding, Verdict, about, lacks
+from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
 from lowbit_vit.analysis.audit.table import Cell, Quantity, above
 
 # Share of the samples at or below each percentile.
@@ -162,19 +162,14 @@ def batch_size(case: Case) -> Iterator[Finding]:
     stated = sorted({product.stated for product in products if product.stated is not None})
     if stated and (batches is None or not batches.stated):
         yield _another_batch(case, products, stated)
-    elif batches is None:
-        yield lacks("the batch size, as throughput was not computed from latency")
-    else:
-        yield _agreeing(batches)
-
-
-def _agreeing(batches: _Batches) -> Finding:
+        return
+    batches = given(batches, "the batch size, as throughput was not computed from latency")
+    agree = [product for product, _ in batches.agree]
     sizes = sorted({batch for _, batch in batches.agree})
     called = f"batch {sizes[0]}" if len(sizes) == 1 else f"{len(sizes)} batch sizes"
-    agree = [product for product, _ in batches.agree]
     how = "to within rounding, so it was computed from latency" if batches.computed else f"within {agree[0].bound}"
     words = f"throughput x latency is {called} in {len(agree)} of {len(batches.rows)} rows, {how}"
-    return _about_products(agree, verdict="holds" if batches.stated else "exact", words=words, batch=sizes[0])
+    yield _about_products(agree, verdict="holds" if batches.stated else "exact", words=words, batch=sizes[0])
 
 
 def _about_products(products: Sequence[_Product], *, verdict: Verdict, words: str, batch: int) -> Finding:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations_with_replacement
 
-from lowbit_vit.analysis.audit.check import LEVEL, Need, at_least, check, of_reference
-from lowbit_vit.analysis.audit.context import DTYPE_BYTES, WEIGHT_BYTES, Case, Model, Row, given
-from lowbit_vit.analysis.audit.finding import Finding, Verdict, about, lacks
+from lowbit_vit.analysis.audit.check import LEVEL, Need, at_least, check
+from lowbit_vit.analysis.audit.context import DTYPE_BYTES, WEIGHT_BYTES, Case, Lacking, Model, Row, given
+from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
 from lowbit_vit.analysis.audit.table import Cell, Quantity
 
 MIB = 2**20
@@ -150,10 +150,12 @@ def megabytes(case: Case) -> Iterator[Finding]:
         yield about(binary, verdict="understated", words=words, printed=float(cell.text), mb=cell.value / 1e6)
 
 
-@check("size-reduction", "size", "reference", "claims.size_reduction", of_reference("a size above zero", "size", positive=True))
+@check("size-reduction", "size", "reference", "claims.size_reduction")
 def size_reduction(case: Case) -> Iterator[Finding]:
     """How much smaller is the smallest model than the reference, as printed and with constants?"""
-    least, reference = given(case.context.claims.size_reduction), given(case.of_reference("size"))
+    least, reference = given(case.context.claims.size_reduction), case.of_reference("size")
+    if reference is None or not reference.exact:
+        raise Lacking("a size above zero in the reference row")
     cell = min(case.table.column("size"), key=lambda one: one.exact)
     reduction = 1 - cell.value / reference.value
     words = f"{case.label(cell)} is {reduction:.1%} smaller than {case.label(reference)} as printed"
@@ -240,11 +242,9 @@ def resident_models(case: Case) -> Iterator[Finding]:
     # What rows without a second model need beside their weights.
     usual = [excess for _, _, excess in rows if 0 <= excess < sizes[0] / 2]
     if not usual:
-        yield lacks("a row whose peak is less than half a model above its weights")
-        return
+        raise Lacking("a row whose peak is less than half a model above its weights")
     if len(sizes) > _MOST_SIZES:
-        yield lacks(f"at most {_MOST_SIZES} different sizes, whose sums leave room")
-        return
+        raise Lacking(f"at most {_MOST_SIZES} different sizes, whose sums leave room")
     low, high = min(usual) * Fraction(_REMAINDER[0]), max(usual) * Fraction(_REMAINDER[1])
     left = {models: sum(models) for count in range(1, _MOST_MODELS + 1) for models in combinations_with_replacement(sizes, count)}
     sums = sorted(map(Fraction, left.values()))
@@ -279,10 +279,10 @@ def _covered(sums: list[Fraction], *, low: Fraction, high: Fraction, most: Fract
     return float(covered / (most - high))
 
 
-@check("fits-already", "vram", "reference", "claims.memory_gib", of_reference("peak VRAM", "vram", positive=False))
+@check("fits-already", "vram", "reference", "claims.memory_gib")
 def fits_already(case: Case) -> Iterator[Finding]:
     """Is the reference too large for the memory that it is said to strain?"""
-    gib, reference = given(case.context.claims.memory_gib), given(case.of_reference("vram"))
+    gib, reference = given(case.context.claims.memory_gib), given(case.of_reference("vram"), "peak VRAM in the reference row")
     share = reference.value / (gib * 2**30)
     words = f"{case.label(reference)} peaks at {reference.text}, {share:.1%} of {gib:g} GiB"
     yield about((reference,), verdict="not supported" if share < 0.5 else "holds", words=words, share=share, memory_gib=gib)
