@@ -32,8 +32,8 @@ def attention_gain(case: Case) -> Iterator[Finding]:
         # All but attention is the same work, so the totals tell what the plain kernel took.
         implied = totals[0].value - totals[1].value + after.value if totals[0] and totals[1] else 0.0
         if implied > 0:
-            gain = numbers["gain_over_twin"] = 1 - after.value / implied
             numbers["implied_plain_us"] = 1e3 * implied
+            gain = numbers["gain_over_twin"] = 1 - after.value / implied
             words += f"; by the two totals plain attention took {1e3 * implied:.2f} us: {-gain:.1%} with the fused kernel"
             cells += [cell for cell in totals if cell is not None]
         yield about(cells, verdict="confounded", words=words, **numbers)
