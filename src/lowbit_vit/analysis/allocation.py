@@ -12,15 +12,15 @@ from typing import Literal
 import numpy as np
 
 from lowbit_vit.analysis.flips import FlipCurve, flip_curve
-from lowbit_vit.analysis.programme import MIB, Budget, Choice, PairTerm, Problem, Quantity, solve
-from lowbit_vit.analysis.results import Result
+from lowbit_vit.analysis.programme import MIB, Budget, Choice, Limited, PairTerm, Problem, Quantity, solve
+from lowbit_vit.analysis.results import Result, cells_by_role
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import Entry, PlanFile, Predicted
+from lowbit_vit.schema.cell_role import CellRole, Reference, label_of, unit_role
 from lowbit_vit.schema.config import Execution, Profile
 from lowbit_vit.schema.estimate import Estimates
 from lowbit_vit.schema.plan import HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import ModelFacts
-from lowbit_vit.schema.roles import SensitivityRole, read_role
 
 Units = Literal["blocks", "modules"]
 
@@ -55,12 +55,12 @@ def build_problem(
     usable = _scores_of(formats, scores)
     if latencies is not None and units == "modules":
         raise ConfigError("allocate: latency is measured of whole blocks; give --units blocks, or a budget of bytes or flips")
-    facts = {read_role(result.record.trial.label): result.record.model for result in results}
+    facts = {role: result.record.model for role, result in cells_by_role(results).items()}
     if {model.backbone_sha256 for model in facts.values() if model is not None} - {usable[0].backbone_sha256}:
         raise DataError(
             f"sensitivity.json of {profile.name}: of other weights than the records; run lowbit-vit sensitivity {profile.name} again"
         )
-    base = _bytes_of(facts, SensitivityRole("reference"), profile)
+    base = _bytes_of(facts, Reference(), profile)
     if estimates is not None and estimates.backbone_sha256 != usable[0].backbone_sha256:
         raise DataError(f"estimates.json of {profile.name}: of other weights than the scores; run lowbit-vit estimate {profile.name} again")
     names = [unit.name for unit in (usable[0].blocks if units == "blocks" else usable[0].modules)]
@@ -72,21 +72,19 @@ def build_problem(
     for index, name in enumerate(names):
         choices.append(Choice(unit=name, weights=HighPrecision(), weight_bytes=0, kl=0.0, flips=0.0))
         for score in usable:
-            unit = (score.blocks if units == "blocks" else score.modules)[index]
-            role = SensitivityRole("only", score.weights.name, unit.block, unit.module)
-            choices.append(
-                Choice(
-                    unit=name,
-                    weights=score.weights,
-                    weight_bytes=_bytes_of(facts, role, profile) - base,
-                    kl=float(np.mean(unit.kl)),
-                    flips=1000 * float(np.mean(unit.flips)) / score.images,
-                    ms=0.0 if latencies is None else (latencies[score.weights.name] - latencies["high"]) / len(names),
-                    gradient=_gradient(estimates, score.weights.name, name) if estimates is not None else 0.0,
-                )
+            unit, weights = (score.blocks if units == "blocks" else score.modules)[index], score.weights
+            role = unit_role("only", weights.name, name)
+            choice = Choice(
+                unit=name,
+                weights=weights,
+                weight_bytes=_bytes_of(facts, role, profile) - base,
+                kl=float(np.mean(unit.kl)),
+                flips=1000 * float(np.mean(unit.flips)) / score.images,
+                ms=0.0 if latencies is None else (latencies[weights.name] - latencies["high"]) / len(names),
+                gradient=_gradient(estimates, weights.name, name) if estimates is not None else 0.0,
             )
-    allowed = {score.weights.name for score in usable}
-    terms = tuple(pair for pair in pairs if pair.weights in allowed)
+            choices.append(choice)
+    terms = tuple(pair for pair in pairs if pair.weights in {score.weights.name for score in usable})
     return Problem(choices=tuple(choices), base_bytes=base, base_ms=None if latencies is None else latencies["high"], pairs=terms)
 
 
@@ -101,10 +99,10 @@ def _scores_of(formats: Sequence[str] | None, scores: Sequence[SensitivityScores
     return usable
 
 
-def _bytes_of(facts: dict[SensitivityRole, ModelFacts | None], role: SensitivityRole, profile: Profile) -> int:
+def _bytes_of(facts: dict[CellRole, ModelFacts | None], role: CellRole, profile: Profile) -> int:
     found = facts.get(role)
     if found is None:
-        raise DataError(f"sensitivity: {role.label}: no successful record; run lowbit-vit sensitivity {profile.name}")
+        raise DataError(f"sensitivity: {label_of(role)}: no successful record; run lowbit-vit sensitivity {profile.name}")
     return found.weight_bytes
 
 
@@ -155,9 +153,6 @@ def uniform_latencies(profile: Profile, results: Sequence[Result], *, batch_size
         if measurement is not None and all(alike):
             found |= {name: latency.p50_ms for name in names for latency in measurement.latency if latency.batch_size == batch_size}
     return found
-
-
-# ----------------------------------------------------------------------------------------------------------- the plan
 
 
 def allocate(
@@ -240,14 +235,11 @@ def asked_budget(*, mib: float | None, ms: float | None, flips: float | None) ->
     Raises:
         ConfigError: more than one.
     """
-    given = [
-        *([] if mib is None else [Budget("weight_bytes", mib * MIB)]),
-        *([] if ms is None else [Budget("ms", ms)]),
-        *([] if flips is None else [Budget("flips", flips)]),
-    ]
-    if len(given) > 1:
+    asked: dict[Limited, float | None] = {"weight_bytes": None if mib is None else mib * MIB, "ms": ms, "flips": flips}
+    budgets = [Budget(quantity, limit) for quantity, limit in asked.items() if limit is not None]
+    if len(budgets) > 1:
         raise ConfigError("allocate: --budget-mib, --budget-ms and --max-flips: give one of them")
-    return given[0] if given else None
+    return budgets[0] if budgets else None
 
 
 def allocate_within(

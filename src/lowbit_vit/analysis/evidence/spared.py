@@ -15,14 +15,14 @@ from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
 from lowbit_vit.analysis.evidence.printed import bounds
 from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.ranks import agreement, kendall
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role, same_images
 from lowbit_vit.analysis.statistics import compare
+from lowbit_vit.schema.cell_role import Chosen, NoneSpared
 from lowbit_vit.schema.claim import Measured, Verdict
 from lowbit_vit.schema.claim_checks import BlocksCheck, RandomCheck, SparedCheck, StabilityCheck
 from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Interval
-from lowbit_vit.schema.roles import MixedRole, read_mixed_roles
 
 
 def most_sensitive(check: BlocksCheck, grounds: Grounds) -> Outcome:
@@ -71,8 +71,12 @@ def stability(check: StabilityCheck, grounds: Grounds) -> Outcome:
 
 def spared(check: SparedCheck, grounds: Grounds) -> Outcome:
     """The paired gain of one choice of blocks over another or over none, its interval against the expected gain."""
-    one = _cell(grounds, MixedRole(check.strategy, check.k))
-    other = _cell(grounds, None if check.over == "fully quantized" else MixedRole(check.over, check.k))
+    cells = cells_by_role(grounds.results["mixed"])
+    one = cells.get(Chosen(kind=check.strategy, k=check.k))
+    if check.over == "fully quantized":
+        other = next((result for role, result in cells.items() if isinstance(role, NoneSpared)), None)
+    else:
+        other = cells.get(Chosen(kind=check.over, k=check.k))
     pair = [result for result in (one, other) if result is not None]
     ours, records = None, tuple(result.record.trial_id for result in pair)
     if one is not None and other is not None and same_images((one, other)):
@@ -149,19 +153,6 @@ def _top(scored: SensitivityScores, k: int, draw: int) -> Sequence[int]:
     """The k blocks that cost most in one draw: quantized alone they add most, spared alone they leave least."""
     sign = -1.0 if scored.direction == "only" else 1.0
     return [block.block for block in sorted(scored.blocks, key=lambda block: (sign * block.kl[draw], block.block))[:k]]
-
-
-def _roles(result: Result) -> tuple[MixedRole, ...]:
-    return read_mixed_roles(result.record.trial.label)
-
-
-def _cell(grounds: Grounds, role: MixedRole | None) -> Result | None:
-    """The cell that plays a part; None for the role: the one that spares nothing."""
-    for result in grounds.results["mixed"]:
-        plays = any(part.kind == "none" if role is None else part == role for part in _roles(result))
-        if plays and result.predictions is not None:
-            return result
-    return None
 
 
 def _report_right(result: Result) -> npt.NDArray[np.bool_]:

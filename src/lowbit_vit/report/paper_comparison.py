@@ -1,14 +1,53 @@
 """The paper's table beside ours, cell by cell: the printed value, our value, the verdict of the cell's claim and its reason."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import polars as pl
 
-from lowbit_vit.report.cells import DASH, milliseconds, number, spread
-from lowbit_vit.report.ledger import SIGNS, TONES, Tone, by_cell
+from lowbit_vit.report.columns import Cell, Column, Table
+from lowbit_vit.report.ledger import TONES, Tone, by_cell
+from lowbit_vit.report.number_format import DASH, decimals, milliseconds, number, spread
 from lowbit_vit.schema.claim import Judged
+
+Row = dict[str, Any]
+
+
+def _device(row: Row) -> str:
+    return "" if row["device"] == "cuda" else f"on the {row['device']}"
+
+
+def _operators(row: Row) -> str:
+    return "time of operators, not kernels" if row["device"] == "cpu" else ""
+
+
+def _or_dash(name: str) -> Callable[[Row], Any]:
+    """A dash is text, so that its note says why there is no number."""
+    return lambda row: DASH if row[name] is None else row[name]
+
+
+def _percentile(heading: str, name: str) -> Column:
+    return Column(heading, _or_dash(name), milliseconds, lambda row: "too few samples" if row[name] is None else _device(row))
+
+
+# Ours in the order of the paper's columns; a note says what the paper's heading does not.
+COLUMNS = (
+    Column("size MiB", "file_mib", number),
+    Column("mean ms", lambda row: spread(row, "mean_ms", milliseconds(row["mean_ms"]), digits=2), note=_device),
+    _percentile("P50 ms", "p50_ms"),
+    _percentile("P95 ms", "p95_ms"),
+    _percentile("P99 ms", "p99_ms"),
+    Column("images/s", "images_per_s", decimals(1), note=_device),
+    Column("peak MiB", "peak_memory_mib", decimals(1), note=lambda row: "" if row["memory_is"] == "CUDA allocator" else row["memory_is"]),
+    Column("CPU mean ms", _or_dash("cpu_mean_ms"), milliseconds, lambda row: "not run on the CPU" if row["cpu_mean_ms"] is None else ""),
+    Column("Top-1", lambda row: spread(row, "top1", number(row["top1"], 4), digits=4)),
+    Column("Top-5", "top5", decimals(4)),
+    Column("macro F1", "macro_f1", decimals(4)),
+    Column("kernels us", "kernel_us", decimals(0), note=_operators),
+    Column("attention us", "attention_us", decimals(0), note=_operators),
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +58,6 @@ class Pair:
         printed: as the paper prints it.
         ours: as we print it; a dash where there is none.
         tone: of the verdict; `unjudged` where no claim is about this cell.
-        sign: the tone's.
         claim: id, or null.
         explanation: what a reader is told on hover, focus or tap: sentences.
         records: trial ids behind ours, separated by spaces.
@@ -28,7 +66,6 @@ class Pair:
     printed: str
     ours: str
     tone: Tone
-    sign: str
     claim: str | None
     explanation: tuple[str, ...]
     records: str
@@ -67,7 +104,7 @@ def _beside(table: pl.DataFrame, paper: pl.DataFrame, claims: Mapping[tuple[int,
         found = arms.filter(pl.col("batch_size").is_null() | pl.col("batch_size").eq_missing(batch_size)).to_dicts()
         ours = next((row for row in found if row["status"] == "success"), None)
         missing = None if ours else found[0]["reason"] if found else "not run" if arms.is_empty() else f"not measured at batch {batch_size}"
-        values = _our_cells(ours) if ours else [(DASH, "")] * (len(paper.columns) - 2)
+        values = [column.cell(ours) if ours else Cell(DASH) for column in COLUMNS]
         records = (ours or {}).get("records") or ""
         cells = [
             _cell(printed[name], value, claims.get((index, name)), heading=name, missing=missing, records=records)
@@ -83,8 +120,8 @@ def _bare(name: str) -> str:
     return rest if dot and first.isdigit() else name
 
 
-def _cell(printed: str, value: tuple[str, str], judged: Judged | None, *, heading: str, missing: str | None, records: str) -> Pair:
-    ours, note = value
+def _cell(printed: str, value: Cell, judged: Judged | None, *, heading: str, missing: str | None, records: str) -> Pair:
+    ours, note = value.text, value.note
     tone: Tone = "unjudged" if judged is None else TONES[judged.verdict]
     words = f"is missing ({missing or note or 'not measured'})" if ours == DASH else f"is {ours}" + (f" ({note})" if note else "")
     told = [f"{heading}: the paper prints {printed}; ours {words}."]
@@ -96,28 +133,17 @@ def _cell(printed: str, value: tuple[str, str], judged: Judged | None, *, headin
         printed=printed,
         ours=ours,
         tone=tone,
-        sign=SIGNS[tone],
         claim=judged.claim.id if judged else None,
         explanation=tuple(told),
         records=records or " ".join(judged.record_ids if judged else ()),
     )
 
 
-def _our_cells(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """Our values in the order of the paper's columns, each with what it is where the heading does not say."""
-    device = "" if row["device"] == "cuda" else f"on the {row['device']}"
-    operators = "time of operators, not kernels" if row["device"] == "cpu" else ""
-    memory = "" if row["memory_is"] == "CUDA allocator" else row["memory_is"] or ""
-    return [
-        (number(row["file_mib"]), ""),
-        (spread(row, "mean_ms", milliseconds(row["mean_ms"]), digits=2), device),
-        *((milliseconds(row[name]), "too few samples" if row[name] is None else device) for name in ("p50_ms", "p95_ms", "p99_ms")),
-        (number(row["images_per_s"], 1), device),
-        (number(row["peak_memory_mib"], 1), memory),
-        (milliseconds(row["cpu_mean_ms"]), "not run on the CPU" if row["cpu_mean_ms"] is None else ""),
-        (spread(row, "top1", number(row["top1"], 4), digits=4), ""),
-        (number(row["top5"], 4), ""),
-        (number(row["macro_f1"], 4), ""),
-        (number(row["kernel_us"], 0), operators),
-        (number(row["attention_us"], 0), operators),
-    ]
+def paper_table(beside: Beside) -> Table:
+    """The table for LaTeX: two lines a row, as printed and as measured, the metrics as columns."""
+    rows = []
+    for row in beside.rows:
+        rows.append([row.model, "paper", *(cell.printed for cell in row.cells)])
+        rows.append(["", row.missing or "ours", *(cell.ours for cell in row.cells)])
+    metrics = [Column(heading, itemgetter(place)) for place, heading in enumerate(beside.headings, 2)]
+    return Table("", (Column("Model", itemgetter(0), kind="name"), Column("", itemgetter(1), kind="words"), *metrics), rows)
