@@ -84,7 +84,7 @@ def _top1_note(row: dict[str, Any]) -> str:
 
 def _difference(row: dict[str, Any]) -> Cell:
     if row["difference"] is None:
-        return Cell("baseline" if row["paper_row"] == 0 else DASH)
+        return Cell("baseline" if row["order"] == 0 else DASH)
     note = f"{MINUS}{row['lost']} +{row['gained']} images, Holm p {probability(row['p_holm'])}"
     return Cell(points(row["difference"]), note, hint=f"before the adjustment: exact p {row['p_value']:.3g}")
 
