@@ -5,7 +5,6 @@ import re
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.tables import read_paper_table
 from lowbit_vit.report.beside import beside_paper
 from lowbit_vit.report.grids import result_grid
 from lowbit_vit.report.latex import beside_latex, escaped, grid_latex
@@ -14,7 +13,7 @@ from lowbit_vit.report.latex import beside_latex, escaped, grid_latex
 @pytest.fixture(scope="module")
 def documents() -> list[str]:
     tables = synthetic.findings("variants").tables
-    tables_beside = beside_paper(tables.paper_table, read_paper_table(synthetic.PROJECT), [])
+    tables_beside = beside_paper(tables.paper_table, synthetic.paper().table, [])
     return [grid_latex(result_grid(tables.paper_table)), *map(beside_latex, tables_beside)]
 
 

@@ -7,8 +7,9 @@ from pydantic import TypeAdapter
 from rich.table import Table
 from rich.text import Text
 
+from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.report.cells import DASH
-from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Judged
+from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS
 
 _JSON: TypeAdapter[tuple[Judged, ...]] = TypeAdapter(tuple[Judged, ...])
 

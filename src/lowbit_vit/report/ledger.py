@@ -10,7 +10,8 @@ from typing import Literal
 
 import polars as pl
 
-from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Judged, Verdict
+from lowbit_vit.analysis.claims.ledger import Judged
+from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Verdict
 
 Tone = Literal["agrees", "fails", "unclear", "open", "unjudged"]
 TONES: Mapping[Verdict, Tone] = {

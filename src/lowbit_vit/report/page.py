@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import polars as pl
 from markupsafe import Markup
 
-from lowbit_vit.analysis.claims import gather, judge, load_claims
-from lowbit_vit.analysis.tables import Findings, find, read_paper_table, write_tables
+from lowbit_vit.analysis.claims.ledger import Judged, Paper, gather, judge, load_paper
+from lowbit_vit.analysis.tables import Findings, find, write_tables
 from lowbit_vit.report import facts, grids
 from lowbit_vit.report.beside import Beside, beside_paper
 from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, pair_words, scan_words, timed_grid
@@ -33,7 +32,7 @@ from lowbit_vit.report.missing import not_run
 from lowbit_vit.report.provenance import places, provenance_document, with_places
 from lowbit_vit.report.terminal import result_markdown
 from lowbit_vit.report.verdict import headline, sentences
-from lowbit_vit.schema.claim import VERDICT_MEANS, Judged
+from lowbit_vit.schema.claim import VERDICT_MEANS
 from lowbit_vit.schema.config import STUDIES, Profile, Study
 from lowbit_vit.schema.packed import is_packed
 from lowbit_vit.schema.record import write_atomic
@@ -48,13 +47,13 @@ class Content:
 
     profile: Profile
     findings: Findings
-    paper: pl.DataFrame
+    paper: Paper | None
     judged: tuple[Judged, ...]
 
     @property
     def beside(self) -> list[Beside]:
-        """The paper's table beside ours, a batch size each."""
-        return beside_paper(self.findings.tables.paper_table, self.paper, self.judged)
+        """The paper's table beside ours, a batch size each; none without a paper."""
+        return [] if self.paper is None else beside_paper(self.findings.tables.paper_table, self.paper.table, self.judged)
 
     @property
     def printed(self) -> dict[str, grids.Grid]:
@@ -84,12 +83,12 @@ def build_report(profile: Profile, workspace: Workspace) -> Path:
     A study without records is shown as not run. Needs neither torch nor a network.
 
     Raises:
-        ConfigError: paper/claims.yaml is missing or wrong.
+        ConfigError: there is no such paper, or its claims or context are missing or wrong.
         DataError: a record, a predictions file or the paper's table is damaged or missing.
     """
-    paper = read_paper_table(workspace.root)
+    paper = None if profile.paper is None else load_paper(workspace.root, profile.paper)
     findings = find(profile, workspace)
-    judged = judge(load_claims(workspace.root), gather(profile, findings.results, root=workspace.root))
+    judged = () if paper is None else judge(paper.ledger.claims, gather(profile, findings.results, paper))
     return write_report(Content(profile=profile, findings=findings, paper=paper, judged=judged), workspace.reports)
 
 
@@ -100,7 +99,7 @@ def write_report(content: Content, folder: Path) -> Path:
     write_atomic(folder / "metrics.json", (json.dumps(metrics(content.findings), indent=1) + "\n").encode())
     write_atomic(folder / "report.md", _markdown(content).encode())
     drawn = []
-    for figure in all_figures(content.findings.tables):
+    for figure in all_figures(content.findings.tables, {} if content.paper is None else content.paper.ledger.notes.figures):
         log.info("drawing %s: %s", figure.name, figure.title)
         drawn.append((figure, draw(figure, folder / "figures")))
     page = folder / "report.html"
@@ -179,6 +178,7 @@ def _scope(content: Content) -> dict[str, Any]:
     profile, records = content.profile, content.findings.all_records
     return {
         "profile": profile,
+        "paper": None if content.paper is None else content.paper.ledger,
         "model": facts.model_words(profile),
         "images": facts.image_words(profile, records),
         "accuracy": facts.accuracy_words(profile, records),
