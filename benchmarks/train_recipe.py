@@ -122,9 +122,7 @@ def _run(profile: Profile, dataset: Dataset, config: Training, teacher: Distilla
     model = fresh_model(profile, dataset.num_classes)
     sets = [dataset.train_views["train"]]
     views, device = profile.data.views, profile.device
-    return model, train_by_recipe(
-        model, sets, config, views=views, seed=0, device=device, title="variant", distillation=teacher
-    )
+    return model, train_by_recipe(model, sets, config, views=views, seed=0, device=device, title="variant", distillation=teacher)
 
 
 def _top1(model: torch.nn.Module, profile: Profile, dataset: Dataset) -> float:

@@ -11,6 +11,7 @@ import synthetic
 from lowbit_vit.analysis import blocks
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.scores import scores
+from lowbit_vit.schema.cell_role import NoneSpared
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import SensitivityScores
 
@@ -132,7 +133,7 @@ def test_empty_studies_make_empty_frames() -> None:
 
 
 def test_images_of_another_test_set_are_not_compared(studies: Studies) -> None:
-    full = next(result for result in studies.mixed if "none spared" in result.record.trial.label)
+    full = next(result for result in studies.mixed if isinstance(result.record.trial.roles[0], NoneSpared))
     evaluation = full.record.evaluation
     assert evaluation is not None
     other = full.record.model_copy(update={"evaluation": evaluation.model_copy(update={"labels_sha256": "00" * 32})})

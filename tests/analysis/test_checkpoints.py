@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lowbit_vit.analysis.checkpoints import list_checkpoints
-from lowbit_vit.report.checkpoints import checkpoint_table
+from lowbit_vit.report.terminal import checkpoint_table
 from lowbit_vit.schema.config import Profile, load_profile
 from lowbit_vit.schema.model_card import weight_files
 from lowbit_vit.schema.record import sha256
@@ -110,9 +110,9 @@ def test_what_is_missing_or_damaged_is_said_with_what_to_do(
 
 
 def test_the_table_shows_how_good_each_is(workspace: Workspace) -> None:
-    table = checkpoint_table(list_checkpoints(DEMO, workspace))
-    assert list(table.columns[3].cells) == ["98.50"] * 3
-    assert list(table.columns[5].cells) == [sha256(path.read_bytes())[:16] for path in weight_files(DEMO, workspace)]
+    lines = checkpoint_table(list_checkpoints(DEMO, workspace)).lines("terminal")
+    assert [line.cells[3].text for line in lines] == ["98.50"] * 3
+    assert [line.cells[5].text for line in lines] == [sha256(path.read_bytes())[:16] for path in weight_files(DEMO, workspace)]
 
 
 def test_paper_and_scratch_have_their_lists_too(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import synthetic
 from lowbit_vit.analysis.contests import contests
 from lowbit_vit.analysis.results import Result, load_results
+from lowbit_vit.schema.cell_role import Reference
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,6 @@ def test_the_selection_half_decides_nothing(mixed: list[Result]) -> None:
 
 
 def test_without_the_reference_there_is_no_contest(mixed: list[Result]) -> None:
-    others = [result for result in mixed if "high precision" not in result.record.trial.label]
+    others = [result for result in mixed if Reference() not in result.record.trial.roles]
     assert contests(others, depth=8).is_empty()
     assert contests([], depth=8).is_empty()

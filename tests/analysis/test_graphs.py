@@ -6,8 +6,8 @@ from lowbit_vit.analysis.graphs import MARGIN, graphs
 from lowbit_vit.analysis.latencies import ratio_of_medians
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import margin_test
-from lowbit_vit.report.cells import DASH
-from lowbit_vit.report.graphs import graph_grid, graph_words
+from lowbit_vit.report.number_format import DASH
+from lowbit_vit.report.roofline_tables import graph_table, graph_words
 from lowbit_vit.schema.answers import answers_of
 from lowbit_vit.schema.config import load_profile
 from lowbit_vit.study.cells import cells
@@ -71,14 +71,14 @@ def test_without_the_reference_there_is_no_table() -> None:
     frame = graphs(list(results(EXACT, "W8A8").values()), arms=LABELS)
     assert frame.is_empty()
     assert graph_words(frame) == ""
-    assert not graph_grid(frame).rows
+    assert not graph_table(frame).lines("html")
 
 
 def test_the_printed_table_names_the_reference_and_its_own_flips() -> None:
     frame = graphs(list(results(*LABELS).values()), arms=LABELS)
-    grid = graph_grid(frame)
-    assert all(len(row.cells) == len(grid.headings) for row in grid.rows)
-    rows = {(row.cells[1].text, row.cells[2].text): row for row in grid.rows}
+    table = graph_table(frame)
+    assert all(len(row.cells) == len(table.shown("html")) for row in table.lines("html"))
+    rows = {(row.cells[1].text, row.cells[2].text): row for row in table.lines("html")}
     assert rows[REFERENCE, "1"].cells[4].text == "reference"
     assert rows[REFERENCE, "1"].cells[6].text == DASH
     times, flips, accuracy = rows["W8A8", "1"].cells[4:7]

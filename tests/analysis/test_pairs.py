@@ -11,13 +11,13 @@ import synthetic
 from lowbit_vit.analysis import blocks
 from lowbit_vit.analysis.contests import contests
 from lowbit_vit.analysis.pairs import pair_terms, pairs
-from lowbit_vit.analysis.results import Result, load_results
+from lowbit_vit.analysis.results import Result, cells_by_role, load_results
 from lowbit_vit.cli import plans
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.report.choices import pair_words
+from lowbit_vit.report.allocation_tables import pair_words
 from lowbit_vit.schema.allocation import load_plan_file
+from lowbit_vit.schema.cell_role import BlockPair, unit_role
 from lowbit_vit.schema.config import Profile
-from lowbit_vit.schema.roles import SensitivityRole, read_mixed_roles, read_role
 from lowbit_vit.schema.workspace import Workspace
 
 Runs = tuple[Profile, Workspace, list[Result], list[Result]]
@@ -41,8 +41,8 @@ def test_every_two_of_the_most_sensitive_blocks_are_a_cell_and_a_row(runs: Runs)
     assert frame.select((pl.col("interaction") - (pl.col("kl") - pl.col("summed_kl"))).abs().max()).item() < 1e-12
     assert frame.select((pl.col("interaction_low") < pl.col("interaction")).all()).item()
     assert frame.select((pl.col("interaction") < pl.col("interaction_high")).all()).item()
-    alone = {read_role(result.record.trial.label): result.predictions for result in sensitivity}
-    singles = [alone[SensitivityRole("only", "nf4", block)] for block in (4, 5)]
+    alone = cells_by_role(sensitivity)
+    singles = [alone[unit_role("only", "nf4", f"blocks.{block}")].predictions for block in (4, 5)]
     summed = sum(float(np.mean(one.kl[one.selection], dtype=np.float64)) for one in singles if one is not None and one.kl is not None)
     assert frame.item(0, "summed_kl") == pytest.approx(summed)
     assert pair_words(frame).startswith("6 pairs of the most sensitive blocks: together they cost up to ")
@@ -51,7 +51,7 @@ def test_every_two_of_the_most_sensitive_blocks_are_a_cell_and_a_row(runs: Runs)
 
 def test_a_pair_is_no_choice_of_blocks(runs: Runs) -> None:
     _, _, mixed, sensitivity = runs
-    without = [result for result in mixed if read_mixed_roles(result.record.trial.label)[0].kind != "pair"]
+    without = [result for result in mixed if not isinstance(result.record.trial.roles[0], BlockPair)]
     assert len(mixed) - len(without) == 6
     assert blocks.mixed(mixed, depth=8).equals(blocks.mixed(without, depth=8))
     assert contests(mixed, depth=8).equals(contests(without, depth=8))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.results import load_all_results, load_results, require_one_origin, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role, load_all_results, load_results, require_one_origin, same_images
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.record import Record, read_record, write_record
@@ -40,6 +40,35 @@ def test_missing_predictions_are_an_error_that_names_the_file(tmp_path: Path) ->
     gone.unlink()
     with pytest.raises(DataError, match=gone.name):
         load_results(workspace, "variants")
+
+
+def test_a_cell_is_found_under_each_part_that_it_plays(filled: Workspace) -> None:
+    results = load_results(filled, "mixed")
+    found = cells_by_role(results)
+    assert list(found) == [role for result in results for role in result.record.trial.roles]
+    assert len(found) > len(results)
+    assert all(role in result.record.trial.roles for role, result in found.items())
+    assert list(cells_by_role([Result(results[0].record, None), *results[1:]])) == list(found)[len(results[0].record.trial.roles) :]
+
+
+def test_a_cell_without_a_part_is_an_error_that_names_its_record(filled: Workspace) -> None:
+    (result, *_) = load_results(filled, "mixed")
+    trial = result.record.trial.model_copy(update={"roles": ()})
+    with pytest.raises(DataError, match=rf"mixed/{trial.trial_id}\.json: its trial has no roles"):
+        cells_by_role([Result(result.record.model_copy(update={"trial": trial}), result.predictions)])
+
+
+@pytest.mark.parametrize("study", ["sensitivity", "mixed"])
+def test_temporary_labels_of_the_first_edition_are_read_as_roles(study: Study, tmp_path: Path) -> None:
+    _, workspace = synthetic.fill(tmp_path / "root")
+    results = load_results(workspace, study)
+    for result in results:
+        without = result.record.trial.model_copy(update={"roles": ()})
+        write_record(result.record.model_copy(update={"trial": without}), workspace.records(study))
+    assert [result.record for result in load_results(workspace, study)] == [result.record for result in results]
+    write_record(result.record.model_copy(update={"trial": without.model_copy(update={"label": "a plan"})}), workspace.records(study))
+    with pytest.raises(DataError, match="'a plan' names no part of a cell"):
+        load_results(workspace, study)
 
 
 # ------------------------------------------------------------------------------------------- never mixed without a word

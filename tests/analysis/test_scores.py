@@ -9,9 +9,9 @@ import synthetic
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.scores import draw_images, scores, simultaneous_intervals, write_scores
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.cell_role import OneUnit
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import SensitivityScores
-from lowbit_vit.schema.roles import read_role
 from lowbit_vit.schema.workspace import Workspace
 
 
@@ -75,7 +75,7 @@ def test_the_report_half_decides_nothing(study: tuple[Profile, Workspace], resul
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [("high precision", "high-precision reference did not succeed"), ("nf4, only block 3", "nf4, block 3: no successful")],
+    [("high precision", "high-precision reference did not succeed"), ("nf4, only block 3", "nf4, only block 3: no successful")],
 )
 def test_a_missing_cell_is_named(study: tuple[Profile, Workspace], results: list[Result], label: str, message: str) -> None:
     profile, _ = study
@@ -136,15 +136,14 @@ def test_a_quantity_without_spread_gets_an_interval_without_width() -> None:
 def test_each_linear_is_scored_where_the_profile_asks_for_modules(study: tuple[Profile, Workspace], results: list[Result]) -> None:
     profile, _ = study
     asks = profile.model_copy(update={"sensitivity": profile.sensitivity.model_copy(update={"units": ("blocks", "modules")})})
-    with pytest.raises(DataError, match=r"nf4, block 0 attention\.q: no successful record"):
+    with pytest.raises(DataError, match=r"nf4, only block 0 attention\.q: no successful record"):
         scores(results, asks)
     linears = []
     for result in results:
-        role = read_role(result.record.trial.label)
+        (role,) = result.record.trial.roles
         for module in ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.fc1", "mlp.fc2"):
-            if role.block is not None:
-                label = dataclasses.replace(role, module=module).label
-                trial = result.record.trial.model_copy(update={"label": label})
+            if isinstance(role, OneUnit):
+                trial = result.record.trial.model_copy(update={"roles": (role.model_copy(update={"module": module}),)})
                 linears.append(dataclasses.replace(result, record=result.record.model_copy(update={"trial": trial})))
     found = scores([*results, *linears], asks)
     assert [len(score.modules) for score in found] == [48] * 4

@@ -10,7 +10,7 @@ from lowbit_vit.analysis.additivity import additivity, additivity_fits
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.scores import scores
 from lowbit_vit.analysis.timed_plans import predicted_ms, timed_plans
-from lowbit_vit.report.choices import timed_grid
+from lowbit_vit.report.allocation_tables import timed_table
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import NF4, all_but, uniform
 from lowbit_vit.schema.workspace import Workspace
@@ -36,9 +36,9 @@ def test_timed_plans_stand_beside_the_uniform_arms_of_the_same_settings(runs: Ru
     for row in cells.filter(pl.col("plan").str.contains("milp")).to_dicts():
         assert row["ratio"] == pytest.approx(row["p50_ms"] / row["predicted_ms"])
         assert row["peak_memory_mib"] > 0
-    grid = timed_grid(frame)
-    assert len(grid.rows) == frame.height
-    assert all(len(row.cells) == len(grid.headings) for row in grid.rows)
+    table = timed_table(frame)
+    assert len(table.lines("html")) == frame.height
+    assert all(len(row.cells) == len(table.shown("html")) for row in table.lines("html"))
 
 
 def test_half_the_blocks_cost_half_the_difference(runs: Runs) -> None:

@@ -10,7 +10,8 @@ import synthetic
 from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.errors import DataError
 from lowbit_vit.report.artifact import artifact_markdown, load_references
-from lowbit_vit.report.claims import claims_json, claims_markdown, claims_table, counts_line, markdown_cell
+from lowbit_vit.report.columns import escape_markdown, to_terminal
+from lowbit_vit.report.ledger import claims_json, claims_markdown, claims_table, counts_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,15 +47,11 @@ def test_a_project_without_reference_runs_says_so(tmp_path: Path) -> None:
         load_references(tmp_path)
 
 
-def test_markdown_keeps_text_as_text() -> None:
-    assert markdown_cell("a | b\n<script> *c* d_e") == r"a \| b &lt;script> \*c\* d\_e"
-
-
 def test_all_forms_hold_every_claim(judged: tuple[Judged, ...]) -> None:
     assert [item["claim"]["id"] for item in json.loads(claims_json(judged))] == [item.claim.id for item in judged]
     markdown = claims_markdown(judged)
-    assert all(f"| {markdown_cell(item.claim.id)} |" in markdown for item in judged)
-    assert claims_table(judged).row_count == len(judged)
+    assert all(f"| {escape_markdown(item.claim.id)} |" in markdown for item in judged)
+    assert to_terminal(claims_table(judged)).row_count == len(judged)
 
 
 def test_counts_add_up(judged: tuple[Judged, ...]) -> None:
@@ -66,5 +63,5 @@ def test_a_quote_is_not_read_as_markup(judged: tuple[Judged, ...]) -> None:
     item = judged[0].model_copy(update={"words": "[red]so it stays[/red]"})
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(claims_table([item]))
+        console.print(to_terminal(claims_table([item])))
     assert "[red]" in captured.get()

@@ -9,9 +9,9 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.tables import Findings
-from lowbit_vit.report.cells import MINUS
-from lowbit_vit.report.classes import MOST, class_words, lost_grid
+from lowbit_vit.report.number_format import MINUS
 from lowbit_vit.report.page import build_report
+from lowbit_vit.report.tables import MOST_CLASSES, class_table, class_words
 from lowbit_vit.schema.workspace import Workspace
 
 HOSTILE = "</td><script>alert(1)</script>"
@@ -25,11 +25,13 @@ def findings() -> Findings:
 def test_each_arm_that_loses_images_has_a_line_with_its_worst_classes_first(findings: Findings) -> None:
     tables = findings.tables
     losing = tables.classes.filter(pl.col("lost") > 0)
-    grid = lost_grid(tables)
-    assert [row.cells[1].text for row in grid.rows] == losing.get_column("arm").unique(maintain_order=True).to_list() != []
-    for row in grid.rows:
-        assert len(row.cells) == len(grid.headings)
-        own = losing.filter(pl.col("arm") == row.cells[1].text).sort("lost", "label", descending=[True, False]).head(MOST).to_dicts()
+    table = class_table(tables)
+    assert [row.cells[1].text for row in table.lines("html")] == losing.get_column("arm").unique(maintain_order=True).to_list() != []
+    for row in table.lines("html"):
+        assert len(row.cells) == len(table.shown("html"))
+        own = (
+            losing.filter(pl.col("arm") == row.cells[1].text).sort("lost", "label", descending=[True, False]).head(MOST_CLASSES).to_dicts()
+        )
         shown = [cell for cell in row.cells[2:] if cell.text]
         assert [cell.text for cell in shown] == [line["class"] for line in own]
         for cell, line in zip(shown, own, strict=True):
@@ -40,8 +42,8 @@ def test_each_arm_that_loses_images_has_a_line_with_its_worst_classes_first(find
 
 def test_no_line_where_no_class_loses_an_image(findings: Findings) -> None:
     nothing = findings.tables.classes.with_columns(pl.lit(0, dtype=pl.Int64).alias("lost"))
-    assert lost_grid(replace(findings.tables, classes=nothing)).rows == ()
-    assert lost_grid(replace(findings.tables, classes=nothing.clear())).rows == ()
+    assert class_table(replace(findings.tables, classes=nothing)).lines("html") == []
+    assert class_table(replace(findings.tables, classes=nothing.clear())).lines("html") == []
 
 
 def test_classes_without_names_are_said_to_be_numbers(findings: Findings) -> None:

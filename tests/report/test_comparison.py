@@ -15,23 +15,17 @@ from command_line import call
 from lowbit_vit.analysis.check import check_run
 from lowbit_vit.analysis.compare import compare_sides
 from lowbit_vit.analysis.sides import load_side
-from lowbit_vit.report.comparison import (
-    check_markdown,
-    check_summary,
-    check_table,
-    comparison_markdown,
-    comparison_notes,
-    comparison_table,
-)
+from lowbit_vit.report.columns import Table, escape_markdown, to_markdown, to_terminal
+from lowbit_vit.report.comparison import check_summary, check_table, comparison_notes, comparison_table
 from lowbit_vit.schema.config import STUDIES
 
 ROOT = synthetic.PROJECT
 CPU, H100 = "reports/reference/cpu-2026-11", "reports/reference/h100-2026-11"
 
 
-def shown(table: object) -> str:
+def shown(table: Table) -> str:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(table)
+    console.print(to_terminal(table))
     console.file.close()
     return console.export_text()
 
@@ -46,20 +40,20 @@ def test_the_table_has_every_arm_of_both_sides_and_says_what_is_missing() -> Non
     first, second = load_side(CPU, root=ROOT), load_side(H100, root=ROOT)
     frame = compare_sides(first, second, studies=STUDIES, margin=0.01)
     text = shown(comparison_table(frame, first, second, margin=0.01))
-    markdown = comparison_markdown(frame, first, second, margin=0.01)
+    markdown = call("compare", CPU, H100, "--markdown").stdout
     for side in (first, second):
         for result in side.results["variants"]:
-            assert f"| {result.record.trial.label} |" in markdown
+            assert f"| {escape_markdown(result.record.trial.label)} |" in markdown
     assert "B not in this run" in text
     notes = comparison_notes(frame, first, second)
     assert "card: A AMD EPYC, 2 cores, 2 threads; B NVIDIA H100 80GB HBM3" in notes
-    assert all(f"- {note}" in markdown for note in notes)
+    assert all(f"- {escape_markdown(note)}\n" in markdown for note in notes)
 
 
 def test_a_check_shows_expected_found_tolerance_and_verdict_of_every_line() -> None:
     side = load_side(H100, root=ROOT)
     lines = check_run(side, side)
-    text, markdown = shown(check_table(lines)), check_markdown(lines)
+    text, markdown = shown(check_table(lines)), to_markdown(check_table(lines))
     assert check_summary(lines) == "36 numbers: 36 within tolerance, 0 out of it, 0 not compared"
     for said in ("expected", "found", "tolerance", "verdict", "606,812,364"):
         assert said in text
@@ -73,12 +67,10 @@ def test_text_of_records_stays_text_in_markdown(tmp_path: Path) -> None:
     synthetic.fill(tmp_path / "root", profile=synthetic.relabel(profile, profile.variants.arms[0].label, label), studies=("variants",))
     shutil.copy(ROOT / "profiles" / "demo.yaml", tmp_path / "root" / "profiles")
     side = load_side("demo", root=tmp_path / "root")
-    for markdown in (
-        comparison_markdown(compare_sides(side, side, studies=("variants",), margin=0.01), side, side, margin=0.01),
-        check_markdown(check_run(side, side)),
-    ):
+    compared = comparison_table(compare_sides(side, side, studies=("variants",), margin=0.01), side, side, margin=0.01)
+    for markdown in (to_markdown(compared), to_markdown(check_table(check_run(side, side)))):
         assert "<script>" not in markdown
-        assert "&lt;script>alert(1)&lt;/script> \\| x" in markdown
+        assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| x" in markdown
 
 
 def test_compare_prints_a_table_and_writes_every_study_as_csv(tmp_path: Path) -> None:

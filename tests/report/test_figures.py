@@ -9,6 +9,7 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.tables import Tables
+from lowbit_vit.report.figure_list import all_figures
 from lowbit_vit.report.figures.accuracy import accuracy_against_latency
 from lowbit_vit.report.figures.blocks import heat_map, sensitivity
 from lowbit_vit.report.figures.calibration import calibration
@@ -18,7 +19,6 @@ from lowbit_vit.report.figures.kernels import CLASS_NAMES, time_by_class
 from lowbit_vit.report.figures.mixed import STRATEGIES, mixed
 from lowbit_vit.report.figures.size import size_and_memory
 from lowbit_vit.report.figures.style import MOST_ARMS, cut_words
-from lowbit_vit.report.gallery import all_figures
 from lowbit_vit.schema.config import STUDIES
 
 
@@ -34,7 +34,7 @@ def rows(specification: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def figure(specification: dict[str, Any] | None) -> Figure:
-    return Figure("figure3", "Figure 3", "title", "caption", specification, missing="missing", table="x.csv")
+    return Figure("figure3", "title", "caption", specification, missing="missing", table="x.csv")
 
 
 def test_figure_1_has_every_finished_arm_at_every_batch_size(tables: Tables) -> None:

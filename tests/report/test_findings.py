@@ -11,7 +11,8 @@ from rich.console import Console
 
 from command_line import call
 from lowbit_vit.analysis.audit import Finding, ResultsTable, audit, load_table
-from lowbit_vit.report.findings import findings_markdown, findings_table, summary
+from lowbit_vit.report.columns import to_markdown, to_terminal
+from lowbit_vit.report.findings import findings_table, summary
 
 ROOT = Path(__file__).parents[2]
 PRINTED, CONTEXT = (f"papers/vit-quantization-2025/{name}" for name in ("table.csv", "context.yaml"))
@@ -97,9 +98,9 @@ def test_a_mistake_is_one_line_with_its_exit_code(arguments: list[str], code: in
 
 def test_text_stays_text() -> None:
     console = Console(width=100, record=True, file=sys.stderr)
-    console.print(findings_table([NASTY], TABLE, title="[red]t[/]"))
+    console.print(to_terminal(findings_table([NASTY], TABLE, title="[red]t[/]")))
     shown = console.export_text()
     assert "[bold]a[/] | <script> *b*" in shown
     assert "[red]t[/]" in shown
-    line = findings_markdown([NASTY], TABLE).splitlines()[2]
+    line = to_markdown(findings_table([NASTY], TABLE)).splitlines()[2]
     assert line.endswith(r"\[bold\]a\[/\] \| &lt;script&gt; \*b\* |")

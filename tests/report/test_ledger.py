@@ -9,8 +9,8 @@ import synthetic_claims
 from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.analysis.tables import Findings, find
 from lowbit_vit.report import ledger
-from lowbit_vit.report.beside import beside_paper
 from lowbit_vit.report.missing import not_run
+from lowbit_vit.report.paper_comparison import beside_paper
 from lowbit_vit.report.verdict import headline, sentences
 from lowbit_vit.schema.claim import VERDICTS
 
@@ -33,8 +33,8 @@ def test_every_verdict_has_a_tone_and_every_tone_a_sign_and_words() -> None:
 
 def test_counts_add_up_in_the_order_of_the_verdicts(judged: list[Judged]) -> None:
     found = ledger.counts(judged)
-    assert sum(count.claims for count in found) == len(judged) == sum(ledger.tone_counts(judged).values())
-    assert [count.verdict for count in found] == list(VERDICTS)
+    assert sum(found.values()) == len(judged) == sum(ledger.tone_counts(judged).values())
+    assert list(found) == list(VERDICTS)
     assert headline(judged).startswith(f"Of {len(judged)} statements, ")
     assert headline([]) == ""
 

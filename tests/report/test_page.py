@@ -15,10 +15,10 @@ import synthetic_claims
 from lowbit_vit.analysis.packing import pack_records
 from lowbit_vit.analysis.tables import find
 from lowbit_vit.errors import DataError
-from lowbit_vit.report.cells import DASH
-from lowbit_vit.report.grids import result_grid
 from lowbit_vit.report.metrics import metrics
+from lowbit_vit.report.number_format import DASH
 from lowbit_vit.report.page import build_report
+from lowbit_vit.report.tables import result_table
 from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.packed import packed_file
 from lowbit_vit.schema.workspace import Workspace
@@ -201,8 +201,9 @@ def test_failures_are_shown_with_their_reason_and_never_as_numbers(tmp_path: Pat
     synthetic.write_record(synthetic.unfinished(trial, "oom", "4.2 GiB of 3 GiB"), path.parent)
     findings = find(profile, workspace)
     assert metrics(findings)["variants"]["bf16"] == {"status": "oom"}
-    line = next(row for row in result_grid(findings.tables.paper_table).rows if row.cells[1].text == "bf16")
-    assert line.kind == "missing"
+    table = result_table(findings.tables.paper_table, findings.records["variants"])
+    line = next(line for line in table.lines("html") if line.cells[1].text == "bf16")
+    assert line.missing
     assert line.cells[-1].text == "oom: 4.2 GiB of 3 GiB"
     assert {cell.text for cell in line.cells[2:-1]} == {DASH}
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from lowbit_vit.analysis.results import load_results
+from lowbit_vit.report.columns import to_markdown
 from lowbit_vit.report.page import build_report
-from lowbit_vit.report.terminal import result_markdown
+from lowbit_vit.report.tables import result_table_of
 from lowbit_vit.schema.config import STUDIES, load_profile
 from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.workspace import Workspace
@@ -62,4 +63,4 @@ def test_the_readmes_table_is_the_reference_runs(name: str) -> None:
     arms = [arm.label for arm in load_profile(workspace.profile_file).variants.arms]
     records = study_records(workspace.records("variants"))
     shown = [record for record in records if record.trial.paper_row is not None] if name == "rows" else records
-    assert found["table"] == result_markdown(shown, arms=arms)
+    assert found["table"] == to_markdown(result_table_of(shown, arms=arms))

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from lowbit_vit.errors import ConfigError
+from lowbit_vit.schema.cell_role import Reference
 from lowbit_vit.schema.config import Profile, Trial, load_profile, load_trial, load_trials
 from lowbit_vit.schema.config_docs import explain
 
@@ -181,7 +182,9 @@ def a_trial(profile: Profile) -> Trial:
 
 def test_a_trials_identity_follows_what_decides_its_result_and_nothing_else() -> None:
     trial = a_trial(load_profile(DEMO))
-    renamed = trial.model_copy(update={"label": "another name", "limits": trial.limits.model_copy(update={"seconds": 1.0})})
+    renamed = trial.model_copy(
+        update={"label": "another name", "roles": (Reference(),), "limits": trial.limits.model_copy(update={"seconds": 1.0})}
+    )
     reseeded = trial.model_copy(update={"seed": 1})
     assert renamed.trial_id == trial.trial_id
     assert reseeded.trial_id != trial.trial_id

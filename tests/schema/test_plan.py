@@ -17,6 +17,7 @@ from lowbit_vit.schema.plan import (
     linear_names,
     only,
     only_linear,
+    spared_blocks,
     uniform,
 )
 
@@ -34,6 +35,13 @@ def test_vit_l_16_has_144_linears_and_a_uniform_plan_takes_them_all() -> None:
     formats = uniform(NF4_PLAIN, "fp16").resolve(LINEARS)
     assert len(formats) == 144
     assert set(formats.values()) == {NF4_PLAIN}
+
+
+def test_spared_blocks_are_found_in_the_plan() -> None:
+    assert spared_blocks(all_but([1, 6], NF4_PLAIN, "fp32"), 8) == (1, 6)
+    assert spared_blocks(only([1, 10], NF4_PLAIN, "fp32"), 12) == (0, 2, 3, 4, 5, 6, 7, 8, 9, 11)
+    assert spared_blocks(uniform(NF4_PLAIN, "fp32"), 8) == ()
+    assert spared_blocks(Plan(compute_dtype="fp32"), 2) == (0, 1)
 
 
 def test_high_precision_needs_no_rule() -> None:

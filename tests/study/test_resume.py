@@ -10,6 +10,7 @@ import pytest
 
 from lowbit_vit.data.arrays import MANIFEST
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.cell_role import Chosen, Random
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, TimedPlan, Trial
 from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores
@@ -67,6 +68,13 @@ def test_what_is_finished_is_neither_run_nor_touched(trials: list[Trial], record
     before = {path: sha256(path.read_bytes()) for path in records.iterdir()}
     assert missing_trials(trials, workspace) == []
     assert {path: sha256(path.read_bytes()) for path in records.iterdir()} == before
+
+
+def test_a_finished_trial_takes_the_roles_that_the_grid_gives_it(trials: list[Trial], records: Path, workspace: Workspace) -> None:
+    roles = (Chosen(kind="last", k=2), Random(k=2, index=0))
+    played = trials[0].model_copy(update={"roles": roles})
+    assert missing_trials([played, *trials[1:]], workspace) == []
+    assert read_record(records / f"{played.trial_id}.json").trial == played
 
 
 @pytest.mark.parametrize(

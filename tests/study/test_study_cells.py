@@ -2,14 +2,15 @@
 
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.vit import ARCHITECTURES
-from lowbit_vit.schema.config import TORCHVISION_DEPTH, MixedStudy, Profile, Study, load_profile
-from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
-from lowbit_vit.schema.roles import read_mixed_roles, read_role, spared_blocks
+from lowbit_vit.schema.cell_role import AllBlocks, Chosen, NoneSpared, OneUnit, Random, Reference, label_of
+from lowbit_vit.schema.config import TORCHVISION_DEPTH, MixedStudy, Profile, Study, Trial, load_profile
+from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names, spared_blocks
 from lowbit_vit.study.cells import cells, draw_blocks
 
 PROFILES = Path(__file__).parents[2] / "profiles"
@@ -61,17 +62,18 @@ def test_two_arms_that_are_one_trial_are_an_error_that_names_both() -> None:
 
 def test_sensitivity_quantizes_and_spares_every_block_in_every_format() -> None:
     trials = cells(DEMO, "sensitivity")
-    roles = [read_role(trial.label) for trial in trials]
-    found = {(role.kind, role.weights, role.block) for role in roles}
+    roles = [role for trial in trials for role in trial.roles]
     formats = [weights.name for weights in DEMO.sensitivity.formats]
     blocks = range(DEMO.backbone.depth)
-    assert found == {
-        ("reference", None, None),
-        *(("all", name, None) for name in formats),
-        *itertools.product(("only", "all_but"), formats, blocks),
+    directions: tuple[Literal["only", "all_but"], ...] = ("only", "all_but")
+    assert set(roles) == {
+        Reference(),
+        *(AllBlocks(weights=name) for name in formats),
+        *(OneUnit(kind=kind, weights=name, block=block) for kind, name, block in itertools.product(directions, formats, blocks)),
     }
     for trial, role in zip(trials, roles, strict=True):
-        if role.block is not None:
+        assert trial.label == label_of(role)
+        if isinstance(role, OneUnit):
             expected = (role.block,) if role.kind == "all_but" else tuple(b for b in blocks if b != role.block)
             assert spared_blocks(trial.plan, len(blocks)) == expected
         assert trial.measurement is None
@@ -81,39 +83,39 @@ def test_sensitivity_quantizes_and_spares_every_block_in_every_format() -> None:
 def test_mixed_spares_equally_many_blocks_by_heuristic_data_and_chance() -> None:
     depth = DEMO.backbone.depth
     scores = scores_of(DEMO)
-    by_role = {role: trial for trial in cells(DEMO, "mixed", scores=[scores]) for role in read_mixed_roles(trial.label)}
-    spared = {(role.kind, role.k, role.index): spared_blocks(trial.plan, depth) for role, trial in by_role.items()}
-    assert spared["reference", 0, None] == tuple(range(depth))
-    assert spared["none", 0, None] == ()
+    spared = {role: spared_blocks(trial.plan, depth) for trial in cells(DEMO, "mixed", scores=[scores]) for role in trial.roles}
+    assert spared[Reference()] == tuple(range(depth))
+    assert spared[NoneSpared(weights=DEMO.mixed.weights.name)] == ()
     for k in DEMO.mixed.spared:
-        assert spared["first+last", k, None] == (*range(k // 2), *range(depth - k // 2, depth))
-        assert spared["last", k, None] == tuple(range(depth - k, depth))
-        assert spared["most sensitive", k, None] == scores.most_sensitive(k)
+        assert spared[Chosen(kind="first+last", k=k)] == (*range(k // 2), *range(depth - k // 2, depth))
+        assert spared[Chosen(kind="last", k=k)] == tuple(range(depth - k, depth))
+        assert spared[Chosen(kind="most sensitive", k=k)] == scores.most_sensitive(k)
         # Of 8 blocks, two can be spared in no more than 28 ways: all of them are run.
         plans = {2: 28, 4: DEMO.mixed.random_plans}[k]
-        chance = [spared["random", k, index] for index in range(plans)]
+        chance = [spared[Random(k=k, index=index)] for index in range(plans)]
         assert len(set(chance)) == plans
-        assert ("random", k, plans) not in spared
+        assert Random(k=k, index=plans) not in spared
         assert {len(blocks) for blocks in chance} == {k}
 
 
 def test_a_timed_plan_is_one_cell_with_the_others_that_it_is() -> None:
     scores = scores_of(DEMO)
 
-    def timed(*kinds: str) -> dict[str, str]:
+    def timed(*kinds: str) -> list[Trial]:
         changed = DEMO.model_copy(update={"mixed": MixedStudy.model_validate({**DEMO.mixed.model_dump(), "timed": kinds})})
         trials = cells(changed, "mixed", scores=[scores])
         assert {trial.measurement for trial in trials} <= {None, DEMO.measurement}
         assert len(trials) == len(cells(DEMO, "mixed", scores=[scores]))
-        return {trial.label: trial.trial_id for trial in trials if trial.measurement is not None}
+        return [trial for trial in trials if trial.measurement is not None]
 
-    assert timed() == {}
+    assert timed() == []
     both = timed("first+last", "reference")
-    kinds = [{role.kind for role in read_mixed_roles(label)} for label in both]
+    kinds = [{role.kind for role in trial.roles} for trial in both]
     assert len(kinds) == 1 + len(DEMO.mixed.spared)
     assert sum("first+last" in kind for kind in kinds) == len(DEMO.mixed.spared)
     # All 28 pairs are drawn: the heuristic's is one of them, and is timed under all its names.
     assert any("random" in kind and "first+last" in kind for kind in kinds)
+    assert all(trial.label == " = ".join(map(label_of, trial.roles)) for trial in both)
 
 
 def test_mixed_without_its_scores_says_what_to_run() -> None:
@@ -156,8 +158,8 @@ def test_modules_are_cells_where_the_profile_asks_for_them() -> None:
     assert {trial.trial_id for trial in blocks} <= {trial.trial_id for trial in both}
     names = linear_names(depth)
     for trial in both:
-        role = read_role(trial.label)
-        if role.module is not None:
+        (role,) = trial.roles
+        if isinstance(role, OneUnit) and role.module is not None:
             name, formats_of = f"blocks.{role.block}.{role.module}", trial.plan.resolve(names)
             other = {formats_of[linear].name for linear in names if linear != name}
             assert (formats_of[name].name, other) == ((role.weights, {"high"}) if role.kind == "only" else ("high", {role.weights}))

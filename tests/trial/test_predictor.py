@@ -19,7 +19,8 @@ from lowbit_vit.data.arrays import ImageSet, load_dataset
 from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
 from lowbit_vit.export.model_folder import export_model
-from lowbit_vit.report.predictions import prediction_lines, prediction_table
+from lowbit_vit.report.columns import to_terminal
+from lowbit_vit.report.terminal import prediction_lines, prediction_table
 from lowbit_vit.schema.config import Evaluation, Profile, Trial
 from lowbit_vit.schema.export import ExportCard, read_export
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, uniform
@@ -257,7 +258,7 @@ def test_the_verb_prints_a_line_an_image(export_of: Callable[[str, str], Exporte
 
 def test_a_terminal_shows_a_row_an_image_and_names_as_they_are() -> None:
     predictions = [("[b]rose[/b].jpg", [("rose", 0.75), ("tulip", 0.25)]), ("two.jpg", [("tulip", 1.0)])]
-    table = prediction_table(predictions)
+    table = to_terminal(prediction_table(predictions))
     assert table.row_count == 2
     assert [str(cell) for cell in table.columns[0].cells] == ["[b]rose[/b].jpg", "two.jpg"]
     assert [str(cell) for cell in table.columns[1].cells] == ["rose 75.0 %", "tulip 100.0 %"]

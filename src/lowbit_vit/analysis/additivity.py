@@ -12,11 +12,11 @@ import numpy.typing as npt
 import polars as pl
 
 from lowbit_vit.analysis.flips import FlipCurve, flip_curve
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role, same_images
 from lowbit_vit.analysis.timed_plans import predicted_ms
+from lowbit_vit.schema.cell_role import BlockPair, CellRole, Reference, unit_role
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, Plan, SensitivityScores, linear_names
-from lowbit_vit.schema.roles import MixedRole, SensitivityRole, read_mixed_roles, read_role
 
 ADDITIVITY_SCHEMA: dict[str, Any] = {
     "plan": pl.String,
@@ -70,8 +70,7 @@ def additivity(
 
     `variants` are the arms whose latencies predict those of the plans that were timed, at the largest batch size.
     """
-    roles = {result.record.trial_id: read_mixed_roles(result.record.trial.label) for result in mixed}
-    reference = next((result for result in mixed if MixedRole("reference") in roles[result.record.trial_id]), None)
+    reference = cells_by_role(mixed).get(Reference())
     if reference is None or reference.predictions is None or not same_images(mixed):
         return pl.DataFrame(schema=ADDITIVITY_SCHEMA)
     units = {
@@ -81,35 +80,32 @@ def additivity(
         for unit in (*score.blocks, *score.modules)
     }
     sizes = {
-        role: result.record.model.weight_bytes
-        for result in sensitivity
-        if result.record.model is not None
-        for role in [read_role(result.record.trial.label)]
+        role: result.record.model.weight_bytes for role, result in cells_by_role(sensitivity).items() if result.record.model is not None
     }
     curve = flip_curve(sensitivity, scores)
     rows = []
     for result in mixed:
-        role = roles[result.record.trial_id][0]
+        role = result.record.trial.roles[0]
         parts = _parts(result.record.trial.plan, units, depth=profile.backbone.depth)
         predictions, model = result.predictions, result.record.model
-        if role.kind == "pair" or not parts or predictions is None or predictions.kl is None or model is None:
+        kl = None if predictions is None else predictions.report_kl
+        if isinstance(role, BlockPair) or not parts or predictions is None or kl is None or model is None:
             continue
-        report = ~predictions.selection
         summed_kl = sum(float(np.mean(unit.kl)) for unit, _, _ in parts)
         rows.append(
             {
                 "plan": result.record.trial.label,
                 "strategy": role.kind,
-                "k": role.k or None,
+                **role.model_dump(include={"k"}),
                 "predicted_kl": summed_kl,
-                "kl": float(predictions.kl[report].astype(np.float64).mean()),
+                "kl": float(kl.mean()),
                 "predicted_flips_per_1000": sum(1000 * float(np.mean(unit.flips)) / images for unit, images, _ in parts),
                 **_expected_flips(curve, summed_kl),
-                "flips_per_1000": 1000 * float((predictions.best != reference.predictions.best)[report].mean()),
+                "flips_per_1000": 1000 * float(predictions.flips(reference.predictions)[~predictions.selection].mean()),
                 **_latency(result, (*variants, *mixed), profile),
                 "predicted_weight_bytes": _summed_bytes(parts, sizes),
                 "weight_bytes": model.weight_bytes,
-                "images": int(report.sum()),
+                "images": len(kl),
                 "trial_id": result.record.trial_id,
             }
         )
@@ -123,10 +119,10 @@ def _expected_flips(curve: FlipCurve | None, kl: float) -> dict[str, float]:
     return {"expected_flips_per_1000": curve.expected(kl), "expected_flips_low": within.low, "expected_flips_high": within.high}
 
 
-def _summed_bytes(parts: Sequence[Part], sizes: Mapping[SensitivityRole, int]) -> int | None:
+def _summed_bytes(parts: Sequence[Part], sizes: Mapping[CellRole, int]) -> int | None:
     """Bytes of a plan's weights from the cells of the sensitivity study; None if one of them has no record."""
-    base = sizes.get(SensitivityRole("reference"))
-    added = [sizes.get(SensitivityRole("only", weights, unit.block, unit.module)) for unit, _, weights in parts]
+    base = sizes.get(Reference())
+    added = [sizes.get(unit_role("only", weights, unit.name)) for unit, _, weights in parts]
     known = [size for size in added if size is not None]
     return None if base is None or len(known) < len(added) else base + sum(size - base for size in known)
 

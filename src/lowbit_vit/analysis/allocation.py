@@ -13,14 +13,14 @@ import numpy as np
 
 from lowbit_vit.analysis.flips import FlipCurve, flip_curve
 from lowbit_vit.analysis.programme import MIB, Budget, Choice, PairTerm, Problem, Quantity, solve
-from lowbit_vit.analysis.results import Result
+from lowbit_vit.analysis.results import Result, cells_by_role
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import Entry, PlanFile, Predicted
+from lowbit_vit.schema.cell_role import CellRole, Reference, label_of, unit_role
 from lowbit_vit.schema.config import Execution, Profile
 from lowbit_vit.schema.estimate import Estimates
 from lowbit_vit.schema.plan import HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import ModelFacts
-from lowbit_vit.schema.roles import SensitivityRole, read_role
 
 Units = Literal["blocks", "modules"]
 
@@ -55,12 +55,12 @@ def build_problem(
     usable = _scores_of(formats, scores)
     if latencies is not None and units == "modules":
         raise ConfigError("allocate: latency is measured of whole blocks; give --units blocks, or a budget of bytes or flips")
-    facts = {read_role(result.record.trial.label): result.record.model for result in results}
+    facts = {role: result.record.model for role, result in cells_by_role(results).items()}
     if {model.backbone_sha256 for model in facts.values() if model is not None} - {usable[0].backbone_sha256}:
         raise DataError(
             f"sensitivity.json of {profile.name}: of other weights than the records; run lowbit-vit sensitivity {profile.name} again"
         )
-    base = _bytes_of(facts, SensitivityRole("reference"), profile)
+    base = _bytes_of(facts, Reference(), profile)
     if estimates is not None and estimates.backbone_sha256 != usable[0].backbone_sha256:
         raise DataError(f"estimates.json of {profile.name}: of other weights than the scores; run lowbit-vit estimate {profile.name} again")
     names = [unit.name for unit in (usable[0].blocks if units == "blocks" else usable[0].modules)]
@@ -73,7 +73,7 @@ def build_problem(
         choices.append(Choice(unit=name, weights=HighPrecision(), weight_bytes=0, kl=0.0, flips=0.0))
         for score in usable:
             unit = (score.blocks if units == "blocks" else score.modules)[index]
-            role = SensitivityRole("only", score.weights.name, unit.block, unit.module)
+            role = unit_role("only", score.weights.name, name)
             choices.append(
                 Choice(
                     unit=name,
@@ -101,10 +101,10 @@ def _scores_of(formats: Sequence[str] | None, scores: Sequence[SensitivityScores
     return usable
 
 
-def _bytes_of(facts: dict[SensitivityRole, ModelFacts | None], role: SensitivityRole, profile: Profile) -> int:
+def _bytes_of(facts: dict[CellRole, ModelFacts | None], role: CellRole, profile: Profile) -> int:
     found = facts.get(role)
     if found is None:
-        raise DataError(f"sensitivity: {role.label}: no successful record; run lowbit-vit sensitivity {profile.name}")
+        raise DataError(f"sensitivity: {label_of(role)}: no successful record; run lowbit-vit sensitivity {profile.name}")
     return found.weight_bytes
 
 

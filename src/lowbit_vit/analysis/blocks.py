@@ -11,10 +11,10 @@ import polars as pl
 
 from lowbit_vit.analysis.arms import MIB
 from lowbit_vit.analysis.ranks import agreement
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result, cell_roles, cells_by_role, same_images
 from lowbit_vit.analysis.statistics import compare, wilson
-from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
-from lowbit_vit.schema.roles import MixedRole, SensitivityRole, read_mixed_roles, read_role, spared_blocks
+from lowbit_vit.schema.cell_role import BlockPair, CellRole, GivenPlan, NoneSpared, OneUnit, Reference, label_of, unit_role
+from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names, spared_blocks
 
 _OUTCOME: dict[str, Any] = {
     "status": pl.String,
@@ -88,7 +88,7 @@ BANDS_SCHEMA: dict[str, Any] = {
     "greatest": pl.Float64,
 }
 STRATEGIES = {"none": "fully quantized", "reference": "high precision"}
-STRATEGY_ORDER = ("fully quantized", "first+last", "last", "most sensitive", "gradient", "milp", "random", "plan", "high precision")
+KINDS = ("none", "first+last", "last", "most sensitive", "gradient", "milp", "random", "plan", "reference")  # in the order of the rows
 
 
 def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) -> pl.DataFrame:
@@ -98,19 +98,18 @@ def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) 
     `units`. Top-1 and its paired difference from the high-precision reference are of the report half. Scores that are missing leave
     nulls.
     """
-    every = [(read_role(result.record.trial.label), result) for result in results]
-    roles = [(role, result) for role, result in every if role.module is None]
-    reference = next((result for role, result in roles if role.kind == "reference" and result.predictions is not None), None)
-    scored: dict[tuple[str | None, str, int | None], tuple[int, BlockScore]] = {
-        (score.weights.name, score.direction, block.block): (score.images, block) for score in scores for block in score.blocks
+    reference = cells_by_role(results).get(Reference())
+    scored: dict[CellRole, tuple[int, BlockScore]] = {
+        unit_role(score.direction, score.weights.name, block.name): (score.images, block) for score in scores for block in score.blocks
     }
     formats = list(dict.fromkeys(score.weights.name for score in scores))
     rows = []
-    for role, result in roles:
-        row = {"weights": role.weights, "direction": role.kind, "block": role.block, **_outcome(result, reference)}
-        found = scored.get((role.weights, role.kind, role.block))
-        if found is not None:
-            images, block = found
+    for role, result in cell_roles(results):
+        if isinstance(role, OneUnit) and role.module is not None:
+            continue
+        row = {"direction": role.kind, **role.model_dump(include={"weights", "block"}), **_outcome(result, reference)}
+        if role in scored:
+            images, block = scored[role]
             row |= {
                 "kl_mean": float(np.mean(block.kl)),
                 "kl_low": min(block.kl),
@@ -121,20 +120,11 @@ def sensitivity(results: Sequence[Result], scores: Sequence[SensitivityScores]) 
                 "draws": len(block.kl),
                 "draw_images": images,
             }
-        rows.append((_sensitivity_place(role, formats), row))
-    ordered = [row for _, row in sorted(rows, key=lambda item: item[0])]
-    return pl.DataFrame(ordered, schema=SENSITIVITY_SCHEMA)
-
-
-def _sensitivity_place(role: SensitivityRole, formats: Sequence[str]) -> tuple[int, str, int, int]:
-    """High precision first, then each format in the profile's order: all blocks, only, all but."""
-    weights = role.weights or ""
-    return (
-        formats.index(weights) if weights in formats else -1,
-        weights,
-        ("reference", "all", "only", "all_but").index(role.kind),
-        role.block or 0,
-    )
+        rows.append(row)
+    # High precision first, then each format in the profile's order: all blocks, only, all but.
+    format_place = pl.col("weights").replace_strict(formats, range(len(formats)), default=-1, return_dtype=pl.Int64)
+    direction = pl.col("direction").cast(pl.Enum(["reference", "all", "only", "all_but"]))
+    return pl.DataFrame(rows, schema=SENSITIVITY_SCHEMA).sort(format_place, "weights", direction, "block", maintain_order=True)
 
 
 def units(scores: Sequence[SensitivityScores]) -> pl.DataFrame:
@@ -188,15 +178,14 @@ def mixed(results: Sequence[Result], *, depth: int) -> pl.DataFrame:
 
     Flips, in 1,000 images of the report half, are from the high-precision model; null without it.
     """
-    every = [(role, result) for result in results for role in read_mixed_roles(result.record.trial.label)]
-    parts = [(role, result) for role, result in every if role.kind != "pair"]
-    reference = next((result for role, result in parts if role.kind == "none" and result.predictions is not None), None)
-    high = next((result for role, result in parts if role.kind == "reference" and result.predictions is not None), None)
+    parts = [(role, result) for role, result in cell_roles(results) if not isinstance(role, BlockPair)]
+    cells = cells_by_role(results)
+    reference = next((result for role, result in cells.items() if isinstance(role, NoneSpared)), None)
+    high = cells.get(Reference())
     rows = [
         {
-            "k": None if role.kind in STRATEGIES or role.kind == "plan" else role.k,
-            "strategy": STRATEGIES.get(role.kind, role.label if role.kind == "plan" else role.kind),
-            "index": role.index,
+            **role.model_dump(include={"k", "index"}),
+            "strategy": label_of(role) if isinstance(role, GivenPlan) else STRATEGIES.get(role.kind, role.kind),
             "blocks": _blocks(role, result, depth),
             **_outcome(result, reference),
             "flips_per_1000": _flips(result, high),
@@ -209,16 +198,15 @@ def mixed(results: Sequence[Result], *, depth: int) -> pl.DataFrame:
 def _flips(result: Result, high: Result | None) -> float | None:
     if result.predictions is None or high is None or high.predictions is None or not same_images((high, result)):
         return None
-    changed = result.predictions.best != high.predictions.best
-    return 1000 * float(changed[~high.predictions.selection].mean())
+    return 1000 * float(result.predictions.flips(high.predictions)[~high.predictions.selection].mean())
 
 
-def _mixed_place(item: tuple[MixedRole, Result]) -> tuple[int, int, int]:
-    role = item[0]
-    return role.k, STRATEGY_ORDER.index(STRATEGIES.get(role.kind, role.kind)), role.index or 0
+def _mixed_place(item: tuple[CellRole, Result]) -> tuple[int, int, int]:
+    values = item[0].model_dump()
+    return values.get("k", 0), KINDS.index(values["kind"]), values.get("index", 0)
 
 
-def _blocks(role: MixedRole, result: Result, depth: int) -> str:
+def _blocks(role: CellRole, result: Result, depth: int) -> str:
     if role.kind in STRATEGIES:
         return "all" if role.kind == "reference" else "none"
     plan = result.record.trial.plan
@@ -279,16 +267,9 @@ def _outcome(result: Result, reference: Result | None) -> dict[str, Any]:
     right = (predictions.right)[report]
     interval = wilson(int(right.sum()), len(right))
     row |= {"images": len(right), "top1": float(right.mean()), "top1_low": interval.low, "top1_high": interval.high}
-    if predictions.kl is not None:
-        row["kl"] = float(predictions.kl[report].astype(np.float64).mean())
+    if predictions.report_kl is not None:
+        row["kl"] = float(predictions.report_kl.mean())
     if reference is None or reference is result or reference.predictions is None or not same_images((reference, result)):
         return row
     outcome = compare((reference.predictions.right)[report], right)
-    return row | {
-        "lost": outcome.lost,
-        "gained": outcome.gained,
-        "difference": outcome.difference,
-        "difference_low": outcome.interval.low,
-        "difference_high": outcome.interval.high,
-        "p_value": outcome.p_value,
-    }
+    return row | outcome.columns

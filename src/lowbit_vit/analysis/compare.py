@@ -131,12 +131,7 @@ def _accuracy(pair: Pair, *, margin: float) -> dict[str, Any]:
     test = margin_test(outcome.lost, outcome.gained, images=outcome.images, margin=margin)
     row = {
         "accuracy_test": PAIRED,
-        "lost": outcome.lost,
-        "gained": outcome.gained,
-        "difference": outcome.difference,
-        "difference_low": outcome.interval.low,
-        "difference_high": outcome.interval.high,
-        "p_value": outcome.p_value,
+        **outcome.columns,
         "p_inferior": test.p_inferior,
         "p_equivalent": test.p_equivalent,
     }

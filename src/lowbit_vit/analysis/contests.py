@@ -8,7 +8,7 @@ contests, and an interval of the mean difference of KL that holds for all contes
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,11 +16,10 @@ import numpy.typing as npt
 import polars as pl
 
 from lowbit_vit.analysis.power import detectable_paired
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role, same_images
 from lowbit_vit.analysis.scores import simultaneous_intervals
 from lowbit_vit.analysis.statistics import compare, holm
-from lowbit_vit.schema.answers import Answers
-from lowbit_vit.schema.roles import MixedRole, read_mixed_roles
+from lowbit_vit.schema.cell_role import CellRole, Chosen, Random, Reference
 
 HEURISTIC: Final = "first+last"
 CONTESTS_SCHEMA: dict[str, Any] = {
@@ -52,17 +51,22 @@ def contests(mixed: Sequence[Result], *, depth: int) -> pl.DataFrame:
 
     `depth` is the model's number of blocks: it says whether the random plans are all that there are.
     """
-    cells = {role: result for result in mixed for role in read_mixed_roles(result.record.trial.label) if result.predictions is not None}
-    reference = cells.get(MixedRole("reference"))
-    if reference is None or reference.predictions is None or not same_images(cells.values()):
+    cells = cells_by_role(mixed)
+    answers = {role: result.predictions for role, result in cells.items() if result.predictions is not None}
+    reference = answers.get(Reference())
+    if reference is None or not same_images(cells.values()):
         return pl.DataFrame(schema=CONTESTS_SCHEMA)
+    unknown = np.full(int((~reference.selection).sum()), np.nan)
+    flips = {role: found.flips(reference)[~reference.selection] for role, found in answers.items()}
+    kl = {role: unknown if found.report_kl is None else found.report_kl for role, found in answers.items()}
     rows, differences = [], []
-    for role, result in sorted(cells.items(), key=lambda item: (item[0].k, item[0].kind)):
-        if role.kind in ("reference", "none", "random", "plan", "pair") or result.predictions is None:
-            continue
-        row, difference = _contest(role, result, cells, reference.predictions, depth=depth)
-        rows.append(row)
-        differences.append(difference)
+    for role in sorted((role for role in cells if isinstance(role, Chosen)), key=lambda role: (role.k, role.kind)):
+        record = cells[role].record
+        others = [peer for peer in cells if isinstance(peer, Random) and peer.k == role.k]
+        is_one = not set(others).isdisjoint(record.trial.roles)
+        own = 0 if is_one and len(others) == math.comb(depth, role.k) else 1
+        rows.append({**_contest(role, others, flips, kl, own=own), "trial_id": record.trial_id})
+        differences.append(kl[role] - kl.get(Chosen(kind=HEURISTIC, k=role.k), unknown))
     challengers = [index for index, row in enumerate(rows) if row["strategy"] != HEURISTIC and row["p_flips"] is not None]
     adjusted = holm([rows[index]["p_flips"] for index in challengers])
     intervals = simultaneous_intervals(np.stack([differences[index] for index in challengers])) if challengers else []
@@ -73,14 +77,17 @@ def contests(mixed: Sequence[Result], *, depth: int) -> pl.DataFrame:
 
 
 def _contest(
-    role: MixedRole, result: Result, cells: dict[MixedRole, Result], reference: Answers, *, depth: int
-) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
-    flips, kl = _flips(result, reference), _kl(result, reference)
-    peers = [other for peer, other in cells.items() if peer.kind == "random" and peer.k == role.k]
-    peer_flips = [int(_flips(peer, reference).sum()) for peer in peers]
-    peer_kl = [float(_kl(peer, reference).mean()) for peer in peers]
-    is_one = any(peer.kind == "random" and peer.k == role.k for peer in read_mixed_roles(result.record.trial.label))
-    own = 0 if is_one and len(peers) == math.comb(depth, role.k) else 1
+    role: Chosen,
+    peers: Sequence[Random],
+    all_flips: Mapping[CellRole, npt.NDArray[np.bool_]],
+    all_kl: Mapping[CellRole, npt.NDArray[np.float64]],
+    *,
+    own: int,
+) -> dict[str, Any]:
+    """Flips and KL of the report half against those of `peers` and of the heuristic; `own` is added to ranks and their number."""
+    flips, kl = all_flips[role], all_kl[role]
+    peer_flips = [int(all_flips[peer].sum()) for peer in peers]
+    peer_kl = [float(all_kl[peer].mean()) for peer in peers]
     row: dict[str, Any] = {
         "k": role.k,
         "strategy": role.kind,
@@ -93,34 +100,17 @@ def _contest(
         "rank_p_flips": (own + sum(other <= int(flips.sum()) for other in peer_flips)) / (own + len(peers)),
         "rank_p_kl": (own + sum(other <= float(kl.mean()) for other in peer_kl)) / (own + len(peers)),
         "p_flips": None,
-        "trial_id": result.record.trial_id,
     }
-    heuristic = cells.get(MixedRole(HEURISTIC, role.k))
-    if heuristic is None or role.kind == HEURISTIC:
-        return row, np.zeros_like(kl)
-    theirs = _flips(heuristic, reference)
+    heuristic = Chosen(kind=HEURISTIC, k=role.k)
+    if heuristic not in all_flips or role == heuristic:
+        return row
+    theirs = all_flips[heuristic]
     outcome = compare(~theirs, ~flips)
     detectable = detectable_paired(outcome.discordance, images=outcome.images)
-    row |= {
+    return row | {
         "heuristic_flips": int(theirs.sum()),
-        "heuristic_kl": float(_kl(heuristic, reference).mean()),
+        "heuristic_kl": float(all_kl[heuristic].mean()),
         "flips_ratio": float(flips.sum() / theirs.sum()) if theirs.any() else None,
         "p_flips": outcome.p_value,
         "detectable_flips": None if detectable is None else detectable * outcome.images,
     }
-    return row, kl - _kl(heuristic, reference)
-
-
-def _flips(result: Result, reference: Answers) -> npt.NDArray[np.bool_]:
-    """Of the report half."""
-    if result.predictions is None:
-        return np.zeros(0, dtype=np.bool_)
-    changed: npt.NDArray[np.bool_] = (result.predictions.best != reference.best)[~reference.selection]
-    return changed
-
-
-def _kl(result: Result, reference: Answers) -> npt.NDArray[np.float64]:
-    """Of the report half, in nats."""
-    if result.predictions is None or result.predictions.kl is None:
-        return np.full(int((~reference.selection).sum()), np.nan)
-    return result.predictions.kl[~reference.selection].astype(np.float64)

@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from lowbit_vit.analysis.results import Result
+from lowbit_vit.analysis.results import Result, cells_by_role
 from lowbit_vit.analysis.statistics import wilson
+from lowbit_vit.schema.cell_role import AllBlocks, CellRole, OneUnit, Reference
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.record import Interval
-from lowbit_vit.schema.roles import SensitivityRole, read_role
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def flip_curve(
 
     Source: Barlow et al., "Statistical Inference under Order Restrictions", 1972, chapter 1; scipy.optimize.isotonic_regression.
     """
-    cells = {read_role(result.record.trial.label): result.predictions for result in results}
-    reference = cells.get(SensitivityRole("reference"))
+    cells = {role: result.predictions for role, result in cells_by_role(results).items()}
+    reference = cells.get(Reference())
     points: list[tuple[float, int]] = []
     for role, predictions in cells.items():
         kl = _summed_kl(role, scores, units)
         if reference is not None and predictions is not None and kl is not None:
-            points.append((kl, int((predictions.best != reference.best)[reference.selection].sum())))
+            points.append((kl, int(predictions.flips(reference)[reference.selection].sum())))
     if reference is None or not points:
         return None
     images = int(reference.selection.sum())
@@ -95,14 +95,16 @@ def flip_curve(
     return FlipCurve(roots=(0.0, *map(float, np.sqrt(places))), flips=(0.0, *map(float, fitted)), images=images)
 
 
-def _summed_kl(role: SensitivityRole, scores: Sequence[SensitivityScores], units: Literal["blocks", "modules"]) -> float | None:
+def _summed_kl(role: CellRole, scores: Sequence[SensitivityScores], units: Literal["blocks", "modules"]) -> float | None:
     """The sum over the units that a cell quantizes; None where it is no sum of whole units, or nothing was measured alone."""
+    if not isinstance(role, AllBlocks | OneUnit):
+        return None
     score = next((score for score in scores if score.weights.name == role.weights and score.direction == "only"), None)
     found = () if score is None else score.blocks if units == "blocks" else score.modules
-    if role.kind == "reference" or not found or (role.module is not None and units == "blocks"):
+    if not found or (isinstance(role, OneUnit) and role.module is not None and units == "blocks"):
         return None
     whole = sum(float(np.mean(unit.kl)) for unit in found)
-    if role.kind == "all":
+    if isinstance(role, AllBlocks):
         return whole
     own = sum(float(np.mean(unit.kl)) for unit in found if unit.block == role.block and role.module in (None, unit.module))
     # Rounding must not make a spared whole negative.

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import polars as pl
 
 from lowbit_vit.analysis.programme import PairTerm
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role, same_images
 from lowbit_vit.analysis.scores import simultaneous_intervals
-from lowbit_vit.schema.roles import SensitivityRole, read_mixed_roles, read_role
+from lowbit_vit.schema.cell_role import BlockPair, unit_role
 
 PAIRS_SCHEMA: dict[str, Any] = {
     "weights": pl.String,
@@ -33,30 +33,30 @@ Floats = npt.NDArray[np.float64]
 
 def pairs(mixed: Sequence[Result], sensitivity: Sequence[Result]) -> pl.DataFrame:
     """One row a pair whose blocks were measured alone as well, with the same attention and compute dtype; KL in nats."""
-    alone = {read_role(result.record.trial.label): result for result in sensitivity}
+    alone = cells_by_role(sensitivity)
     rows, terms = [], []
-    for result in mixed if same_images([*mixed, *sensitivity]) else ():
-        for role in read_mixed_roles(result.record.trial.label):
-            singles = [alone.get(SensitivityRole("only", role.weights, block)) for block in role.blocks]
-            both = _kl(result, result)
-            ones = [_kl(single, result) for single in singles if single is not None]
-            known = [one for one in ones if one is not None]
-            if role.kind != "pair" or both is None or len(known) < 2:
-                continue
-            summed = known[0] + known[1]
-            terms.append(both - summed)
-            rows.append(
-                {
-                    "weights": role.weights,
-                    "first": role.blocks[0],
-                    "second": role.blocks[1],
-                    "summed_kl": float(summed.mean()),
-                    "kl": float(both.mean()),
-                    "interaction": float((both - summed).mean()),
-                    "images": len(both),
-                    "trial_id": result.record.trial_id,
-                }
-            )
+    for role, result in cells_by_role(mixed).items() if same_images([*mixed, *sensitivity]) else ():
+        if not isinstance(role, BlockPair):
+            continue
+        singles = [alone.get(unit_role("only", role.weights, f"blocks.{block}")) for block in role.blocks]
+        both, *ones = [_kl(cell, result) for cell in (result, *singles) if cell is not None]
+        known = [one for one in ones if one is not None]
+        if both is None or len(known) < 2:
+            continue
+        summed = known[0] + known[1]
+        terms.append(both - summed)
+        rows.append(
+            {
+                "weights": role.weights,
+                "first": role.blocks[0],
+                "second": role.blocks[1],
+                "summed_kl": float(summed.mean()),
+                "kl": float(both.mean()),
+                "interaction": float((both - summed).mean()),
+                "images": len(both),
+                "trial_id": result.record.trial_id,
+            }
+        )
     intervals = simultaneous_intervals(np.stack(terms)) if terms else []
     for row, (low, high) in zip(rows, intervals, strict=True):
         row |= {"interaction_low": low, "interaction_high": high}

@@ -5,12 +5,16 @@ A study's records lie loose in a folder or packed in one file; who reads them he
 Records of different code, images or weights are never put side by side: whoever reads them together is told which two differ.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.answers import Answers, answers_of
+from lowbit_vit.schema.cell_role import CellRole, Reference
 from lowbit_vit.schema.config import STUDIES, Study
 from lowbit_vit.schema.packed import is_packed, load_packed, packed_file
 from lowbit_vit.schema.record import Record, load_predictions, read_record, sha256
@@ -36,6 +40,7 @@ def load_results(workspace: Workspace, study: Study) -> list[Result]:
     """
     folder = workspace.records(study)
     results = _packed_results(packed_file(folder)) if is_packed(folder) else _loose_results(folder)
+    results = [Result(_roles_of_first_edition_label(result.record), result.predictions) for result in results]  # TEMPORARY
     require_one_origin([result.record for result in results], folder.parent)
     return results
 
@@ -126,6 +131,66 @@ def _short(digest: str | None) -> str:
     return "not recorded" if digest is None else f"{digest[:12]}..."
 
 
+def cell_roles(results: Iterable[Result]) -> list[tuple[CellRole, Result]]:
+    """Every part that a cell of the sensitivity or the mixed study plays, with its result.
+
+    Raises:
+        DataError: the record of a cell names none.
+    """
+    results = list(results)
+    for result in results:
+        if not result.record.trial.roles:
+            name = _name(result.record)
+            raise DataError(f"{name}: its trial has no roles, so its part in the study is unknown; delete it and run the study again")
+    return [(role, result) for result in results for role in result.record.trial.roles]
+
+
+def cells_by_role(results: Iterable[Result]) -> dict[CellRole, Result]:
+    """The cell that plays each part, of those that have predictions.
+
+    Raises:
+        DataError: as `cell_roles`.
+    """
+    return {role: result for role, result in cell_roles(results) if result.predictions is not None}
+
+
 def same_images(results: Iterable[Result]) -> bool:
     """Whether all that succeeded were evaluated on the same images with the same labels, so that pairs can be compared."""
     return len({result.record.evaluation.labels_sha256 for result in results if result.record.evaluation is not None}) <= 1
+
+
+# TEMPORARY, until the committed references hold roles: delete all below, its call in load_results, the imports that only this uses, and its
+# test in tests/analysis/test_results.py.
+
+
+def _roles_of_first_edition_label(record: Record) -> Record:
+    trial = record.trial
+    if trial.roles or trial.study == "variants":
+        return record
+    roles = tuple(_role_of_first_edition_label(part) for part in trial.label.split(" = "))
+    return record.model_copy(update={"trial": trial.model_copy(update={"roles": roles})})
+
+
+def _role_of_first_edition_label(part: str) -> CellRole:
+    if part == "high precision":
+        return Reference()
+    for pattern in _FIRST_EDITION_LABELS:
+        if match := re.fullmatch(pattern, part):
+            values: dict[str, object] = dict(match.groupdict())
+            if "first" in values:
+                values["blocks"] = (values.pop("first"), values.pop("second"))
+            values["kind"] = _FIRST_EDITION_KINDS.get(str(values["kind"]), values["kind"])
+            return _ROLE.validate_python(values)
+    raise DataError(f"label {part!r} names no part of a cell; delete its record and run the study again")
+
+
+_ROLE: TypeAdapter[CellRole] = TypeAdapter(CellRole)
+_FIRST_EDITION_KINDS = {"all blocks": "all", "all but": "all_but", "none spared": "none", "only blocks": "pair"}
+_FIRST_EDITION_LABELS = (
+    r"(?P<weights>\S+), (?P<kind>all blocks|none spared)",
+    r"(?P<weights>\S+), (?P<kind>only|all but) block (?P<block>\d+)(?: (?P<module>[a-z]\S*))?",
+    r"(?P<weights>\S+), (?P<kind>only blocks) (?P<first>\d+) (?P<second>\d+)",
+    r"(?P<kind>first\+last|last|most sensitive|gradient|milp), k=(?P<k>\d+)",
+    r"(?P<kind>random) (?P<index>\d+), k=(?P<k>\d+)",
+    r"(?P<kind>plan) (?P<name>[a-z0-9][a-z0-9.-]*)",
+)

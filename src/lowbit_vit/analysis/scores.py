@@ -9,18 +9,17 @@ the whole selection half, for all units together; a unit is called sensitive onl
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from lowbit_vit.analysis.results import Result, load_results, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role, load_results, same_images
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.answers import Answers
+from lowbit_vit.schema.cell_role import CellRole, OneUnit, Reference, label_of, unit_role
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
 from lowbit_vit.schema.record import write_atomic
-from lowbit_vit.schema.roles import SensitivityRole, read_role
 from lowbit_vit.schema.workspace import Workspace
 
 
@@ -46,8 +45,8 @@ def scores(results: Sequence[Result], profile: Profile) -> list[SensitivityScore
         DataError: the reference or a block's cell has no success, or the cells saw different images or weights.
     """
     study = profile.sensitivity
-    cells = {read_role(result.record.trial.label): result for result in results if result.predictions is not None}
-    reference = cells.get(SensitivityRole("reference"))
+    cells = cells_by_role(results)
+    reference = cells.get(Reference())
     if reference is None or reference.predictions is None:
         raise DataError(f"sensitivity: the high-precision reference did not succeed; run lowbit-vit sensitivity {profile.name} again")
     if not same_images(cells.values()):
@@ -59,6 +58,7 @@ def scores(results: Sequence[Result], profile: Profile) -> list[SensitivityScore
         )
     draws = draw_images(reference.predictions.selection, draws=study.draws, seed=study.draw_seed)
     depth = profile.backbone.depth
+    blocks = [f"blocks.{block}" for block in range(depth)]
     modules = linear_names(depth) if "modules" in study.units else []
     return [
         SensitivityScores(
@@ -67,26 +67,21 @@ def scores(results: Sequence[Result], profile: Profile) -> list[SensitivityScore
             weights=weights,
             direction=direction,
             images=len(draws[0]),
-            blocks=_score_units([SensitivityRole(direction, weights.name, block) for block in range(depth)], cells, draws),
-            modules=_score_units([_module_role(direction, weights.name, name) for name in modules], cells, draws),
+            blocks=_score_units([unit_role(direction, weights.name, name) for name in blocks], cells, draws),
+            modules=_score_units([unit_role(direction, weights.name, name) for name in modules], cells, draws),
         )
         for weights in study.formats
         for direction in study.directions
     ]
 
 
-def _module_role(direction: Literal["only", "all_but"], weights: str, name: str) -> SensitivityRole:
-    _, block, module = name.split(".", 2)
-    return SensitivityRole(direction, weights, int(block), module)
-
-
 def _score_units(
-    roles: Sequence[SensitivityRole], cells: Mapping[SensitivityRole, Result], draws: Sequence[npt.NDArray[np.int64]]
+    roles: Sequence[OneUnit], cells: Mapping[CellRole, Result], draws: Sequence[npt.NDArray[np.int64]]
 ) -> tuple[BlockScore, ...]:
     """Score the blocks, or the linears, of one format and direction."""
     if not roles:
         return ()
-    reference = _predictions(cells, SensitivityRole("reference"))
+    reference = _predictions(cells, Reference())
     found = [_predictions(cells, role) for role in roles]
     # float64: a mean of float32 would depend on numpy's summation order.
     kl = np.stack([_kl(predictions, role) for predictions, role in zip(found, roles, strict=True)])
@@ -96,10 +91,10 @@ def _score_units(
     kl_intervals, excess_intervals = simultaneous_intervals(costs), simultaneous_intervals(excess)
     return tuple(
         BlockScore(
-            block=role.block or 0,
+            block=role.block,
             module=role.module,
             kl=tuple(float(kl[index, draw].mean()) for draw in draws),
-            flips=tuple(int(np.count_nonzero((predictions.best != reference.best)[draw])) for draw in draws),
+            flips=tuple(int(np.count_nonzero(predictions.flips(reference)[draw])) for draw in draws),
             margin=tuple(float((predictions.margin.astype(np.float64) - reference.margin)[draw].mean()) for draw in draws),
             top1=tuple(float((predictions.right)[draw].mean()) for draw in draws),
             kl_interval=(max(0.0, kl_intervals[index][0]), kl_intervals[index][1]),
@@ -109,19 +104,18 @@ def _score_units(
     )
 
 
-def _predictions(cells: Mapping[SensitivityRole, Result], role: SensitivityRole) -> Answers:
+def _predictions(cells: Mapping[CellRole, Result], role: CellRole) -> Answers:
     cell = cells.get(role)
     if cell is None or cell.predictions is None:
-        unit = f"block {role.block}" + ("" if role.module is None else f" {role.module}")
-        raise DataError(f"sensitivity: {role.weights}, {unit}: no successful record; run the study again, then this")
+        raise DataError(f"sensitivity: {label_of(role)}: no successful record; run the study again, then this")
     return cell.predictions
 
 
-def _kl(predictions: Answers, role: SensitivityRole) -> npt.NDArray[np.float64]:
+def _kl(predictions: Answers, role: OneUnit) -> npt.NDArray[np.float64]:
     if predictions.kl is None:
-        raise DataError(f"sensitivity: {role.label}: its predictions hold no KL; delete its record and run the study again")
+        raise DataError(f"sensitivity: {label_of(role)}: its predictions hold no KL; delete its record and run the study again")
     if not np.isfinite(predictions.kl).all():
-        raise DataError(f"sensitivity: {role.label}: its KL is not finite; delete its record and run the study again")
+        raise DataError(f"sensitivity: {label_of(role)}: its KL is not finite; delete its record and run the study again")
     return predictions.kl.astype(np.float64)
 
 

@@ -45,6 +45,12 @@ class Comparison:
         """Share of images on which only one model is right."""
         return (self.lost + self.gained) / self.images
 
+    @property
+    def columns(self) -> dict[str, float]:
+        """As tables hold it."""
+        interval = {"difference_low": self.interval.low, "difference_high": self.interval.high}
+        return {"lost": self.lost, "gained": self.gained, "difference": self.difference, **interval, "p_value": self.p_value}
+
 
 @dataclass(frozen=True)
 class UnpairedComparison:

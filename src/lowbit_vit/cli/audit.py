@@ -27,7 +27,8 @@ def audit(
     from lowbit_vit.analysis.audit import audit as find
     from lowbit_vit.analysis.audit import load_context, load_table
     from lowbit_vit.errors import ConfigError
-    from lowbit_vit.report.findings import findings_json, findings_markdown, findings_table
+    from lowbit_vit.report.columns import to_markdown, to_terminal
+    from lowbit_vit.report.findings import findings_json, findings_table
 
     if markdown and as_json:
         raise ConfigError("audit: --markdown and --json are two forms of one output; give one of them")
@@ -35,9 +36,11 @@ def audit(
     findings = find(table, None if context is None else load_context(context))
     if as_json:
         print(findings_json(findings), end="")
-    elif markdown:
-        print(findings_markdown(findings, table, every_row=every_row), end="")
     else:
-        console().print(findings_table(findings, table, title=f"{file}: the audit", every_row=every_row))
+        shown = findings_table(findings, table, title=f"{file}: the audit", every_row=every_row)
+        if markdown:
+            print(to_markdown(shown), end="")
+        else:
+            console().print(to_terminal(shown))
     if any(finding.hard for finding in findings):
         raise typer.Exit(1)

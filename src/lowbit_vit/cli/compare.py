@@ -22,7 +22,8 @@ def compare(
     """Put two runs side by side: paired tests of accuracy where the images are the same, latency where the card is."""
     from lowbit_vit.analysis.compare import compare_sides
     from lowbit_vit.analysis.sides import load_side
-    from lowbit_vit.report.comparison import comparison_markdown, comparison_notes, comparison_table
+    from lowbit_vit.report.columns import escape_markdown, to_markdown, to_terminal
+    from lowbit_vit.report.comparison import comparison_notes, comparison_table
     from lowbit_vit.schema.config import STUDIES
     from lowbit_vit.schema.record import write_atomic
 
@@ -31,12 +32,13 @@ def compare(
     frame = compare_sides(first, second, studies=STUDIES, margin=margin)
     if csv is not None:
         write_atomic(csv, frame.write_csv().encode())
+    table, notes = comparison_table(frame, first, second, margin=margin), comparison_notes(frame, first, second)
     if markdown:
-        print(comparison_markdown(frame, first, second, margin=margin), end="")
+        print(to_markdown(table), *(f"- {escape_markdown(note)}" for note in notes), sep="\n")
         return
     screen = console(piped_width=180)
-    screen.print(comparison_table(frame, first, second, margin=margin))
-    for note in comparison_notes(frame, first, second):
+    screen.print(to_terminal(table))
+    for note in notes:
         screen.print(note, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -51,16 +53,18 @@ def check(
     """Say number by number whether a run repeats a reference within tolerance; exit 1 where it does not."""
     from lowbit_vit.analysis.check import check_frame, check_run, misses
     from lowbit_vit.analysis.sides import load_side
-    from lowbit_vit.report.comparison import check_markdown, check_summary, check_table
+    from lowbit_vit.report.columns import to_markdown, to_terminal
+    from lowbit_vit.report.comparison import check_summary, check_table
     from lowbit_vit.schema.record import write_atomic
 
     lines = check_run(load_side(run, root=root.resolve()), load_side(reference, root=root.resolve()))
     if csv is not None:
         write_atomic(csv, check_frame(lines).write_csv().encode())
+    table = check_table(lines)
     if markdown:
-        print(check_markdown(lines), end="")
+        print(f"{table.title}.\n\n{to_markdown(table)}", end="")
     else:
-        console(piped_width=180).print(check_table(lines))
+        console(piped_width=180).print(to_terminal(table))
     off = misses(lines)
     if off:
         raise OutOfTolerance(f"{check_summary(lines)}; the first that is off: {off[0].name} (see its line in the table)")

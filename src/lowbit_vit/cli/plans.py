@@ -17,6 +17,7 @@ from lowbit_vit.schema.workspace import Workspace
 if TYPE_CHECKING:
     from lowbit_vit.analysis.programme import PairTerm
     from lowbit_vit.analysis.results import Result
+    from lowbit_vit.schema.allocation import PlanFile
 
 app = typer.Typer()
 
@@ -45,7 +46,6 @@ def allocate(
     """
     from lowbit_vit.analysis.allocation import allocate_within, asked_budget, study_plans
     from lowbit_vit.analysis.results import load_results
-    from lowbit_vit.report.allocation import plan_lines
     from lowbit_vit.schema.allocation import plan_files_json
     from lowbit_vit.schema.estimate import read_estimates
     from lowbit_vit.schema.record import write_atomic
@@ -62,7 +62,7 @@ def allocate(
         estimates = read_estimates(workspace.estimates, profile=profile) if workspace.estimates.exists() else None
         plans = study_plans(settings, scores, results, estimates)
         write_atomic(workspace.plans, plan_files_json(plans))
-        print("\n".join(line for plan in plans for line in plan_lines(plan)))
+        print("\n".join(line for plan in plans for line in _plan_lines(plan)))
         print(workspace.plans.relative_to(workspace.root))
         return
     timed = [*load_results(workspace, "variants"), *load_results(workspace, "mixed")] if budget_ms is not None else []
@@ -72,7 +72,7 @@ def allocate(
     )
     path = out or workspace.root / "plans" / f"{profile}-{plan.name}.json"
     write_atomic(path, (plan.model_dump_json(indent=1) + "\n").encode())
-    print("\n".join(plan_lines(plan)))
+    print("\n".join(_plan_lines(plan)))
     print(path)
     if skip_list is not None:
         write_atomic(skip_list, (json.dumps(plan.skip_list(settings.backbone.depth), indent=1) + "\n").encode())
@@ -116,12 +116,33 @@ def predict(
     device: Annotated[Device, typer.Option("--device", help="to run on")] = "cpu",
 ) -> None:
     """Print the most likely classes of images with their probabilities: a table, or where stdout is no terminal, lines with tabs."""
-    from lowbit_vit.report.predictions import prediction_lines, prediction_table
+    from lowbit_vit.report.columns import to_terminal
+    from lowbit_vit.report.terminal import prediction_lines, prediction_table
     from lowbit_vit.trial.predictor import load
 
     found = load(model, device).predict(images)
     predictions = [(str(image), prediction.top(top)) for image, prediction in zip(images, found, strict=True)]
     if sys.stdout.isatty():
-        console().print(prediction_table(predictions))
+        console().print(to_terminal(prediction_table(predictions)))
     else:
         print(prediction_lines(predictions), end="")
+
+
+def _plan_lines(plan: "PlanFile") -> list[str]:
+    """What each format holds, what is predicted, and the solver's proof."""
+    by_format: dict[str, list[str]] = {}
+    for entry in plan.entries:
+        by_format.setdefault(entry.weights.name, []).append(entry.unit.removeprefix("blocks."))
+    lines = [f"{plan.name}: within {plan.budget}" if plan.budget else plan.name]
+    lines += [f"  {name}: {' '.join(units)}" for name, units in sorted(by_format.items())]
+    if plan.predicted is not None:
+        predicted = plan.predicted
+        ms = "" if predicted.ms is None else f", {predicted.ms:.3f} ms"
+        low_high = predicted.flips_interval
+        within = "" if low_high is None else f" ({low_high[0]:.3g} to {low_high[1]:.3g})"
+        flips = f"{predicted.flips_per_1000:.3g}{within} flips in 1,000 images"
+        lines.append(f"  predicted: {predicted.weight_bytes / 2**20:.4f} MiB, KL {predicted.kl:.4g} nats, {flips}{ms}")
+    if plan.optimum is not None:
+        optimum = plan.optimum
+        lines.append(f"  least {optimum.minimized} {optimum.value:.6g}, bound {optimum.bound:.6g}, gap {optimum.gap:.2g}")
+    return lines

@@ -46,7 +46,8 @@ def show(
 ) -> None:
     """Print the result table and where the page is."""
     from lowbit_vit.analysis.results import require_one_origin
-    from lowbit_vit.report.terminal import result_markdown, result_table
+    from lowbit_vit.report.columns import to_markdown, to_terminal
+    from lowbit_vit.report.tables import result_table_of
     from lowbit_vit.schema.packed import study_records
 
     settings, workspace = open_profile(profile, root, reports)
@@ -55,12 +56,12 @@ def show(
     if not records:
         raise DataError(f"{folder}: no records; run dvc repro report@{profile} first")
     require_one_origin(records, folder.parent)
-    arms = [arm.label for arm in settings.variants.arms]
+    table = result_table_of(records, arms=[arm.label for arm in settings.variants.arms])
     if markdown:
-        print(result_markdown(records, arms=arms), end="")
+        print(to_markdown(table), end="")
         return
     screen = console()
-    screen.print(result_table(records, arms=arms))
+    screen.print(to_terminal(table))
     page = workspace.reports / "report.html"
     if page.is_file():
         screen.print(f"The page: {page}", soft_wrap=True)
@@ -79,7 +80,8 @@ def claims(
     """Judge every claim of the profile's paper on its records. Needs no torch."""
     from lowbit_vit.analysis.claims.ledger import gather, judge, load_paper, paper_names
     from lowbit_vit.analysis.results import load_all_results
-    from lowbit_vit.report.claims import claims_json, claims_markdown, claims_table
+    from lowbit_vit.report.columns import to_terminal
+    from lowbit_vit.report.ledger import claims_json, claims_markdown, claims_table
 
     if markdown and as_json:
         raise ConfigError("claims: --markdown and --json are two forms of one output; give one of them")
@@ -92,7 +94,7 @@ def claims(
     if markdown or as_json:
         print(claims_markdown(judged) if markdown else claims_json(judged), end="")
     else:
-        console().print(claims_table(judged))
+        console().print(to_terminal(claims_table(judged)))
 
 
 @app.command(epilog="Example: lowbit-vit artifact")

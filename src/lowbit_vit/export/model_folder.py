@@ -17,6 +17,7 @@ from lowbit_vit.model.precision import apply_plan, import_formats, matmul_mode
 from lowbit_vit.model.serialization import save_model
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file
+from lowbit_vit.schema.cell_role import label_of
 from lowbit_vit.schema.code import is_current
 from lowbit_vit.schema.config import STUDIES, Profile, Trial, one_line
 from lowbit_vit.schema.export import CARD_FILE, WEIGHTS_FILE, ExportCard, measured_of
@@ -24,7 +25,6 @@ from lowbit_vit.schema.machine import command_line, provenance
 from lowbit_vit.schema.model_card import ModelCard
 from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.record import Record
-from lowbit_vit.schema.roles import JOINT
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import plan_cell
 from lowbit_vit.study.resume import starting_weights
@@ -98,7 +98,7 @@ def _is_export(card: Path) -> bool:
 def _recorded(profile: Profile, workspace: Workspace, name: str) -> Record:
     """The one successful record of a cell that has this label or id, and of which the exported model can be made."""
     records = [record for study in STUDIES for record in study_records(workspace.records(study))]
-    found = [record for record in records if name in (record.trial_id, record.trial.label, *record.trial.label.split(JOINT))]
+    found = [record for record in records if name in (record.trial_id, record.trial.label, *map(label_of, record.trial.roles))]
     if not found:
         raise ConfigError(f"export: no record of {profile.name} has the label or trial_id {name!r}, and a plan file ends in .json or .yaml")
     if len(found) > 1:

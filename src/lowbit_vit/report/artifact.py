@@ -12,7 +12,8 @@ import jinja2
 from lowbit_vit.analysis.claims.ledger import Claim, Judged, Paper, gather, judge, load_paper
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.errors import DataError
-from lowbit_vit.report.claims import markdown_cell, ours_words
+from lowbit_vit.report.columns import escape_markdown
+from lowbit_vit.report.ledger import ours_words
 from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS
 from lowbit_vit.schema.config import STUDIES, Profile, Study, load_profile
 from lowbit_vit.schema.workspace import Workspace
@@ -73,7 +74,7 @@ def artifact_markdown(root: Path) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = markdown_cell
+    environment.filters["cell"] = escape_markdown
     environment.filters["cost"] = cost_words
     return environment.get_template("artifact.md.jinja").render(
         paper=paper,

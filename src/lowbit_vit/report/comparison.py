@@ -1,37 +1,68 @@
-"""Two runs side by side, and a run against its reference, as tables for the terminal and in Markdown. No torch."""
+"""Two runs side by side, and a run against its reference, as tables. No torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
-from rich.table import Table
-from rich.text import Text
 
 from lowbit_vit.analysis.check import Line, Verdict, misses
 from lowbit_vit.analysis.compare import PAIRED
 from lowbit_vit.analysis.sides import Side, origins
-from lowbit_vit.report.cells import DASH, milliseconds, percent, points, probability
+from lowbit_vit.report.columns import Column, Table
+from lowbit_vit.report.number_format import milliseconds, number, percent, points, probability, within
 
+Row = dict[str, Any]
 _STYLES: dict[Verdict, str] = {"within": "green", "miss": "bold red", "not compared": "yellow"}
-_CHECK_HEADINGS = ("arm", "seed", "number", "expected", "found", "tolerance", "verdict")
 
 
 def comparison_table(frame: pl.DataFrame, first: Side, second: Side, *, margin: float) -> Table:
-    """The variants study of both sides: one line for each arm and batch size."""
-    headings, rows = _comparison_grid(frame, margin=margin)
-    table = Table(title=Text(f"A: {first.name}   B: {second.name}"), title_justify="left")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index in (0, len(headings) - 1) else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+    """The variants study of both sides: one line for each arm and batch size, what is of the arm in its first line alone."""
+    rows = frame.filter(pl.col("study") == "variants").to_dicts()
+    arms = [(row["trial_id"], row["trial_id_b"]) for row in rows]
+    columns = (
+        Column("arm", _once(_arm), kind="name"),
+        Column("seed", _once("seed")),
+        Column("Top-1 % A", _once("top1"), percent),
+        Column("Top-1 % B", _once("top1_b"), percent),
+        Column("B - A, points (95 %)", _once(_difference)),
+        Column("p (Holm)", _once("p_holm"), probability),
+        Column(f"p, B worse by {100 * margin:g} point{'' if margin == 0.01 else 's'}", _once("p_inferior"), probability),
+        Column("batch", "batch_size"),
+        Column("P50 ms A", "p50_ms", milliseconds),
+        Column("P50 ms B", "p50_ms_b", milliseconds),
+        Column("B / A (95 %)", _ratio),
+        Column("compared", _how, kind="words"),
+    )
+    rows = [row | {"again": arm == before} for row, arm, before in zip(rows, arms, [None, *arms], strict=False)]
+    return Table(f"A: {first.name}   B: {second.name}", columns, rows)
 
 
-def comparison_markdown(frame: pl.DataFrame, first: Side, second: Side, *, margin: float) -> str:
-    """The same in GitHub's Markdown, with the notes behind it."""
-    headings, rows = _comparison_grid(frame, margin=margin)
-    notes = "\n".join(f"- {_escaped(note)}" for note in comparison_notes(frame, first, second))
-    return f"{_markdown(headings, rows)}\n{notes}\n"
+def _once(value: str | Callable[[Row], Any]) -> Callable[[Row], Any]:
+    return lambda row: "" if row["again"] else value(row) if callable(value) else row[value]
+
+
+def _arm(row: Row) -> str:
+    label = str(row["arm"] or row["arm_b"])
+    return label if row["arm_b"] in (None, label) else f"{label} / {row['arm_b']}"
+
+
+def _difference(row: Row) -> str:
+    interval = "" if row["difference"] is None else f" ({within('difference_low', 'difference_high', points)(row)})"
+    return points(row["difference"]) + interval
+
+
+def _ratio(row: Row) -> str:
+    interval = "" if row["ratio_low"] is None else f" ({within('ratio_low', 'ratio_high', number)(row)})"
+    return number(row["ratio"]) + interval
+
+
+def _how(row: dict[str, Any]) -> str:
+    """How accuracy and time were compared; where an arm has no result, which."""
+    missing = [f"{side} {row[key]}" for side, key in (("A", "status"), ("B", "status_b")) if row[key] != "success"]
+    if missing:
+        return "; ".join(missing)
+    timing = None if row["timing"] is None else str(row["timing"]).split(":", maxsplit=1)[0]
+    return "; ".join(part for part in (row["accuracy_test"], timing) if part)
 
 
 def comparison_notes(frame: pl.DataFrame, first: Side, second: Side) -> list[str]:
@@ -54,91 +85,18 @@ def comparison_notes(frame: pl.DataFrame, first: Side, second: Side) -> list[str
     return notes
 
 
-def _comparison_grid(frame: pl.DataFrame, *, margin: float) -> tuple[list[str], list[list[str]]]:
-    headings = [
-        "arm",
-        "seed",
-        "Top-1 % A",
-        "Top-1 % B",
-        "B - A, points (95 %)",
-        "p (Holm)",
-        f"p, B worse by {100 * margin:g} point{'' if margin == 0.01 else 's'}",
-        "batch",
-        "P50 ms A",
-        "P50 ms B",
-        "B / A (95 %)",
-        "compared",
-    ]
-    rows: list[list[str]] = []
-    before: tuple[Any, Any] | None = None
-    for row in frame.filter(pl.col("study") == "variants").iter_rows(named=True):
-        arm = (row["trial_id"], row["trial_id_b"])
-        rows.append([*(_arm_cells(row) if arm != before else [""] * 7), *_time_cells(row)])
-        before = arm
-    return headings, rows
-
-
-def _arm_cells(row: dict[str, Any]) -> list[str]:
-    difference = points(row["difference"])
-    if row["difference"] is not None:
-        difference += f" ({points(row['difference_low'])} to {points(row['difference_high'])})"
-    label = row["arm"] or row["arm_b"]
-    return [
-        label if row["arm_b"] in (None, label) else f"{label} / {row['arm_b']}",
-        str(row["seed"]),
-        percent(row["top1"]),
-        percent(row["top1_b"]),
-        difference,
-        probability(row["p_holm"]),
-        probability(row["p_inferior"]),
-    ]
-
-
-def _time_cells(row: dict[str, Any]) -> list[str]:
-    ratio = DASH if row["ratio"] is None else f"{row['ratio']:.2f}"
-    if row["ratio_low"] is not None:
-        ratio += f" ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
-    batch = DASH if row["batch_size"] is None else str(row["batch_size"])
-    return [batch, milliseconds(row["p50_ms"]), milliseconds(row["p50_ms_b"]), ratio, _how(row)]
-
-
-def _how(row: dict[str, Any]) -> str:
-    """How accuracy and time were compared; where an arm has no result, which."""
-    missing = [f"{side} {row[key]}" for side, key in (("A", "status"), ("B", "status_b")) if row[key] != "success"]
-    if missing:
-        return "; ".join(missing)
-    timing = None if row["timing"] is None else str(row["timing"]).split(":", maxsplit=1)[0]
-    return "; ".join(part for part in (row["accuracy_test"], timing) if part)
-
-
 def check_table(lines: Sequence[Line]) -> Table:
     """Every line of a check; why a verdict is what it is stands behind it."""
-    table = Table(title=Text(check_summary(lines)), title_justify="left")
-    for heading in _CHECK_HEADINGS:
-        table.add_column(heading, overflow="fold")
-    for line, row in zip(lines, _check_rows(lines), strict=True):
-        table.add_row(*(Text(cell) for cell in row[:-1]), Text(row[-1], style=_STYLES[line.outcome.verdict]))
-    return table
-
-
-def check_markdown(lines: Sequence[Line]) -> str:
-    """The same in GitHub's Markdown."""
-    return f"{check_summary(lines)}.\n\n{_markdown(_CHECK_HEADINGS, _check_rows(lines))}"
-
-
-def check_summary(lines: Sequence[Line]) -> str:
-    """How many numbers are within tolerance, off, and not compared."""
-    off = len(misses(lines))
-    skipped = sum(line.outcome.verdict == "not compared" for line in lines)
-    return f"{len(lines)} numbers: {len(lines) - off - skipped} within tolerance, {off} out of it, {skipped} not compared"
-
-
-def _check_rows(lines: Sequence[Line]) -> list[list[str]]:
-    return [
-        [f"{line.study}: {line.arm}", str(line.seed), outcome.metric, outcome.expected, outcome.found, outcome.tolerance, _verdict(line)]
-        for line in lines
-        for outcome in [line.outcome]
-    ]
+    columns = (
+        Column("arm", lambda line: f"{line.study}: {line.arm}", kind="name"),
+        Column("seed", "seed", kind="words"),
+        Column("number", lambda line: line.outcome.metric, kind="words"),
+        Column("expected", lambda line: line.outcome.expected, kind="words"),
+        Column("found", lambda line: line.outcome.found, kind="words"),
+        Column("tolerance", lambda line: line.outcome.tolerance, kind="words"),
+        Column("verdict", _verdict, kind="words", style=lambda line: _STYLES[line.outcome.verdict]),
+    )
+    return Table(check_summary(lines), columns, lines)
 
 
 def _verdict(line: Line) -> str:
@@ -146,15 +104,8 @@ def _verdict(line: Line) -> str:
     return f"{line.outcome.verdict}: {because}" if because else line.outcome.verdict
 
 
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(_markdown_lines(headings, rows)) + "\n"
-
-
-def _markdown_lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    for row in (headings, ["---"] * len(headings), *rows):
-        yield f"| {' | '.join(_escaped(cell) for cell in row)} |"
-
-
-def _escaped(text: str) -> str:
-    """Text of records stays text: neither a cell's border nor HTML."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+def check_summary(lines: Sequence[Line]) -> str:
+    """How many numbers are within tolerance, off, and not compared."""
+    off = len(misses(lines))
+    skipped = sum(line.outcome.verdict == "not compared" for line in lines)
+    return f"{len(lines)} numbers: {len(lines) - off - skipped} within tolerance, {off} out of it, {skipped} not compared"

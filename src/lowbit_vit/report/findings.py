@@ -1,18 +1,14 @@
-"""The audit's findings for the terminal, for Markdown and for programs. Needs no torch."""
+"""The audit's findings: the table that sums them up, and JSON. Needs neither torch nor polars."""
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-from rich.text import Text
-
 from lowbit_vit.analysis.audit import GOOD, Finding, ResultsTable, Verdict
-from lowbit_vit.report.cells import in_markdown
+from lowbit_vit.report.columns import Column, Table
 
 _STYLES = {"impossible": "bold red", "contradicts itself": "bold red", "holds": "green", "exact": "green", "not checked": "dim"}
-_HEADINGS = ("verdict", "check", "rows", "what the numbers say")
 # Worst first.
 _ORDER: tuple[Verdict, ...] = (
     "impossible",
@@ -104,23 +100,15 @@ def _lacking(findings: Sequence[Finding]) -> list[Line]:
     return [Line("not checked", "", "", "; ".join(told))] if told else []
 
 
-def findings_table(findings: Sequence[Finding], table: ResultsTable, *, title: str, every_row: bool = False) -> Table:
+def findings_table(findings: Sequence[Finding], table: ResultsTable, *, title: str = "", every_row: bool = False) -> Table:
     """The summary, the counts by verdict below."""
-    shown = Table(title=Text(title), title_justify="left", caption=Text(counts(findings)), caption_justify="left")
-    for heading in _HEADINGS:
-        shown.add_column(heading, overflow="fold", no_wrap=heading in ("verdict", "check"))
-    for line in summary(findings, table, every_row=every_row):
-        style = _STYLES.get(line.verdict, "yellow")
-        shown.add_row(Text(line.verdict, style=style), Text(line.check), Text(line.rows), Text(line.words))
-    return shown
-
-
-def findings_markdown(findings: Sequence[Finding], table: ResultsTable, *, every_row: bool = False) -> str:
-    """The same in GitHub's Markdown."""
-    lines = [_HEADINGS, ("---",) * len(_HEADINGS)]
-    lines += [(line.verdict, line.check, line.rows, line.words) for line in summary(findings, table, every_row=every_row)]
-    body = "\n".join(f"| {' | '.join(map(in_markdown, line))} |" for line in lines)
-    return f"{body}\n\n{counts(findings)}\n"
+    columns = (
+        Column("verdict", "verdict", kind="name", style=lambda line: _STYLES.get(line.verdict, "yellow"), no_wrap=True),
+        Column("check", "check", kind="words", no_wrap=True),
+        Column("rows", "rows", kind="words"),
+        Column("what the numbers say", "words", kind="words"),
+    )
+    return Table(title, columns, summary(findings, table, every_row=every_row), counts(findings))
 
 
 def findings_json(findings: Sequence[Finding]) -> str:

@@ -1,16 +1,20 @@
-"""The ledger as people read it: claims in four tones, counts for the strip, and the rows of tables/claims.csv.
+"""The judged ledger: claims in four tones, counts, and the table of claims as printed, as JSON and as CSV.
 
 Four tones and not thirteen colours: what agrees, what fails, what cannot be told, and what is open. Each has a sign of its
 own, so that nothing depends on colour.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal
 
 import polars as pl
+from pydantic import TypeAdapter
 
 from lowbit_vit.analysis.claims.ledger import Judged
+from lowbit_vit.report.columns import Column, Table, escape_markdown, to_markdown
+from lowbit_vit.report.number_format import DASH
 from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Verdict
 
 Tone = Literal["agrees", "fails", "unclear", "open", "unjudged"]
@@ -42,33 +46,63 @@ TONE_WORDS: Mapping[Tone, str] = {
     "unclear": "cannot be told as stated",
     "open": "are open here",
 }
+_JSON: TypeAdapter[tuple[Judged, ...]] = TypeAdapter(tuple[Judged, ...])
 
 
-@dataclass(frozen=True)
-class Count:
-    """One verdict in the strip."""
-
-    verdict: Verdict
-    tone: Tone
-    sign: str
-    claims: int
-    means: str
+def counts(judged: Sequence[Judged]) -> dict[Verdict, int]:
+    """Claims by verdict, of the verdicts that occur, best news first."""
+    found = Counter(item.verdict for item in judged)
+    return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
 
 
-def counts(judged: Sequence[Judged]) -> list[Count]:
-    """The verdicts that occur, best news first."""
-    found = [item.verdict for item in judged]
-    return [
-        Count(verdict=verdict, tone=TONES[verdict], sign=SIGNS[TONES[verdict]], claims=found.count(verdict), means=VERDICT_MEANS[verdict])
-        for verdict in VERDICTS
-        if verdict in found
-    ]
+def counts_table(judged: Sequence[Judged]) -> Table:
+    """One line a verdict that occurs, with its sign and what it means."""
+    columns = (
+        Column("verdict", lambda row: f"{SIGNS[TONES[row[0]]]} {row[0]}", kind="name"),
+        Column("claims", lambda row: row[1]),
+        Column("it means", lambda row: VERDICT_MEANS[row[0]], kind="words"),
+    )
+    return Table("Claims by verdict", columns, list(counts(judged).items()))
+
+
+def counts_line(judged: Sequence[Judged]) -> str:
+    """All counts in one line: `125 claims: 9 reproduced, 11 holds`."""
+    return f"{len(judged)} claims: " + ", ".join(f"{claims} {verdict}" for verdict, claims in counts(judged).items())
 
 
 def tone_counts(judged: Sequence[Judged]) -> dict[Tone, int]:
     """Claims by tone, the four in order, zeros included."""
     found = [TONES[item.verdict] for item in judged]
     return {tone: found.count(tone) for tone in TONE_WORDS}
+
+
+def claims_table(judged: Sequence[Judged]) -> Table:
+    """One line a claim: its id, the verdict, our value, the reason."""
+    columns = (
+        Column("claim", lambda item: item.claim.id, kind="name", ratio=3),
+        Column("place", lambda item: item.claim.place, kind="words", targets=("markdown",)),
+        Column("verdict", "verdict_words", kind="words", ratio=3),
+        Column("ours", ours_words, kind="words", ratio=3),
+        Column("why", "words", kind="words", ratio=8),
+    )
+    title = f"{judged[0].profile}: the paper's claims on {judged[0].device}" if judged else "no claims"
+    return Table(title, columns, judged, counts_line(judged))
+
+
+def claims_markdown(judged: Sequence[Judged]) -> str:
+    """Counts with what each verdict means, then one line a claim."""
+    table = claims_table(judged)
+    return f"**{escape_markdown(table.title)}**\n\n{to_markdown(counts_table(judged))}\n{to_markdown(replace(table, note=''))}"
+
+
+def claims_json(judged: Sequence[Judged]) -> str:
+    """Everything, as a JSON list of judged claims."""
+    return _JSON.dump_json(tuple(judged), indent=1).decode() + "\n"
+
+
+def ours_words(item: Judged) -> str:
+    """Our value as text, or a dash."""
+    return item.ours.text if item.ours is not None else DASH
 
 
 def sections(judged: Sequence[Judged]) -> list[str]:
@@ -94,23 +128,22 @@ def source_address(item: Judged) -> str | None:
 
 def claims_frame(judged: Sequence[Judged]) -> pl.DataFrame:
     """One row a claim, as tables/claims.csv has it."""
-    judgement = ("verdict", "because", "words", "ours", "tolerance", "transfer", "command", "records", "device")
     rows = [
-        (
-            item.claim.id,
-            item.claim.section,
-            item.claim.place,
-            item.claim.quote,
-            item.verdict,
-            item.because,
-            item.words,
-            item.ours.text if item.ours else None,
-            item.claim.tolerance.within,
-            item.claim.transfer,
-            command(item),
-            " ".join(item.record_ids),
-            item.device,
-        )
+        {
+            "id": item.claim.id,
+            "section": item.claim.section,
+            "place": item.claim.place,
+            "quote": item.claim.quote,
+            "verdict": item.verdict,
+            "because": item.because,
+            "words": item.words,
+            "ours": item.ours.text if item.ours else None,
+            "tolerance": item.claim.tolerance.within,
+            "transfer": item.claim.transfer,
+            "command": command(item),
+            "records": " ".join(item.record_ids),
+            "device": item.device,
+        }
         for item in judged
     ]
-    return pl.DataFrame(rows, schema=dict.fromkeys(("id", "section", "place", "quote", *judgement), pl.String), orient="row")
+    return pl.DataFrame(rows, infer_schema_length=None)

@@ -12,24 +12,19 @@ from lowbit_vit.schema.config import STUDIES
 def metrics(findings: Findings) -> dict[str, Any]:
     """The numbers worth comparing between runs, for `dvc metrics show`: nested by study, arm or strategy; null for no result."""
     tables = findings.tables
-    names = ("top1", "top5", "macro_f1", "file_mib", "mean_ms", "p50_ms", "images_per_s", "peak_memory_mib")
     variants: dict[str, dict[str, Any]] = {}
     for row in tables.paper_table.to_dicts():
         arm = variants.setdefault(row["arm"], {"status": row["status"]})
         if row["status"] == "success":
             suffix = "" if row["batch_size"] is None else f"_batch{row['batch_size']}"
-            for name in names:
-                once = name in ("top1", "top5", "macro_f1", "file_mib")
-                arm[name if once else f"{name}{suffix}"] = _rounded(row[name])
+            arm |= {name: _rounded(row[name]) for name in ("top1", "top5", "macro_f1", "file_mib")}
+            arm |= {f"{name}{suffix}": _rounded(row[name]) for name in ("mean_ms", "p50_ms", "images_per_s", "peak_memory_mib")}
     agreement: dict[str, Any] = {
         f"{row['weights']} {row['direction']}": _rounded(row["kendall_tau"]) for row in tables.draw_agreement.to_dicts()
     }
     chosen = tables.mixed.filter(pl.col("strategy") != "random").to_dicts()
     mixed = {
-        row["strategy"] if row["k"] is None else f"{row['strategy']} k={row['k']}": {
-            "top1": _rounded(row["top1"]),
-            "kl": _rounded(row["kl"]),
-        }
+        row["strategy"] if row["k"] is None else f"{row['strategy']} k={row['k']}": {name: _rounded(row[name]) for name in ("top1", "kl")}
         for row in chosen
     }
     random = {

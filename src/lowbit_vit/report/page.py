@@ -8,30 +8,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from lowbit_vit.analysis.claims.ledger import Judged, Paper, gather, judge, load_paper
 from lowbit_vit.analysis.tables import Findings, find, write_tables
-from lowbit_vit.report import facts, grids
-from lowbit_vit.report.beside import Beside, beside_paper
-from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, pair_words, scan_words, timed_grid
-from lowbit_vit.report.classes import MOST, class_words, lost_grid
+from lowbit_vit.report import allocation_tables, ledger, roofline_tables, run_description, tables, verdict
+from lowbit_vit.report.columns import Table, escape_markdown, to_latex, to_markdown
+from lowbit_vit.report.figure_list import all_figures
 from lowbit_vit.report.figures.document import Figure, draw, javascript
-from lowbit_vit.report.gallery import all_figures
-from lowbit_vit.report.graphs import graph_grid, graph_words
-from lowbit_vit.report.headings import headings
-from lowbit_vit.report.latex import beside_latex, grid_latex
-from lowbit_vit.report.ledger import SIGNS, TONES, claims_frame, command, counts, sections, source_address
-from lowbit_vit.report.limits import invariance_grid, memory_grid, roofline_grid
-from lowbit_vit.report.markdown import report_markdown
 from lowbit_vit.report.metrics import metrics, status_counts
-from lowbit_vit.report.missing import not_run
-from lowbit_vit.report.provenance import places, provenance_document, with_places
-from lowbit_vit.report.terminal import result_markdown
-from lowbit_vit.report.verdict import headline, sentences
+from lowbit_vit.report.missing import Missing, not_run
+from lowbit_vit.report.paper_comparison import Beside, beside_paper, paper_table
 from lowbit_vit.schema.claim import VERDICT_MEANS
 from lowbit_vit.schema.config import STUDIES, Profile, Study
 from lowbit_vit.schema.packed import is_packed
@@ -39,6 +28,9 @@ from lowbit_vit.schema.record import write_atomic
 from lowbit_vit.schema.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+# More lines than this nobody reads in a pull request; the page has them all.
+MOST_MISSING = 12
 
 
 @dataclass(frozen=True)
@@ -49,32 +41,6 @@ class Content:
     findings: Findings
     paper: Paper | None
     judged: tuple[Judged, ...]
-
-    @property
-    def beside(self) -> list[Beside]:
-        """The paper's table beside ours, a batch size each; none without a paper."""
-        return [] if self.paper is None else beside_paper(self.findings.tables.paper_table, self.paper.table, self.judged)
-
-    @property
-    def printed(self) -> dict[str, grids.Grid]:
-        """The tables that people read, by name."""
-        tables = self.findings.tables
-        return {
-            "arms": grids.result_grid(tables.paper_table),
-            "lost": lost_grid(tables),
-            "twins": grids.twin_grid(tables.paper_table),
-            "graphs": graph_grid(tables.graphs),
-            "rooflines": roofline_grid(tables.rooflines),
-            "memory": memory_grid(tables.memory_parts),
-            "invariance": invariance_grid(tables.invariance),
-            "agreement": grids.agreement_grid(tables),
-            "blocks": grids.block_grid(tables.sensitivity),
-            "estimators": estimator_grid(tables.estimators),
-            "mixed": grids.mixed_grid(tables),
-            "contests": contest_grid(tables.contests),
-            "timed": timed_grid(tables.timed_plans),
-            "times": grids.time_grid(self.findings.all_records),
-        }
 
 
 def build_report(profile: Profile, workspace: Workspace) -> Path:
@@ -94,12 +60,26 @@ def build_report(profile: Profile, workspace: Workspace) -> Path:
 
 def write_report(content: Content, folder: Path) -> Path:
     """Write tables/, figures/, metrics.json, report.md and report.html below `folder`; returns the page."""
-    beside, printed = content.beside, content.printed
-    _write_tables(content, beside, printed, folder / "tables")
+    frames, judged = content.findings.tables, content.judged
+    beside = [] if content.paper is None else beside_paper(frames.paper_table, content.paper.table, judged)
+    printed = printed_tables(content.findings)
+    write_tables(frames, folder / "tables")
+    if judged:
+        write_atomic(folder / "tables" / "claims.csv", ledger.claims_frame(judged).write_csv().encode())
+    compared = {"paper" if table.batch_size is None else f"paper_batch{table.batch_size}": paper_table(table) for table in beside}
+    for name, table in (compared | printed).items():
+        write_atomic(folder / "tables" / f"{name}.tex", to_latex(table).encode())
     write_atomic(folder / "metrics.json", (json.dumps(metrics(content.findings), indent=1) + "\n").encode())
-    write_atomic(folder / "report.md", _markdown(content).encode())
+    markdown = report_markdown(
+        title=content.profile.description,
+        headline=verdict.headline(judged),
+        sentences=verdict.sentences(content.findings, judged),
+        tables=[table for table in (ledger.counts_table(judged), printed["arms"]) if table.rows],
+        missing=not_run(content.profile, content.findings, judged),
+    )
+    write_atomic(folder / "report.md", markdown.encode())
     drawn = []
-    for figure in all_figures(content.findings.tables, {} if content.paper is None else content.paper.ledger.notes.figures):
+    for figure in all_figures(frames, {} if content.paper is None else content.paper.ledger.notes.figures):
         log.info("drawing %s: %s", figure.name, figure.title)
         drawn.append((figure, draw(figure, folder / "figures")))
     page = folder / "report.html"
@@ -108,35 +88,45 @@ def write_report(content: Content, folder: Path) -> Path:
     return page
 
 
-def _write_tables(content: Content, beside: Sequence[Beside], printed: dict[str, grids.Grid], folder: Path) -> None:
-    """Tidy CSV, and the printed tables as LaTeX."""
-    write_tables(content.findings.tables, folder)
-    if content.judged:
-        write_atomic(folder / "claims.csv", claims_frame(content.judged).write_csv().encode())
-    for table in beside:
-        name = "paper" if table.batch_size is None else f"paper_batch{table.batch_size}"
-        write_atomic(folder / f"{name}.tex", beside_latex(table).encode())
-    for name, grid in printed.items():
-        write_atomic(folder / f"{name}.tex", grid_latex(grid).encode())
+def printed_tables(findings: Findings) -> dict[str, Table]:
+    """The tables of the page and below tables/, by name."""
+    frames = findings.tables
+    return {
+        "arms": tables.result_table(frames.paper_table, findings.records["variants"]),
+        "lost": tables.class_table(frames),
+        "twins": roofline_tables.execution_table(frames.paper_table),
+        "graphs": roofline_tables.graph_table(frames.graphs),
+        "rooflines": roofline_tables.roofline_table(frames.rooflines),
+        "memory": roofline_tables.memory_table(frames.memory_parts),
+        "invariance": roofline_tables.invariance_table(frames.invariance),
+        "agreement": allocation_tables.agreement_table(frames),
+        "blocks": allocation_tables.block_table(frames.sensitivity),
+        "estimators": allocation_tables.estimator_table(frames.estimators),
+        "mixed": allocation_tables.mixed_table(frames),
+        "contests": allocation_tables.contest_table(frames.contests),
+        "timed": allocation_tables.timed_table(frames.timed_plans),
+        "times": tables.time_table(findings.all_records),
+    }
 
 
-def _markdown(content: Content) -> str:
-    records = content.findings.records["variants"]
-    arms = [arm.label for arm in content.profile.variants.arms]
-    return report_markdown(
-        title=content.profile.description,
-        headline=headline(content.judged),
-        sentences=sentences(content.findings, content.judged),
-        counts=counts(content.judged),
-        arms=result_markdown(records, arms=arms) if records else "",
-        missing=not_run(content.profile, content.findings, content.judged),
-    )
+def report_markdown(
+    *, title: str, headline: str, sentences: Sequence[verdict.Sentence], tables: Sequence[Table], missing: Sequence[Missing]
+) -> str:
+    """The page of Markdown, short enough for a pull request: verdict, tables, what was not run."""
+    parts = [f"# {escape_markdown(headline or title)}", escape_markdown(title) if headline else ""]
+    parts.append("\n".join(f"- **{sentence.about}:** {escape_markdown(sentence.text)}" for sentence in sentences))
+    parts += [to_markdown(table).rstrip() for table in tables]
+    if missing:
+        shown = [f"- {escape_markdown(item.what)}: {escape_markdown(item.why)}" for item in missing[:MOST_MISSING]]
+        more = len(missing) - MOST_MISSING
+        parts.append("\n".join(["Not run:", "", *shown, *([f"- and {more} more, in report.html"] if more > 0 else [])]))
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _render(
     content: Content,
     beside: Sequence[Beside],
-    printed: dict[str, grids.Grid],
+    printed: dict[str, Table],
     drawn: Sequence[tuple[Figure, str | None]],
     *,
     packed: Sequence[Study],
@@ -151,60 +141,53 @@ def _render(
     )
     # `tojson` escapes what could end a script element; compact, because the page carries every figure's numbers.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
-    to_places = places(content.findings.all_records)
+    profile, findings, judged = content.profile, content.findings, content.judged
+    frames, records = findings.tables, findings.all_records
+    to_places = run_description.places(records)
     environment.filters |= {"places": to_places, "short": "{:.4g}".format}
+    environment.globals |= {
+        "tones": ledger.TONES,
+        "signs": ledger.SIGNS,
+        "means": VERDICT_MEANS,
+        "command_of": ledger.command,
+        "address_of": ledger.source_address,
+    }
     return environment.get_template("page.html.jinja").render(
-        **_scope(content),
-        **_ledger(content),
         **printed,
-        additivity=additivity_words(content.findings.tables.additivity_fits),
-        graph_words=graph_words(content.findings.tables.graphs),
-        pairs=pair_words(content.findings.tables.pairs),
-        scan_cost={study: scan_words(content.findings.records[study], content.profile.backbone.depth) for study in STUDIES},
+        # What came out.
+        headline=verdict.headline(judged),
+        sentences=verdict.sentences(findings, judged),
+        headings=verdict.headings(frames, arms=len(profile.variants.arms)),
         beside=beside,
-        headings=headings(content.findings.tables, arms=len(content.profile.variants.arms)),
-        missing=not_run(content.profile, content.findings, content.judged),
+        claims=judged,
+        counts=ledger.counts(judged),
+        sections=ledger.sections(judged),
+        missing=not_run(profile, findings, judged),
+        # What was run, on what.
+        profile=profile,
+        paper=None if content.paper is None else content.paper.ledger,
+        model=run_description.model_words(profile),
+        images=run_description.image_words(profile, records),
+        accuracy=run_description.accuracy_words(profile, records),
+        adaptation=run_description.adaptation_words(profile),
+        studies=[(study, status_counts([record.status for record in findings.records[study]])) for study in STUDIES],
+        machines=run_description.machines(records),
+        alone=run_description.exclusive_words(records),
+        hashes=run_description.weight_hashes(records),
+        table_files=[f"{field.name}.csv" for field in fields(frames)],
+        packed=packed,
+        # What is said below a table.
+        class_words=tables.class_words(findings.records["variants"]),
+        most_classes=tables.MOST_CLASSES,
+        graph_words=roofline_tables.graph_words(frames.graphs),
+        additivity=allocation_tables.additivity_words(frames.additivity_fits),
+        pairs=allocation_tables.pair_words(frames.pairs),
+        scan_cost={study: allocation_tables.scan_words(findings.records[study], profile.backbone.depth) for study in STUDIES},
         # The SVG is Vega's own output, which escapes every text that comes from a record.
         figures={figure.name: (figure, Markup(svg) if svg else None) for figure, svg in drawn},  # noqa: S704
-        specifications={figure.name: with_places(figure.specification, to_places) for figure, _ in drawn if figure.specification},
-        packed=packed,
-        provenance=provenance_document(content.findings.all_records, packed=packed),
+        specifications={
+            figure.name: run_description.with_places(figure.specification, to_places) for figure, _ in drawn if figure.specification
+        },
+        provenance=run_description.provenance_document(records, packed=packed),
         vega=Markup(javascript()),  # noqa: S704  (a constant of the vl-convert package)
     )
-
-
-def _scope(content: Content) -> dict[str, Any]:
-    """What was run, on what."""
-    profile, records = content.profile, content.findings.all_records
-    return {
-        "profile": profile,
-        "paper": None if content.paper is None else content.paper.ledger,
-        "model": facts.model_words(profile),
-        "images": facts.image_words(profile, records),
-        "accuracy": facts.accuracy_words(profile, records),
-        "class_words": class_words(content.findings.records["variants"]),
-        "most_classes": MOST,
-        "adaptation": facts.adaptation_words(profile),
-        "studies": [(study, status_counts([record.status for record in content.findings.records[study]])) for study in STUDIES],
-        "machines": facts.machines(records),
-        "alone": facts.exclusive_words(records),
-        "hashes": facts.weight_hashes(records),
-        "table_files": [f"{field.name}.csv" for field in fields(content.findings.tables)],
-    }
-
-
-def _ledger(content: Content) -> dict[str, Any]:
-    """The verdict, its counts, and every claim."""
-    judged = content.judged
-    return {
-        "headline": headline(judged),
-        "sentences": sentences(content.findings, judged),
-        "counts": counts(judged),
-        "claims": judged,
-        "sections": sections(judged),
-        "tones": TONES,
-        "signs": SIGNS,
-        "means": VERDICT_MEANS,
-        "command_of": command,
-        "address_of": source_address,
-    }

@@ -1,94 +1,73 @@
-"""The result table and the doctor's table as rich tables, for the terminal. Neither needs torch."""
+"""What verbs print that is no part of the report: the doctor's findings, weights, predictions. Needs neither torch nor polars."""
 
 from collections.abc import Sequence
 
-from rich.table import Table
-from rich.text import Text
-
-from lowbit_vit.analysis.arms import paper_table, variants
-from lowbit_vit.analysis.results import Result
-from lowbit_vit.report.cells import DASH, milliseconds, number, percent, status_words
+from lowbit_vit.analysis.checkpoints import Checkpoint
+from lowbit_vit.report.columns import Column, Table
+from lowbit_vit.report.number_format import number, percent
 from lowbit_vit.schema.config import Profile
-from lowbit_vit.schema.machine import doctor
-from lowbit_vit.schema.record import Record
+from lowbit_vit.schema.machine import DoctorRow, doctor
 
-
-def result_table(records: Sequence[Record], *, arms: Sequence[str] = ()) -> Table:
-    """One line an arm of the variants study: accuracy, size, latency at each batch size, peak memory, or why it has none.
-
-    `arms` gives the order (the profile's labels); arms of the paper's table come first without it.
-    """
-    table = Table(title=_title(records), title_justify="left", caption=_caption(records), caption_justify="left")
-    headings, rows = _grid(records, arms=arms)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if 1 < index < len(headings) - 1 else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row[:-1]), Text(row[-1], style="" if row[-1] == "success" else "yellow"))
-    return table
-
-
-def result_markdown(records: Sequence[Record], *, arms: Sequence[str] = ()) -> str:
-    """The same table in GitHub's Markdown, its caption behind it."""
-    headings, rows = _grid(records, arms=arms)
-    rule = ["--:" if 1 < index < len(headings) - 1 else "---" for index in range(len(headings))]
-    lines = [f"| {' | '.join(map(_markdown_cell, line))} |" for line in (headings, rule, *rows)]
-    return "\n".join(lines) + f"\n\n{_caption(records)}.\n"
-
-
-def _markdown_cell(text: str) -> str:
-    """Text that neither ends the cell nor becomes HTML."""
-    return text.replace("|", r"\|").replace("<", "&lt;")
-
-
-def _grid(records: Sequence[Record], *, arms: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the result table."""
-    frame = paper_table(variants([Result(record=record, predictions=None) for record in records], arms=arms or _labels(records)))
-    batches = frame.get_column("batch_size").drop_nulls().unique().sort().to_list()
-    headings = ["arm", "attention", "Top-1 %", "size MiB", *(f"P50 ms, batch {batch}" for batch in batches), "peak MiB", "status"]
-    rows = []
-    for (_, arm), of_arm in frame.group_by("order", "arm", maintain_order=True):
-        lines = {row["batch_size"]: row for row in of_arm.to_dicts()}
-        first = next(iter(lines.values()))
-        peaks = [line["peak_memory_mib"] for line in lines.values() if line["peak_memory_mib"] is not None]
-        rows.append(
-            [
-                str(arm),
-                str(first["attention"]),
-                percent(first["top1"]),
-                number(first["file_mib"]),
-                *(milliseconds(lines[batch]["p50_ms"]) if batch in lines else DASH for batch in batches),
-                number(max(peaks, default=None), 1),
-                status_words(first),
-            ]
-        )
-    return headings, rows
+MIB = 1 << 20
+Prediction = tuple[str, Sequence[tuple[str, float]]]  # an image, and its most likely classes with their probabilities
 
 
 def doctor_table(profile: Profile) -> Table:
     """What this machine can run of a profile, arm by arm, and why not."""
-    table = Table(title=f"{profile.name}: what this machine can run", title_justify="left")
-    for heading in ("study", "arm", "precision", "attention", "adaptation", "execution", "device"):
-        table.add_column(heading)
-    table.add_column("can run", overflow="fold")
-    for row in doctor(profile):
-        verdict = Text("yes", style="green") if row.reason is None else Text(f"no: {row.reason}", style="yellow")
-        table.add_row(row.study, Text(row.label), row.precision, row.attention, row.adaptation, row.execution, row.device, verdict)
-    return table
+    settings = (Column(name, name, kind="words") for name in ("precision", "attention", "adaptation", "execution", "device"))
+    columns = (
+        Column("study", "study", kind="words"),
+        Column("arm", "label", kind="name"),
+        *settings,
+        Column("can run", _can_run, kind="words", style=lambda row: "green" if row.reason is None else "yellow"),
+    )
+    return Table(f"{profile.name}: what this machine can run", columns, doctor(profile))
 
 
-def _labels(records: Sequence[Record]) -> list[str]:
-    """Arms of the paper's table in its order, then the others by name."""
-    ranked = sorted(records, key=lambda record: (record.trial.paper_row is None, record.trial.paper_row or 0, record.trial.label))
-    return list(dict.fromkeys(record.trial.label for record in ranked))
+def _can_run(row: DoctorRow) -> str:
+    return "yes" if row.reason is None else f"no: {row.reason}"
 
 
-def _title(records: Sequence[Record]) -> Text:
-    return Text(f"{records[0].trial.profile}: variants" if records else "variants")
+def checkpoint_table(found: Sequence[Checkpoint]) -> Table:
+    """One line a file of weights: how it was made, how good it is, its hash, and what is wrong with it."""
+    styles = {"present": "green", "missing": "yellow", "damaged": "red"}
+    columns = (
+        Column("weights", lambda row: row.file.as_posix(), kind="name"),
+        Column("made", lambda row: row.card.made if row.card else "", kind="words"),
+        Column("val %", lambda row: _top1(row, "val"), percent),
+        Column("test %", lambda row: _top1(row, "test"), percent),
+        Column("MiB", lambda row: None if row.size_bytes is None else row.size_bytes / MIB, number),
+        Column("sha256", lambda row: row.card.sha256[:16] if row.card else "", kind="words"),
+        Column("state", _state, kind="words", style=lambda row: styles[row.state]),
+    )
+    note = "Top-1 in fp32; val is no held-out split where it was trained on. Licences are in the .json beside each file."
+    return Table("", columns, found, note)
 
 
-def _caption(records: Sequence[Record]) -> Text:
-    counts = sorted({record.evaluation.whole.images for record in records if record.evaluation is not None})
-    devices = sorted({record.trial.device for record in records if record.evaluation is not None})
-    images = " or ".join(f"{count:,}" for count in counts) or "no"
-    resident = "; peak memory on the cpu is the resident set" if "cpu" in devices else ""
-    return Text(f"Top-1 on {images} test images; measured on {', '.join(devices) or 'nothing'}{resident}")
+def _state(checkpoint: Checkpoint) -> str:
+    return checkpoint.state if checkpoint.problem is None else f"{checkpoint.state}: {checkpoint.problem}"
+
+
+def _top1(checkpoint: Checkpoint, split: str) -> float | None:
+    accuracy = checkpoint.card.accuracy if checkpoint.card is not None else None
+    return accuracy[split].top1 if accuracy is not None and split in accuracy else None
+
+
+def prediction_table(predictions: Sequence[Prediction]) -> Table:
+    """One line an image: its most likely classes with their probabilities in percent, best first."""
+    ranks = range(max(len(classes) for _, classes in predictions))
+    return Table("", (Column("image", lambda row: row[0], kind="name"), *map(_rank_column, ranks)), predictions)
+
+
+def _rank_column(rank: int) -> Column:
+    def shown(prediction: Prediction) -> str:
+        _, classes = prediction
+        return f"{classes[rank][0]} {100 * classes[rank][1]:.1f} %" if rank < len(classes) else ""
+
+    return Column(f"{rank + 1}", shown, kind="words")
+
+
+def prediction_lines(predictions: Sequence[Prediction]) -> str:
+    """One line an image, by tabs: the image, then each class and its probability."""
+    lines = ("\t".join([image, *(f"{name}\t{probability:.6f}" for name, probability in classes)]) for image, classes in predictions)
+    return "".join(f"{line}\n" for line in lines)

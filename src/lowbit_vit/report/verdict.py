@@ -1,4 +1,4 @@
-"""What came out, in a headline and three sentences, every number in them from the records."""
+"""What came out, in a headline, three sentences and the sections' headings, every number in them from the records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ import polars as pl
 from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.analysis.results import Result, same_images
 from lowbit_vit.analysis.statistics import compare
-from lowbit_vit.analysis.tables import Findings
-from lowbit_vit.report.cells import percent, points
+from lowbit_vit.analysis.tables import Findings, Tables
+from lowbit_vit.report.figures.style import FORMAT_NAMES
 from lowbit_vit.report.ledger import TONE_WORDS, tone_counts
+from lowbit_vit.report.number_format import percent, points
 
 
 @dataclass(frozen=True)
@@ -124,3 +125,62 @@ def _missing(trio: Trio) -> str:
 
 def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def headings(tables: Tables, *, arms: int) -> dict[str, str]:
+    """Each section's heading says what the section found, or names its subject where there is nothing to find it in.
+
+    `arms` is how many the profile declares.
+    """
+    return {
+        "arms": _arms_heading(tables.paper_table, arms),
+        "time": _time_heading(tables),
+        "fronts": _fronts_heading(tables.fronts),
+        "blocks": _blocks_heading(tables.sensitivity),
+        "mixed": _mixed_heading(tables.beats_random),
+    }
+
+
+def _arms_heading(table: pl.DataFrame, arms: int) -> str:
+    done = table.filter(pl.col("status") == "success").get_column("row").n_unique()
+    return f"Every arm: {done} of {arms} finished"
+
+
+def _time_heading(tables: Tables) -> str:
+    rows = [row for row in pick_arms(tables.paper_table).low if row["wall_us"]]
+    if not rows:
+        return "Where the time goes"
+    row = rows[0]
+    if row["idle_us"] is not None:
+        return f"The card waits for {100 * row['idle_us'] / row['wall_us']:.0f} % of {row['arm']} at batch {row['batch_size']}"
+    same = (pl.col("arm") == row["arm"]) & (pl.col("batch_size") == row["batch_size"])
+    spent = tables.kernel_classes.filter(same & (pl.col("class") == "quantize")).get_column("us").sum()
+    share = 100 * spent / row["kernel_us"] if row["kernel_us"] else 0
+    return f"Quantizing and dequantizing take {share:.0f} % of {row['arm']} at batch {row['batch_size']}"
+
+
+def _fronts_heading(frame: pl.DataFrame) -> str:
+    panels = frame.filter(pl.col("panel").str.starts_with("arms:") & pl.col("panel").str.contains("latency"))
+    if panels.is_empty():
+        return "Pareto fronts"
+    first = panels.filter(pl.col("panel") == panels.item(0, "panel"))
+    kept = first.filter(pl.col("state") == "on the front").height
+    batch = panels.item(0, "panel").rpartition(" ")[2]
+    return f"{kept} of {first.height} arms {'is' if kept == 1 else 'are'} on the front of accuracy and latency at batch {batch}"
+
+
+def _blocks_heading(frame: pl.DataFrame) -> str:
+    alone = frame.filter((pl.col("direction") == "only") & pl.col("kl_mean").is_not_null())
+    worst = alone.sort("kl_mean", descending=True).unique("weights", keep="first", maintain_order=True)
+    if worst.is_empty():
+        return "Which blocks are sensitive"
+    parts = [f"block {row['block']} to {FORMAT_NAMES.get(row['weights'], row['weights'])}" for row in worst.to_dicts()]
+    return f"Most sensitive: {', '.join(parts)}"
+
+
+def _mixed_heading(frame: pl.DataFrame) -> str:
+    chosen = frame.filter((pl.col("strategy") == "first+last") & pl.col("beaten_kl").is_not_null()).sort("k")
+    if chosen.is_empty():
+        return "Which blocks to spare"
+    row = chosen.row(0, named=True)
+    return f"Sparing first and last beats {row['beaten_kl']:g} of {row['random_plans']} random plans (KL, k = {row['k']})"

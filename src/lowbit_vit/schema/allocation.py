@@ -66,7 +66,7 @@ class PlanFile(Frozen):
     profile: str | None = None
     backbone_sha256: str | None = Field(default=None, description="null: of whatever weights")
     strategy: Literal["milp", "gradient"] | None = Field(default=None, description="null: made by hand")
-    k: int | None = None
+    k: int | None = Field(default=None, ge=1)
     budget: str | None = None
     predicted: Predicted | None = None
     optimum: Optimum | None = None

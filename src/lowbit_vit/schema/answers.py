@@ -34,6 +34,16 @@ class Answers:
         found: npt.NDArray[np.bool_] = self.best == self.label
         return found
 
+    def flips(self, reference: "Answers") -> npt.NDArray[np.bool_]:
+        """Which images' most likely class is not the reference's, bool [N]."""
+        found: npt.NDArray[np.bool_] = self.best != reference.best
+        return found
+
+    @property
+    def report_kl(self) -> npt.NDArray[np.float64] | None:
+        """KL of the report half's images; float64, for a mean of float32 would depend on numpy's order of summation."""
+        return None if self.kl is None else self.kl[~self.selection].astype(np.float64)
+
 
 def answers_of(predictions: Predictions) -> Answers:
     """The same of a predictions file."""

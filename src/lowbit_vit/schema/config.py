@@ -20,6 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 
 from lowbit_vit.errors import ConfigError
+from lowbit_vit.schema.cell_role import CellRole
 from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Plan, WeightFormat, uniform
 
 AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2"]
@@ -419,7 +420,8 @@ class Trial(Frozen):
 
     profile: str
     study: Study
-    label: str = Field(min_length=1, description="for people; not part of the identity")
+    label: str = Field(min_length=1, description="for display; not part of the identity")
+    roles: tuple[CellRole, ...] = Field(default=(), description="parts that a cell of sensitivity or mixed plays; not part of the identity")
     data: DataConfig
     backbone: Backbone
     plan: Plan
@@ -448,8 +450,8 @@ class Trial(Frozen):
     @property
     def trial_id(self) -> str:
         """`<precision>-<attention>-<adaptation>-<execution>-s<seed>-<10 hex>`: readable, unique, a valid file name."""
-        # Limits and the label decide nothing about a result that succeeds.
-        identity = self.model_dump(mode="json", exclude={"label", "limits", "paper_row"})
+        # Limits, label and roles decide nothing about a result that succeeds.
+        identity = self.model_dump(mode="json", exclude={"label", "roles", "limits", "paper_row"})
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         precision = self.plan.name.replace("/", "-")
         return f"{precision}-{self.attention}-{self.adaptation}-{self.execution}-s{self.seed}-{digest[:10]}"

@@ -265,6 +265,13 @@ def all_but_linear(name: str, weights: Weights, compute_dtype: ComputeDtype) -> 
     return Plan(compute_dtype=compute_dtype, rules=rules)
 
 
+def spared_blocks(plan: Plan, depth: int) -> tuple[int, ...]:
+    """The blocks of a model of `depth` blocks that a plan leaves wholly in high precision, ascending."""
+    formats = plan.resolve(linear_names(depth))
+    low = {int(name.split(".")[1]) for name, weights in formats.items() if not isinstance(weights, HighPrecision)}
+    return tuple(block for block in range(depth) if block not in low)
+
+
 class BlockScore(Frozen):
     """How much worse the model gets when one block, or one linear of it, is quantized, over several draws of evaluation images.
 

@@ -2,8 +2,7 @@
 
 `variants` are the declared arms, timed. `sensitivity` and `mixed` are post-training and accuracy-only, each cell quantized
 straight from the adapted high-precision model, without the fine-tuning and profiling that an arm gets: a departure from the
-paper's "each trial", which makes hundreds of cells affordable. Those that `mixed.timed` names are timed as well. Their labels
-follow the grammar of `schema.roles`.
+paper's "each trial", which makes hundreds of cells affordable. Those that `mixed.timed` names are timed as well.
 """
 
 import itertools
@@ -15,9 +14,20 @@ from pydantic import ValidationError
 
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import PlanFile
+from lowbit_vit.schema.cell_role import (
+    AllBlocks,
+    BlockPair,
+    CellRole,
+    Chosen,
+    GivenPlan,
+    NoneSpared,
+    Random,
+    Reference,
+    label_of,
+    unit_role,
+)
 from lowbit_vit.schema.config import Arm, MixedStudy, Profile, SensitivityStudy, Study, Trial, one_line
 from lowbit_vit.schema.plan import Plan, SensitivityScores, all_but, all_but_linear, linear_names, only, only_linear, uniform
-from lowbit_vit.schema.roles import JOINT, MixedRole, SensitivityRole, read_mixed_roles
 
 # Cells of sensitivity and mixed start from one model; seeds are an axis of the variants only.
 CELL_SEED = 0
@@ -42,13 +52,11 @@ def cells(profile: Profile, study: Study, *, scores: Sequence[SensitivityScores]
             # All first seeds before any second, so that a run that is cut short has every arm rather than half of them twice.
             return _distinct_arms(_arm_trial(profile, arm, place, seed) for arm, place, seed in sorted(arms, key=lambda entry: entry[1]))
         case "sensitivity":
-            roles = [(role.label, plan) for role, plan in _sensitivity_plans(profile.sensitivity, profile.backbone.depth)]
-            return _merge_cells(_cell(profile, study, label, plan) for label, plan in roles)
+            return _cells(profile, study, _sensitivity_plans(profile.sensitivity, profile.backbone.depth))
         case "mixed":
             chosen = _choose_scores(profile, scores)
             mixed_plans = _mixed_plans(profile.mixed, profile.backbone.depth, chosen) + _given_plans(profile, plans, chosen)
-            merged = _merge_cells(_cell(profile, study, role.label, plan) for role, plan in mixed_plans)
-            return [_time_if_asked(profile, trial) for trial in merged]
+            return [_time_if_asked(profile, trial) for trial in _cells(profile, study, mixed_plans)]
 
 
 # ------------------------------------------------------------------------------------------------------------ variants
@@ -95,20 +103,15 @@ def _distinct_arms(trials: Iterable[Trial]) -> list[Trial]:
 # ---------------------------------------------------------------------------------------------------------- sensitivity
 
 
-def _sensitivity_plans(study: SensitivityStudy, depth: int) -> list[tuple[SensitivityRole, Plan]]:
-    plans = [(SensitivityRole("reference"), Plan(compute_dtype=study.compute_dtype))]
+def _sensitivity_plans(study: SensitivityStudy, depth: int) -> list[tuple[CellRole, Plan]]:
+    dtype, linears = study.compute_dtype, linear_names(depth) if "modules" in study.units else ()
+    plans: list[tuple[CellRole, Plan]] = [(Reference(), Plan(compute_dtype=dtype))]
     for weights in study.formats:
-        plans.append((SensitivityRole("all", weights.name), uniform(weights, study.compute_dtype)))
+        plans.append((AllBlocks(weights=weights.name), uniform(weights, dtype)))
         for direction in study.directions:
-            make = only if direction == "only" else all_but
-            plans += [
-                (SensitivityRole(direction, weights.name, block), make([block], weights, study.compute_dtype)) for block in range(depth)
-            ]
-            make_one = only_linear if direction == "only" else all_but_linear
-            for name in linear_names(depth) if "modules" in study.units else ():
-                _, block, module = name.split(".", 2)
-                role = SensitivityRole(direction, weights.name, int(block), module)
-                plans.append((role, make_one(name, weights, study.compute_dtype)))
+            make, make_one = (only, only_linear) if direction == "only" else (all_but, all_but_linear)
+            plans += [(unit_role(direction, weights.name, f"blocks.{block}"), make([block], weights, dtype)) for block in range(depth)]
+            plans += [(unit_role(direction, weights.name, name), make_one(name, weights, dtype)) for name in linears]
     return plans
 
 
@@ -133,35 +136,35 @@ def _choose_scores(profile: Profile, scores: Sequence[SensitivityScores]) -> Sen
     )
 
 
-def _mixed_plans(study: MixedStudy, depth: int, scores: SensitivityScores) -> list[tuple[MixedRole, Plan]]:
+def _mixed_plans(study: MixedStudy, depth: int, scores: SensitivityScores) -> list[tuple[CellRole, Plan]]:
     dtype = study.compute_dtype
-    plans = [
-        (MixedRole("reference"), Plan(compute_dtype=dtype)),
-        (MixedRole("none", weights=study.weights.name), uniform(study.weights, dtype)),
+    plans: list[tuple[CellRole, Plan]] = [
+        (Reference(), Plan(compute_dtype=dtype)),
+        (NoneSpared(weights=study.weights.name), uniform(study.weights, dtype)),
     ]
     for k in study.spared:
         half = k // 2
-        chosen = [
-            (MixedRole("first+last", k), (*range(half), *range(depth - half, depth))),
-            (MixedRole("last", k), tuple(range(depth - k, depth))),
-            (MixedRole("most sensitive", k), scores.most_sensitive(k)),
+        chosen: list[tuple[CellRole, tuple[int, ...]]] = [
+            (Chosen(kind="first+last", k=k), (*range(half), *range(depth - half, depth))),
+            (Chosen(kind="last", k=k), tuple(range(depth - k, depth))),
+            (Chosen(kind="most sensitive", k=k), scores.most_sensitive(k)),
         ]
         draws = draw_blocks(depth, k, count=min(study.random_plans, math.comb(depth, k)), seed=study.random_seed)
-        chosen += [(MixedRole("random", k, index), blocks) for index, blocks in enumerate(draws)]
+        chosen += [(Random(k=k, index=index), blocks) for index, blocks in enumerate(draws)]
         plans += [(role, all_but(blocks, study.weights, dtype)) for role, blocks in chosen]
     for pair in itertools.combinations(scores.most_sensitive(study.pairs) if study.pairs else (), 2):
-        plans.append((MixedRole("pair", weights=study.weights.name, blocks=pair), only(pair, study.weights, dtype)))
+        plans.append((BlockPair(weights=study.weights.name, blocks=pair), only(pair, study.weights, dtype)))
     return plans
 
 
-def _given_plans(profile: Profile, files: Sequence[PlanFile], scores: SensitivityScores) -> list[tuple[MixedRole, Plan]]:
-    found: dict[MixedRole, Plan] = {}
+def _given_plans(profile: Profile, files: Sequence[PlanFile], scores: SensitivityScores) -> list[tuple[CellRole, Plan]]:
+    found: dict[CellRole, Plan] = {}
     for file in files:
         if file.compute_dtype != profile.mixed.compute_dtype:
             raise ConfigError(f"plan {file.name}: compute_dtype {file.compute_dtype}, but mixed has {profile.mixed.compute_dtype}")
         if file.backbone_sha256 not in (None, scores.backbone_sha256):
             raise DataError(f"plan {file.name}: was made from other weights than the sensitivity study's; allocate again")
-        role = MixedRole("plan", name=file.name) if file.strategy is None or file.k is None else MixedRole(file.strategy, file.k)
+        role = GivenPlan(name=file.name) if file.strategy is None or file.k is None else Chosen(kind=file.strategy, k=file.k)
         if role in found:
             raise ConfigError(f"plan {file.name}: another plan has this name already")
         found[role] = file.plan(profile.backbone.depth)
@@ -175,14 +178,14 @@ def plan_cell(profile: Profile, file: PlanFile) -> Trial:
         ConfigError: the plan does not fit the model, or cannot run in that dtype.
     """
     try:
-        return _cell(profile, "mixed", MixedRole("plan", name=file.name).label, file.plan(profile.backbone.depth))
+        return _cell(profile, "mixed", [GivenPlan(name=file.name)], file.plan(profile.backbone.depth))
     except ValidationError as error:
         raise ConfigError(f"plan {file.name}: {one_line(error)}") from None
 
 
 def _time_if_asked(profile: Profile, trial: Trial) -> Trial:
     """Measure a cell if one of the parts that it plays is to be timed; it stays one cell, which a scan then leaves out."""
-    timed = any(role.kind in profile.mixed.timed for role in read_mixed_roles(trial.label))
+    timed = any(role.kind in profile.mixed.timed for role in trial.roles)
     return trial.model_copy(update={"measurement": profile.measurement}) if timed else trial
 
 
@@ -205,12 +208,21 @@ def draw_blocks(depth: int, k: int, *, count: int, seed: int) -> list[tuple[int,
 # ---------------------------------------------------------------------------------------------------------- both of them
 
 
-def _cell(profile: Profile, study: Study, label: str, plan: Plan) -> Trial:
+def _cells(profile: Profile, study: Study, plans: Iterable[tuple[CellRole, Plan]]) -> list[Trial]:
+    """Run a cell that plays several parts once."""
+    by_plan: dict[Plan, list[CellRole]] = {}
+    for role, plan in plans:
+        by_plan.setdefault(plan, []).append(role)
+    return [_cell(profile, study, roles, plan) for plan, roles in by_plan.items()]
+
+
+def _cell(profile: Profile, study: Study, roles: Sequence[CellRole], plan: Plan) -> Trial:
     of_study = profile.sensitivity if study == "sensitivity" else profile.mixed
     return Trial(
         profile=profile.name,
         study=study,
-        label=label,
+        label=" = ".join(map(label_of, roles)),
+        roles=tuple(roles),
         data=profile.data,
         backbone=profile.backbone,
         plan=plan,
@@ -226,13 +238,3 @@ def _cell(profile: Profile, study: Study, label: str, plan: Plan) -> Trial:
         selection_seed=profile.selection_seed,
         seed=CELL_SEED,
     )
-
-
-def _merge_cells(trials: Iterable[Trial]) -> list[Trial]:
-    """Run a cell that plays several parts once, and let its label name them all."""
-    by_id: dict[str, Trial] = {}
-    for trial in trials:
-        twin = by_id.get(trial.trial_id)
-        label = trial.label if twin is None else f"{twin.label}{JOINT}{trial.label}"
-        by_id[trial.trial_id] = trial.model_copy(update={"label": label})
-    return list(by_id.values())

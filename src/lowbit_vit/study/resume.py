@@ -56,8 +56,8 @@ def missing_trials(
     """The trials that a process has to run; every other one has its final record: it succeeded before, or cannot run here.
 
     A result counts if this very code made it from the images and weights that are there now, and its predictions are undamaged.
-    Those that do not count are counted in the log, with the reason. The label and paper row of a result follow the profile, for
-    they are no part of its identity; otherwise its file is not touched.
+    Those that do not count are counted in the log, with the reason. The label, roles and paper row of a result follow the profile,
+    for they are no part of its identity; otherwise its file is not touched.
 
     Args:
         trials: of one study.
@@ -77,7 +77,7 @@ def missing_trials(
         if before is not None and before.status == "success":
             why = _why_not_valid(before, trial, workspace, present)
             if why is None:
-                _relabel(before, trial, path)
+                _follow_profile(before, trial, path)
                 continue
         ahead.append((trial, before, why))
     reasons = why_not([trial for trial, _, _ in ahead]) if ahead else {}
@@ -135,14 +135,14 @@ def _is_of_kind(gpu: str | None, kind: str) -> bool:
 def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: Present, *, reason: str) -> None:
     """Let the trial's record say why it is not run."""
     if before is not None and (before.status, before.reason, before.code_sha256) == ("skipped", reason, present.code):
-        _relabel(before, trial, workspace.records(trial.study) / f"{trial.trial_id}.json")
+        _follow_profile(before, trial, workspace.records(trial.study) / f"{trial.trial_id}.json")
     else:
         facts = provenance(f"lowbit-vit {trial.study} {trial.profile}")
         put_record(without_result(trial, status="skipped", reason=reason, provenance=facts), None, workspace)
 
 
-def _relabel(record: Record, trial: Trial, path: Path) -> None:
-    named = record.trial.model_copy(update={"label": trial.label, "paper_row": trial.paper_row})
+def _follow_profile(record: Record, trial: Trial, path: Path) -> None:
+    named = record.trial.model_copy(update={"label": trial.label, "roles": trial.roles, "paper_row": trial.paper_row})
     if named != record.trial:
         write_record(record.model_copy(update={"trial": named}), path.parent)
 

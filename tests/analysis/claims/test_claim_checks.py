@@ -24,6 +24,7 @@ from lowbit_vit.analysis.claims.performance_checks import CellCheck, NeverRunsCh
 from lowbit_vit.analysis.fronts import undominated
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.schema.answers import Answers
+from lowbit_vit.schema.cell_role import CellRole, Chosen, NoneSpared, Random
 from lowbit_vit.schema.claim import Cell, Verdict
 from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores, all_but, uniform
@@ -280,18 +281,18 @@ def test_a_ranking_that_changes_with_the_draw_is_not_stable(h100: ClaimContext) 
     assert verdict(check, replace(h100, scores=[_scores((3,), noise=9.0)])) == "not reproduced"
 
 
-def _mixed(context: ClaimContext, **cells: tuple[str, Sequence[int], int, float]) -> ClaimContext:
-    """Cells of the mixed study: label, spared blocks, images that are wrong, KL; every one on the same images."""
+def _mixed(context: ClaimContext, **cells: tuple[CellRole, Sequence[int], int, float]) -> ClaimContext:
+    """Cells of the mixed study: role, spared blocks, images that are wrong, KL; every one on the same images."""
     template = next(item for item in context.results["variants"] if _is_nf4(item.record))
     assert template.predictions is not None
     results = []
-    for name, (label, blocks, wrong, kl) in cells.items():
+    for name, (role, blocks, wrong, kl) in cells.items():
         labels = template.predictions.label
         right = np.arange(IMAGES) >= wrong
         best = np.where(right, labels, (labels + 1) % 102).astype(np.uint16)
         predictions: Answers = replace(template.predictions, best=best, among5=right, kl=np.full(IMAGES, kl, dtype=np.float32))
         plan = all_but(blocks, NF4_WEIGHTS, "fp16") if blocks else uniform(NF4_WEIGHTS, "fp16")
-        trial = template.record.trial.model_copy(update={"label": label, "study": "mixed", "plan": plan})
+        trial = template.record.trial.model_copy(update={"roles": (role,), "study": "mixed", "plan": plan})
         results.append(Result(template.record.model_copy(update={"trial": trial, "trial_id": name}), predictions))
     return replace(context, results={**context.results, "mixed": results})
 
@@ -310,16 +311,16 @@ def _mixed(context: ClaimContext, **cells: tuple[str, Sequence[int], int, float]
 def test_a_gain_is_judged_by_its_interval(h100: ClaimContext, wrong: int, gain: float, expects: Any, expected: Verdict) -> None:
     check = SparedCheck(check="spared", strategy="first+last", over="fully quantized", k=2, depth=24, expects=expects, gain=gain)
     assert verdict(check, h100) == "not run"
-    cells = _mixed(h100, none=("nf4, none spared", (), 1000, 2.0), ends=("first+last, k=2", (0, 23), wrong, 1.0))
+    cells = _mixed(h100, none=(NoneSpared(weights="nf4"), (), 1000, 2.0), ends=(Chosen(kind="first+last", k=2), (0, 23), wrong, 1.0))
     assert verdict(check, cells) == expected
 
 
 def test_a_choice_is_compared_with_random_ones(h100: ClaimContext) -> None:
     check = RandomCheck(check="random", strategy="most sensitive", k=4, depth=24, at_least=0.9)
-    peers = {f"random{index}": (f"random {index}, k=4", (index, 9, 10, 11), 900, 1.0 + index) for index in range(4)}
+    peers = {f"random{index}": (Random(k=4, index=index), (index, 9, 10, 11), 900, 1.0 + index) for index in range(4)}
     assert verdict(check, h100) == "not run"
-    good = _mixed(h100, best=("most sensitive, k=4", (5, 6, 7, 8), 900, 0.5), **peers)
-    middling = _mixed(h100, best=("most sensitive, k=4", (5, 6, 7, 8), 900, 2.5), **peers)
+    good = _mixed(h100, best=(Chosen(kind="most sensitive", k=4), (5, 6, 7, 8), 900, 0.5), **peers)
+    middling = _mixed(h100, best=(Chosen(kind="most sensitive", k=4), (5, 6, 7, 8), 900, 2.5), **peers)
     assert verdict(check, good) == "reproduced"
     assert verdict(check, middling) == "not reproduced"
     assert verdict(check.model_copy(update={"at_least": None, "at_most": 0.5}), middling) == "reproduced"

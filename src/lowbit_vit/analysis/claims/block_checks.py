@@ -17,12 +17,12 @@ from lowbit_vit.analysis.claims.accuracy_checks import percent_interval
 from lowbit_vit.analysis.claims.context import ClaimContext, Need, Outcome, RunCheck, bounds, record_ids, spread_of, within
 from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.ranks import agreement, kendall
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role, same_images
 from lowbit_vit.analysis.statistics import compare
+from lowbit_vit.schema.cell_role import Chosen, NoneSpared
 from lowbit_vit.schema.claim import Measured, Verdict
 from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.plan import SensitivityScores
-from lowbit_vit.schema.roles import MixedRole, read_mixed_roles
 
 SparingStrategy = Literal["first+last", "last", "most sensitive"]
 
@@ -134,8 +134,12 @@ class SparedCheck(MixedCheck):
 
     def measure(self, context: ClaimContext) -> Outcome | None:
         """The paired gain of one choice of blocks over another or over none, its interval against the expected gain."""
-        one = _cell(context, MixedRole(self.strategy, self.k))
-        other = _cell(context, None if self.over == "fully quantized" else MixedRole(self.over, self.k))
+        cells = cells_by_role(context.results["mixed"])
+        one = cells.get(Chosen(kind=self.strategy, k=self.k))
+        if self.over == "fully quantized":
+            other = next((result for role, result in cells.items() if isinstance(role, NoneSpared)), None)
+        else:
+            other = cells.get(Chosen(kind=self.over, k=self.k))
         if one is None or other is None or not same_images((one, other)):
             return None
         comparison = compare(_report_right(other), _report_right(one))
@@ -182,19 +186,6 @@ def _top(scored: SensitivityScores, k: int, draw: int) -> Sequence[int]:
     """The k blocks that cost most in one draw: quantized alone they add most, spared alone they leave least."""
     sign = -1.0 if scored.direction == "only" else 1.0
     return [block.block for block in sorted(scored.blocks, key=lambda block: (sign * block.kl[draw], block.block))[:k]]
-
-
-def _roles(result: Result) -> tuple[MixedRole, ...]:
-    return read_mixed_roles(result.record.trial.label)
-
-
-def _cell(context: ClaimContext, role: MixedRole | None) -> Result | None:
-    """The cell that plays a part; None for the role: the one that spares nothing."""
-    for result in context.results["mixed"]:
-        plays = any(part.kind == "none" if role is None else part == role for part in _roles(result))
-        if plays and result.predictions is not None:
-            return result
-    return None
 
 
 def _report_right(result: Result) -> npt.NDArray[np.bool_]:

@@ -15,8 +15,7 @@ class Figure:
     """One figure.
 
     Attributes:
-        name: of its files and of its anchor in the page.
-        label: such as "Figure 1".
+        name: of its files and of its anchor in the page, such as figure1.
         title: what it shows, in a few words.
         caption: how to read it.
         specification: Vega-Lite; null where what it shows has no finished trial.
@@ -25,12 +24,16 @@ class Figure:
     """
 
     name: str
-    label: str
     title: str
     caption: str
     specification: dict[str, Any] | None
     missing: str
     table: str
+
+    @property
+    def label(self) -> str:
+        """`Figure 1` of figure1."""
+        return self.name.replace("figure", "Figure ")
 
 
 def draw(figure: Figure, folder: Path) -> str | None:

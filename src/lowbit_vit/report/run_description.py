@@ -1,10 +1,12 @@
-"""What was run, in words: the model, its weights, the images and the machines, so that no number stands without them."""
+"""What was run: the model, its weights, the images and the machines in words, and what stands behind each number of the page."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Profile, SmallVit
+from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Profile, SmallVit, Study
 from lowbit_vit.schema.record import Provenance, Record
 
 
@@ -80,12 +82,9 @@ def machines(records: Sequence[Record]) -> list[Machine]:
     for record in records:
         if record.provenance is not None:
             groups.setdefault(host_facts(record.provenance), []).append(record.provenance)
-    found = [Machine(name=_name(items[0]), records=len(items), facts=facts) for facts, items in groups.items()]
+    names = {facts: items[0].gpu or f"{items[0].cpu}, {items[0].cpu_cores} cores" for facts, items in groups.items()}
+    found = [Machine(name=names[facts], records=len(items), facts=facts) for facts, items in groups.items()]
     return sorted(found, key=lambda machine: -machine.records)
-
-
-def _name(provenance: Provenance) -> str:
-    return provenance.gpu or f"{provenance.cpu}, {provenance.cpu_cores} cores"
 
 
 def host_facts(provenance: Provenance) -> tuple[tuple[str, str], ...]:
@@ -119,8 +118,48 @@ def exclusive_words(records: Sequence[Record]) -> str:
 
 def weight_hashes(records: Sequence[Record]) -> list[tuple[str, int]]:
     """sha256 of each checkpoint that trials started from, with the number of trials."""
-    counts: dict[str, int] = {}
+    return Counter(record.model.backbone_sha256 for record in records if record.model is not None).most_common()
+
+
+def provenance_document(records: Sequence[Record], *, packed: Collection[Study] = ()) -> dict[str, Any]:
+    """`entries`: trial id, and its study, seed, status, start and a place in the list of `shared` of each kind in `kinds`.
+
+    `packed`: the studies whose records lie in one file.
+
+    The page refers to a record by its place in `entries`. A place is null where the record does not know: the process died
+    before it could say, or the record is of an old version.
+    """
+    kinds = ("label", "command", "host", "code", "data", "labels", "weights")
+    shared: dict[str, dict[Any, int]] = {name: {} for name in kinds}  # a value and its place, in the order of first use
+    entries = []
     for record in records:
-        if record.model is not None:
-            counts[record.model.backbone_sha256] = counts.get(record.model.backbone_sha256, 0) + 1
-    return sorted(counts.items(), key=lambda item: -item[1])
+        made = record.provenance
+        model, evaluation = record.model, record.evaluation
+        values = {
+            "label": record.trial.label,
+            "command": made.command if made else None,
+            "host": host_facts(made) if made else None,
+            "code": record.code_sha256,
+            "data": record.data_sha256,
+            "labels": evaluation.labels_sha256 if evaluation else None,
+            "weights": model.backbone_sha256 if model else None,
+        }
+        places = [None if value is None else shared[name].setdefault(value, len(shared[name])) for name, value in values.items()]
+        about = [record.trial.study, record.trial.seed, record.status, made.started_utc if made else None, *places]
+        entries.append([record.trial_id, about])
+    return {"entries": entries, "kinds": kinds, "shared": {name: list(values) for name, values in shared.items()}, "packed": list(packed)}
+
+
+def places(records: Sequence[Record]) -> Callable[[str], str]:
+    """What turns trial ids, separated by spaces, into their places in `entries`: a tenth of the bytes."""
+    known = {record.trial_id: str(place) for place, record in enumerate(records)}
+    return lambda trial_ids: " ".join(known[trial_id] for trial_id in trial_ids.split())
+
+
+def with_places(specification: dict[str, Any], to_places: Callable[[str], str]) -> dict[str, Any]:
+    """A figure's document with places for trial ids in its data's field `records`."""
+    datasets = {
+        name: [{**row, "records": to_places(row["records"])} if row.get("records") else row for row in rows]
+        for name, rows in specification["datasets"].items()
+    }
+    return {**specification, "datasets": datasets}

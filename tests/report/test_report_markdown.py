@@ -1,9 +1,8 @@
 """The page of Markdown: short, and any text stays text."""
 
-from lowbit_vit.report.cells import in_markdown
-from lowbit_vit.report.ledger import Count
-from lowbit_vit.report.markdown import MOST_MISSING, report_markdown
+from lowbit_vit.report.columns import Column, Table
 from lowbit_vit.report.missing import Missing
+from lowbit_vit.report.page import MOST_MISSING, report_markdown
 from lowbit_vit.report.verdict import Sentence
 
 
@@ -12,8 +11,10 @@ def document(missing: int) -> str:
         title="A run",
         headline="Of 2 statements, 1 agrees",
         sentences=[Sentence("Speed", "at batch 1, slow.")],
-        counts=[Count(verdict="holds", tone="agrees", sign="+", claims=1, means="it does")],
-        arms="| arm |\n| --- |\n| one |\n",
+        tables=[
+            Table("", (Column("verdict", "verdict", kind="name"), Column("claims", "claims")), [{"verdict": "+ holds", "claims": 1}]),
+            Table("", (Column("arm", "arm", kind="name"),), [{"arm": "one"}]),
+        ],
         missing=[Missing(what=f"study {number}", why="no records") for number in range(missing)],
     )
 
@@ -28,7 +29,3 @@ def test_it_stays_short() -> None:
     text = document(500)
     assert len(text.splitlines()) < MOST_MISSING + 25
     assert f"and {500 - MOST_MISSING} more" in text
-
-
-def test_markup_stays_text() -> None:
-    assert in_markdown("<script> *a* [b](c) | `d`\ne") == r"&lt;script&gt; \*a\* \[b\](c) \| \`d\` e"

@@ -1,7 +1,8 @@
 """The paper's table beside ours, cell by cell: the printed value, our value, the verdict of the cell's claim and its reason."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import polars as pl
@@ -9,8 +10,52 @@ import polars as pl
 from lowbit_vit.analysis.audit.table import Quantity, ResultsTable
 from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.analysis.claims.performance_checks import COLUMNS
-from lowbit_vit.report.cells import DASH, milliseconds, number, spread
-from lowbit_vit.report.ledger import SIGNS, TONES, Tone, by_cell
+from lowbit_vit.report.columns import Cell, Column, Table
+from lowbit_vit.report.ledger import TONES, Tone, by_cell
+from lowbit_vit.report.number_format import DASH, decimals, milliseconds, number, spread
+
+Row = dict[str, Any]
+
+
+def _device(row: Row) -> str:
+    return "" if row["device"] == "cuda" else f"on the {row['device']}"
+
+
+def _operators(row: Row) -> str:
+    return "time of operators, not kernels" if row["device"] == "cpu" else ""
+
+
+def _or_dash(name: str) -> Callable[[Row], Any]:
+    """A dash is text, so that its note says why there is no number."""
+    return lambda row: DASH if row[name] is None else row[name]
+
+
+def _percentile(heading: str, name: str) -> Column:
+    return Column(heading, _or_dash(name), milliseconds, lambda row: "too few samples" if row[name] is None else _device(row))
+
+
+# Ours by what a column of the paper's table holds; a note says what its heading does not.
+OURS: dict[Quantity, Column] = {
+    "size": Column("size MiB", "file_mib", number),
+    "mean": Column("mean ms", lambda row: spread(row, "mean_ms", milliseconds(row["mean_ms"]), digits=2), note=_device),
+    "p50": _percentile("P50 ms", "p50_ms"),
+    "p95": _percentile("P95 ms", "p95_ms"),
+    "p99": _percentile("P99 ms", "p99_ms"),
+    "throughput": Column("images/s", "images_per_s", decimals(1), note=_device),
+    "vram": Column(
+        "peak MiB", "peak_memory_mib", decimals(1), note=lambda row: "" if row["memory_is"] == "CUDA allocator" else row["memory_is"]
+    ),
+    "cpu": Column(
+        "CPU mean ms", _or_dash("cpu_mean_ms"), milliseconds, lambda row: "not run on the CPU" if row["cpu_mean_ms"] is None else ""
+    ),
+    "top1": Column("Top-1", lambda row: spread(row, "top1", number(row["top1"], 4), digits=4)),
+    "top5": Column("Top-5", "top5", decimals(4)),
+    "f1": Column("macro F1", "macro_f1", decimals(4)),
+    "kernel": Column("kernels us", "kernel_us", decimals(0), note=_operators),
+    "attention": Column("attention us", "attention_us", decimals(0), note=_operators),
+    "images": Column("images", "images"),
+    "batch": Column("batch", "batch_size"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +66,6 @@ class Pair:
         printed: as the paper prints it; N/A where it has no number.
         ours: as we print it; a dash where there is none.
         tone: of the verdict; `unjudged` where no claim is about this cell.
-        sign: the tone's.
         claim: id, or null.
         explanation: what a reader is told on hover, focus or tap: sentences.
         records: trial ids behind ours, separated by spaces.
@@ -30,7 +74,6 @@ class Pair:
     printed: str
     ours: str
     tone: Tone
-    sign: str
     claim: str | None
     explanation: tuple[str, ...]
     records: str
@@ -68,25 +111,23 @@ def _beside(table: pl.DataFrame, paper: ResultsTable, claims: Mapping[tuple[int,
         found = arms.filter(pl.col("batch_size").is_null() | pl.col("batch_size").eq_missing(batch_size)).to_dicts()
         ours = next((row for row in found if row["status"] == "success"), None)
         missing = None if ours else found[0]["reason"] if found else "not run" if arms.is_empty() else f"not measured at batch {batch_size}"
-        values = _our_cells(ours) if ours else {}
         records = (ours or {}).get("records") or ""
         cells = []
         for quantity, heading in paper.headings.items():
-            cell = paper.cell(index, quantity)
-            value = _with_unit(paper, quantity, values.get(quantity, (DASH, "")))
-            printed = cell.text if cell is not None else "N/A"
-            cells.append(_cell(printed, value, claims.get((index, heading)), heading=heading, missing=missing, records=records))
+            printed = paper.cell(index, quantity)
+            value = _with_unit(paper, quantity, OURS[quantity].cell(ours)) if ours else Cell(DASH)
+            claim, text = claims.get((index, heading)), "N/A" if printed is None else printed.text
+            cells.append(_cell(text, value, claim, heading=heading, missing=missing, records=records))
         rows.append(PairedRow(model=_bare(label), missing=missing, cells=tuple(cells)))
     return Beside(batch_size=batch_size, headings=tuple(paper.headings.values()), rows=tuple(rows))
 
 
-def _with_unit(paper: ResultsTable, quantity: Quantity, value: tuple[str, str]) -> tuple[str, str]:
+def _with_unit(paper: ResultsTable, quantity: Quantity, value: Cell) -> Cell:
     """Our value with its unit where the heading has another one."""
-    ours, note = value
     column = COLUMNS.get(quantity)
-    if column is None or ours == DASH or all(cell.scale == column.scale for cell in paper.column(quantity)):
+    if column is None or value.text == DASH or all(cell.scale == column.scale for cell in paper.column(quantity)):
         return value
-    return f"{ours} {column.unit or '(of 1)'}", note
+    return replace(value, text=f"{value.text} {column.unit or '(of 1)'}")
 
 
 def _bare(name: str) -> str:
@@ -95,8 +136,8 @@ def _bare(name: str) -> str:
     return rest if dot and first.isdigit() else name
 
 
-def _cell(printed: str, value: tuple[str, str], judged: Judged | None, *, heading: str, missing: str | None, records: str) -> Pair:
-    ours, note = value
+def _cell(printed: str, value: Cell, judged: Judged | None, *, heading: str, missing: str | None, records: str) -> Pair:
+    ours, note = value.text, value.note
     tone: Tone = "unjudged" if judged is None else TONES[judged.verdict]
     words = f"is missing ({missing or note or 'not measured'})" if ours == DASH else f"is {ours}" + (f" ({note})" if note else "")
     told = [f"{heading}: the paper prints {printed}; ours {words}."]
@@ -108,36 +149,17 @@ def _cell(printed: str, value: tuple[str, str], judged: Judged | None, *, headin
         printed=printed,
         ours=ours,
         tone=tone,
-        sign=SIGNS[tone],
         claim=judged.claim.id if judged else None,
         explanation=tuple(told),
         records=records or " ".join(judged.record_ids if judged else ()),
     )
 
 
-def _our_cells(row: dict[str, Any]) -> dict[Quantity, tuple[str, str]]:
-    """Our values by what a column of the paper's table holds, each with what it is where the heading does not say."""
-    device = "" if row["device"] == "cuda" else f"on the {row['device']}"
-    operators = "time of operators, not kernels" if row["device"] == "cpu" else ""
-    memory = "" if row["memory_is"] == "CUDA allocator" else row["memory_is"] or ""
-
-    def percentile(name: str) -> tuple[str, str]:
-        return milliseconds(row[name]), "too few samples" if row[name] is None else device
-
-    return {
-        "size": (number(row["file_mib"]), ""),
-        "mean": (spread(row, "mean_ms", milliseconds(row["mean_ms"]), digits=2), device),
-        "p50": percentile("p50_ms"),
-        "p95": percentile("p95_ms"),
-        "p99": percentile("p99_ms"),
-        "throughput": (number(row["images_per_s"], 1), device),
-        "vram": (number(row["peak_memory_mib"], 1), memory),
-        "cpu": (milliseconds(row["cpu_mean_ms"]), "not run on the CPU" if row["cpu_mean_ms"] is None else ""),
-        "top1": (spread(row, "top1", number(row["top1"], 4), digits=4), ""),
-        "top5": (number(row["top5"], 4), ""),
-        "f1": (number(row["macro_f1"], 4), ""),
-        "kernel": (number(row["kernel_us"], 0), operators),
-        "attention": (number(row["attention_us"], 0), operators),
-        "images": (str(row["images"]), ""),
-        "batch": (str(row["batch_size"]), ""),
-    }
+def paper_table(beside: Beside) -> Table:
+    """The table for LaTeX: two lines a row, as printed and as measured, the metrics as columns."""
+    rows = []
+    for row in beside.rows:
+        rows.append([row.model, "paper", *(cell.printed for cell in row.cells)])
+        rows.append(["", row.missing or "ours", *(cell.ours for cell in row.cells)])
+    metrics = [Column(heading, itemgetter(place)) for place, heading in enumerate(beside.headings, 2)]
+    return Table("", (Column("Model", itemgetter(0), kind="name"), Column("", itemgetter(1), kind="words"), *metrics), rows)

@@ -1,5 +1,6 @@
-"""Numbers as people read them: one way to print each quantity, used by the terminal table and the page alike; text for Markdown."""
+"""How each quantity is printed, in every table and sentence."""
 
+from collections.abc import Callable
 from typing import Any
 
 DASH = "\N{EN DASH}"
@@ -11,15 +12,20 @@ def number(value: float | None, digits: int = 2) -> str:
     return DASH if value is None else f"{value:,.{digits}f}"
 
 
+def decimals(digits: int) -> Callable[[float | None], str]:
+    """`number` with so many decimals."""
+    return lambda value: number(value, digits)
+
+
 def milliseconds(value: float | None) -> str:
     """Three significant digits or more: 0.412, 4.12, 41.2, 412."""
     if value is None:
         return DASH
-    return f"{value:,.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
+    return number(value, 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0)
 
 
-def nats(value: float | None) -> str:
-    """A KL divergence: three significant digits, for they span orders of magnitude."""
+def significant(value: float | None) -> str:
+    """Three significant digits, for what spans orders of magnitude, such as a KL divergence."""
     return DASH if value is None else f"{value:.3g}"
 
 
@@ -40,10 +46,20 @@ def probability(p_value: float | None) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
+def within(low: str, high: str, print_value: Callable[[float | None], str]) -> Callable[[dict[str, Any]], str]:
+    """What prints the interval between two keys of a row, as `low to high`; empty where there is none."""
+    return lambda row: "" if row[low] is None else f"{print_value(row[low])} to {print_value(row[high])}"
+
+
 def spread(row: dict[str, Any], name: str, text: str, *, digits: int, scale: float = 1.0) -> str:
     """`text` with `(range ...)` behind it where several seeds were averaged."""
     value = row.get(f"{name}_spread")
     return text if value is None else f"{text} (range {scale * value:.{digits}f})"
+
+
+def image_changes(row: dict[str, Any]) -> str:
+    """Images that only the reference has right, and that only this one has."""
+    return f"{MINUS}{row['lost']} +{row['gained']}"
 
 
 def status_words(row: dict[str, Any]) -> str:
@@ -52,10 +68,3 @@ def status_words(row: dict[str, Any]) -> str:
         return str(row["status"])
     missing = f"seed {row['failed_seeds']}" if " " not in str(row["failed_seeds"]) else f"seeds {row['failed_seeds']}"
     return f"success; {missing}: {row['reason']}" if row["status"] == "success" else str(row["reason"])
-
-
-def in_markdown(text: str) -> str:
-    """Text that Markdown prints as it stands, on one line."""
-    for character in "\\`*_[]<>|":
-        text = text.replace(character, {"<": "&lt;", ">": "&gt;"}.get(character, f"\\{character}"))
-    return " ".join(text.split())

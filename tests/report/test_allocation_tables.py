@@ -6,7 +6,7 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.tables import Findings, Tables
-from lowbit_vit.report.choices import additivity_words, contest_grid, estimator_grid, scan_words
+from lowbit_vit.report.allocation_tables import additivity_words, contest_table, estimator_table, scan_words
 from lowbit_vit.schema.config import STUDIES
 from lowbit_vit.schema.workspace import Workspace
 
@@ -22,17 +22,24 @@ def tables(findings: Findings) -> Tables:
 
 
 def test_each_format_and_direction_is_a_line_and_each_estimator_a_column(tables: Tables) -> None:
-    grid = estimator_grid(tables.estimators)
-    assert grid.headings == ("weights", "measured", "weight error", "activation error", "gradient", "fisher")
-    assert [row.cells[1].text for row in grid.rows[:2]] == ["8 blocks, each quantized alone", "8 blocks, each spared alone"]
-    assert all(len(row.cells) == len(grid.headings) for row in grid.rows)
+    table = estimator_table(tables.estimators)
+    assert [column.heading for column in table.shown("html")] == [
+        "weights",
+        "measured",
+        "weight error",
+        "activation error",
+        "gradient",
+        "fisher",
+    ]
+    assert [row.cells[1].text for row in table.lines("html")[:2]] == ["8 blocks, each quantized alone", "8 blocks, each spared alone"]
+    assert all(len(row.cells) == len(table.shown("html")) for row in table.lines("html"))
 
 
 def test_each_contest_is_a_line_with_its_record(tables: Tables) -> None:
-    grid = contest_grid(tables.contests)
-    assert len(grid.rows) == 2 * 5
-    assert {row.records for row in grid.rows} <= set(tables.mixed.get_column("trial_id"))
-    assert all(len(row.cells) == len(grid.headings) for row in grid.rows)
+    table = contest_table(tables.contests)
+    assert len(table.lines("html")) == 2 * 5
+    assert {row.records for row in table.lines("html")} <= set(tables.mixed.get_column("trial_id"))
+    assert all(len(row.cells) == len(table.shown("html")) for row in table.lines("html"))
 
 
 def test_additivity_is_said_in_one_sentence_or_not_at_all(tables: Tables) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 import synthetic
-from lowbit_vit.report import facts
+from lowbit_vit.report import run_description
 from lowbit_vit.schema.config import FlowersData, load_profile
 from lowbit_vit.study.cells import cells
 
@@ -18,32 +18,32 @@ from lowbit_vit.study.cells import cells
 )
 def test_each_profile_names_its_weights_and_images(name: str, model: str, images: str) -> None:
     profile = load_profile(synthetic.PROJECT / "profiles" / f"{name}.yaml")
-    assert model in facts.model_words(profile)
-    assert images in facts.image_words(profile)
+    assert model in run_description.model_words(profile)
+    assert images in run_description.image_words(profile)
 
 
 def test_copies_of_the_images_are_called_copies() -> None:
     profile = load_profile(synthetic.PROJECT / "profiles" / "scratch.yaml")
     assert isinstance(profile.data, FlowersData)
     data = profile.data.model_copy(update={"images": "256-px copies"})
-    assert "256-px copies, not the original files" in facts.image_words(profile.model_copy(update={"data": data}))
+    assert "256-px copies, not the original files" in run_description.image_words(profile.model_copy(update={"data": data}))
 
 
 def test_the_records_images_count_and_not_the_profiles() -> None:
     profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
     record, _ = synthetic.succeeded(cells(profile, "variants")[0])
     other = profile.data.model_copy(update={"views": profile.data.views.model_copy(update={"image_size": 16})})
-    seen = facts.image_words(profile, [record.model_copy(update={"trial": record.trial.model_copy(update={"data": other})})])
+    seen = run_description.image_words(profile, [record.model_copy(update={"trial": record.trial.model_copy(update={"data": other})})])
     assert "16 x 16 px" in seen
 
 
 def test_accuracy_names_split_images_and_seeds() -> None:
     profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
     record, _ = synthetic.succeeded(cells(profile, "variants")[0])
-    words = facts.accuracy_words(profile, [record])
+    words = run_description.accuracy_words(profile, [record])
     assert "test split, n = 600 images" in words
     assert "seed 0" in words
-    assert facts.accuracy_words(profile, []) == "No accuracy was measured."
+    assert run_description.accuracy_words(profile, []) == "No accuracy was measured."
 
 
 def test_machines_are_told_apart_by_what_decides_a_number() -> None:
@@ -52,16 +52,16 @@ def test_machines_are_told_apart_by_what_decides_a_number() -> None:
     assert record.provenance is not None
     other = record.model_copy(update={"provenance": record.provenance.model_copy(update={"packages": {"torch": "0.0.1"}})})
     later = record.model_copy(update={"provenance": record.provenance.model_copy(update={"started_utc": "2026-01-02T00:00:00+00:00"})})
-    found = facts.machines([record, later, other])
+    found = run_description.machines([record, later, other])
     assert [machine.records for machine in found] == [2, 1]
     assert ("git revision", "0" * 40) in found[0].facts
-    assert facts.weight_hashes([record, other]) == [("ab" * 32, 2)]
+    assert run_description.weight_hashes([record, other]) == [("ab" * 32, 2)]
 
 
 def test_timings_say_whether_the_card_was_shared() -> None:
     profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
     record, _ = synthetic.succeeded(cells(profile, "variants")[0])
-    assert facts.exclusive_words([record]) == ""  # a CPU's timing says nothing of a card
+    assert run_description.exclusive_words([record]) == ""  # a CPU's timing says nothing of a card
     assert record.measurement is not None
     on_card = [
         record.model_copy(
@@ -72,7 +72,7 @@ def test_timings_say_whether_the_card_was_shared() -> None:
         )
         for alone in (True, True, None, False)
     ]
-    words = facts.exclusive_words(on_card)
+    words = run_description.exclusive_words(on_card)
     assert words.startswith("Timings on a card: 2 with the card alone")
     assert "1 where NVML could not tell" in words
     assert "1 beside other processes" in words

@@ -3,8 +3,8 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.tables import Tables
-from lowbit_vit.report.cells import DASH
-from lowbit_vit.report.limits import invariance_grid, memory_grid, roofline_grid
+from lowbit_vit.report.number_format import DASH
+from lowbit_vit.report.roofline_tables import invariance_table, memory_table, roofline_table
 
 PARTS = pl.DataFrame(
     {
@@ -30,25 +30,25 @@ def tables() -> Tables:
 
 
 def test_every_line_has_a_cell_for_every_heading_and_names_its_records(tables: Tables) -> None:
-    for grid in (roofline_grid(tables.rooflines), invariance_grid(tables.invariance), memory_grid(PARTS)):
-        assert grid.rows
-        assert all(len(row.cells) == len(grid.headings) for row in grid.rows)
-        assert all(row.records for row in grid.rows)
+    for table in (roofline_table(tables.rooflines), invariance_table(tables.invariance), memory_table(PARTS)):
+        assert table.lines("html")
+        assert all(len(row.cells) == len(table.shown("html")) for row in table.lines("html"))
+        assert all(row.records for row in table.lines("html"))
 
 
 def test_an_arm_stands_as_far_over_its_roofline_as_its_latency(tables: Tables) -> None:
-    first = roofline_grid(tables.rooflines).rows[0]
+    first = roofline_table(tables.rooflines).lines("html")[0]
     p50, limit, over = (float(first.cells[column].text) for column in (3, 4, 5))
     assert over == pytest.approx(p50 / limit, rel=0.05)
     assert first.cells[4].note == "bound by memory"
 
 
 def test_a_part_that_was_not_measured_is_a_dash_and_not_a_zero() -> None:
-    cells = [cell.text for cell in memory_grid(PARTS).rows[0].cells]
+    cells = [cell.text for cell in memory_table(PARTS).lines("html")[0].cells]
     assert cells == ["1", "NF4", "1", "164.7", "0.4", "32.0", "11.5", "208.6", DASH]
 
 
 def test_logits_equal_to_the_bit_are_said_so(tables: Tables) -> None:
     equal = tables.invariance.with_columns(pl.lit(value=True).alias("bit_equal"), pl.lit(0.0).alias("max_abs_logit_difference"))
-    assert [cell.text for cell in invariance_grid(equal).rows[0].cells[-2:]] == ["0", "yes"]
-    assert [cell.text for cell in invariance_grid(tables.invariance).rows[0].cells[-2:]] == ["2e-06", "no"]
+    assert [cell.text for cell in invariance_table(equal).lines("html")[0].cells[-2:]] == ["0", "yes"]
+    assert [cell.text for cell in invariance_table(tables.invariance).lines("html")[0].cells[-2:]] == ["2e-06", "no"]

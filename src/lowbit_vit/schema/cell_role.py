@@ -1,0 +1,101 @@
+"""What part a cell plays in the sensitivity and mixed studies: data of its trial, outside the trial's identity.
+
+A mixed cell may play several parts (a random plan that is also the heuristic's) and is run once. Labels are for display and are never
+parsed. Which blocks are spared stands in the plan alone: `schema.plan.spared_blocks` finds them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lowbit_vit.schema.plan import Frozen
+
+
+class Reference(Frozen):
+    """Nothing is quantized; in both studies."""
+
+    kind: Literal["reference"] = "reference"
+
+
+class AllBlocks(Frozen):
+    """Sensitivity: every block is quantized."""
+
+    kind: Literal["all"] = "all"
+    weights: str = Field(description="the format's name, as in all roles")
+
+
+class OneUnit(Frozen):
+    """Sensitivity: one block, or one linear of it, is alone quantized or alone spared."""
+
+    kind: Literal["only", "all_but"]
+    weights: str
+    block: int = Field(ge=0)
+    module: str | None = Field(default=None, description="such as attention.q; null: the whole block")
+
+
+class NoneSpared(Frozen):
+    """Mixed: every block is quantized."""
+
+    kind: Literal["none"] = "none"
+    weights: str
+
+
+class Chosen(Frozen):
+    """Mixed: k blocks are spared, by a heuristic or from data; of milp and gradient, the bytes are those of k spared blocks."""
+
+    kind: Literal["first+last", "last", "most sensitive", "gradient", "milp"]
+    k: int = Field(ge=1)
+
+
+class Random(Frozen):
+    """Mixed: k random blocks are spared, the control."""
+
+    kind: Literal["random"] = "random"
+    k: int = Field(ge=1)
+    index: int = Field(ge=0)
+
+
+class GivenPlan(Frozen):
+    """Mixed: the plan of a file."""
+
+    kind: Literal["plan"] = "plan"
+    name: str
+
+
+class BlockPair(Frozen):
+    """Mixed: two blocks alone are quantized, to measure how they interact."""
+
+    kind: Literal["pair"] = "pair"
+    weights: str
+    blocks: tuple[int, int] = Field(description="ascending")
+
+
+CellRole = Annotated[Reference | AllBlocks | OneUnit | NoneSpared | Chosen | Random | GivenPlan | BlockPair, Field(discriminator="kind")]
+
+
+def unit_role(kind: Literal["only", "all_but"], weights: str, name: str) -> OneUnit:
+    """The role of a unit by its name in the model, such as blocks.3 or blocks.3.attention.q."""
+    _, block, *module = name.split(".", 2)
+    return OneUnit(kind=kind, weights=weights, block=int(block), module=module[0] if module else None)
+
+
+def label_of(role: CellRole) -> str:  # noqa: PLR0911  (one for each kind)
+    """The role in words, for display; a cell's label joins those of its roles with " = "."""
+    match role:
+        case Reference():
+            return "high precision"
+        case AllBlocks():
+            return f"{role.weights}, all blocks"
+        case OneUnit():
+            unit = f"block {role.block}" + ("" if role.module is None else f" {role.module}")
+            return f"{role.weights}, {'only' if role.kind == 'only' else 'all but'} {unit}"
+        case NoneSpared():
+            return f"{role.weights}, none spared"
+        case Chosen():
+            return f"{role.kind}, k={role.k}"
+        case Random():
+            return f"random {role.index}, k={role.k}"
+        case GivenPlan():
+            return f"plan {role.name}"
+        case BlockPair():
+            return f"{role.weights}, only blocks {role.blocks[0]} {role.blocks[1]}"
