@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowbit_vit.analysis.audit import Context, audit, load_context, load_table
+from lowbit_vit.analysis.audit import Case, Context, audit, load_context, load_table
 from lowbit_vit.analysis.audit.table import QUANTITIES, above
 from lowbit_vit.errors import ConfigError, DataError
 
@@ -71,9 +71,9 @@ def test_a_number_is_above_another_if_it_was_so_before_both_were_rounded_or_trun
 def test_images_and_batches_of_a_row_count_before_those_of_the_table(tmp_path: Path) -> None:
     table = load_table(write(tmp_path, "Model,Test images,Batch size\none,100,8\ntwo,-,-\nthree,300,8\n"))
     row = {"weights": "fp32", "compute": "fp32", "attention": "sdpa", "images": 7, "batch_size": 2}
-    context = Context.model_validate({"claims": {"images": 50, "batch_size": 32}, "rows": {"three": row}})
-    assert [context.images(table, at) for at in table.rows] == [100, 50, 7]
-    assert [context.batch_size(table, at) for at in table.rows] == [8, 32, 2]
+    case = Case(table, Context.model_validate({"claims": {"images": 50, "batch_size": 32}, "rows": {"three": row}}))
+    assert [case.images(at) for at in table.rows] == [100, 50, 7]
+    assert [case.batch_size(at) for at in table.rows] == [8, 32, 2]
 
 
 def test_megabytes_are_read_as_the_context_says(tmp_path: Path) -> None:
