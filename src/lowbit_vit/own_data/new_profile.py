@@ -88,12 +88,12 @@ def _arm(label: str, weights: str, dtype: str, attention: str, *more: str) -> st
 _QLORA, _PTQ = "adaptation: qlora", "adaptation: ptq"
 ARMS: dict[Device, tuple[str, ...]] = {
     "cuda": (
-        _arm("Baseline ViT", _HIGH, "fp32", "efficient", _QLORA, "paper_row: 0"),
-        _arm("4-bit + SDPA", _NF4, "fp16", "flash", _QLORA, "paper_row: 1"),
-        _arm("8-bit + SDPA", _INT8, "fp16", "flash", _QLORA, "paper_row: 2"),
-        _arm("4-bit + FlashAttn2", _NF4, "fp16", "fa2", _QLORA, "paper_row: 3"),
-        _arm("8-bit + FlashAttn2", _INT8, "fp16", "fa2", _QLORA, "paper_row: 4"),
-        "    # What it lacks: 16 bits by themselves, quantization after training, and no launch overhead.",
+        _arm("Baseline ViT", _HIGH, "fp32", "efficient", _QLORA),
+        _arm("4-bit + SDPA", _NF4, "fp16", "flash", _QLORA),
+        _arm("8-bit + SDPA", _INT8, "fp16", "flash", _QLORA),
+        _arm("4-bit + FlashAttn2", _NF4, "fp16", "fa2", _QLORA),
+        _arm("8-bit + FlashAttn2", _INT8, "fp16", "fa2", _QLORA),
+        "    # Beside them: 16 bits by themselves, quantization after training, and no launch overhead.",
         _arm("fp16", _HIGH, "fp16", "flash", _PTQ),
         _arm("bf16", _HIGH, "bf16", "flash", _PTQ),
         _arm("NF4 after training", _NF4, "fp16", "flash", _PTQ),
@@ -102,10 +102,10 @@ ARMS: dict[Device, tuple[str, ...]] = {
         _arm("NF4, CUDA graph", _NF4, "fp16", "flash", _PTQ, "execution: cuda_graph"),
     ),
     "cpu": (
-        _arm("Baseline ViT", _HIGH, "fp32", "flash", _QLORA, "paper_row: 0"),
-        _arm("4-bit + SDPA", _NF4, "fp32", "flash", _QLORA, "paper_row: 1"),
-        _arm("8-bit + SDPA", _INT8, "fp32", "flash", _QLORA, "paper_row: 2"),
-        "    # What it lacks: quantization after training. (FlashAttention-2, rows 3 and 4, needs CUDA.)",
+        _arm("Baseline ViT", _HIGH, "fp32", "flash", _QLORA),
+        _arm("4-bit + SDPA", _NF4, "fp32", "flash", _QLORA),
+        _arm("8-bit + SDPA", _INT8, "fp32", "flash", _QLORA),
+        "    # Beside them: quantization after training. (FlashAttention-2 needs CUDA.)",
         _arm("fp32 after training", _HIGH, "fp32", "flash", _PTQ),
         _arm("NF4 after training", _NF4, "fp32", "flash", _PTQ),
         _arm("int8 after training, threshold 0", _INT8_0, "fp32", "flash", _PTQ),
