@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.claims import gather, judge, load_claims
+from lowbit_vit.analysis.claims.ledger import gather, judge
 from lowbit_vit.analysis.packing import image_groups, pack_records
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.scores import draw_images
@@ -120,7 +120,7 @@ def test_the_ledger_judges_alike(forms: Forms) -> None:
     judged = []
     for workspace in (forms.loose, forms.packed):
         results = {study: load_results(workspace, study) for study in STUDIES}
-        found = judge(load_claims(synthetic.PROJECT), gather(forms.profile, results, root=synthetic.PROJECT))
+        found = judge(synthetic.paper().ledger.claims, gather(forms.profile, results, synthetic.paper()))
         judged.append([(item.claim.id, item.verdict, item.words) for item in found])
     assert judged[0] == judged[1]
 

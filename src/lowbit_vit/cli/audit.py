@@ -10,7 +10,7 @@ from lowbit_vit.cli.options import AsJson, Markdown, console
 app = typer.Typer()
 
 
-@app.command(epilog="Example: lowbit-vit audit paper/table1.csv --context paper/context.yaml")
+@app.command(epilog="Example: lowbit-vit audit papers/NAME/table.csv --context papers/NAME/context.yaml")
 def audit(
     file: Annotated[Path, typer.Argument(metavar="TABLE.csv", help="a published table of results, its cells as printed")],
     context: Annotated[

@@ -1,4 +1,4 @@
-"""Oxford Flowers-102 with its official split: the paper's data.
+"""Oxford Flowers-102 with its official split.
 
 Source: Nilsback and Zisserman, "Automated flower classification over a large number of classes", 2008,
 https://www.robots.ox.ac.uk/~vgg/data/flowers/102/. The folder layout is torchvision's:

@@ -12,9 +12,9 @@ import pytest
 from lowbit_vit.analysis.audit import CHECKS, Case, Context, Finding, audit, load_context, load_table
 
 PROJECT = Path(__file__).parents[3]
-PAPER = load_context(PROJECT / "paper" / "context.yaml")
+PAPER = load_context(PROJECT / "papers" / "vit-quantization-2025" / "context.yaml")
 
-# ViT-L/16 as paper/context.yaml describes it, at batch 32 on 6149 images: sizes with constants, rates k / 6149.
+# ViT-L/16 as papers/vit-quantization-2025/context.yaml describes it, at batch 32 on 6149 images: sizes with constants, rates k / 6149.
 HEADINGS = {
     "model": "Model",
     "size": "Model Size (MiB)",

@@ -183,10 +183,10 @@ _ROW = st.lists(_CELLS, min_size=_MEASURED, max_size=_MEASURED)
 @given(grid=st.lists(_ROW, min_size=5, max_size=5))
 def test_whatever_the_numbers_the_audit_ends_and_numbers_only_cells_that_are_there(grid: list[list[str]], tmp_path: Path) -> None:
     project = Path(__file__).parents[3]
-    names = [line.split(",")[1] for line in (project / "paper" / "table1.csv").read_text().splitlines()]
-    heads = (project / "paper" / "table1.csv").read_text().splitlines()[0].split(",")[2:]
+    names = [line.split(",")[1] for line in (project / "papers" / "vit-quantization-2025" / "table.csv").read_text().splitlines()]
+    heads = (project / "papers" / "vit-quantization-2025" / "table.csv").read_text().splitlines()[0].split(",")[2:]
     lines = [",".join(["Model", *heads]), *(",".join([name, *cells]) for name, cells in zip(names[1:], grid, strict=True))]
     table = load_table(write(tmp_path, "\n".join(lines)))
-    for finding in audit(table, load_context(project / "paper" / "context.yaml")):
+    for finding in audit(table, load_context(project / "papers" / "vit-quantization-2025" / "context.yaml")):
         assert set(finding.rows) <= set(table.rows)
         assert set(finding.columns) <= set(heads)
