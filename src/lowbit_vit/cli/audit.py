@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit_vit.cli.options import console
+from lowbit_vit.cli.options import AsJson, Markdown, console
 
 app = typer.Typer()
 
@@ -17,8 +17,8 @@ def audit(
         Path | None, typer.Option("--context", help="YAML: what is known beside the table, see docs/audit.md", show_default="none")
     ] = None,
     every_row: Annotated[bool, typer.Option("--rows", help="one line a finding, not one a check")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="print the findings as Markdown")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print every finding as JSON, with all numbers")] = False,
+    markdown: Markdown = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a published table of results against itself: arithmetic alone, no run.
 

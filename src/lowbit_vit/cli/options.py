@@ -15,6 +15,8 @@ Root = Annotated[Path, typer.Option("--root", help="the project's folder", show_
 Reports = Annotated[
     Path | None, typer.Option("--reports", help="folder with records/, such as a reference run", show_default="reports/PROFILE")
 ]
+Markdown = Annotated[bool, typer.Option("--markdown", help="print as Markdown, for a README or an issue")]
+AsJson = Annotated[bool, typer.Option("--json", help="print everything as JSON, with all numbers")]
 HERE = Path()
 
 

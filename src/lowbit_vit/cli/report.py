@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit_vit.cli.options import HERE, ProfileName, Reports, Root, console, open_profile
+from lowbit_vit.cli.options import HERE, AsJson, Markdown, ProfileName, Reports, Root, console, open_profile
 from lowbit_vit.errors import ConfigError, DataError
 
 app = typer.Typer()
@@ -42,7 +42,7 @@ def show(
     profile: ProfileName,
     root: Root = HERE,
     reports: Reports = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown, for a README or an issue")] = False,
+    markdown: Markdown = False,
 ) -> None:
     """Print the result table and where the page is."""
     from lowbit_vit.analysis.results import require_one_origin
@@ -74,8 +74,8 @@ def claims(
     profile: ProfileName,
     root: Root = HERE,
     reports: Reports = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="print a Markdown table")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print everything, as JSON")] = False,
+    markdown: Markdown = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge every claim of the profile's paper on its records. Needs no torch."""
     from lowbit_vit.analysis.claims.ledger import gather, judge, load_paper, paper_names
