@@ -41,8 +41,8 @@ NO_RESULTS = {
     "provenance": True,
     "durations_s": True,
     "measurement": True,
-    "training": {"seconds", "images_per_s"},
-    "evaluation": {"seconds", "images_per_s", "block_evaluations"},
+    "training": {"seconds"},
+    "evaluation": {"seconds", "block_evaluations"},
 }
 
 

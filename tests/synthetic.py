@@ -23,11 +23,10 @@ from lowbit_vit.schema.allocation import plan_files_json
 from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
 from lowbit_vit.schema.estimate import Estimates, LinearEstimate
 from lowbit_vit.schema.plan import SensitivityScores, linear_names
+from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.record import (
-    Accuracy,
     Ceilings,
     EvaluationResult,
-    Interval,
     Invariance,
     KernelTime,
     Latency,
@@ -35,10 +34,10 @@ from lowbit_vit.schema.record import (
     MeasurementResult,
     Memory,
     ModelFacts,
-    Predictions,
     Provenance,
     Record,
     Status,
+    TrainingResult,
     Work,
     read_record,
     sha256,
@@ -103,16 +102,16 @@ def predictions(trial: Trial, *, with_kl: bool) -> Predictions:
     seed = int(sha256(trial.plan.model_dump_json().encode())[:8], 16)
     logits = reference + damage * np.random.default_rng([seed, trial.seed]).normal(0, 1, reference.shape)
     first, second = _log_softmax(reference), _log_softmax(logits)
-    rows = np.arange(IMAGES)
+    rows, five = np.arange(IMAGES), np.argsort(-logits, axis=1, kind="stable")[:, :5]
     others = logits.copy()
     others[rows, labels] = -np.inf
     return Predictions(
         label=labels,
-        top5=np.argsort(-logits, axis=1, kind="stable")[:, :5].astype(np.uint16),
-        loss=(-second[rows, labels]).astype(np.float32),
+        best=five[:, 0].astype(np.uint16),
+        among5=(five == labels[:, None]).any(axis=1),
         margin=(logits[rows, labels] - others.max(axis=1)).astype(np.float32),
         selection=np.random.default_rng(1).permutation(IMAGES) < IMAGES // 2,
-        kl=(np.exp(first) * (first - second)).sum(axis=1).astype(np.float32) if with_kl else None,
+        kl=np.maximum((np.exp(first) * (first - second)).sum(axis=1), 0).astype(np.float32) if with_kl else None,
     )
 
 
@@ -122,18 +121,9 @@ def _log_softmax(logits: Logits) -> Logits:
     return result
 
 
-def _accuracy(arrays: Predictions, mask: npt.NDArray[np.bool_]) -> Accuracy:
-    right = arrays.top5[mask] == arrays.label[mask, None]
-    top1 = float(right[:, 0].mean())
-    return Accuracy(
-        images=int(mask.sum()), top1=top1, top5=float(right.any(axis=1).mean()), macro_f1=top1, loss=float(arrays.loss[mask].mean())
-    )
-
-
 def succeeded(trial: Trial) -> tuple[Record, bytes]:
     """A successful record of a trial and the bytes of its predictions."""
     arrays = predictions(trial, with_kl=trial.study != "variants")
-    content = arrays.to_bytes()
     used = formats(trial)
     per_block = {"high": 200_000, "nf4": 28_000, "nf4-dq": 26_000}
     weight_bytes = sum(per_block.get(name, 51_000) for name in used)
@@ -149,47 +139,42 @@ def succeeded(trial: Trial) -> tuple[Record, bytes]:
             backbone_sha256=sha256(f"adapted with seed {trial.seed}".encode()) if trial.adaptation == "ptq" else BACKBONE,
             base_sha256=BACKBONE,
             parameters=400_000,
-            trainable_parameters=0 if trial.adaptation == "none" else 9_000,
-            layers=LayerAudit(linears=DEPTH * 6, by_format={name: 6 * used.count(name) for name in used}),
+            trainable_parameters=9_000 if trial.adaptation == "qlora" else 0,
+            layers=LayerAudit(by_format={name: 6 * used.count(name) for name in used}),
             weight_bytes=weight_bytes,
             file_bytes=weight_bytes + 3_000,
         ),
         evaluation=EvaluationResult(
             split="test",
-            whole=_accuracy(arrays, np.ones(IMAGES, dtype=bool)),
-            selection=_accuracy(arrays, arrays.selection),
-            report=_accuracy(arrays, ~arrays.selection),
             seconds=1.0,
-            images_per_s=float(IMAGES),
-            predictions_sha256=sha256(content),
-            labels_sha256="cd" * 32,
+            predictions_sha256=arrays.sha256(),
+            class_names=tuple(f"class {number}" for number in range(CLASSES)),
         ),
+        training=_training(trial),
         measurement=_measurement(trial) if trial.measurement else None,
     )
-    return record, content
+    return record, arrays.to_bytes()
+
+
+def _training(trial: Trial) -> TrainingResult | None:
+    if trial.adaptation != "qlora" or trial.lora is None:
+        return None
+    epochs = trial.lora.training.epochs
+    return TrainingResult(steps=10 * epochs, seconds=1.0, loss=tuple(1 / (1 + epoch) for epoch in range(epochs)), peak_allocated_bytes=None)
 
 
 def _measurement(trial: Trial) -> MeasurementResult:
     assert trial.measurement is not None
     slow = {"high": 1.0, "nf4": 1.7, "nf4-dq": 1.9}.get(formats(trial)[0], 2.6) * (1.3 if trial.attention == "math" else 1.0)
-    latency, memory, kernels = [], [], []
+    latency, memory, kernels, on_gpu = [], [], [], trial.device == "cuda"
     for batch in trial.measurement.batch_sizes:
         mean = slow * (1.1 + 0.12 * batch) * (1 + 0.05 * trial.seed)
-        samples = tuple(round(mean * (0.95 + 0.1 * i / 199), 4) for i in range(200))
-        interval = Interval(low=mean * 0.99, high=mean * 1.01)
+        samples = tuple(round(mean * (0.95 + 0.1 * i / 199), 4) for i in range(min(200, trial.measurement.samples)))
         latency.append(
             Latency(
                 batch_size=batch,
                 samples_ms=samples,
                 first_call_ms=mean * 9,
-                mean_ms=mean,
-                p50_ms=mean,
-                p50_ci_ms=interval,
-                p95_ms=mean * 1.04,
-                p95_ci_ms=interval,
-                p99_ms=None,
-                p99_ci_ms=None,
-                images_per_s=1000 * batch / mean,
                 clocks_before=None,
                 clocks_after=None,
             )
@@ -197,23 +182,24 @@ def _measurement(trial: Trial) -> MeasurementResult:
         memory.append(
             Memory(
                 batch_size=batch,
-                peak_allocated_bytes=None,
-                peak_reserved_bytes=None,
+                peak_allocated_bytes=600_000_000 + 100_000 * batch if on_gpu else None,
+                peak_reserved_bytes=700_000_000 + 100_000 * batch if on_gpu else None,
                 process_bytes=None,
-                peak_resident_bytes=600_000_000 + 100_000 * batch,
+                peak_resident_bytes=None if on_gpu else 600_000_000 + 100_000 * batch,
+                before_bytes=500_000 if on_gpu else None,
+                workspace_bytes=32 * 2**20 if on_gpu else None,
             )
         )
         shares = {"gemm": 0.5, "quantize": 0.1, "attention": 0.15, "norm_elementwise": 0.15, "copy": 0.05, "other": 0.05}
         kernels.append(
             KernelTime(
                 batch_size=batch,
-                device=trial.device,
-                wall_us=1000 * mean,
+                wall_us=None if on_gpu else 1000 * mean,
                 by_class_us={name: 1000 * mean * share for name, share in shares.items()},
-                idle_us=None,
-                launches=300,
-                host_syncs=None,
+                launches=300 if on_gpu else None,
+                host_syncs=0 if on_gpu else None,
                 attention_kernels=("aten::_scaled_dot_product_flash_attention_for_cpu",),
+                low_bit_kernels=(),
             )
         )
     smallest, largest = min(trial.measurement.batch_sizes), max(trial.measurement.batch_sizes)
@@ -224,8 +210,14 @@ def _measurement(trial: Trial) -> MeasurementResult:
         kernels=tuple(kernels),
         work=tuple(Work(batch_size=batch, flop=1e7 * batch, least_bytes=400_000) for batch in trial.measurement.batch_sizes),
         ceilings=Ceilings(matmul_flops_per_s=5e10, matmul_side=1024, copy_bytes_per_s=1e9, copy_bytes=2**27),
-        invariance=Invariance(
-            images=64, batch_sizes=(smallest, largest), flips=1, max_abs_logit_difference=2e-6 * (1 + trial.seed), bit_equal=False
+        invariance=None
+        if (asked := trial.measurement.invariance_images) is None
+        else Invariance(
+            images=min(64, asked),
+            batch_sizes=(smallest, largest),
+            flips=1,
+            max_abs_logit_difference=2e-6 * (1 + trial.seed),
+            bit_equal=False,
         ),
     )
 
@@ -233,6 +225,12 @@ def _measurement(trial: Trial) -> MeasurementResult:
 def unfinished(trial: Trial, status: Status, reason: str) -> Record:
     """A record of a trial that gave no result."""
     return Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=None, code_sha256=CODE)
+
+
+def with_invariance(trial: Trial) -> Trial:
+    """The trial, asked for predictions at two batch sizes; the demo's are not."""
+    assert trial.measurement is not None
+    return trial.model_copy(update={"measurement": trial.measurement.model_copy(update={"invariance_images": 64})})
 
 
 def write_trials(trials: list[Trial], workspace: Workspace) -> None:

@@ -9,7 +9,8 @@ from itertools import cycle
 from lowbit_vit.analysis.claims.ledger import Claim, Judged, Paper
 from lowbit_vit.analysis.claims.paper_checks import AuditCheck
 from lowbit_vit.schema.claim import VERDICTS, Cell, Cost, Evidence, Kind, Measured, Tolerance, Verdict
-from lowbit_vit.schema.record import Interval, Record
+from lowbit_vit.schema.metrics import Interval
+from lowbit_vit.schema.record import Record
 
 HOSTILE = '</script><script>alert(1)</script> & "quoted" {{ 7 * 7 }} \u2028 $x_1$ | <b>bold</b>'
 

@@ -20,11 +20,11 @@ from lowbit_vit.schema.allocation import PlanFile, load_plan_file
 from lowbit_vit.schema.cell_role import label_of
 from lowbit_vit.schema.code import is_current
 from lowbit_vit.schema.config import STUDIES, Profile, Trial, one_line
-from lowbit_vit.schema.export import CARD_FILE, WEIGHTS_FILE, ExportCard, measured_of
+from lowbit_vit.schema.export import CARD_FILE, WEIGHTS_FILE, ExportCard, Measured, measured_of
 from lowbit_vit.schema.machine import command_line, provenance
 from lowbit_vit.schema.model_card import ModelCard
-from lowbit_vit.schema.packed import study_records
-from lowbit_vit.schema.record import Record
+from lowbit_vit.schema.predictions import read_predictions
+from lowbit_vit.schema.record import Record, read_records
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import plan_cell
 from lowbit_vit.study.resume import starting_weights
@@ -98,7 +98,7 @@ def _is_export(card: Path) -> bool:
 
 def _recorded(profile: Profile, workspace: Workspace, name: str) -> Record:
     """The one successful record of a cell that has this label or id, and of which the exported model can be made."""
-    records = [record for study in STUDIES for record in study_records(workspace.records(study))]
+    records = [record for study in STUDIES for record in read_records(workspace.records(study))]
     found = [record for record in records if name in (record.trial_id, record.trial.label, *map(label_of, record.trial.roles))]
     if not found:
         raise ConfigError(f"export: no record of {profile.name} has the label or trial_id {name!r}, and a plan file ends in .json or .yaml")
@@ -118,7 +118,7 @@ def _recorded(profile: Profile, workspace: Workspace, name: str) -> Record:
 
 def _record_of_plan(trial: Trial, workspace: Workspace, origin: Origin) -> Record | None:
     """The record of the plan's cell, if `mixed` has run it with this code from these images and weights."""
-    for record in study_records(workspace.records(trial.study)):
+    for record in read_records(workspace.records(trial.study)):
         # A cell with a timing is another trial, but the same model.
         untimed = record.trial.model_copy(update={"measurement": None}).trial_id
         if untimed == trial.trial_id and record.status == "success":
@@ -170,7 +170,7 @@ def _card(
         views=trial.data.views,
         batch_size=trial.evaluation.batch_size,
         class_names=dataset.class_names,
-        measured=None if record is None else measured_of(record),
+        measured=None if record is None else _measured(record, workspace),
         plan_file=file,
         backbone_sha256=origin.weights,
         base_sha256=origin.base,
@@ -178,6 +178,11 @@ def _card(
         code_sha256=CODE_SHA256,
         provenance=provenance(command_line()),
     )
+
+
+def _measured(record: Record, workspace: Workspace) -> Measured | None:
+    path = workspace.records(record.trial.study) / f"{record.trial_id}.npz"
+    return measured_of(record, read_predictions(path, record))
 
 
 def _write(model: VisionTransformer, trial: Trial, folder: Path, card: ExportCard) -> None:

@@ -42,14 +42,14 @@ def test_every_number_is_the_records(results: list[Result]) -> None:
     frame = variants(results, arms=labels())
     for result in results:
         record = result.record
-        if record.measurement is None or record.model is None or record.evaluation is None:
+        if record.model is None or result.whole is None:
             continue
-        for latency in record.measurement.latency:
+        for latency in result.latency.values():
             row = frame.row(by_predicate=(pl.col("trial_id") == record.trial_id) & (pl.col("batch_size") == latency.batch_size), named=True)
             assert row["mean_ms"] == latency.mean_ms
             assert row["p99_ms"] is None
             assert row["file_mib"] * 2**20 == record.model.file_bytes
-            assert row["top1"] == record.evaluation.whole.top1
+            assert row["top1"] == result.whole.top1
             assert row["top1_low"] < row["top1"] < row["top1_high"]
             assert row["memory_is"] == "resident set"
 

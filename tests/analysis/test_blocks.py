@@ -1,6 +1,5 @@
 """Sensitivity and mixed frames: report half only, every part of a cell counted, random plans as a range."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,6 @@ import synthetic
 from lowbit_vit.analysis import blocks
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.scores import scores
-from lowbit_vit.schema.cell_role import NoneSpared
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import SensitivityScores
 
@@ -49,9 +47,7 @@ def test_without_scores_the_cells_are_shown_without_draws(studies: Studies) -> N
 
 def test_accuracy_is_of_the_report_half(studies: Studies) -> None:
     frame = blocks.mixed(studies.mixed, depth=8)
-    reports = {
-        result.record.trial_id: result.record.evaluation.report.top1 for result in studies.mixed if result.record.evaluation is not None
-    }
+    reports = {result.record.trial_id: result.report.top1 for result in studies.mixed if result.report is not None}
     assert frame.get_column("images").unique().to_list() == [300]
     assert all(row["top1"] == pytest.approx(reports[row["trial_id"]]) for row in frame.to_dicts())
 
@@ -130,12 +126,3 @@ def test_empty_studies_make_empty_frames() -> None:
     assert mixed.is_empty()
     assert blocks.random_bands(mixed).is_empty()
     assert blocks.beats_random(mixed).is_empty()
-
-
-def test_images_of_another_test_set_are_not_compared(studies: Studies) -> None:
-    full = next(result for result in studies.mixed if isinstance(result.record.trial.roles[0], NoneSpared))
-    evaluation = full.record.evaluation
-    assert evaluation is not None
-    other = full.record.model_copy(update={"evaluation": evaluation.model_copy(update={"labels_sha256": "00" * 32})})
-    changed = [dataclasses.replace(full, record=other), *(result for result in studies.mixed if result is not full)]
-    assert blocks.mixed(changed, depth=8).get_column("difference").null_count() == 2 + 2 * 5 + 28 + 39

@@ -10,8 +10,8 @@ import synthetic
 from lowbit_vit.analysis.arms import variants
 from lowbit_vit.analysis.classes import classes, most_lost
 from lowbit_vit.analysis.results import Result, load_results
-from lowbit_vit.schema.answers import Answers
 from lowbit_vit.schema.config import Profile
+from lowbit_vit.schema.predictions import Predictions
 
 NAMES = ("ash, white", "冬青", "<i>elm")
 
@@ -50,7 +50,7 @@ def result(project: tuple[Profile, list[Result]], predicted: list[int], *, seed:
     label = np.array([0, 0, 0, 1, 1, 2], dtype=np.uint16)
     best = np.array(predicted, dtype=np.uint16)
     flat = np.zeros(6, dtype=np.float32)
-    predictions = Answers(label=label, best=best, among5=best == label, margin=flat, selection=flat > 0, kl=None)
+    predictions = Predictions(label=label, best=best, among5=best == label, margin=flat, selection=flat > 0, kl=None)
     return Result(record.model_copy(update={"trial": trial, "evaluation": evaluation}), predictions)
 
 
@@ -78,8 +78,8 @@ def test_seeds_are_added_and_each_is_compared_with_its_own_baseline(project: tup
     assert without["lost"].null_count() == 3
 
 
-def test_records_without_names_show_numbers(project: tuple[Profile, list[Result]]) -> None:
-    assert set(classes(project[1], arms=[])["class"]) == {str(number) for number in range(synthetic.CLASSES)}
+def test_classes_have_the_names_that_the_records_give(project: tuple[Profile, list[Result]]) -> None:
+    assert set(classes(project[1], arms=[])["class"]) == {f"class {number}" for number in range(synthetic.CLASSES)}
 
 
 def test_nothing_run_is_an_empty_table(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -23,7 +22,7 @@ def side(tmp_path_factory: pytest.TempPathFactory) -> Side:
     return load_side("demo", root=root)
 
 
-def changed(side: Side, *, evaluation: dict[str, Any] | None = None, cpu: str | None = None, times: float = 1.0) -> Side:
+def changed(side: Side, *, data: str | None = None, cpu: str | None = None, times: float = 1.0) -> Side:
     """The side with all its variants changed likewise."""
     results = []
     for result in side.results["variants"]:
@@ -35,7 +34,7 @@ def changed(side: Side, *, evaluation: dict[str, Any] | None = None, cpu: str | 
             )
             record = record.model_copy(
                 update={
-                    "evaluation": record.evaluation.model_copy(update=evaluation or {}),
+                    "data_sha256": data or record.data_sha256,
                     "provenance": record.provenance.model_copy(update={} if cpu is None else {"cpu": cpu}),
                     "measurement": record.measurement.model_copy(update={"latency": latency}),
                 }
@@ -65,8 +64,7 @@ def test_swapping_the_sides_turns_every_difference(side: Side) -> None:
     results = [result for result in side.results["variants"] if result.predictions is not None]
     moved = []
     for result, other in zip(results, [*results[1:], results[0]], strict=True):
-        evaluation = other.record.evaluation
-        moved.append(Result(result.record.model_copy(update={"evaluation": evaluation}), other.predictions))
+        moved.append(Result(result.record, other.predictions))
     second = Side(name="moved", profile=side.profile, results={**side.results, "variants": moved})
     first = Side(name="first", profile=side.profile, results={**side.results, "variants": results})
     there = compare_sides(first, second, studies=("variants",), margin=0.01)
@@ -80,7 +78,7 @@ def test_swapping_the_sides_turns_every_difference(side: Side) -> None:
 
 
 def test_other_images_are_compared_unpaired_and_said_so(side: Side) -> None:
-    frame = compare_sides(side, changed(side, evaluation={"labels_sha256": "ef" * 32}), studies=("variants",), margin=0.01)
+    frame = compare_sides(side, changed(side, data="ef" * 32), studies=("variants",), margin=0.01)
     good = frame.filter(pl.col("status") == "success")
     assert (good["accuracy_test"] == UNPAIRED).all()
     assert good["lost"].null_count() == good["p_inferior"].null_count() == good["f1_difference"].null_count() == good.height

@@ -10,11 +10,11 @@ from lowbit_vit.study.cells import cells
 
 def a_result(seed: int = 0) -> Result:
     profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
-    trial = cells(profile, "variants")[0]
+    trial = synthetic.with_invariance(cells(profile, "variants")[0])
     return Result(synthetic.succeeded(trial.model_copy(update={"seed": seed}))[0], None)
 
 
-def on_a_card(result: Result, *, parts: bool) -> Result:
+def on_a_card(result: Result) -> Result:
     record = result.record
     assert record.measurement is not None
     assert record.model is not None
@@ -25,22 +25,22 @@ def on_a_card(result: Result, *, parts: bool) -> Result:
         peak_reserved_bytes=weights + 60 * MIB,
         process_bytes=None,
         peak_resident_bytes=None,
-        before_bytes=weights + 2 * MIB if parts else None,
-        workspace_bytes=32 * MIB if parts else None,
+        before_bytes=weights + 2 * MIB,
+        workspace_bytes=32 * MIB,
     )
     measured = record.measurement.model_copy(update={"memory": (memory,)})
     return Result(record.model_copy(update={"measurement": measured}), None)
 
 
 def test_the_parts_of_a_peak_add_up_to_it() -> None:
-    (row,) = memory_parts([on_a_card(a_result(), parts=True)], arms=[]).to_dicts()
+    (row,) = memory_parts([on_a_card(a_result())], arms=[]).to_dicts()
     assert (row["resident_mib"], row["workspace_mib"], row["activation_mib"]) == (2, 32, 16)
     assert row["weights_mib"] + 2 + 32 + 16 == pytest.approx(row["peak_mib"])
     assert row["process_mib"] is None
 
 
-def test_records_of_a_cpu_and_older_ones_have_no_parts() -> None:
-    assert memory_parts([a_result(), on_a_card(a_result(), parts=False)], arms=[]).is_empty()
+def test_records_of_a_cpu_have_no_parts() -> None:
+    assert memory_parts([a_result()], arms=[]).is_empty()
 
 
 def test_batch_invariance_sums_images_and_flips_over_seeds_and_keeps_the_worst_logit() -> None:

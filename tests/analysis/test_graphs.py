@@ -8,7 +8,6 @@ from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import margin_test
 from lowbit_vit.report.number_format import DASH
 from lowbit_vit.report.roofline_tables import graph_table, graph_words
-from lowbit_vit.schema.answers import answers_of
 from lowbit_vit.schema.config import load_profile
 from lowbit_vit.study.cells import cells
 
@@ -30,7 +29,7 @@ def results(*labels: str, seed: int = 0) -> dict[str, Result]:
         peak = {"peak_allocated_bytes": record.model.weight_bytes + 76 * 2**20, "workspace_bytes": 66 * 2**20}
         memory = tuple(item.model_copy(update=peak) for item in record.measurement.memory)
         measured = record.model_copy(update={"measurement": record.measurement.model_copy(update={"memory": memory})})
-        found[trial.label] = Result(measured, answers_of(synthetic.predictions(seeded, with_kl=False)))
+        found[trial.label] = Result(measured, synthetic.predictions(seeded, with_kl=False))
     return found
 
 

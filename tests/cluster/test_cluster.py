@@ -34,7 +34,7 @@ def results(project: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for record in read_records(project / "reports" / "tiny" / "records"):
         arrays = project / "reports" / "tiny" / "records" / record.trial.study / f"{record.trial_id}.npz"
-        whole = record.evaluation and record.evaluation.model_dump(exclude={"seconds", "images_per_s"})
+        whole = record.evaluation and record.evaluation.model_dump(exclude={"seconds"})
         found[f"{record.trial.study}/{record.trial_id}"] = (
             record.status, record.trial.label, record.attempts, record.code_sha256, record.data_sha256, whole,
             arrays.read_bytes() if arrays.exists() else None,

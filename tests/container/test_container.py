@@ -14,7 +14,8 @@ import pytest
 from engine import podman
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.schema.config import Trial, load_profile
-from lowbit_vit.schema.record import load_predictions, read_records
+from lowbit_vit.schema.predictions import load_predictions
+from lowbit_vit.schema.record import read_records
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.container import Container, find_image
@@ -121,7 +122,7 @@ def test_a_trial_gives_the_same_predictions_as_in_a_process(container: Container
     assert (boxed.status, boxed.reason) == ("success", None)
     assert (boxed.code_sha256, boxed.trial) == (alone.code_sha256, alone.trial)
     found = load_predictions(predictions)
-    assert (found.top5 == expected.top5).all()
+    assert (found.best == expected.best).all()
     assert boxed.provenance is not None
     assert (boxed.provenance.image_digest, boxed.provenance.image_pinned, boxed.provenance.container_runtime) == (
         container.digest,

@@ -14,7 +14,8 @@ from lowbit_vit.data.prepare import prepare_dataset
 from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Arm, Profile, SmallVit, Trial, load_profile
 from lowbit_vit.schema.plan import FusedNF4
-from lowbit_vit.schema.record import Record, load_predictions
+from lowbit_vit.schema.predictions import load_predictions, read_predictions
+from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 from lowbit_vit.trial.estimates import estimate
@@ -86,7 +87,7 @@ def recorded(workspace: Workspace) -> Callable[[str], Record]:
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=[trial.label for trial in TRIALS])
-def test_every_arm_runs_as_labelled_or_says_why_not(trial: Trial, recorded: Callable[[str], Record]) -> None:
+def test_every_arm_runs_as_labelled_or_says_why_not(trial: Trial, recorded: Callable[[str], Record], workspace: Workspace) -> None:
     record = recorded(trial.label)
     if trial.execution == "cuda_graph" and trial.plan.name == "int8-6/fp16":
         assert record.status == "skipped"
@@ -97,9 +98,9 @@ def test_every_arm_runs_as_labelled_or_says_why_not(trial: Trial, recorded: Call
     assert record.measurement is not None
     assert [latency.batch_size for latency in record.measurement.latency] == list(PROFILE.measurement.batch_sizes)
     for kernels in record.measurement.kernels:
-        assert kernels.device == "cuda"
+        assert kernels.wall_us is None
         assert kernels.attention_kernels
-        assert kernels.idle_us is not None
+        assert kernels.launches
         assert kernels.by_class_us["gemm"] > 0
         assert bool(kernels.low_bit_kernels) == (trial.plan.rules != ())
     assert record.measurement.ceilings is not None
@@ -115,7 +116,7 @@ def test_every_arm_runs_as_labelled_or_says_why_not(trial: Trial, recorded: Call
         assert 0 <= memory.before_bytes - record.model.weight_bytes < 32 * 2**20
         assert memory.peak_allocated_bytes >= memory.before_bytes + memory.workspace_bytes
     assert record.evaluation is not None
-    assert record.evaluation.whole.top1 > 0.5  # chance is 0.1
+    assert read_predictions(workspace.records("variants") / f"{trial.trial_id}.npz", record).accuracy().top1 > 0.5  # chance is 0.1
 
 
 def test_int8_with_outliers_waits_for_the_host_in_every_linear_and_without_never(recorded: Callable[[str], Record]) -> None:
@@ -135,7 +136,7 @@ def test_a_trial_repeated_predicts_the_same_images_the_same_way(
     trial = next(trial for trial in TRIALS if trial.label == "NF4")
     first = workspace.records("variants") / f"{recorded('NF4').trial_id}.npz"
     record_trial(trial, workspace, tmp_path)
-    assert (load_predictions(first).top5 == load_predictions(tmp_path / first.name).top5).all()
+    assert (load_predictions(first).best == load_predictions(tmp_path / first.name).best).all()
 
 
 def test_a_scan_on_the_card_gives_the_predictions_of_single_trials(workspace: Workspace, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
-RUN = ROOT / "reports" / "reference" / "cpu-2026-11"
+RUN = ROOT / "reports" / "reference" / "cpu"
 PICTURE = ROOT / "docs" / "report.png"
 LARGEST = 200_000  # bytes: it stays in the repository for ever
 WIDTH, HEIGHT = 1280, 800

@@ -1,6 +1,5 @@
-"""The classes that lose most: a line for each arm that loses an image, worst first, and never a name that the records lack."""
+"""The classes that lose most: a line for each arm that loses an image, worst first."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import synthetic
 from lowbit_vit.analysis.tables import Findings
 from lowbit_vit.report.number_format import MINUS
 from lowbit_vit.report.page import build_report
-from lowbit_vit.report.tables import MOST_CLASSES, class_table, class_words
-from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.report.tables import MOST_CLASSES, class_table
 
 HOSTILE = "</td><script>alert(1)</script>"
 
@@ -46,22 +44,8 @@ def test_no_line_where_no_class_loses_an_image(findings: Findings) -> None:
     assert class_table(replace(findings.tables, classes=nothing.clear())).lines("html") == []
 
 
-def test_classes_without_names_are_said_to_be_numbers(findings: Findings) -> None:
-    records = findings.records["variants"]
-    named = [record for record in records if record.evaluation is not None][:1]
-    with_names = [
-        record.model_copy(update={"evaluation": record.evaluation.model_copy(update={"class_names": ("ash",)})})
-        for record in named
-        if record.evaluation is not None
-    ]
-    assert class_words(records).startswith("The records do not name")
-    assert class_words([*records, *with_names]).startswith("Some records do not name")
-    assert class_words(with_names) == class_words([]) == ""
-
-
-def test_the_page_has_the_section_and_escapes_class_names(tmp_path: Path, page_of: Callable[..., Workspace]) -> None:
+def test_the_page_has_the_section_and_escapes_class_names(tmp_path: Path) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root", studies=("variants",))
-    assert "The records do not name their classes" in (page_of("variants").reports / "report.html").read_text()
     for path in workspace.records("variants").glob("*.json"):
         record = synthetic.read_record(path)
         if record.evaluation is not None:
@@ -72,5 +56,4 @@ def test_the_page_has_the_section_and_escapes_class_names(tmp_path: Path, page_o
     assert "<h3>Classes that lose most images</h3>" in page
     assert "&lt;/td&gt;&lt;script&gt;alert(1)" in page
     assert "<script>alert" not in page
-    assert "do not name their classes" not in page
     assert r"\textless{}script\textgreater{}" in (workspace.reports / "tables" / "lost.tex").read_text()

@@ -16,7 +16,7 @@ def documents() -> list[str]:
     findings = synthetic.findings("variants")
     tables = findings.tables
     tables_beside = beside_paper(tables.paper_table, synthetic.paper().table, [])
-    return [to_latex(table) for table in (result_table(tables.paper_table, findings.records["variants"]), *map(paper_table, tables_beside))]
+    return [to_latex(table) for table in (result_table(tables.paper_table, findings.results["variants"]), *map(paper_table, tables_beside))]
 
 
 def test_every_line_has_a_cell_for_every_column(documents: list[str]) -> None:

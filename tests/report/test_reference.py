@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lowbit_vit.analysis.results import load_results
+from lowbit_vit.analysis.results import load_results, read_results
 from lowbit_vit.report.columns import to_markdown
 from lowbit_vit.report.page import build_report
 from lowbit_vit.report.tables import result_table_of
 from lowbit_vit.schema.config import STUDIES, load_profile
-from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +23,8 @@ def test_there_is_a_reference_run() -> None:
 
 
 def workspace_of(folder: Path) -> Workspace:
-    (profile,) = {record.trial.profile for study in STUDIES for record in study_records(folder / "records" / study)}
+    results = read_results(folder, STUDIES)
+    (profile,) = {result.record.trial.profile for study in STUDIES for result in results[study]}
     return Workspace(root=ROOT, profile=profile, elsewhere=folder)
 
 
@@ -41,8 +41,8 @@ def test_every_record_is_whole_and_its_predictions_are_those_it_names(folder: Pa
 @pytest.mark.parametrize("folder", REFERENCES, ids=lambda folder: folder.name)
 def test_no_record_says_where_it_was_made(folder: Path) -> None:
     texts = {path.name: path.read_text() for path in folder.rglob("*.json")}
-    # Packed ones are in no JSON file.
-    texts |= {record.trial_id: record.model_dump_json() for study in STUDIES for record in study_records(folder / "records" / study)}
+    for results in read_results(folder, STUDIES).values():
+        texts |= {result.record.trial_id: result.record.model_dump_json() for result in results}
     assert not [name for name, text in texts.items() if re.search(r"/(home|root|work|Users)/", text)]
 
 
@@ -61,6 +61,6 @@ def test_the_readmes_table_is_the_reference_runs(name: str) -> None:
     (found,) = (match for match in README_TABLE.finditer((ROOT / "README.md").read_text()) if match["name"] == name)
     workspace = workspace_of(ROOT / found["folder"])
     arms = [arm.label for arm in load_profile(workspace.profile_file).variants.arms]
-    records = study_records(workspace.records("variants"))
-    shown = [record for record in records if record.trial.paper_row is not None] if name == "rows" else records
+    results = load_results(workspace, "variants")
+    shown = [result for result in results if result.record.trial.paper_row is not None] if name == "rows" else results
     assert found["table"] == to_markdown(result_table_of(shown, arms=arms))

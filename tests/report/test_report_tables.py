@@ -21,7 +21,7 @@ def findings() -> Findings:
 def all_tables(findings: Findings) -> dict[str, Table]:
     tables = findings.tables
     return {
-        "result": result_table(tables.paper_table, findings.records["variants"]),
+        "result": result_table(tables.paper_table, findings.results["variants"]),
         "agreement": agreement_table(tables),
         "blocks": block_table(tables.sensitivity),
         "mixed": mixed_table(tables),

@@ -3,6 +3,7 @@
 import pytest
 
 import synthetic
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.report import run_description
 from lowbit_vit.schema.config import FlowersData, load_profile
 from lowbit_vit.study.cells import cells
@@ -39,8 +40,9 @@ def test_the_records_images_count_and_not_the_profiles() -> None:
 
 def test_accuracy_names_split_images_and_seeds() -> None:
     profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
-    record, _ = synthetic.succeeded(cells(profile, "variants")[0])
-    words = run_description.accuracy_words(profile, [record])
+    trial = cells(profile, "variants")[0]
+    result = Result(synthetic.succeeded(trial)[0], synthetic.predictions(trial, with_kl=False))
+    words = run_description.accuracy_words(profile, [result])
     assert "test split, n = 600 images" in words
     assert "seed 0" in words
     assert run_description.accuracy_words(profile, []) == "No accuracy was measured."

@@ -6,17 +6,17 @@ import pytest
 from rich.console import Console
 
 import synthetic
+from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.report.columns import Table, to_terminal
 from lowbit_vit.report.tables import result_table_of
 from lowbit_vit.report.terminal import doctor_table
 from lowbit_vit.schema.config import load_profile
-from lowbit_vit.schema.record import Record, read_records
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     _, workspace = synthetic.fill(tmp_path_factory.mktemp("terminal") / "root", studies=("variants",))
-    return read_records(workspace.records("variants"))
+    return load_results(workspace, "variants")
 
 
 def printed(table: Table) -> str:
@@ -26,21 +26,23 @@ def printed(table: Table) -> str:
     return capture.get()
 
 
-def test_every_arm_is_a_line_and_the_papers_come_first(records: list[Record]) -> None:
-    table = result_table_of(records)
+def test_every_arm_is_a_line_and_the_papers_come_first(results: list[Result]) -> None:
+    table = result_table_of(results)
     assert len(table.rows) == 13
     lines = printed(table).splitlines()
     order = [next(i for i, line in enumerate(lines) if name in line) for name in ("Baseline ViT", "8-bit + FlashAttn2", "NF4, CUDA graph")]
     assert order == sorted(order)
 
 
-def test_skipped_arms_say_why(records: list[Record]) -> None:
-    assert printed(result_table_of(records)).count("skipped: needs CUDA") == 3
+def test_skipped_arms_say_why(results: list[Result]) -> None:
+    assert printed(result_table_of(results)).count("skipped: needs CUDA") == 3
 
 
-def test_square_brackets_in_a_label_are_text(records: list[Record]) -> None:
-    trial = records[0].trial.model_copy(update={"label": "[red]NF4[/red]"})
-    assert "[red]NF4[/red]" in printed(result_table_of([records[0].model_copy(update={"trial": trial})]))
+def test_square_brackets_in_a_label_are_text(results: list[Result]) -> None:
+    trial = results[0].record.trial.model_copy(update={"label": "[red]NF4[/red]"})
+    assert "[red]NF4[/red]" in printed(
+        result_table_of([Result(results[0].record.model_copy(update={"trial": trial}), results[0].predictions)])
+    )
 
 
 def test_no_records_make_an_empty_table() -> None:

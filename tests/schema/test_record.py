@@ -11,10 +11,9 @@ import pytest
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.plan import Plan
+from lowbit_vit.schema.predictions import Predictions, load_predictions
 from lowbit_vit.schema.record import (
-    Predictions,
     Record,
-    load_predictions,
     read_record,
     read_records,
     sha256,
@@ -56,8 +55,8 @@ def record() -> Record:
 def predictions() -> Predictions:
     return Predictions(
         label=np.arange(6, dtype=np.uint16),
-        top5=np.arange(30, dtype=np.uint16).reshape(6, 5),
-        loss=np.linspace(0, 1, 6, dtype=np.float32),
+        best=np.arange(6, dtype=np.uint16)[::-1].copy(),
+        among5=np.array([True] * 5 + [False]),
         margin=np.linspace(-1, 1, 6, dtype=np.float32),
         selection=np.array([True, False] * 3),
         kl=None,
@@ -70,22 +69,16 @@ def test_record_and_predictions_survive_the_disk(tmp_path: Path, record: Record,
     assert read_records(tmp_path) == [record]
     loaded = load_predictions(path.with_suffix(".npz"))
     assert loaded.kl is None
-    for name in ("label", "top5", "loss", "margin", "selection"):
+    assert loaded.sha256() == predictions.sha256()
+    for name in ("label", "best", "among5", "margin", "selection"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(predictions, name), strict=True)
 
 
-def test_a_record_of_version_1_is_read_without_the_hashes_that_it_lacks(tmp_path: Path, record: Record) -> None:
-    written = record.model_dump(mode="json", exclude={"code_sha256", "data_sha256"}) | {"record_version": 1}
-    path = tmp_path / "record.json"
-    path.write_text(json.dumps(written))
-    assert read_record(path) == record.model_copy(update={"code_sha256": None})
-
-
-def test_a_record_of_version_2_must_say_which_code_made_it(tmp_path: Path, record: Record) -> None:
-    path = tmp_path / "record.json"
-    path.write_text(json.dumps(record.model_dump(mode="json", exclude={"code_sha256"})))
-    with pytest.raises(DataError, match="code_sha256"):
-        read_record(path)
+@pytest.mark.parametrize("name", ["label", "best", "among5", "margin", "selection", "kl"])
+def test_the_hash_of_predictions_is_of_every_value(predictions: Predictions, name: str) -> None:
+    column = np.zeros(6, np.float32) if name == "kl" else getattr(predictions, name).copy()
+    column[-1] = not column[-1] if column.dtype == bool else column[-1] + 1
+    assert Predictions(**{**vars(predictions), name: column}).sha256() != predictions.sha256()
 
 
 def test_equal_predictions_are_equal_bytes(predictions: Predictions) -> None:
@@ -99,8 +92,9 @@ def test_no_records_is_an_empty_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"record_version": 3}, "record_version 3; this program reads 1 and 2"),
-        ({"record_version": None}, "record_version None"),
+        ({"record_version": 4}, "record_version '4'; this program reads 3"),
+        ({"record_version": None}, "record_version 'None'"),
+        ({"record_version": 2}, "record_version 2 is of the first edition; run the study again"),
         ({"status": "fine"}, "status"),
         ({"latency": 3}, "latency: unknown key"),
     ],

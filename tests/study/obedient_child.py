@@ -14,7 +14,23 @@ import numpy as np
 
 from lowbit_vit.schema.code import code_sha256, formats_sha256
 from lowbit_vit.schema.config import Trial, load_trial, load_trials
-from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256, write_record
+from lowbit_vit.schema.machine import provenance
+from lowbit_vit.schema.predictions import Predictions
+from lowbit_vit.schema.record import (
+    Ceilings,
+    EvaluationResult,
+    KernelTime,
+    Latency,
+    LayerAudit,
+    MeasurementResult,
+    Memory,
+    ModelFacts,
+    Record,
+    TrainingResult,
+    Work,
+    sha256,
+    write_record,
+)
 from lowbit_vit.schema.workspace import NOW
 from lowbit_vit.study.lifeline import stop_with_parent
 
@@ -86,29 +102,82 @@ def succeed(trial: Trial, out: Path, root: Path) -> None:
         / trial.profile
         / ("backbone.safetensors" if trial.adaptation != "ptq" else f"adapted-seed{trial.seed}.safetensors")
     )
+    digest = sha256(weights.read_bytes())
     facts = ModelFacts(
-        backbone_sha256=sha256(weights.read_bytes()),
+        backbone_sha256=digest,
+        base_sha256=digest,
         parameters=1,
         trainable_parameters=0,
-        layers=LayerAudit(linears=1, by_format={"high": 1}),
+        layers=LayerAudit(by_format={"high": 1}),
         weight_bytes=4,
         file_bytes=4,
     )
-    zeros = np.zeros(3, np.float32)
     predictions = Predictions(
-        label=np.zeros(3, np.uint16), top5=np.zeros((3, 5), np.uint16), loss=zeros, margin=zeros, selection=np.zeros(3, np.bool_), kl=None
+        label=np.zeros(3, np.uint16),
+        best=np.zeros(3, np.uint16),
+        among5=np.ones(3, np.bool_),
+        margin=np.zeros(3, np.float32),
+        selection=np.array([True, False, False]),
+        kl=None if trial.study == "variants" else np.zeros(3, np.float32),
     )
+    training = None
+    if trial.adaptation == "qlora" and trial.lora is not None:
+        epochs = trial.lora.training.epochs
+        training = TrainingResult(steps=epochs, seconds=1, loss=(1.0,) * epochs, peak_allocated_bytes=None)
     record = Record(
         trial_id=trial.trial_id,
         status="success",
         reason=None,
         trial=trial,
-        provenance=None,
+        provenance=provenance("obey"),
         model=facts,
         code_sha256=code_sha256(),
         formats_sha256=formats_sha256(trial.plan),
+        data_sha256="0" * 64,
+        training=training,
+        evaluation=EvaluationResult(split="test", seconds=1, predictions_sha256=predictions.sha256(), class_names=("one", "two")),
+        measurement=measured(trial),
     )
     write_record(record, out, predictions.to_bytes())
+
+
+def measured(trial: Trial) -> MeasurementResult | None:
+    if trial.measurement is None:
+        return None
+    sizes, size = trial.measurement.batch_sizes, 1 if trial.device == "cuda" else None
+    count, wall = (None, 1.0) if size is None else (0, None)
+    return MeasurementResult(
+        exclusive=None,
+        latency=tuple(
+            Latency(batch_size=batch, samples_ms=(1.0,) * 10, first_call_ms=1, clocks_before=None, clocks_after=None) for batch in sizes
+        ),
+        memory=tuple(
+            Memory(
+                batch_size=batch,
+                peak_allocated_bytes=size,
+                peak_reserved_bytes=size,
+                process_bytes=None,
+                peak_resident_bytes=None,
+                before_bytes=size,
+                workspace_bytes=size,
+            )
+            for batch in sizes
+        ),
+        kernels=tuple(
+            KernelTime(
+                batch_size=batch,
+                wall_us=wall,
+                by_class_us={"gemm": 1.0},
+                launches=count,
+                host_syncs=count,
+                attention_kernels=("flash",),
+                low_bit_kernels=(),
+            )
+            for batch in (sizes if trial.measurement.trace else ())
+        ),
+        work=tuple(Work(batch_size=batch, flop=1, least_bytes=1) for batch in sizes),
+        ceilings=Ceilings(matmul_flops_per_s=1, matmul_side=1, copy_bytes_per_s=1, copy_bytes=1),
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from lowbit_vit.data.arrays import MANIFEST
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.cell_role import Chosen, Random
+from lowbit_vit.schema.cell_role import GivenPlan, label_of
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, TimedPlan, Trial
 from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores
@@ -71,8 +71,8 @@ def test_what_is_finished_is_neither_run_nor_touched(trials: list[Trial], record
 
 
 def test_a_finished_trial_takes_the_roles_that_the_grid_gives_it(trials: list[Trial], records: Path, workspace: Workspace) -> None:
-    roles = (Chosen(kind="last", k=2), Random(k=2, index=0))
-    played = trials[0].model_copy(update={"roles": roles})
+    roles = (GivenPlan(name="by-hand"), GivenPlan(name="again"))
+    played = trials[0].model_copy(update={"roles": roles, "label": " = ".join(map(label_of, roles))})
     assert missing_trials([played, *trials[1:]], workspace) == []
     assert read_record(records / f"{played.trial_id}.json").trial == played
 
@@ -81,10 +81,8 @@ def test_a_finished_trial_takes_the_roles_that_the_grid_gives_it(trials: list[Tr
     "case",
     [
         ({"code_sha256": "f" * 64}, "made by other code"),
-        ({"code_sha256": None}, "made by other code"),
         ({"formats_sha256": "f" * 64}, "made by other code"),
         ({"data_sha256": "f" * 64}, "made from other images"),
-        ({"data_sha256": None}, "made from other images"),
     ],
 )
 def test_records_of_other_code_or_images_are_counted_and_run_again(
@@ -131,7 +129,7 @@ def test_a_skipped_record_names_the_code_that_skipped_it(trials: list[Trial], wo
     assert read_record(path).code_sha256 == code_sha256()
     assert missing_trials([on_a_card], workspace) == []
     assert path.read_bytes() == first
-    change(path.parent, on_a_card, code_sha256=None)
+    change(path.parent, on_a_card, code_sha256="0" * 64)
     assert missing_trials([on_a_card], workspace) == []
     assert read_record(path).code_sha256 == code_sha256()
 

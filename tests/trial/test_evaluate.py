@@ -2,12 +2,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sklearn.metrics import f1_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import f1_score, top_k_accuracy_score
 
 from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import Views
-from lowbit_vit.trial.evaluate import Logits, predict, selection_mask, summarize
+from lowbit_vit.trial.evaluate import Logits, predict, predictions_of_logits, selection_mask
 
 VIEWS = Views(image_size=4, eval_resize=4, train_resize=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -28,33 +28,31 @@ def some_images(count: int) -> ImageSet:
 def test_metrics_are_scikit_learns_on_the_whole_and_on_each_half() -> None:
     logits, labels = some_logits()
     selection = selection_mask(len(labels), 0)
-    accuracy, _ = summarize(logits, labels, selection=selection)
+    predictions = predictions_of_logits(logits, labels, selection=selection)
     everything = np.ones(len(labels), dtype=np.bool_)
-    for name, part in {"whole": everything, "selection": selection, "report": ~selection}.items():
+    for part in (everything, selection, ~selection):
+        accuracy = predictions.accuracy(part)
         probabilities = torch.softmax(torch.from_numpy(logits[part]).double(), dim=1).numpy()
-        assert accuracy[name].images == part.sum()
-        assert accuracy[name].top1 == pytest.approx((logits[part].argmax(1) == labels[part]).mean())
-        assert accuracy[name].top5 == pytest.approx(top_k_accuracy_score(labels[part], probabilities, k=5, labels=range(12)))
-        assert accuracy[name].macro_f1 == pytest.approx(f1_score(labels[part], logits[part].argmax(1), average="macro"))
-        assert accuracy[name].loss == pytest.approx(log_loss(labels[part], probabilities, labels=range(12)))
+        assert accuracy.images == part.sum()
+        assert accuracy.top1 == pytest.approx((logits[part].argmax(1) == labels[part]).mean())
+        assert accuracy.top5 == pytest.approx(top_k_accuracy_score(labels[part], probabilities, k=5, labels=range(12)))
+        assert accuracy.macro_f1 == pytest.approx(f1_score(labels[part], logits[part].argmax(1), average="macro"))
 
 
 @pytest.mark.parametrize("count", [2, 7, 40])
 def test_macro_f1_is_scikit_learns_number_also_where_classes_do_not_occur(count: int) -> None:
     logits, labels = some_logits(count)
-    accuracy, _ = summarize(logits, labels, selection=selection_mask(count, 0))
-    assert accuracy["whole"].macro_f1 == f1_score(labels, logits.argmax(1), average="macro", zero_division=0.0)
+    found = predictions_of_logits(logits, labels, selection=selection_mask(count, 0)).accuracy()
+    assert found.macro_f1 == f1_score(labels, logits.argmax(1), average="macro", zero_division=0.0)
 
 
-def test_predictions_keep_rank_loss_and_margin_of_each_image() -> None:
+def test_predictions_keep_rank_and_margin_of_each_image() -> None:
     logits, labels = some_logits()
-    _, predictions = summarize(logits, labels, selection=selection_mask(len(labels), 0))
-    assert predictions.top5.shape == (200, 5)
-    np.testing.assert_array_equal(predictions.top5[:, 0], logits.argmax(1))
+    predictions = predictions_of_logits(logits, labels, selection=selection_mask(len(labels), 0))
+    np.testing.assert_array_equal(predictions.best, logits.argmax(1))
+    np.testing.assert_array_equal(predictions.among5, (logits > logits[range(200), labels][:, None]).sum(1) < 5)
     np.testing.assert_array_equal(predictions.label, labels)
     np.testing.assert_array_equal(predictions.margin > 0, logits.argmax(1) == labels)
-    expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels), reduction="none")
-    np.testing.assert_allclose(predictions.loss, expected, rtol=1e-5)
     assert predictions.kl is None
 
 
@@ -62,29 +60,30 @@ def test_kl_is_torchs_and_zero_for_equal_logits() -> None:
     logits, labels = some_logits()
     reference = logits + np.random.default_rng(2).normal(scale=0.3, size=logits.shape).astype(np.float32)
     selection = selection_mask(len(labels), 0)
-    _, predictions = summarize(logits, labels, selection=selection, reference_logits=reference)
+    predictions = predictions_of_logits(logits, labels, selection=selection, reference_logits=reference)
     log_p = torch.log_softmax(torch.from_numpy(logits).double(), dim=1)
     log_reference = torch.log_softmax(torch.from_numpy(reference).double(), dim=1)
     expected = torch.nn.functional.kl_div(log_p, log_reference, log_target=True, reduction="none").sum(1)
     assert predictions.kl is not None
     np.testing.assert_allclose(predictions.kl, expected, rtol=1e-5, atol=1e-9)
-    _, same = summarize(logits, labels, selection=selection, reference_logits=logits)
+    same = predictions_of_logits(logits, labels, selection=selection, reference_logits=logits)
     assert same.kl is not None
     assert same.kl.max() == 0.0
 
 
 def test_equal_logits_rank_by_class_number() -> None:
     logits = np.zeros((2, 7), dtype=np.float32)
-    _, predictions = summarize(logits, np.array([0, 6]), selection=np.array([True, False]))
-    np.testing.assert_array_equal(predictions.top5, [[0, 1, 2, 3, 4]] * 2)
+    predictions = predictions_of_logits(logits, np.array([0, 6]), selection=np.array([True, False]))
+    np.testing.assert_array_equal(predictions.best, [0, 0])
+    np.testing.assert_array_equal(predictions.among5, [True, False])
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_fewer_than_five_classes_keep_all_of_them(classes: int) -> None:
     logits, labels = some_logits(classes=classes)
-    accuracy, predictions = summarize(logits, labels, selection=selection_mask(len(labels), 0))
-    assert predictions.top5.shape == (200, classes)
-    assert accuracy["whole"].top5 == 1.0
+    predictions = predictions_of_logits(logits, labels, selection=selection_mask(len(labels), 0))
+    assert predictions.among5.all()
+    assert predictions.accuracy().top5 == 1.0
 
 
 @pytest.mark.parametrize("count", [2, 599, 600])

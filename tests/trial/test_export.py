@@ -14,6 +14,7 @@ from lowbit_vit.schema.allocation import load_plan_file
 from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.export import read_export
 from lowbit_vit.schema.plan import NF4, Plan, linear_names, uniform
+from lowbit_vit.schema.predictions import read_predictions
 from lowbit_vit.schema.record import Record, read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import plan_cell
@@ -62,16 +63,18 @@ def test_a_plan_that_was_run_takes_its_metrics_along(profile: Profile, place: Wo
     card = export_model(profile, place, str(plan), tmp_path / "model")
     assert card.measured is not None
     assert record.evaluation is not None
-    assert (card.measured.trial_id, card.measured.test) == (trial.trial_id, record.evaluation.whole)
+    predictions = read_predictions(place.records("mixed") / f"{trial.trial_id}.npz", record)
+    assert (card.measured.trial_id, card.measured.test) == (trial.trial_id, predictions.accuracy())
+    assert card.measured.report_half == predictions.accuracy(~predictions.selection)
     # Under the plan's own name as well, and by its id.
     for name in ("plan by-hand", trial.trial_id):
         assert export_model(profile, place, name, tmp_path / "model").measured == card.measured
 
 
 def test_a_cell_that_was_timed_as_well_is_the_same_model(profile: Profile, place: Workspace, plan: Path, tmp_path: Path) -> None:
-    record = run_trial(plan_cell(profile, load_plan_file(plan)), place, tmp_path / "run")
-    timed = record.trial.model_copy(update={"measurement": profile.measurement})
-    write_record(record.model_copy(update={"trial": timed, "trial_id": timed.trial_id}), place.records("mixed"))
+    short = profile.measurement.model_copy(update={"batch_sizes": (1,), "warmup": 1, "samples": 10})
+    timed = plan_cell(profile, load_plan_file(plan)).model_copy(update={"measurement": short})
+    run_trial(timed, place, place.records("mixed"))
     card = export_model(profile, place, str(plan), tmp_path / "model")
     assert card.measured is not None
     assert card.measured.trial_id == timed.trial_id
@@ -155,7 +158,7 @@ def test_a_bad_plan_is_one_line_and_writes_nothing(
 def of_other(what: str, record: Record) -> Record:
     assert record.model is not None
     changes: dict[str, dict[str, Any]] = {
-        "weights": {"model": record.model.model_copy(update={"backbone_sha256": "0" * 64})},
+        "weights": {"model": record.model.model_copy(update={"backbone_sha256": "0" * 64, "base_sha256": "0" * 64})},
         "images": {"data_sha256": "0" * 64},
         "code": {"code_sha256": "0" * 64},
     }
@@ -209,7 +212,8 @@ def test_a_cell_that_cannot_be_exported_is_one_line(
 
 def test_another_execution_is_not_exported(cell: Trial, profile: Profile, place: Workspace, tmp_path: Path) -> None:
     record = run_trial(cell, place, tmp_path / "run")
-    write_record(record.model_copy(update={"trial": cell.model_copy(update={"execution": "compile"})}), place.records("variants"))
+    trial = cell.model_copy(update={"execution": "compile"})
+    write_record(record.model_copy(update={"trial": trial, "trial_id": trial.trial_id}), place.records("variants"))
     with pytest.raises(ConfigError, match=r"'a cell' is another execution \(compile\) of a model; choose the eager one"):
         export_model(profile, place, "a cell", tmp_path / "model")
 

@@ -24,9 +24,9 @@ from lowbit_vit.report.terminal import prediction_lines, prediction_table
 from lowbit_vit.schema.config import Evaluation, Profile, Trial
 from lowbit_vit.schema.export import ExportCard, read_export
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, uniform
-from lowbit_vit.schema.record import Predictions, load_predictions
+from lowbit_vit.schema.predictions import Predictions, load_predictions
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.evaluate import summarize
+from lowbit_vit.trial.evaluate import predictions_of_logits
 from lowbit_vit.trial.predictor import Predictor
 from lowbit_vit.trial.run import run_trial
 
@@ -83,8 +83,8 @@ def test_an_exported_cell_predicts_what_its_record_says_bit_for_bit(
 ) -> None:
     folder, recorded = export_of(name, adaptation)
     logits = lowbit_vit.load(folder).logits(opened(held_out))
-    _, found = summarize(logits, held_out.labels, selection=recorded.selection)
-    for field in ("label", "top5", "loss", "margin"):
+    found = predictions_of_logits(logits, held_out.labels, selection=recorded.selection)
+    for field in ("label", "best", "among5", "margin"):
         np.testing.assert_array_equal(getattr(found, field), getattr(recorded, field))
 
 
@@ -152,7 +152,7 @@ def test_the_three_lines_of_the_documentation_predict_without_ray_or_dvc(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (prediction,) = lowbit_vit.load(folder).predict(opened(held_out)[0])
-    assert prediction.label == str(recorded.top5[0, 0])
+    assert prediction.label == str(recorded.best[0])
     assert done.stdout.splitlines() == [str(prediction.top(5)), str(needed)]
     # bitsandbytes says so where the processor has AVX-512 and the package `kernels` is not installed.
     assert [line for line in done.stderr.splitlines() if "gemm_4bit_forward from kernels-community" not in line] == []
@@ -189,7 +189,7 @@ def flip_a_byte(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), DataError, "model.safetensors: cannot be read (No such file"),
         (lambda folder: (folder / "model.json").write_text("{"), DataError, "model.json: not JSON ("),
         (lambda folder: (folder / "model.json").write_text("[]"), DataError, "model.json: not the card of an exported model"),
-        (lambda folder: changed_card(folder, export_version=2), DataError, "model.json: export_version 2; this program reads 1"),
+        (lambda folder: changed_card(folder, export_version=1), DataError, "model.json: export_version 1; this program reads 2"),
         (lambda folder: changed_card(folder, class_names=["0", "1"]), DataError, "class_names: 2 names, the model has 10 classes"),
         (lambda folder: changed_card(folder, views=None), DataError, "model.json: key views: "),
         (lambda folder: changed_card(folder, model=None), DataError, "model.json: key model is missing"),
@@ -249,7 +249,8 @@ def test_the_verb_prints_a_line_an_image(export_of: Callable[[str, str], Exporte
     assert done.returncode == 0, done.stderr
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == [*paths, paths[0]]
-    assert [line[1::2] for line in lines[:3]] == recorded.top5[:3].astype(str).tolist()
+    assert [line[1] for line in lines[:3]] == recorded.best[:3].astype(str).tolist()
+    assert [str(label) in line[1::2] for label, line in zip(recorded.label, lines[:3], strict=False)] == recorded.among5[:3].tolist()
     assert all(0 <= float(share) <= 1 for line in lines for share in line[2::2])
     bad = call("predict", str(folder), str(tmp_path / "none.png"))
     assert (bad.returncode, bad.stdout) == (3, "")

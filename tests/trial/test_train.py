@@ -58,8 +58,8 @@ def test_it_learns_and_reports_what_it_did() -> None:
     model = a_model()
     result = run(model, a_training(epochs=8, warmup_epochs=1))
     assert result.loss[-1] < 0.8 * result.loss[0]
-    assert (result.epochs, result.steps, len(result.loss)) == (8, 8 * 3, 8)
-    assert result.images_per_s == pytest.approx(40 * 8 / result.seconds)
+    assert (result.steps, len(result.loss)) == (8 * 3, 8)
+    assert result.seconds > 0
     assert result.peak_allocated_bytes is None
     assert not model.training
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from lowbit_vit.analysis.flips import FlipCurve, flip_curve
-from lowbit_vit.analysis.results import Result, cells_by_role, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role
 from lowbit_vit.analysis.timed_plans import predicted_ms
 from lowbit_vit.schema.cell_role import BlockPair, CellRole, Reference, unit_role
 from lowbit_vit.schema.config import Profile
@@ -71,7 +71,7 @@ def additivity(
     `variants` are the arms whose latencies predict those of the plans that were timed, at the largest batch size.
     """
     reference = cells_by_role(mixed).get(Reference())
-    if reference is None or reference.predictions is None or not same_images(mixed):
+    if reference is None or reference.predictions is None:
         return pl.DataFrame(schema=ADDITIVITY_SCHEMA)
     units = {
         (unit.name, score.weights.name): (unit, score.images)
@@ -130,7 +130,7 @@ def _summed_bytes(parts: Sequence[Part], sizes: Mapping[CellRole, int]) -> int |
 def _latency(result: Result, timed: Sequence[Result], profile: Profile) -> dict[str, Any]:
     if result.record.measurement is None:
         return {}
-    latency = max(result.record.measurement.latency, key=lambda latency: latency.batch_size)
+    latency = result.latency[max(result.latency)]
     expected = predicted_ms(result.record.trial.plan, profile, timed, batch_size=latency.batch_size)
     return {"batch_size": latency.batch_size, "predicted_ms": expected, "p50_ms": latency.p50_ms}
 

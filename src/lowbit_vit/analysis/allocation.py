@@ -140,7 +140,7 @@ def uniform_latencies(profile: Profile, results: Sequence[Result], *, batch_size
     study = profile.sensitivity
     found: dict[str, float] = {}
     for result in results:
-        trial, measurement = result.record.trial, result.record.measurement
+        trial = result.record.trial
         names = {rule.weights.name for rule in trial.plan.rules} or {"high"}
         alike = (
             trial.plan.compute_dtype == study.compute_dtype,
@@ -150,8 +150,8 @@ def uniform_latencies(profile: Profile, results: Sequence[Result], *, batch_size
             trial.qkv == "separate",
             len(names) == 1,
         )
-        if measurement is not None and all(alike):
-            found |= {name: latency.p50_ms for name in names for latency in measurement.latency if latency.batch_size == batch_size}
+        if batch_size in result.latency and all(alike):
+            found |= dict.fromkeys(names, result.latency[batch_size].p50_ms)
     return found
 
 

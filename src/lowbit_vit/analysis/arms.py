@@ -9,16 +9,17 @@ from typing import Any
 
 import polars as pl
 
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import compare, holm, margin_test, wilson
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.record import KernelTime, Latency, MeasurementResult, Memory, Record
+from lowbit_vit.schema.metrics import LatencySummary
+from lowbit_vit.schema.record import KernelTime, Memory, Record
 
 MIB = 2**20
 
 _IDENTITY = ("order", "arm", "paper_row", "weights", "compute_dtype", "attention", "qkv", "adaptation", "execution", "device")
 # Averaged over seeds; each also gets a `_spread` column, greatest minus least, null for a single seed.
-_AVERAGED = ("top1", "top5", "macro_f1", "loss", "mean_ms", "p50_ms", "p95_ms", "p99_ms", "images_per_s", "peak_memory_mib")
+_AVERAGED = ("top1", "top5", "macro_f1", "mean_ms", "p50_ms", "p95_ms", "p99_ms", "images_per_s", "peak_memory_mib")
 _MEANS_ONLY = (
     "file_mib",
     "weight_mib",
@@ -68,7 +69,6 @@ VARIANTS_SCHEMA: dict[str, Any] = {
     "top1_high": pl.Float64,
     "top5": pl.Float64,
     "macro_f1": pl.Float64,
-    "loss": pl.Float64,
     "lost": pl.Int64,
     "gained": pl.Int64,
     "difference": pl.Float64,
@@ -96,8 +96,8 @@ def weights_name(trial: Trial) -> str:
 def variants(results: Sequence[Result], *, arms: Sequence[str], margin: float | None = None) -> pl.DataFrame:
     """One row for each trial and batch size, in the order of `arms` (the profile's labels), then seed, then batch size.
 
-    A trial without a result has one row with its status, its reason and nulls. Where the baseline's trial (the first arm) with
-    the same seed saw the same images, `lost`, `gained`, `difference` and `p_value` compare Top-1 with it, image by image;
+    A trial without a result has one row with its status, its reason and nulls. Where there is a trial of the baseline (the first arm)
+    with the same seed, `lost`, `gained`, `difference` and `p_value` compare Top-1 with it, image by image;
     `p_holm` adjusts for the family of all these comparisons. With a margin (the profile's `statistics.margin`), `p_inferior`
     is of "worse by the margin or more" and `p_equivalent` of "different by the margin or more": small means it is not.
     """
@@ -110,13 +110,11 @@ def variants(results: Sequence[Result], *, arms: Sequence[str], margin: float | 
     rows: list[dict[str, Any]] = []
     for result, against, p_holm in zip(results, compared, adjusted, strict=True):
         trial = result.record.trial
-        row = {"order": place.get(trial.label, len(place)), **_identity(result.record), **_accuracy(result.record)}
+        row = {"order": place.get(trial.label, len(place)), **_identity(result.record), **_accuracy(result)}
         row |= against | {"p_holm": p_holm}
-        measured = result.record.measurement
-        if measured is None:
+        rows.extend(row | _measured(result, latency) for latency in result.latency.values())
+        if not result.latency:
             rows.append(row)
-        else:
-            rows.extend(row | _measured(measured, latency, device=trial.device) for latency in measured.latency)
     return pl.DataFrame(rows, schema=VARIANTS_SCHEMA).sort("order", "arm", "seed", "batch_size", nulls_last=True)
 
 
@@ -142,10 +140,10 @@ def _identity(record: Record) -> dict[str, Any]:
     }
 
 
-def _accuracy(record: Record) -> dict[str, Any]:
-    if record.evaluation is None:
+def _accuracy(result: Result) -> dict[str, Any]:
+    whole = result.whole
+    if whole is None:
         return {}
-    whole = record.evaluation.whole
     interval = wilson(round(whole.top1 * whole.images), whole.images)
     return {
         "images": whole.images,
@@ -154,15 +152,12 @@ def _accuracy(record: Record) -> dict[str, Any]:
         "top1_high": interval.high,
         "top5": whole.top5,
         "macro_f1": whole.macro_f1,
-        "loss": whole.loss,
     }
 
 
 def compared_with(baseline: Result | None, result: Result, *, margin: float | None) -> dict[str, Any]:
-    """Paired comparison with the baseline, as `variants` has it; empty for the baseline itself and where the images differ."""
+    """Paired comparison with the baseline, as `variants` has it; empty for the baseline itself."""
     if baseline is None or baseline is result or baseline.predictions is None or result.predictions is None:
-        return {}
-    if not same_images((baseline, result)):
         return {}
     outcome = compare(
         baseline.predictions.right,
@@ -181,10 +176,10 @@ def compared_with(baseline: Result | None, result: Result, *, margin: float | No
     return row | {"p_inferior": test.p_inferior, "p_equivalent": test.p_equivalent}
 
 
-def _measured(measured: MeasurementResult, latency: Latency, *, device: str) -> dict[str, Any]:
-    batch = latency.batch_size
-    memory = next((item for item in measured.memory if item.batch_size == batch), None)
-    kernels = next((item for item in measured.kernels if item.batch_size == batch), None)
+def _measured(result: Result, latency: LatencySummary) -> dict[str, Any]:
+    batch, measured = latency.batch_size, result.record.measurement
+    memory = next((item for item in measured.memory if item.batch_size == batch), None) if measured else None
+    kernels = next((item for item in measured.kernels if item.batch_size == batch), None) if measured else None
     interval = latency.p50_ci_ms
     return {
         "batch_size": batch,
@@ -196,9 +191,9 @@ def _measured(measured: MeasurementResult, latency: Latency, *, device: str) -> 
         "p99_ms": latency.p99_ms,
         "samples": len(latency.samples_ms),
         "images_per_s": latency.images_per_s,
-        "cpu_mean_ms": latency.mean_ms if device == "cpu" else None,
+        "cpu_mean_ms": latency.mean_ms if result.record.trial.device == "cpu" else None,
         **peak_memory(memory),
-        **_kernels(kernels),
+        **_kernels(result, kernels),
     }
 
 
@@ -213,14 +208,14 @@ def peak_memory(memory: Memory | None) -> dict[str, Any]:
     return {}
 
 
-def _kernels(kernels: KernelTime | None) -> dict[str, Any]:
+def _kernels(result: Result, kernels: KernelTime | None) -> dict[str, Any]:
     if kernels is None:
         return {}
     return {
         "kernel_us": sum(kernels.by_class_us.values()),
         "attention_us": kernels.by_class_us.get("attention", 0.0),
-        "idle_us": kernels.idle_us,
-        "wall_us": kernels.wall_us,
+        "idle_us": result.idle_us(kernels),
+        "wall_us": result.wall_us(kernels),
         "launches": kernels.launches,
         "host_syncs": kernels.host_syncs,
     }
@@ -279,7 +274,8 @@ def kernel_classes(results: Iterable[Result], *, arms: Sequence[str]) -> pl.Data
     for result in results:
         trial, measured = result.record.trial, result.record.measurement
         for kernels in measured.kernels if measured else ():
-            parts = dict(kernels.by_class_us) | ({} if kernels.idle_us is None else {"idle": kernels.idle_us})
+            idle = result.idle_us(kernels)
+            parts = {**kernels.by_class_us, **({} if idle is None else {"idle": idle})}
             rows.extend(
                 {
                     "order": place.get(trial.label, len(place)),

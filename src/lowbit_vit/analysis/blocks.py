@@ -11,7 +11,7 @@ import polars as pl
 
 from lowbit_vit.analysis.arms import MIB
 from lowbit_vit.analysis.ranks import agreement
-from lowbit_vit.analysis.results import Result, cell_roles, cells_by_role, same_images
+from lowbit_vit.analysis.results import Result, cell_roles, cells_by_role
 from lowbit_vit.analysis.statistics import compare, wilson
 from lowbit_vit.schema.cell_role import BlockPair, CellRole, GivenPlan, NoneSpared, OneUnit, Reference, label_of, unit_role
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names, spared_blocks
@@ -196,7 +196,7 @@ def mixed(results: Sequence[Result], *, depth: int) -> pl.DataFrame:
 
 
 def _flips(result: Result, high: Result | None) -> float | None:
-    if result.predictions is None or high is None or high.predictions is None or not same_images((high, result)):
+    if result.predictions is None or high is None or high.predictions is None:
         return None
     return 1000 * float(result.predictions.flips(high.predictions)[~high.predictions.selection].mean())
 
@@ -269,7 +269,7 @@ def _outcome(result: Result, reference: Result | None) -> dict[str, Any]:
     row |= {"images": len(right), "top1": float(right.mean()), "top1_low": interval.low, "top1_high": interval.high}
     if predictions.report_kl is not None:
         row["kl"] = float(predictions.report_kl.mean())
-    if reference is None or reference is result or reference.predictions is None or not same_images((reference, result)):
+    if reference is None or reference is result or reference.predictions is None:
         return row
     outcome = compare((reference.predictions.right)[report], right)
     return row | outcome.columns

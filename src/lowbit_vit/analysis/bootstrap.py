@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.stats import norm
 
-from lowbit_vit.schema.record import Interval
+from lowbit_vit.schema.metrics import Interval, macro_f1
 
 RESAMPLES = 10_000
 _CHUNK = 250  # resamples at once: some MB each
@@ -123,11 +123,5 @@ def _outcomes(labels: Classes, first: Classes, second: Classes) -> tuple[Floats,
 
 def _macro_f1(sums: Floats) -> Floats:
     """Macro-F1 [2, B] of both models from sums of contributions [B, 5 C]."""
-    actual, *models = np.split(sums, 5, axis=1)
-    scores = []
-    for answers, hits in (models[:2], models[2:]):
-        total = actual + answers
-        present = total > 0
-        f1 = np.divide(2 * hits, total, out=np.zeros_like(total), where=present)
-        scores.append(f1.sum(axis=1) / present.sum(axis=1))
-    return np.stack(scores)
+    actual, first, hits_of_first, second, hits_of_second = np.split(sums, 5, axis=1)
+    return np.stack([macro_f1(actual, first, hits_of_first), macro_f1(actual, second, hits_of_second)])

@@ -13,12 +13,12 @@ import polars as pl
 
 from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.latencies import ratio_of_medians
-from lowbit_vit.analysis.results import Result
-from lowbit_vit.analysis.sides import Pair, Side, match, right, same_test_images, timing_obstacle
+from lowbit_vit.analysis.results import Result, require_same_labels
+from lowbit_vit.analysis.sides import Pair, Side, match, timing_obstacle
 from lowbit_vit.analysis.statistics import compare, compare_unpaired
 from lowbit_vit.schema.config import Statistics, Study
-from lowbit_vit.schema.percentiles import percentile
-from lowbit_vit.schema.record import EvaluationResult, Interval, Latency, Memory, Record
+from lowbit_vit.schema.metrics import Interval, percentile
+from lowbit_vit.schema.record import Memory, Record
 
 # The allocator's peak is not exactly repeatable: libraries choose their workspaces by what they find free.
 MEMORY_FACTOR = 1.05
@@ -94,7 +94,7 @@ def _outcomes(pair: Pair, statistics: Statistics) -> Iterator[Outcome]:
         return
     yield from _sizes(expected.record, found.record)
     yield from _accuracy(expected, found, margin=statistics.margin)
-    yield from _speed(expected.record, found.record, factor=statistics.latency_factor)
+    yield from _speed(expected, found, factor=statistics.latency_factor)
 
 
 def compare_status(expected: Record | None, found: Record | None) -> Outcome:
@@ -179,47 +179,42 @@ def _sizes(expected: Record, found: Record) -> Iterator[Outcome]:
 
 
 def _accuracy(expected: Result, found: Result, *, margin: float) -> Iterator[Outcome]:
-    before, after = expected.record.evaluation, found.record.evaluation
-    if before is None or after is None:
+    one, two = expected.predictions, found.predictions
+    before, after = expected.whole, found.whole
+    if one is None or two is None or before is None or after is None:
         return
-    paired = same_test_images(expected.record, found.record)
-    interval = compare(right(expected), right(found)).interval if paired else _unpaired(before, after)
+    paired = require_same_labels(expected, found)
+    counts = [(int(predictions.right.sum()), len(predictions.right)) for predictions in (one, two)]
+    interval = compare(one.right, two.right).interval if paired else compare_unpaired(*counts).interval
     images = "paired, same images" if paired else "unpaired, other images"
-    yield compare_rates("Top-1", before.whole.top1, after.whole.top1, interval=interval, margin=margin, images=images)
-    one, two = before.whole.macro_f1, after.whole.macro_f1
-    if not paired or expected.predictions is None or found.predictions is None:
+    yield compare_rates("Top-1", before.top1, after.top1, interval=interval, margin=margin, images=images)
+    if not paired:
         because = "other images: macro-F1 has no unpaired test here"
-        yield Outcome("macro-F1", f"{100 * one:.2f} %", f"{100 * two:.2f} %", "paired images", "not compared", because)
+        text, found_text = (f"{100 * accuracy.macro_f1:.2f} %" for accuracy in (before, after))
+        yield Outcome("macro-F1", text, found_text, "paired images", "not compared", because)
         return
     # Within the margin there is nothing to ask of chance, and thousands of resamples are saved.
     nothing = Interval(low=0.0, high=0.0)
-    if abs(two - one) > margin:
-        nothing = macro_f1_difference(expected.predictions.label, expected.predictions.best, found.predictions.best).interval
-    yield compare_rates("macro-F1", one, two, interval=nothing, margin=margin, images="paired bootstrap")
+    if abs(after.macro_f1 - before.macro_f1) > margin:
+        nothing = macro_f1_difference(one.label, one.best, two.best).interval
+    yield compare_rates("macro-F1", before.macro_f1, after.macro_f1, interval=nothing, margin=margin, images="paired bootstrap")
 
 
-def _unpaired(before: EvaluationResult, after: EvaluationResult) -> Interval:
-    first, second = ((round(result.whole.top1 * result.whole.images), result.whole.images) for result in (before, after))
-    return compare_unpaired(first, second).interval
-
-
-def _speed(expected: Record, found: Record, *, factor: float) -> Iterator[Outcome]:
-    if expected.measurement is None:
+def _speed(expected: Result, found: Result, *, factor: float) -> Iterator[Outcome]:
+    if expected.record.measurement is None:
         return
-    obstacle = timing_obstacle(expected, found)
-    latencies: dict[int, Latency] = {}
+    obstacle = timing_obstacle(expected.record, found.record)
     memories: dict[int, Memory] = {}
-    if found.measurement is not None:
-        latencies = {latency.batch_size: latency for latency in found.measurement.latency}
-        memories = {memory.batch_size: memory for memory in found.measurement.memory}
-    for latency in expected.measurement.latency:
+    if found.record.measurement is not None:
+        memories = {memory.batch_size: memory for memory in found.record.measurement.memory}
+    for latency in expected.latency.values():
         metric = f"P50 latency, batch {latency.batch_size}"
-        if latency.batch_size not in latencies:
+        if latency.batch_size not in found.latency:
             yield _absent(metric, f"{latency.p50_ms:.4g} ms")
             continue
-        theirs = latencies[latency.batch_size]
+        theirs = found.latency[latency.batch_size]
         yield compare_latencies(metric, latency.samples_ms, theirs.samples_ms, factor=factor, obstacle=obstacle)
-    for memory in expected.measurement.memory:
+    for memory in expected.record.measurement.memory:
         if memory.peak_allocated_bytes is None:
             continue  # The resident set of a CPU process is mostly libraries: it says little of the model.
         metric = f"peak allocated bytes, batch {memory.batch_size}"

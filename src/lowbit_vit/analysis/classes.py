@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result
 
 SCHEMA: dict[str, Any] = {
     "order": pl.Int64,
@@ -70,7 +70,7 @@ def _class_rows(members: Sequence[Result], baselines: Sequence[Result | None]) -
             continue
         label.append(member.predictions.label.astype(np.int64))
         best.append(member.predictions.best.astype(np.int64))
-        comparable = baseline is not None and baseline is not member and same_images((baseline, member))
+        comparable = baseline is not None and baseline is not member
         against.append(baseline.predictions if comparable and baseline is not None else None)
     labels, predicted = np.concatenate(label), np.concatenate(best)
     right = labels == predicted
@@ -109,9 +109,9 @@ def _class_row(
 
 
 def _names(members: Sequence[Result]) -> dict[int, str]:
-    """Class names by label, from the first record that has them."""
+    """Class names by label."""
     for member in members:
         evaluation = member.record.evaluation
-        if evaluation is not None and evaluation.class_names is not None:
+        if evaluation is not None:
             return dict(enumerate(evaluation.class_names))
     return {}

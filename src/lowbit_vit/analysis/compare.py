@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import track
 
 from lowbit_vit.analysis.bootstrap import macro_f1_difference
-from lowbit_vit.analysis.latencies import by_batch_size, ratio_of_medians
-from lowbit_vit.analysis.sides import Pair, Side, match, other_settings, right, same_test_images, timing_obstacle
+from lowbit_vit.analysis.latencies import ratio_of_medians
+from lowbit_vit.analysis.results import require_same_labels
+from lowbit_vit.analysis.sides import Pair, Side, match, other_settings, timing_obstacle
 from lowbit_vit.analysis.statistics import compare, compare_unpaired, holm, margin_test
 from lowbit_vit.schema.config import Study
-from lowbit_vit.schema.record import Accuracy
 
 PAIRED, UNPAIRED = "paired", "unpaired: other images"
 
@@ -100,8 +100,7 @@ def _identity(pair: Pair) -> dict[str, Any]:
         }
         if record is not None and record.model is not None:
             row[f"weight_bytes{suffix}"] = record.model.weight_bytes
-        if record is not None and record.evaluation is not None:
-            whole = record.evaluation.whole
+        if result is not None and (whole := result.whole) is not None:
             row |= {f"images{suffix}": whole.images, f"top1{suffix}": whole.top1, f"macro_f1{suffix}": whole.macro_f1}
     if pair.first is None or pair.second is None:
         return row
@@ -115,11 +114,12 @@ def _accuracy(pair: Pair, *, margin: float) -> dict[str, Any]:
     """Top-1 compared, and macro-F1 where that is worth its resampling; empty where a side has none."""
     if pair.first is None or pair.second is None:
         return {}
-    one, two = pair.first.record.evaluation, pair.second.record.evaluation
+    one, two = pair.first.predictions, pair.second.predictions
     if one is None or two is None:
         return {}
-    if not same_test_images(pair.first.record, pair.second.record):
-        apart = compare_unpaired(_hits(one.whole), _hits(two.whole))
+    if not require_same_labels(pair.first, pair.second):
+        hits = ((int(predictions.right.sum()), len(predictions.right)) for predictions in (one, two))
+        apart = compare_unpaired(*hits)
         return {
             "accuracy_test": UNPAIRED,
             "difference": apart.difference,
@@ -127,7 +127,7 @@ def _accuracy(pair: Pair, *, margin: float) -> dict[str, Any]:
             "difference_high": apart.interval.high,
             "p_value": apart.p_value,
         }
-    outcome = compare(right(pair.first), right(pair.second))
+    outcome = compare(one.right, two.right)
     test = margin_test(outcome.lost, outcome.gained, images=outcome.images, margin=margin)
     row = {
         "accuracy_test": PAIRED,
@@ -135,19 +135,15 @@ def _accuracy(pair: Pair, *, margin: float) -> dict[str, Any]:
         "p_inferior": test.p_inferior,
         "p_equivalent": test.p_equivalent,
     }
-    if pair.trial.study != "variants" or pair.first.predictions is None or pair.second.predictions is None:
+    if pair.trial.study != "variants":
         return row
-    f1 = macro_f1_difference(pair.first.predictions.label, pair.first.predictions.best, pair.second.predictions.best)
+    f1 = macro_f1_difference(one.label, one.best, two.best)
     return row | {"f1_difference": f1.difference, "f1_low": f1.interval.low, "f1_high": f1.interval.high}
-
-
-def _hits(whole: Accuracy) -> tuple[int, int]:
-    return round(whole.top1 * whole.images), whole.images
 
 
 def _timings(pair: Pair) -> list[dict[str, Any]]:
     """One row for each batch size that either side measured; a row without one where neither did."""
-    one, two = (by_batch_size(result.record) if result is not None else {} for result in (pair.first, pair.second))
+    one, two = (result.latency if result is not None else {} for result in (pair.first, pair.second))
     rows = []
     for batch in sorted({*one, *two}):
         row: dict[str, Any] = {"batch_size": batch}

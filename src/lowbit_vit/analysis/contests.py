@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from lowbit_vit.analysis.power import detectable_paired
-from lowbit_vit.analysis.results import Result, cells_by_role, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role
 from lowbit_vit.analysis.scores import simultaneous_intervals
 from lowbit_vit.analysis.statistics import compare, holm
 from lowbit_vit.schema.cell_role import CellRole, Chosen, Random, Reference
@@ -54,7 +54,7 @@ def contests(mixed: Sequence[Result], *, depth: int) -> pl.DataFrame:
     cells = cells_by_role(mixed)
     answers = {role: result.predictions for role, result in cells.items() if result.predictions is not None}
     reference = answers.get(Reference())
-    if reference is None or not same_images(cells.values()):
+    if reference is None:
         return pl.DataFrame(schema=CONTESTS_SCHEMA)
     unknown = np.full(int((~reference.selection).sum()), np.nan)
     flips = {role: found.flips(reference)[~reference.selection] for role, found in answers.items()}

@@ -16,8 +16,8 @@ from scipy.optimize import isotonic_regression
 from lowbit_vit.analysis.results import Result, cells_by_role
 from lowbit_vit.analysis.statistics import wilson
 from lowbit_vit.schema.cell_role import AllBlocks, CellRole, OneUnit, Reference
+from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.plan import SensitivityScores
-from lowbit_vit.schema.record import Interval
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 import polars as pl
 
 from lowbit_vit.analysis.arms import MIB, compared_with
-from lowbit_vit.analysis.latencies import by_batch_size, ratio_of_medians
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.latencies import ratio_of_medians
+from lowbit_vit.analysis.results import Result
 
 MARGIN = 0.005  # of Top-1, that an arm may be worse than the reference: half a point
 _SCHEMA: dict[str, Any] = {
@@ -61,22 +61,22 @@ def _dtype(result: Result) -> str:
 
 
 def _flips(result: Result, other: Result | None) -> int | None:
-    if other is None or result.predictions is None or other.predictions is None or not same_images((result, other)):
+    if other is None or result.predictions is None or other.predictions is None:
         return None
     return int((result.predictions.best != other.predictions.best).sum())
 
 
 def _accuracy(result: Result, reference: Result) -> dict[str, Any]:
     compared = compared_with(reference, result, margin=MARGIN)
-    if not compared or result.record.evaluation is None:
+    if not compared or result.whole is None:
         return {}
     names = ("lost", "gained", "difference", "p_inferior")
-    return {"images": result.record.evaluation.whole.images} | {name: compared[name] for name in names}
+    return {"images": result.whole.images} | {name: compared[name] for name in names}
 
 
 def _timings(result: Result, reference: Result) -> Iterable[dict[str, Any]]:
     """A row a batch size that both were timed at."""
-    mine, theirs = by_batch_size(result.record), by_batch_size(reference.record)
+    mine, theirs = result.latency, reference.latency
     measured, model = result.record.measurement, result.record.model
     for batch in mine.keys() & theirs.keys():
         ratio = ratio_of_medians(mine[batch].samples_ms, theirs[batch].samples_ms)

@@ -8,8 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lowbit_vit.schema.percentiles import percentile, percentile_interval
-from lowbit_vit.schema.record import Interval, Latency, Record
+from lowbit_vit.schema.metrics import Interval, percentile, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -20,18 +19,13 @@ class Ratio:
     interval: Interval | None
 
 
-def by_batch_size(record: Record) -> dict[int, Latency]:
-    """The latencies of a record; none where nothing was measured."""
-    return {} if record.measurement is None else {latency.batch_size: latency for latency in record.measurement.latency}
-
-
 def ratio_of_medians(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Ratio:
     """Median of the second sample over median of the first, with a distribution-free interval.
 
     The two order-statistic intervals are combined on the log scale by the method of variance estimates recovery: no
     resampling, so equal samples give equal intervals, and swapping the two gives the reciprocals.
 
-    Sources: order statistics as in schema/percentiles.py; Zou and Donner, Statistics in Medicine 27, 2008, 1693-1702.
+    Sources: order statistics as in schema/metrics.py; Zou and Donner, Statistics in Medicine 27, 2008, 1693-1702.
 
     Args:
         first: positive samples, in any unit.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from lowbit_vit.analysis.programme import PairTerm
-from lowbit_vit.analysis.results import Result, cells_by_role, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role
 from lowbit_vit.analysis.scores import simultaneous_intervals
 from lowbit_vit.schema.cell_role import BlockPair, unit_role
 
@@ -35,7 +35,7 @@ def pairs(mixed: Sequence[Result], sensitivity: Sequence[Result]) -> pl.DataFram
     """One row a pair whose blocks were measured alone as well, with the same attention and compute dtype; KL in nats."""
     alone = cells_by_role(sensitivity)
     rows, terms = [], []
-    for role, result in cells_by_role(mixed).items() if same_images([*mixed, *sensitivity]) else ():
+    for role, result in cells_by_role(mixed).items():
         if not isinstance(role, BlockPair):
             continue
         singles = [alone.get(unit_role("only", role.weights, f"blocks.{block}")) for block in role.blocks]

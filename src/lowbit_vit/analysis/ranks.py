@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import kendalltau, t
 
-from lowbit_vit.schema.record import Interval
+from lowbit_vit.schema.metrics import Interval
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -1,69 +1,104 @@
-"""What the report stage reads: every record of a profile with its per-image predictions, checked against their hashes.
+"""What every verb reads: the records of a profile with their per-image predictions, through one check, and what is computed of them.
 
-A study's records lie loose in a folder or packed in one file; who reads them here sees no difference but the packed ones' rounding.
-
-Records of different code, images or weights are never put side by side: whoever reads them together is told which two differ.
+Records lie loose, a file for each trial, or in the Parquet files of `analysis/archive.py`; the same is checked of both. Each trial
+is checked against its predictions, and all trials against each other: records of different code, images or weights are never put side
+by side, and pairs of images are the same image.
 """
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
-from pydantic import TypeAdapter
+import numpy as np
 
+from lowbit_vit.analysis.archive import is_archived, read_archive
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.answers import Answers, answers_of
-from lowbit_vit.schema.cell_role import CellRole, Reference
-from lowbit_vit.schema.config import STUDIES, Study
-from lowbit_vit.schema.packed import is_packed, load_packed, packed_file
-from lowbit_vit.schema.record import Record, load_predictions, read_record, sha256
+from lowbit_vit.schema.cell_role import CellRole, label_of
+from lowbit_vit.schema.config import STUDIES, Study, Trial
+from lowbit_vit.schema.metrics import Accuracy, LatencySummary, summarize_latency
+from lowbit_vit.schema.predictions import Predictions, read_predictions
+from lowbit_vit.schema.record import FIRST_EDITION, KernelTime, Record, read_record
 from lowbit_vit.schema.workspace import Workspace
 
-CARDS = "cards"  # an origin of timings alone
+GPUS = "GPUs"  # an origin of timings alone
+_ADVICE = "run the study again, or copy the records again"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One trial: its record, and what its predictions say if it succeeded."""
+    """One trial: its record, its predictions if it succeeded, and what is computed of the two."""
 
     record: Record
-    predictions: Answers | None
+    predictions: Predictions | None
+
+    @cached_property
+    def whole(self) -> Accuracy | None:
+        """Accuracy on the whole test split; None without predictions, as of the next two."""
+        return None if self.predictions is None else self.predictions.accuracy()
+
+    @cached_property
+    def selection(self) -> Accuracy | None:
+        """Accuracy on the half that things are chosen on."""
+        return None if self.predictions is None else self.predictions.accuracy(self.predictions.selection)
+
+    @cached_property
+    def report(self) -> Accuracy | None:
+        """Accuracy on the half that nothing is chosen on."""
+        return None if self.predictions is None else self.predictions.accuracy(~self.predictions.selection)
+
+    @cached_property
+    def latency(self) -> dict[int, LatencySummary]:
+        """By batch size, in the order in which they were measured; empty where nothing was timed."""
+        timed = () if self.record.measurement is None else self.record.measurement.latency
+        return {item.batch_size: summarize_latency(item.samples_ms, batch_size=item.batch_size) for item in timed}
+
+    def wall_us(self, kernels: KernelTime) -> float:
+        """Wall time of the forward that was traced: on a GPU the median latency, since the profiler slows the host."""
+        return self.latency[kernels.batch_size].p50_ms * 1000 if kernels.wall_us is None else kernels.wall_us
+
+    def idle_us(self, kernels: KernelTime) -> float | None:
+        """Wall time in which no kernel ran; None: CPU."""
+        return None if kernels.wall_us is not None else max(0.0, self.wall_us(kernels) - sum(kernels.by_class_us.values()))
+
+
+class ArmKey(NamedTuple):
+    """What an arm is; the plan is its JSON."""
+
+    study: Study
+    plan: str
+    attention: str
+    qkv: str
+    adaptation: str
+    execution: str
+    seed: int
+
+
+def arm_key(trial: Trial) -> ArmKey:
+    """What the trial's arm is."""
+    return ArmKey(
+        study=trial.study,
+        plan=trial.plan.model_dump_json(),
+        attention=trial.attention,
+        qkv=trial.qkv,
+        adaptation=trial.adaptation,
+        execution=trial.execution,
+        seed=trial.seed,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def load_results(workspace: Workspace, study: Study) -> list[Result]:
     """Read one study's records in the order of their files; a study that was not run gives an empty list.
 
     Raises:
-        DataError: a record or a predictions file is damaged, a predictions file is not the one its record names, or two records
-            are of different code, images or weights; or the study is there twice, packed and loose.
+        DataError: a record or its predictions are damaged, impossible, or of another profile, study or trial than where they lie; two
+            are of different code, images or weights, or of one arm; or records are there twice, loose and in Parquet files.
     """
-    folder = workspace.records(study)
-    results = _packed_results(packed_file(folder)) if is_packed(folder) else _loose_results(folder)
-    results = [Result(_roles_of_first_edition_label(result.record), result.predictions) for result in results]  # TEMPORARY
-    require_one_origin([result.record for result in results], folder.parent)
-    return results
-
-
-def _packed_results(path: Path) -> list[Result]:
-    packed = load_packed(path)
-    return [Result(record, packed.answers.get(record.trial_id)) for record in packed.records]
-
-
-def _loose_results(folder: Path) -> list[Result]:
-    results = []
-    for path in sorted(folder.glob("*.json")):
-        if path.name.startswith("."):
-            continue
-        record = read_record(path)
-        predictions = None
-        if record.status == "success" and record.evaluation is not None:
-            arrays = path.with_suffix(".npz")
-            predictions = answers_of(load_predictions(arrays))
-            if sha256(arrays.read_bytes()) != record.evaluation.predictions_sha256:
-                raise DataError(f"{arrays}: its sha256 is not predictions_sha256 of {path.name}; delete both, then run again")
-        results.append(Result(record=record, predictions=predictions))
-    return results
+    return _of_profile(read_results(workspace.reports, (study,)), workspace)[study]
 
 
 def load_all_results(workspace: Workspace) -> dict[Study, list[Result]]:
@@ -72,20 +107,97 @@ def load_all_results(workspace: Workspace) -> dict[Study, list[Result]]:
     Raises:
         DataError: as `load_results`, over all studies.
     """
-    results = {study: load_results(workspace, study) for study in STUDIES}
-    require_one_origin([result.record for study in STUDIES for result in results[study]], workspace.reports / "records")
+    return _of_profile(read_results(workspace.reports, STUDIES), workspace)
+
+
+def read_results(reports: Path, studies: Sequence[Study]) -> dict[Study, list[Result]]:
+    """Read the records of some studies in a folder that holds records/, of whatever profile.
+
+    Raises:
+        DataError: as `load_results`.
+    """
+    folder = reports / "records"
+    _refuse_first_edition(folder)
+    if is_archived(folder):
+        found = [Result(record, predictions) for record, predictions in read_archive(folder)]
+        results = {study: [result for result in found if result.record.trial.study == study] for study in studies}
+    else:
+        results = {study: list(_loose(folder / study, study)) for study in studies}
+    together = [result for study in studies for result in results[study]]
+    require_comparable(together, folder)
     return results
+
+
+def _of_profile(results: dict[Study, list[Result]], workspace: Workspace) -> dict[Study, list[Result]]:
+    for found in results.values():
+        for result in found:
+            profile = result.record.trial.profile
+            if profile != workspace.profile:
+                raise DataError(
+                    f"{workspace.reports / 'records'}: {_name(result.record)}: key trial.profile: {profile}, but these are "
+                    f"records of {workspace.profile}; name the right profile, or move the record away"
+                )
+    return results
+
+
+def _refuse_first_edition(folder: Path) -> None:
+    for path in sorted(folder.glob("*.packed")):
+        raise DataError(
+            f"{path}: packed records of the first edition; run the study again with this version, "
+            f"or read them with commit {FIRST_EDITION} of this repository"
+        )
+
+
+def _loose(folder: Path, study: Study) -> Iterator[Result]:
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("."):
+            continue
+        record = read_record(path)
+        if record.trial.study != study:
+            raise DataError(f"{path}: key trial.study: {record.trial.study}, but it lies in {folder.name}/; move it, or delete it")
+        arrays = path.with_suffix(".npz")
+        if record.evaluation is None and arrays.exists():
+            raise DataError(f"{arrays}: predictions, though {path.name} has no evaluation; delete it, or {_ADVICE}")
+        yield Result(record, None if record.evaluation is None else read_predictions(arrays, record))
+
+
+def cell_roles(results: Iterable[Result]) -> list[tuple[CellRole, Result]]:
+    """Every part that a cell of the sensitivity or the mixed study plays, with its result."""
+    return [(role, result) for result in results for role in result.record.trial.roles]
+
+
+def cells_by_role(results: Iterable[Result]) -> dict[CellRole, Result]:
+    """The cell that plays each part, of those that have predictions."""
+    return {role: result for role, result in cell_roles(results) if result.predictions is not None}
+
+
+# ------------------------------------------------------------------------------------------------------- all together
+
+
+def require_comparable(results: Sequence[Result], folder: Path) -> None:
+    """Refuse results that cannot stand in one table: of several origins, of one arm twice, or of other images.
+
+    Args:
+        results: of one profile.
+        folder: that holds the records, for the message.
+
+    Raises:
+        DataError: names two records and what differs.
+    """
+    require_one_origin([result.record for result in results], folder)
+    _require_each_arm_once(results, folder)
+    _require_each_role_once(results, folder)
+    _require_same_images(results, folder)
 
 
 def require_one_origin(records: Iterable[Record], folder: Path) -> None:
     """Refuse to compare what was not made by the same code from the same images and weights.
 
-    Adapted weights differ from seed to seed, but all come from one backbone. What a record of version 1 does not say is
-    equal to what another one does not say, and to nothing else.
+    Adapted weights differ from seed to seed, but all come from one backbone.
 
     Args:
         records: of one profile.
-        folder: that holds `<study>/<trial_id>.json`, for the message.
+        folder: that holds the records, for the message.
 
     Raises:
         DataError: names two records and what differs.
@@ -94,9 +206,9 @@ def require_one_origin(records: Iterable[Record], folder: Path) -> None:
     for record in records:
         for what, value in _origin(record):
             before, other = first.setdefault(what, (value, record))
-            if before != value and what == CARDS:
+            if before != value and what == GPUS:
                 raise DataError(
-                    f"{folder}: {_name(other)} and {_name(record)} were timed on different cards ({before} and {value}), so they cannot be "
+                    f"{folder}: {_name(other)} and {_name(record)} were timed on different GPUs ({before} and {value}), so they cannot be "
                     f"compared; choose one: lowbit-vit {record.trial.study} {record.trial.profile} --card KIND runs the others again"
                 )
             if before != value:
@@ -115,82 +227,81 @@ def _origin(record: Record) -> Iterator[tuple[str, str | None]]:
     if record.model is None:
         return
     if record.measurement is not None and record.trial.device == "cuda" and record.provenance is not None:
-        yield CARDS, record.provenance.gpu
+        yield GPUS, record.provenance.gpu
     yield "images", record.data_sha256
     adapted = record.trial.adaptation == "ptq"
     yield f"adapted weights of seed {record.trial.seed}" if adapted else "backbones", record.model.backbone_sha256
-    if adapted and record.model.base_sha256 is not None:
-        yield "backbones", record.model.base_sha256
+    yield "backbones", record.model.base_sha256
+
+
+def _require_each_arm_once(results: Iterable[Result], folder: Path) -> None:
+    """Two trials of one arm, device and seed would be averaged as seeds; two arms of one label would look like one."""
+    arms: dict[Hashable, Record] = {}
+    labels: dict[Hashable, Record] = {}
+    for result in results:
+        record, trial = result.record, result.record.trial
+        other = arms.setdefault((arm_key(trial), trial.device), record)
+        if other is not record:
+            raise DataError(f"{folder}: {_name(other)} and {_name(record)} are the same arm, trial and seed; delete one, or {_ADVICE}")
+        named = labels.setdefault((trial.study, trial.label), record)
+        if arm_key(named.trial)._replace(seed=0) != arm_key(trial)._replace(seed=0):
+            raise DataError(f"{folder}: {_name(named)} and {_name(record)}: key trial.label: {trial.label!r} is of two arms; {_ADVICE}")
+
+
+def _require_each_role_once(results: Iterable[Result], folder: Path) -> None:
+    """A cell of the sensitivity or the mixed study says which parts it plays, and no other one plays them."""
+    first: dict[Hashable, Record] = {}
+    for result in results:
+        record, trial = result.record, result.record.trial
+        if not trial.roles and trial.study != "variants":
+            raise DataError(f"{folder}: {_name(record)}: key trial.roles: must be given in this study; {_ADVICE}")
+        for role in trial.roles:
+            other = first.setdefault((trial.study, role), record)
+            if other is not record:
+                raise DataError(f"{folder}: {_name(other)} and {_name(record)}: key trial.roles: {label_of(role)!r} of both; {_ADVICE}")
+
+
+def _require_same_images(results: Iterable[Result], folder: Path) -> None:
+    """Image by image, all predictions must be of the same images with the same labels, in the same halves."""
+    first: Result | None = None
+    for result in results:
+        predictions, evaluation = result.predictions, result.record.evaluation
+        if predictions is None or evaluation is None:
+            continue
+        first = first or result
+        before, named = first.predictions, first.record.evaluation
+        if before is None or named is None:
+            continue
+        differ = {
+            "column label of the predictions": not np.array_equal(predictions.label, before.label),
+            "column selection of the predictions": not np.array_equal(predictions.selection, before.selection),
+            "key evaluation.class_names": evaluation.class_names != named.class_names,
+        }
+        for what, wrong in differ.items():
+            if wrong:
+                raise DataError(
+                    f"{folder}: {_name(first.record)} and {_name(result.record)}: {what} must be the same in all records; {_ADVICE}"
+                )
+
+
+def require_same_labels(first: Result, second: Result) -> bool:
+    """Whether two results, also of different runs, are of the same prepared images, so that pairs can be compared.
+
+    Raises:
+        DataError: they are of the same prepared images, but their labels differ.
+    """
+    if first.predictions is None or second.predictions is None or first.record.data_sha256 != second.record.data_sha256:
+        return False
+    if not np.array_equal(first.predictions.label, second.predictions.label):
+        raise DataError(
+            f"{_name(first.record)} and {_name(second.record)}: column label of the predictions differs, but not key data_sha256; {_ADVICE}"
+        )
+    return True
 
 
 def _name(record: Record) -> str:
-    return f"{record.trial.study}/{record.trial_id}.json"
+    return f"{record.trial.study}/{record.trial_id}"
 
 
 def _short(digest: str | None) -> str:
     return "not recorded" if digest is None else f"{digest[:12]}..."
-
-
-def cell_roles(results: Iterable[Result]) -> list[tuple[CellRole, Result]]:
-    """Every part that a cell of the sensitivity or the mixed study plays, with its result.
-
-    Raises:
-        DataError: the record of a cell names none.
-    """
-    results = list(results)
-    for result in results:
-        if not result.record.trial.roles:
-            name = _name(result.record)
-            raise DataError(f"{name}: its trial has no roles, so its part in the study is unknown; delete it and run the study again")
-    return [(role, result) for result in results for role in result.record.trial.roles]
-
-
-def cells_by_role(results: Iterable[Result]) -> dict[CellRole, Result]:
-    """The cell that plays each part, of those that have predictions.
-
-    Raises:
-        DataError: as `cell_roles`.
-    """
-    return {role: result for role, result in cell_roles(results) if result.predictions is not None}
-
-
-def same_images(results: Iterable[Result]) -> bool:
-    """Whether all that succeeded were evaluated on the same images with the same labels, so that pairs can be compared."""
-    return len({result.record.evaluation.labels_sha256 for result in results if result.record.evaluation is not None}) <= 1
-
-
-# TEMPORARY, until the committed references hold roles: delete all below, its call in load_results, the imports that only this uses, and its
-# test in tests/analysis/test_results.py.
-
-
-def _roles_of_first_edition_label(record: Record) -> Record:
-    trial = record.trial
-    if trial.roles or trial.study == "variants":
-        return record
-    roles = tuple(_role_of_first_edition_label(part) for part in trial.label.split(" = "))
-    return record.model_copy(update={"trial": trial.model_copy(update={"roles": roles})})
-
-
-def _role_of_first_edition_label(part: str) -> CellRole:
-    if part == "high precision":
-        return Reference()
-    for pattern in _FIRST_EDITION_LABELS:
-        if match := re.fullmatch(pattern, part):
-            values: dict[str, object] = dict(match.groupdict())
-            if "first" in values:
-                values["blocks"] = (values.pop("first"), values.pop("second"))
-            values["kind"] = _FIRST_EDITION_KINDS.get(str(values["kind"]), values["kind"])
-            return _ROLE.validate_python(values)
-    raise DataError(f"label {part!r} names no part of a cell; delete its record and run the study again")
-
-
-_ROLE: TypeAdapter[CellRole] = TypeAdapter(CellRole)
-_FIRST_EDITION_KINDS = {"all blocks": "all", "all but": "all_but", "none spared": "none", "only blocks": "pair"}
-_FIRST_EDITION_LABELS = (
-    r"(?P<weights>\S+), (?P<kind>all blocks|none spared)",
-    r"(?P<weights>\S+), (?P<kind>only|all but) block (?P<block>\d+)(?: (?P<module>[a-z]\S*))?",
-    r"(?P<weights>\S+), (?P<kind>only blocks) (?P<first>\d+) (?P<second>\d+)",
-    r"(?P<kind>first\+last|last|most sensitive|gradient|milp), k=(?P<k>\d+)",
-    r"(?P<kind>random) (?P<index>\d+), k=(?P<k>\d+)",
-    r"(?P<kind>plan) (?P<name>[a-z0-9][a-z0-9.-]*)",
-)

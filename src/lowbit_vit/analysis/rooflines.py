@@ -40,12 +40,11 @@ def rooflines(results: Iterable[Result], *, arms: list[str]) -> pl.DataFrame:
     rows: list[dict[str, Any]] = []
     for result in results:
         trial, measured = result.record.trial, result.record.measurement
-        if measured is None or measured.ceilings is None:
+        if measured is None:
             continue
-        latencies = {latency.batch_size: latency for latency in measured.latency}
         for work in measured.work:
             limit, bound = roofline_ms(work, measured.ceilings)
-            p50_ms = latencies[work.batch_size].p50_ms
+            p50_ms = result.latency[work.batch_size].p50_ms
             rows.append(
                 {
                     "order": place.get(trial.label, len(place)),

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lowbit_vit.analysis.results import Result, cells_by_role, load_results, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role, load_results
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.answers import Answers
 from lowbit_vit.schema.cell_role import CellRole, OneUnit, Reference, label_of, unit_role
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
+from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.record import write_atomic
 from lowbit_vit.schema.workspace import Workspace
 
@@ -42,15 +42,13 @@ def scores(results: Sequence[Result], profile: Profile) -> list[SensitivityScore
     differs from the high-precision model's.
 
     Raises:
-        DataError: the reference or a block's cell has no success, or the cells saw different images or weights.
+        DataError: the reference or a block's cell has no success, or the cells saw different weights.
     """
     study = profile.sensitivity
     cells = cells_by_role(results)
     reference = cells.get(Reference())
     if reference is None or reference.predictions is None:
         raise DataError(f"sensitivity: the high-precision reference did not succeed; run lowbit-vit sensitivity {profile.name} again")
-    if not same_images(cells.values()):
-        raise DataError(f"reports/{profile.name}/records/sensitivity: cells of different test images; delete the folder, then run again")
     hashes = {result.record.model.backbone_sha256 for result in cells.values() if result.record.model is not None}
     if len(hashes) != 1:
         raise DataError(
@@ -104,18 +102,16 @@ def _score_units(
     )
 
 
-def _predictions(cells: Mapping[CellRole, Result], role: CellRole) -> Answers:
+def _predictions(cells: Mapping[CellRole, Result], role: CellRole) -> Predictions:
     cell = cells.get(role)
     if cell is None or cell.predictions is None:
         raise DataError(f"sensitivity: {label_of(role)}: no successful record; run the study again, then this")
     return cell.predictions
 
 
-def _kl(predictions: Answers, role: OneUnit) -> npt.NDArray[np.float64]:
+def _kl(predictions: Predictions, role: OneUnit) -> npt.NDArray[np.float64]:
     if predictions.kl is None:
         raise DataError(f"sensitivity: {label_of(role)}: its predictions hold no KL; delete its record and run the study again")
-    if not np.isfinite(predictions.kl).all():
-        raise DataError(f"sensitivity: {label_of(role)}: its KL is not finite; delete its record and run the study again")
     return predictions.kl.astype(np.float64)
 
 

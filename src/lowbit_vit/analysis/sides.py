@@ -7,15 +7,10 @@ arms freely. The device is not part of it, so that a run on a CPU can stand besi
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from lowbit_vit.analysis.results import Result, load_all_results
+from lowbit_vit.analysis.results import ArmKey, Result, arm_key, load_all_results, read_results
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
-from lowbit_vit.schema.packed import study_records
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 
@@ -36,18 +31,6 @@ class Side:
     name: str
     profile: Profile
     results: dict[Study, list[Result]]
-
-
-class ArmKey(NamedTuple):
-    """What an arm is; the plan is its JSON."""
-
-    study: Study
-    plan: str
-    attention: str
-    qkv: str
-    adaptation: str
-    execution: str
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -72,39 +55,27 @@ def load_side(name: str, *, root: Path) -> Side:
         ConfigError: it is neither, or the profile is wrong.
         DataError: there are no records, records of several profiles, or a damaged one.
     """
-    workspace = _workspace(name, root=root)
-    profile = load_profile(workspace.profile_file)
-    results = load_all_results(workspace)
-    if not any(results.values()):
-        raise DataError(f"{workspace.reports / 'records'}: no records; run dvc repro report@{profile.name} first")
-    return Side(name=name, profile=profile, results=results)
-
-
-def _workspace(name: str, *, root: Path) -> Workspace:
     if (root / "profiles" / f"{name}.yaml").is_file():
-        return Workspace(root=root, profile=name)
+        workspace = Workspace(root=root, profile=name)
+        profile = load_profile(workspace.profile_file)
+        return Side(name=name, profile=profile, results=_some(load_all_results(workspace), workspace.reports, name))
     folder = (root / name).resolve()
     if not (folder / "records").is_dir():
         known = ", ".join(sorted(path.stem for path in (root / "profiles").glob("*.yaml"))) or "none"
         raise ConfigError(f"{name}: neither a profile (there are: {known}) nor a folder with records/")
-    records = [record for study in STUDIES for record in study_records(folder / "records" / study)]
-    profiles = sorted({record.trial.profile for record in records})
+    results = _some(read_results(folder, STUDIES), folder, "PROFILE")
+    profiles = sorted({result.record.trial.profile for found in results.values() for result in found})
     if len(profiles) != 1:
-        raise DataError(f"{folder / 'records'}: records of {len(profiles)} profiles ({', '.join(profiles) or 'none'}); one is needed")
-    return Workspace(root=root, profile=profiles[0], elsewhere=folder)
+        raise DataError(
+            f"{folder / 'records'}: key trial.profile: records of {len(profiles)} profiles ({', '.join(profiles)}); one is needed"
+        )
+    return Side(name=name, profile=load_profile(Workspace(root=root, profile=profiles[0]).profile_file), results=results)
 
 
-def arm_key(trial: Trial) -> ArmKey:
-    """What the trial's arm is."""
-    return ArmKey(
-        study=trial.study,
-        plan=trial.plan.model_dump_json(),
-        attention=trial.attention,
-        qkv=trial.qkv,
-        adaptation=trial.adaptation,
-        execution=trial.execution,
-        seed=trial.seed,
-    )
+def _some(results: dict[Study, list[Result]], reports: Path, profile: str) -> dict[Study, list[Result]]:
+    if not any(results.values()):
+        raise DataError(f"{reports / 'records'}: no records; run dvc repro report@{profile} first")
+    return results
 
 
 def match(first: Side, second: Side) -> list[Pair]:
@@ -145,25 +116,6 @@ def _matched(ours: dict[str, Result], theirs: dict[str, Result]) -> Iterator[Pai
         yield Pair(ours.get(device), theirs.get(device))
 
 
-def same_test_images(first: Record, second: Record) -> bool:
-    """Whether both were evaluated on the same ids with the same labels, so that their predictions can be paired."""
-    if first.evaluation is None or second.evaluation is None:
-        return False
-    return first.evaluation.labels_sha256 == second.evaluation.labels_sha256
-
-
-def right(result: Result) -> npt.NDArray[np.bool_]:
-    """Which images the Top-1 answer gets right, bool [N].
-
-    Raises:
-        ValueError: the trial has no predictions.
-    """
-    if result.predictions is None:
-        raise ValueError(f"{result.record.trial_id} has no predictions")
-    answers: npt.NDArray[np.bool_] = result.predictions.right
-    return answers
-
-
 def card(record: Record) -> str | None:
     """What a timing was taken on, as a person names it: the GPU's model, or CPU, cores and threads; None: not recorded."""
     provenance = record.provenance
@@ -190,15 +142,14 @@ def origins(side: Side) -> dict[str, str]:
     records = [result.record for results in side.results.values() for result in results if result.record.status == "success"]
     timed = [record for record in records if record.measurement is not None] or records
     models = [record.model for record in records if record.model is not None]
-    evaluations = [record.evaluation for record in records if record.evaluation is not None]
     packages = [{} if record.provenance is None else record.provenance.packages for record in timed]
     return {
         "profile": side.profile.name,
         "card": _joined(card(record) for record in timed),
         "torch": _joined(names.get("torch") for names in packages),
-        "code": _joined(None if record.code_sha256 is None else record.code_sha256[:12] for record in records),
-        "weights": _joined((model.base_sha256 or model.backbone_sha256)[:12] for model in models),
-        "labels": _joined(evaluation.labels_sha256[:12] for evaluation in evaluations),
+        "code": _joined(record.code_sha256[:12] for record in records),
+        "weights": _joined(model.base_sha256[:12] for model in models),
+        "images": _joined(record.data_sha256 and record.data_sha256[:12] for record in records),
     }
 
 

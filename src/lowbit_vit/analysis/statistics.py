@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, fisher_exact, norm
 
-from lowbit_vit.schema.record import Interval
+from lowbit_vit.schema.metrics import Interval
 
 
 @dataclass(frozen=True)

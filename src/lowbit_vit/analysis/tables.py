@@ -92,9 +92,14 @@ class Findings:
         return {study: [result.record for result in results] for study, results in self.results.items()}
 
     @property
+    def all_results(self) -> list[Result]:
+        """The results of every study."""
+        return [result for study in STUDIES for result in self.results[study]]
+
+    @property
     def all_records(self) -> list[Record]:
         """The records of every study."""
-        return [result.record for study in STUDIES for result in self.results[study]]
+        return [result.record for result in self.all_results]
 
 
 def find(profile: Profile, workspace: Workspace) -> Findings:

@@ -80,11 +80,11 @@ def predicted_ms(plan: Plan, profile: Profile, timed: Sequence[Result], *, batch
 
 def _rows(result: Result, timed: Sequence[Result], profile: Profile) -> list[dict[str, Any]]:
     record = result.record
-    if record.measurement is None or record.model is None or record.evaluation is None:
+    if record.measurement is None or record.model is None or result.report is None:
         return []
     rows = []
     memories = {memory.batch_size: memory for memory in record.measurement.memory}
-    for latency in record.measurement.latency:
+    for latency in result.latency.values():
         expected = predicted_ms(record.trial.plan, profile, timed, batch_size=latency.batch_size)
         rows.append(
             {
@@ -93,7 +93,7 @@ def _rows(result: Result, timed: Sequence[Result], profile: Profile) -> list[dic
                 "batch_size": latency.batch_size,
                 "weight_mib": record.model.weight_bytes / MIB,
                 "file_mib": record.model.file_bytes / MIB,
-                "top1": record.evaluation.report.top1,
+                "top1": result.report.top1,
                 "predicted_ms": expected,
                 "p50_ms": latency.p50_ms,
                 "p50_low_ms": None if latency.p50_ci_ms is None else latency.p50_ci_ms.low,

@@ -11,7 +11,7 @@ from lowbit_vit.errors import OutOfTolerance
 app = typer.Typer()
 
 
-@app.command(epilog="Example: lowbit-vit compare demo reports/reference/cpu-2026-11")
+@app.command(epilog="Example: lowbit-vit compare demo reports/reference/cpu")
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="a profile, or a folder with records/, such as a reference run")],
     b: Annotated[str, typer.Argument(metavar="B", help="the same")],
@@ -42,7 +42,7 @@ def compare(
         screen.print(note, soft_wrap=True, markup=False, highlight=False)
 
 
-@app.command(epilog="Example: lowbit-vit check demo reports/reference/cpu-2026-11")
+@app.command(epilog="Example: lowbit-vit check demo reports/reference/cpu")
 def check(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a profile, or a folder with records/")],
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="the same, such as a reference run")],

@@ -29,7 +29,7 @@ def pack(
     root: Root = HERE,
     reports: Reports = None,
 ) -> None:
-    """Write each study's records and per-image predictions as one small file, which is read like the records. Needs no torch."""
+    """Write all records and per-image predictions as Parquet files, which are read like the records. Needs no torch."""
     from lowbit_vit.analysis.packing import pack_records
 
     settings, workspace = open_profile(profile, root, reports)
@@ -45,18 +45,15 @@ def show(
     markdown: Markdown = False,
 ) -> None:
     """Print the result table and where the page is."""
-    from lowbit_vit.analysis.results import require_one_origin
+    from lowbit_vit.analysis.results import load_results
     from lowbit_vit.report.columns import to_markdown, to_terminal
     from lowbit_vit.report.tables import result_table_of
-    from lowbit_vit.schema.packed import study_records
 
     settings, workspace = open_profile(profile, root, reports)
-    folder = workspace.records("variants")
-    records = study_records(folder)
-    if not records:
-        raise DataError(f"{folder}: no records; run dvc repro report@{profile} first")
-    require_one_origin(records, folder.parent)
-    table = result_table_of(records, arms=[arm.label for arm in settings.variants.arms])
+    results = load_results(workspace, "variants")
+    if not results:
+        raise DataError(f"{workspace.records('variants')}: no records; run dvc repro report@{profile} first")
+    table = result_table_of(results, arms=[arm.label for arm in settings.variants.arms])
     if markdown:
         print(to_markdown(table), end="")
         return

@@ -201,7 +201,7 @@ def audit(model: VisionTransformer) -> LayerAudit:
         LowbitVitError: a layer of a kind that no plan makes.
     """
     formats = [format_of(base_layer(layer), name=name) for name, layer in encoder_linears(model).items()]
-    return LayerAudit(linears=len(formats), by_format=dict(Counter(weights.name for weights in formats)))
+    return LayerAudit(by_format=dict(Counter(weights.name for weights in formats)))
 
 
 def base_layer(layer: nn.Module) -> nn.Module:

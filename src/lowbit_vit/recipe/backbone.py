@@ -35,7 +35,7 @@ from lowbit_vit.schema.machine import command_line, provenance
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import remove_half_written
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.evaluate import Forward, predict, selection_mask, summarize
+from lowbit_vit.trial.evaluate import Forward, predict, predictions_of_logits, selection_mask
 from lowbit_vit.trial.train import AUTOCAST, seed_everything, train
 
 log = logging.getLogger(__name__)
@@ -261,9 +261,9 @@ def _accuracy(forward: Callable[[Tensor], Forward], profile: Profile, dataset: D
         images = dataset.eval_views[split]
         logits = view_logits(forward, profile, images, title=f"evaluate {title} on {split}")
         selection = selection_mask(len(images.labels), profile.selection_seed)
-        accuracy, _ = summarize(logits, images.labels, selection=selection)
-        result[split] = accuracy["whole"].model_dump(mode="json")
-        log.info("%s, %s: Top-1 %.2f %% of %d images", title, split, 100 * accuracy["whole"].top1, accuracy["whole"].images)
+        found = predictions_of_logits(logits, images.labels, selection=selection).accuracy()
+        result[split] = found.model_dump(mode="json")
+        log.info("%s, %s: Top-1 %.2f %% of %d images", title, split, 100 * found.top1, found.images)
     return result
 
 

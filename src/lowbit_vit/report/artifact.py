@@ -10,13 +10,12 @@ from pathlib import Path
 import jinja2
 
 from lowbit_vit.analysis.claims.ledger import Claim, Judged, Paper, gather, judge, load_paper
-from lowbit_vit.analysis.results import Result, load_all_results
+from lowbit_vit.analysis.results import Result, read_results
 from lowbit_vit.errors import DataError
 from lowbit_vit.report.columns import escape_markdown
 from lowbit_vit.report.ledger import ours_words
 from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS
 from lowbit_vit.schema.config import STUDIES, Profile, Study, load_profile
-from lowbit_vit.schema.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def load_references(root: Path) -> tuple[Paper, list[Reference]]:
 
 def _run(root: Path, folder: Path) -> tuple[Profile, dict[Study, list[Result]]]:
     """The results of a reference run with the profile that its records name."""
-    results = load_all_results(Workspace(root=root, profile=folder.name, elsewhere=folder))
+    results = read_results(folder, STUDIES)
     records = [result.record for study in STUDIES for result in results[study]]
     if not records or not (folder / "README.md").is_file():
         raise DataError(f"{folder}: a reference run needs records/ and a README.md; git checkout it")

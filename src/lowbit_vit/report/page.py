@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from lowbit_vit.analysis.archive import is_archived
 from lowbit_vit.analysis.claims.ledger import Judged, Paper, gather, judge, load_paper
 from lowbit_vit.analysis.tables import Findings, find, write_tables
 from lowbit_vit.report import allocation_tables, ledger, roofline_tables, run_description, tables, verdict
@@ -22,8 +23,7 @@ from lowbit_vit.report.metrics import metrics, status_counts
 from lowbit_vit.report.missing import Missing, not_run
 from lowbit_vit.report.paper_comparison import Beside, beside_paper, paper_table
 from lowbit_vit.schema.claim import VERDICT_MEANS
-from lowbit_vit.schema.config import STUDIES, Profile, Study
-from lowbit_vit.schema.packed import is_packed
+from lowbit_vit.schema.config import STUDIES, Profile
 from lowbit_vit.schema.record import write_atomic
 from lowbit_vit.schema.workspace import Workspace
 
@@ -83,7 +83,7 @@ def write_report(content: Content, folder: Path) -> Path:
         log.info("drawing %s: %s", figure.name, figure.title)
         drawn.append((figure, draw(figure, folder / "figures")))
     page = folder / "report.html"
-    packed = [study for study in STUDIES if is_packed(folder / "records" / study)]
+    packed = is_archived(folder / "records")
     write_atomic(page, _render(content, beside, printed, drawn, packed=packed).encode())
     return page
 
@@ -92,7 +92,7 @@ def printed_tables(findings: Findings) -> dict[str, Table]:
     """The tables of the page and below tables/, by name."""
     frames = findings.tables
     return {
-        "arms": tables.result_table(frames.paper_table, findings.records["variants"]),
+        "arms": tables.result_table(frames.paper_table, findings.results["variants"]),
         "lost": tables.class_table(frames),
         "twins": roofline_tables.execution_table(frames.paper_table),
         "graphs": roofline_tables.graph_table(frames.graphs),
@@ -129,7 +129,7 @@ def _render(
     printed: dict[str, Table],
     drawn: Sequence[tuple[Figure, str | None]],
     *,
-    packed: Sequence[Study],
+    packed: bool,
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lowbit_vit.report", "templates"),
@@ -168,7 +168,7 @@ def _render(
         paper=None if content.paper is None else content.paper.ledger,
         model=run_description.model_words(profile),
         images=run_description.image_words(profile, records),
-        accuracy=run_description.accuracy_words(profile, records),
+        accuracy=run_description.accuracy_words(profile, findings.all_results),
         adaptation=run_description.adaptation_words(profile),
         studies=[(study, status_counts([record.status for record in findings.records[study]])) for study in STUDIES],
         machines=run_description.machines(records),
@@ -177,7 +177,6 @@ def _render(
         table_files=[f"{field.name}.csv" for field in fields(frames)],
         packed=packed,
         # What is said below a table.
-        class_words=tables.class_words(findings.records["variants"]),
         most_classes=tables.MOST_CLASSES,
         graph_words=roofline_tables.graph_words(frames.graphs),
         additivity=allocation_tables.additivity_words(frames.additivity_fits),

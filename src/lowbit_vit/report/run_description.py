@@ -1,12 +1,13 @@
 """What was run: the model, its weights, the images and the machines in words, and what stands behind each number of the page."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Profile, SmallVit, Study
+from lowbit_vit.analysis.results import Result
+from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Profile, SmallVit
 from lowbit_vit.schema.record import Provenance, Record
 
 
@@ -52,10 +53,11 @@ def _image_words(data: DataConfig) -> str:
     return f"{name}, seen at {side} x {side} px"
 
 
-def accuracy_words(profile: Profile, records: Sequence[Record]) -> str:
+def accuracy_words(profile: Profile, results: Sequence[Result]) -> str:
     """What every accuracy on the page is measured on: images, split, n, seeds."""
-    counts = sorted({record.evaluation.whole.images for record in records if record.evaluation is not None})
-    seeds = sorted({record.trial.seed for record in records if record.evaluation is not None})
+    counts = sorted({result.whole.images for result in results if result.whole is not None})
+    seeds = sorted({result.record.trial.seed for result in results if result.whole is not None})
+    records = [result.record for result in results]
     if not counts:
         return "No accuracy was measured."
     n = " or ".join(f"{count:,}" for count in counts)
@@ -121,33 +123,32 @@ def weight_hashes(records: Sequence[Record]) -> list[tuple[str, int]]:
     return Counter(record.model.backbone_sha256 for record in records if record.model is not None).most_common()
 
 
-def provenance_document(records: Sequence[Record], *, packed: Collection[Study] = ()) -> dict[str, Any]:
+def provenance_document(records: Sequence[Record], *, packed: bool = False) -> dict[str, Any]:
     """`entries`: trial id, and its study, seed, status, start and a place in the list of `shared` of each kind in `kinds`.
 
-    `packed`: the studies whose records lie in one file.
+    `packed`: whether the records lie in Parquet files.
 
     The page refers to a record by its place in `entries`. A place is null where the record does not know: the process died
-    before it could say, or the record is of an old version.
+    before it could say.
     """
-    kinds = ("label", "command", "host", "code", "data", "labels", "weights")
+    kinds = ("label", "command", "host", "code", "data", "weights")
     shared: dict[str, dict[Any, int]] = {name: {} for name in kinds}  # a value and its place, in the order of first use
     entries = []
     for record in records:
         made = record.provenance
-        model, evaluation = record.model, record.evaluation
+        model = record.model
         values = {
             "label": record.trial.label,
             "command": made.command if made else None,
             "host": host_facts(made) if made else None,
             "code": record.code_sha256,
             "data": record.data_sha256,
-            "labels": evaluation.labels_sha256 if evaluation else None,
             "weights": model.backbone_sha256 if model else None,
         }
         places = [None if value is None else shared[name].setdefault(value, len(shared[name])) for name, value in values.items()]
         about = [record.trial.study, record.trial.seed, record.status, made.started_utc if made else None, *places]
         entries.append([record.trial_id, about])
-    return {"entries": entries, "kinds": kinds, "shared": {name: list(values) for name, values in shared.items()}, "packed": list(packed)}
+    return {"entries": entries, "kinds": kinds, "shared": {name: list(values) for name, values in shared.items()}, "packed": packed}
 
 
 def places(records: Sequence[Record]) -> Callable[[str], str]:

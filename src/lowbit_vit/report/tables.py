@@ -28,12 +28,12 @@ Row = dict[str, Any]
 MOST_CLASSES = 3
 
 
-def result_table(frame: pl.DataFrame, records: Sequence[Record]) -> Table:
+def result_table(frame: pl.DataFrame, results: Sequence[Result]) -> Table:
     """One line an arm of the paper's table: accuracy, size, latency at each batch size, peak memory, or why it has none.
 
     Args:
         frame: as `paper_table` returns it; the page's columns need its `number`, and the paired comparison.
-        records: for the title and the note.
+        results: for the title and the note.
     """
     rows = []
     for _, lines in frame.group_by("order", "arm", maintain_order=True):
@@ -53,27 +53,27 @@ def result_table(frame: pl.DataFrame, records: Sequence[Record]) -> Table:
         Column("peak MiB", "peak_memory_mib", decimals(1), "{memory_is}"),
         Column("status", status_words, kind="words", style=lambda row: "" if status_words(row) == "success" else "yellow"),
     )
-    title = f"{records[0].trial.profile}: variants" if records else "variants"
-    return Table(title, columns, rows, _result_note(records), records=_all_records, missing=unfinished)
+    title = f"{results[0].record.trial.profile}: variants" if results else "variants"
+    return Table(title, columns, rows, _result_note(results), records=_all_records, missing=unfinished)
 
 
 def _all_records(row: Row) -> str:
     return " ".join(filter(None, (row["records"], row["failed_records"])))
 
 
-def result_table_of(records: Sequence[Record], *, arms: Sequence[str] = ()) -> Table:
+def result_table_of(results: Sequence[Result], *, arms: Sequence[str] = ()) -> Table:
     """The columns of `result_table` that need the records alone, for Markdown and the terminal.
 
     `arms` gives the order (the profile's labels); arms of the paper's table come first without it.
     """
-    ranked = sorted(records, key=lambda record: (record.trial.paper_row is None, record.trial.paper_row or 0, record.trial.label))
-    labels = list(arms) or list(dict.fromkeys(record.trial.label for record in ranked))
-    return result_table(paper_table(variants([Result(record=record, predictions=None) for record in records], arms=labels)), records)
+    trials = (result.record.trial for result in results)
+    ranked = sorted(trials, key=lambda trial: (trial.paper_row is None, trial.paper_row or 0, trial.label))
+    return result_table(paper_table(variants(results, arms=list(arms) or list(dict.fromkeys(trial.label for trial in ranked)))), results)
 
 
-def _result_note(records: Sequence[Record]) -> str:
-    counts = sorted({record.evaluation.whole.images for record in records if record.evaluation is not None})
-    devices = sorted({record.trial.device for record in records if record.evaluation is not None})
+def _result_note(results: Sequence[Result]) -> str:
+    counts = sorted({result.whole.images for result in results if result.whole is not None})
+    devices = sorted({result.record.trial.device for result in results if result.whole is not None})
     images = " or ".join(f"{count:,}" for count in counts) or "no"
     resident = "; peak memory on the cpu is the resident set" if "cpu" in devices else ""
     return f"Top-1 on {images} test images; measured on {', '.join(devices) or 'nothing'}{resident}."
@@ -137,16 +137,6 @@ def _class_column(heading: str, rank: int) -> Column:
         return f"{image_changes(row[rank])} of {row[rank]['images']} images; most wrong ones as {row[rank]['taken_for']}"
 
     return Column(heading, lambda row: row[rank]["class"] if rank < len(row) else "", note=note, kind="words")
-
-
-def class_words(records: Sequence[Record]) -> str:
-    """How the table names a class: by its name where the record has it, else by the number of its label, and then says so."""
-    named = {record.evaluation.class_names is not None for record in records if record.evaluation is not None}
-    if named == {True} or not named:
-        return ""
-    if named == {False}:
-        return "The records do not name their classes: a class is shown by the number of its label."
-    return "Some records do not name their classes: there a class is shown by the number of its label."
 
 
 def time_table(records: Sequence[Record]) -> Table:

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from lowbit_vit.analysis.claims.ledger import Judged
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import compare
 from lowbit_vit.analysis.tables import Findings, Tables
 from lowbit_vit.report.figures.style import FORMAT_NAMES
@@ -95,7 +95,7 @@ def _paired(first: str, second: str, results: Sequence[Result]) -> tuple[float, 
     for seed in sorted({seed for label, seed in found if label == first}):
         pair = [found.get((label, seed)) for label in (first, second)]
         arrays = [result.predictions for result in pair if result is not None and result.predictions is not None]
-        if len(arrays) == 2 and same_images([result for result in pair if result is not None]):
+        if len(arrays) == 2:
             right = [predictions.right for predictions in arrays]
             outcome = compare(right[0], right[1])
             return outcome.difference, outcome.interval.low, outcome.interval.high

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.plan import Frozen
-from lowbit_vit.schema.record import Interval
 
 Verdict = Literal[
     "reproduced",

@@ -21,7 +21,7 @@ from ruamel.yaml.nodes import ScalarNode
 
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.cell_role import CellRole
-from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Plan, WeightFormat, uniform
+from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Label, Plan, WeightFormat, uniform
 
 AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2"]
 Execution = Literal["eager", "cuda_graph", "compile", "compile_graph"]
@@ -418,9 +418,9 @@ class Statistics(Frozen):
 class Trial(Frozen):
     """One cell: all that decides its result. Its identity is the hash of these values."""
 
-    profile: str
+    profile: Label
     study: Study
-    label: str = Field(min_length=1, description="for display; not part of the identity")
+    label: Label = Field(description="for display; not part of the identity")
     roles: tuple[CellRole, ...] = Field(default=(), description="parts that a cell of sensitivity or mixed plays; not part of the identity")
     data: DataConfig
     backbone: Backbone
@@ -495,7 +495,7 @@ def unfit(plan: Plan, qkv: QkvLayout, adaptation: AdaptationMethod) -> str | Non
 class Arm(Frozen):
     """One declared row of the variants study."""
 
-    label: str = Field(min_length=1)
+    label: Label
     weights: WeightFormat
     compute_dtype: ComputeDtype
     attention: AttentionName
@@ -774,7 +774,7 @@ def one_line(error: ValidationError) -> str:
     """Say the first problem in one line: key, what is wrong, the value, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    key = ".".join(_short(part).strip("'") if isinstance(part, str) else str(part) for part in first["loc"]) or "(top level)"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = f"unknown key{_suggestion(first['loc'])}"
@@ -786,7 +786,7 @@ def one_line(error: ValidationError) -> str:
 def _suggestion(location: tuple[int | str, ...]) -> str:
     """Name the allowed key nearest to a misspelt one, looking through every model of this module."""
     known = {name for model in _models() for name in model.model_fields}
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    near = difflib.get_close_matches(str(location[-1])[:60], known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.allocation import PlanFile
 from lowbit_vit.schema.config import AttentionName, Device, Study, Views, one_line
+from lowbit_vit.schema.metrics import Accuracy, percentile
 from lowbit_vit.schema.plan import Frozen, Plan
-from lowbit_vit.schema.record import Accuracy, Provenance, Record
+from lowbit_vit.schema.predictions import Predictions
+from lowbit_vit.schema.record import Provenance, Record
 
-EXPORT_VERSION: Literal[1] = 1
+EXPORT_VERSION: Literal[2] = 2
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 
@@ -26,7 +28,7 @@ class Measured(Frozen):
     device: str = Field(description="the card's or processor's name")
     test: Accuracy = Field(description="on the whole test split")
     report_half: Accuracy = Field(description="on the half of it that nothing was chosen on")
-    predictions_sha256: str = Field(description="of the record's npz")
+    predictions_sha256: str = Field(description="of the record's predictions")
     weight_bytes: int
     p50_ms: dict[int, float] = Field(description="median latency by batch size; empty: not timed")
 
@@ -46,7 +48,7 @@ class ExportCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     kind: Literal["export"] = "export"
-    export_version: Literal[1] = EXPORT_VERSION
+    export_version: Literal[2] = EXPORT_VERSION
     load: str = Field(description="how to use it")
     made: str = Field(description="how the high-precision weights were made, in one sentence")
     licence: dict[str, str] = Field(description="of the images, of the weights that these started from, of a teacher")
@@ -74,8 +76,8 @@ class ExportCard(BaseModel):
         return self
 
 
-def measured_of(record: Record) -> Measured | None:
-    """The metrics of a record; None without an evaluation."""
+def measured_of(record: Record, predictions: Predictions) -> Measured | None:
+    """The metrics of a record and its predictions; None without an evaluation."""
     if record.evaluation is None or record.model is None or record.provenance is None:
         return None
     timed = () if record.measurement is None else record.measurement.latency
@@ -84,11 +86,11 @@ def measured_of(record: Record) -> Measured | None:
         trial_id=record.trial_id,
         label=record.trial.label,
         device=(record.provenance.gpu if record.trial.device == "cuda" else None) or record.provenance.cpu,
-        test=record.evaluation.whole,
-        report_half=record.evaluation.report,
+        test=predictions.accuracy(),
+        report_half=predictions.accuracy(~predictions.selection),
         predictions_sha256=record.evaluation.predictions_sha256,
         weight_bytes=record.model.weight_bytes,
-        p50_ms={latency.batch_size: latency.p50_ms for latency in timed},
+        p50_ms={latency.batch_size: percentile(latency.samples_ms, 0.5) for latency in timed},
     )
 
 

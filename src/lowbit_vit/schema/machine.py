@@ -20,7 +20,7 @@ from typing import Any
 
 from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Device, Execution, Profile, Study
 from lowbit_vit.schema.plan import Plan, uniform
-from lowbit_vit.schema.record import Provenance
+from lowbit_vit.schema.record import Provenance, shorten
 
 try:
     import pynvml
@@ -105,7 +105,7 @@ def provenance(command: str) -> Provenance:
         image_digest=os.environ.get("LOWBIT_VIT_IMAGE_DIGEST"),
         image_pinned={"1": True, "0": False}.get(os.environ.get("LOWBIT_VIT_IMAGE_PINNED", "")),
         container_runtime=os.environ.get("LOWBIT_VIT_CONTAINER_RUNTIME"),
-        command=command,
+        command=shorten(command),
     )
 
 

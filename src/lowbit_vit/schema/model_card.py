@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from lowbit_vit.schema.config import Profile
-from lowbit_vit.schema.record import Accuracy
+from lowbit_vit.schema.metrics import Accuracy
 from lowbit_vit.schema.workspace import Workspace
 
 

@@ -6,12 +6,27 @@ chooses from). Pure data: no torch.
 """
 
 import fnmatch
+import re
 from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from lowbit_vit.errors import ConfigError
+
+LABEL_LENGTH, TEXT_LENGTH = 200, 2000
+# Line ends and other control characters, and those that turn the direction of writing.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _one_line(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+Text = Annotated[str, Field(max_length=TEXT_LENGTH), AfterValidator(_one_line)]
+Label = Annotated[str, Field(min_length=1, max_length=LABEL_LENGTH), AfterValidator(_one_line)]
 
 
 class Frozen(BaseModel):

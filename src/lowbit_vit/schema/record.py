@@ -1,283 +1,331 @@
 """The output of the study: one JSON record a trial, versioned, with units in the field names.
 
-Beside each successful record lies `<trial_id>.npz` with the per-image predictions. Records are written atomically: a
-reader sees the old file or the new one, never a part. No torch.
+A record holds raw values alone: what was configured, counted, timed. What follows from them is computed (`schema/metrics.py`), so
+that no record can contradict itself. Beside each successful record lies `<trial_id>.npz` with the per-image predictions. Records are
+written atomically: a reader sees the old file or the new one, never a part. No torch.
 """
 
 import hashlib
-import io
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
-from zipfile import BadZipFile
+from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.config import Trial, one_line
-from lowbit_vit.schema.plan import Frozen
+from lowbit_vit.schema.cell_role import fits, label_of
+from lowbit_vit.schema.config import Device, Measurement, Trial, one_line
+from lowbit_vit.schema.plan import TEXT_LENGTH, Frozen, Text
 
-RECORD_VERSION = 2
+RECORD_VERSION: Literal[3] = 3
+FIRST_EDITION = "97d7bc9"  # the last commit that reads records of versions 1 and 2, and packed ones
+LEAST_SAMPLES = 10  # of a latency: kept even if they take longer than Measurement.seconds
 Status = Literal["success", "oom", "timeout", "failed", "skipped"]
+KERNEL_CLASSES = ("gemm", "quantize", "attention", "norm_elementwise", "copy", "other")
+
+# Bounds far beyond what can be measured, so that sums and ratios of what is within them stay finite.
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
+Microseconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1, le=1e21, allow_inf_nan=False)]
+KernelClass = Annotated[str, Field(pattern=f"^({'|'.join(KERNEL_CLASSES)})$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+TrialId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")]
+
+
+def _is_time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
 
 
 class Provenance(Frozen):
     """Where, when and with what a record was made. A fact that could not be read is null, never guessed."""
 
-    started_utc: str = Field(description="ISO 8601")
-    host_os: str
-    python: str
-    packages: dict[str, str] = Field(description="name -> version of what decides a number")
-    cpu: str
-    cpu_cores: int
-    threads: int | None = Field(description="torch intra-op threads; null: no torch in the process that wrote this")
-    memory_gib: float
-    gpu: str | None
-    gpu_uuid: str | None
-    gpu_memory_gib: float | None
-    driver: str | None
-    cuda: str | None
-    git_revision: str | None
+    started_utc: Annotated[Text, AfterValidator(_is_time)] = Field(description="ISO 8601")
+    host_os: Text
+    python: Text
+    packages: dict[Text, Text] = Field(description="name -> version of what decides a number")
+    cpu: Text
+    cpu_cores: Positive
+    threads: Positive | None = Field(description="torch intra-op threads; null: no torch in the process that wrote this")
+    memory_gib: float = Field(gt=0, le=1e9, allow_inf_nan=False)
+    gpu: Text | None
+    gpu_uuid: Text | None
+    gpu_memory_gib: float | None = Field(gt=0, le=1e9, allow_inf_nan=False)
+    driver: Text | None
+    cuda: Text | None
+    git_revision: Text | None
     git_dirty: bool | None
-    image_digest: str | None = Field(description="of the container; null: not run in one")
+    image_digest: Text | None = Field(description="of the container; null: not run in one")
     image_pinned: bool | None = Field(default=None, description="whether the profile names that image; null: not run in a container")
-    container_runtime: str | None = Field(default=None, description="docker or podman; null: not started by us in a container")
-    command: str
+    container_runtime: Text | None = Field(default=None, description="docker or podman; null: not started by us in a container")
+    command: Text
 
 
 class Clocks(Frozen):
-    """The card's state beside a timing, from NVML."""
+    """The GPU's state beside a timing, from NVML."""
 
-    sm_mhz: int
-    memory_mhz: int
-    temperature_c: int
-    throttle_reasons: str
+    sm_mhz: Count
+    memory_mhz: Count
+    temperature_c: int = Field(ge=-100, le=1000)
+    throttle_reasons: Text
 
 
 class LayerAudit(Frozen):
     """What the encoder's linears became: counted on the model itself after conversion, not from the plan."""
 
-    linears: int = Field(description="encoder linears in all; 144 in ViT-L/16 with separate q, k, v")
-    by_format: dict[str, int] = Field(description="format name -> number of linears")
+    by_format: dict[Text, Positive] = Field(min_length=1, description="format name -> number of linears")
+
+    @property
+    def linears(self) -> int:
+        """Encoder linears in all; 144 in ViT-L/16 with separate q, k, v."""
+        return sum(self.by_format.values())
 
 
 class ModelFacts(Frozen):
     """Sizes of the model that was measured."""
 
-    backbone_sha256: str = Field(description="of the high-precision checkpoint file the trial started from")
-    base_sha256: str | None = Field(
-        default=None, description="of backbone.safetensors: that file, or what it was adapted from; null: a record of version 1"
-    )
-    parameters: int = Field(description="of the model before quantization and adapters")
-    trainable_parameters: int = Field(description="adapters and head; 0 where nothing was trained")
+    backbone_sha256: Sha256 = Field(description="of the high-precision checkpoint file the trial started from")
+    base_sha256: Sha256 = Field(description="of backbone.safetensors: that file, or what it was adapted from")
+    parameters: Positive = Field(description="of the model before quantization and adapters")
+    trainable_parameters: Count = Field(description="adapters and head; 0 where nothing was trained")
     layers: LayerAudit
-    weight_bytes: int = Field(description="weights with scales, absmax and adapters, as held in memory")
-    file_bytes: int = Field(description="of the saved safetensors + JSON, as it really is on disk")
+    weight_bytes: Positive = Field(description="weights with scales, absmax and adapters, as held in memory")
+    file_bytes: Positive = Field(description="of the saved safetensors + JSON, as it really is on disk")
 
 
 class TrainingResult(Frozen):
     """One fine-tuning run."""
 
-    epochs: int
-    steps: int
-    seconds: float
-    images_per_s: float
-    loss: tuple[float, ...] = Field(description="mean training loss of each epoch")
-    peak_allocated_bytes: int | None = Field(description="CUDA allocator peak; null on the CPU")
-
-
-class Accuracy(Frozen):
-    """Metrics of one set of images."""
-
-    images: int
-    top1: float
-    top5: float
-    macro_f1: float
-    loss: float = Field(description="mean cross-entropy, nats")
+    steps: Positive
+    seconds: Seconds
+    loss: tuple[Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)], ...] = Field(
+        min_length=1, description="mean training loss of each epoch"
+    )
+    peak_allocated_bytes: Positive | None = Field(description="CUDA allocator peak; null on the CPU")
 
 
 class EvaluationResult(Frozen):
-    """Accuracy on the whole test split and on its two halves; the images themselves are in the npz."""
+    """The pass over the test images; what came of each of them is in the predictions."""
 
     split: Literal["test"]
-    whole: Accuracy
-    selection: Accuracy
-    report: Accuracy
-    seconds: float = Field(description="of a scan's cell: beyond what other cells had computed before it")
-    images_per_s: float
-    predictions_sha256: str = Field(description="of the npz's bytes")
-    labels_sha256: str = Field(description="of ids and labels: only records that share it may be compared image by image")
-    class_names: tuple[str, ...] | None = Field(default=None, description="in the order of the labels; null in older records")
-    block_evaluations: int | None = Field(
-        default=None, description="of all images, that a scan did for this cell alone; null: nothing was shared, or an older record"
+    seconds: Seconds = Field(gt=0, description="of a scan's cell: beyond what other cells had computed before it")
+    predictions_sha256: Sha256 = Field(description="of the predictions' arrays (Predictions.sha256)")
+    class_names: tuple[Text, ...] = Field(min_length=2, description="in the order of the labels")
+    block_evaluations: Count | None = Field(
+        default=None, description="of all images, that a scan did for this cell alone; null: nothing was shared"
     )
 
 
-class Interval(Frozen):
-    """A 95 % confidence interval."""
-
-    low: float
-    high: float
-
-
 class Latency(Frozen):
-    """Latency of one batch size. A percentile without enough samples for a finite interval is null."""
+    """The calls of one batch size."""
 
-    batch_size: int
-    samples_ms: tuple[float, ...] = Field(description="raw, in order, rounded to 0.1 us")
-    first_call_ms: float
-    mean_ms: float
-    p50_ms: float
-    p50_ci_ms: Interval | None
-    p95_ms: float | None
-    p95_ci_ms: Interval | None
-    p99_ms: float | None
-    p99_ci_ms: Interval | None
-    images_per_s: float = Field(description="batch_size / mean latency")
+    batch_size: Positive
+    samples_ms: tuple[Milliseconds, ...] = Field(min_length=LEAST_SAMPLES, description="raw, in order, rounded to 0.1 us")
+    first_call_ms: Milliseconds
     clocks_before: Clocks | None
     clocks_after: Clocks | None
 
 
 class Memory(Frozen):
-    """Memory of one batch size: CUDA allocator and NVML on a card, resident set on the CPU.
+    """Memory of one batch size: CUDA allocator and NVML on a GPU, resident set on the CPU.
 
-    On a card the peak is what was there before (weights and one batch of images), the libraries' workspaces, and what is left:
+    On a GPU the peak is what was there before (weights and one batch of images), the libraries' workspaces, and what is left:
     activations and the kernels' own scratch, dequantized weights among them.
     """
 
-    batch_size: int
-    peak_allocated_bytes: int | None
-    peak_reserved_bytes: int | None
-    process_bytes: int | None = Field(description="NVML's figure for this process")
-    peak_resident_bytes: int | None = Field(description="host, CPU trials only")
-    before_bytes: int | None = Field(default=None, description="allocated before the first call; null: CPU, or an older record")
-    workspace_bytes: int | None = Field(default=None, description="what cuBLAS keeps after it; null: CPU, or an older record")
+    batch_size: Positive
+    peak_allocated_bytes: Positive | None
+    peak_reserved_bytes: Positive | None
+    process_bytes: Positive | None = Field(description="NVML's figure for this process")
+    peak_resident_bytes: Positive | None = Field(description="host, CPU trials only")
+    before_bytes: Count | None = Field(default=None, description="allocated before the first call; null: CPU")
+    workspace_bytes: Count | None = Field(default=None, description="what cuBLAS keeps after it; null: CPU")
+
+    @model_validator(mode="after")
+    def _peaks_are_ordered(self) -> Self:
+        sizes = [size for size in (self.before_bytes, self.peak_allocated_bytes, self.peak_reserved_bytes) if size is not None]
+        if sizes != sorted(sizes):
+            raise ValueError("before_bytes, peak_allocated_bytes and peak_reserved_bytes must not fall")
+        return self
 
 
 class KernelTime(Frozen):
-    """Where one forward's time goes, by kernel class. On the CPU the classes are of operators, and idle is null."""
+    """Where one forward's time goes, by kernel class. On the CPU the classes are of operators."""
 
-    batch_size: int
-    device: Literal["cpu", "cuda"]
-    wall_us: float
-    by_class_us: dict[str, float] = Field(
-        description="gemm, quantize, attention, norm_elementwise, copy, other; where kernels overlap, the time is the earlier one's"
-    )
-    idle_us: float | None = Field(description="wall minus busy")
-    launches: int | None
-    host_syncs: int | None
-    attention_kernels: tuple[str, ...] = Field(description="names that confirm the attention label")
-    low_bit_kernels: tuple[str, ...] | None = Field(
-        default=None, description="names of those that read or make low-bit values: the way bitsandbytes took; null: an older record"
-    )
+    batch_size: Positive
+    wall_us: Microseconds | None = Field(description="of the traced forward; null: a GPU, whose latency is measured without the profiler")
+    by_class_us: dict[KernelClass, Microseconds] = Field(min_length=1, description="where kernels overlap, the time is the earlier one's")
+    launches: Count | None = Field(description="null: CPU")
+    host_syncs: Count | None = Field(description="null: CPU")
+    attention_kernels: tuple[Text, ...] = Field(min_length=1, description="names that confirm the attention label")
+    low_bit_kernels: tuple[Text, ...] = Field(description="names of those that read or make low-bit values: the way bitsandbytes took")
 
 
 class Ceilings(Frozen):
     """What the device itself gives, measured beside the latencies: the two lines of a roofline."""
 
-    matmul_flops_per_s: float = Field(description="one square matrix product in the trial's compute dtype")
-    matmul_side: int = Field(description="rows and columns of its matrices")
-    copy_bytes_per_s: float = Field(description="a copy on the device: bytes read plus bytes written")
-    copy_bytes: int = Field(description="read plus written by one copy")
+    matmul_flops_per_s: Rate = Field(description="one square matrix product in the trial's compute dtype")
+    matmul_side: Positive = Field(description="rows and columns of its matrices")
+    copy_bytes_per_s: Rate = Field(description="a copy on the device: bytes read plus bytes written")
+    copy_bytes: Positive = Field(description="read plus written by one copy")
 
 
 class Work(Frozen):
     """The least that one batch asks of any implementation."""
 
-    batch_size: int
-    flop: float = Field(description="a multiply-add counts two; counted from the architecture, adapters not counted")
-    least_bytes: int = Field(description="weights as stored, images in, logits out: each moved once")
+    batch_size: Positive
+    flop: Rate = Field(description="a multiply-add counts two; counted from the architecture, adapters not counted")
+    least_bytes: Positive = Field(description="weights as stored, images in, logits out: each moved once")
 
 
 class Invariance(Frozen):
     """Whether an image's prediction depends on the size of its batch: the same images, predicted at two batch sizes."""
 
-    images: int
-    batch_sizes: tuple[int, int]
-    flips: int = Field(description="images whose most likely class is another one")
-    max_abs_logit_difference: float
+    images: Positive
+    batch_sizes: tuple[Positive, Positive]
+    flips: Count = Field(description="images whose most likely class is another one")
+    max_abs_logit_difference: float = Field(ge=0, le=1e38, allow_inf_nan=False)
     bit_equal: bool = Field(description="all logits, as fp32")
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        if self.flips > self.images:
+            raise ValueError(f"flips {self.flips} of {self.images} images")
+        if self.bit_equal and (self.flips or self.max_abs_logit_difference):
+            raise ValueError("bit_equal logits that differ")
+        return self
 
 
 class MeasurementResult(Frozen):
     """All that a timing trial measured."""
 
-    exclusive: bool | None = Field(description="no other process on the card; null: unknown, or a CPU trial; false: told not to mind")
+    exclusive: bool | None = Field(description="no other process on the GPU; null: unknown, or a CPU trial; false: told not to mind")
     latency: tuple[Latency, ...]
     memory: tuple[Memory, ...]
     kernels: tuple[KernelTime, ...]
-    work: tuple[Work, ...] = Field(default=(), description="empty: an older record")
-    ceilings: Ceilings | None = Field(default=None, description="null: an older record")
+    work: tuple[Work, ...]
+    ceilings: Ceilings
     invariance: Invariance | None = Field(default=None, description="null: the profile did not ask for it")
 
 
 class Record(Frozen):
     """One trial's result."""
 
-    record_version: Literal[2] = 2
-    trial_id: str
+    record_version: Literal[3] = RECORD_VERSION
+    trial_id: TrialId
     status: Status
-    reason: str | None = Field(description="null on success, else one line")
+    reason: Text | None = Field(description="null on success, else one line")
     trial: Trial
     provenance: Provenance | None = Field(description="null if the process died before it could say")
-    code_sha256: str | None = Field(description="of the modules that every trial imports (schema/code.py); null: a record of version 1")
-    formats_sha256: str | None = Field(
-        default=None, description="of the modules that its plan's formats add; null: high precision, or no result"
-    )
-    data_sha256: str | None = Field(default=None, description="of the prepared images; null: no result, or a record of version 1")
+    code_sha256: Sha256 = Field(description="of the modules that every trial imports (schema/code.py)")
+    formats_sha256: Sha256 | None = Field(default=None, description="of the modules that its plan's formats add; null: none, or no result")
+    data_sha256: Sha256 | None = Field(default=None, description="of the prepared images; null: no result")
     model: ModelFacts | None = None
     training: TrainingResult | None = None
     evaluation: EvaluationResult | None = None
     measurement: MeasurementResult | None = None
-    durations_s: dict[str, float] = Field(default_factory=dict, description="wall seconds of each part of the trial")
-    attempts: int = Field(default=1, ge=1)
+    durations_s: dict[Text, Seconds] = Field(default_factory=dict, description="wall seconds of each part of the trial")
+    attempts: int = Field(default=1, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        trial = self.trial
+        if self.trial_id != trial.trial_id:
+            yield f"trial_id: {self.trial_id} is not that of its trial, {trial.trial_id}"
+        succeeded = self.status == "success"
+        if succeeded == (self.reason is not None):
+            yield f"reason: must be {'null on success' if succeeded else f'given where status is {self.status}'}"
+        asked = {
+            "provenance": succeeded or self.provenance is not None,
+            "data_sha256": succeeded,
+            "model": succeeded,
+            "training": succeeded and trial.adaptation == "qlora",
+            "evaluation": succeeded,
+            "measurement": succeeded and trial.measurement is not None,
+        }
+        for name, wanted in asked.items():
+            if wanted != (getattr(self, name) is not None):
+                yield f"{name}: must be {'given' if wanted else 'null'} for this trial where status is {self.status}"
+        if trial.roles and trial.label != " = ".join(map(label_of, trial.roles)):
+            yield f"trial.label: {trial.label} is not that of trial.roles"
+        for role in trial.roles:
+            if not fits(role, trial.plan, depth=trial.backbone.depth):
+                yield f"trial.roles: {label_of(role)} is not what the plan does"
+        if self.model is not None:
+            yield from self._model_problems(self.model)
+        if self.training is not None and trial.lora is not None and len(self.training.loss) != trial.lora.training.epochs:
+            yield f"training.loss: {len(self.training.loss)} values of {trial.lora.training.epochs} epochs"
+        if self.measurement is not None and trial.measurement is not None:
+            yield from _measurement_problems(self.measurement, trial.measurement, trial.device)
+
+    def _model_problems(self, model: ModelFacts) -> Iterator[str]:
+        known = {"high", *(rule.weights.name for rule in self.trial.plan.rules)}
+        if not set(model.layers.by_format) <= known:
+            yield f"model.layers.by_format: {', '.join(model.layers.by_format)}, but the plan has {', '.join(sorted(known))}"
+        if self.trial.adaptation != "qlora" and model.trainable_parameters:
+            yield f"model.trainable_parameters: {model.trainable_parameters} where nothing was trained"
+        if self.trial.adaptation != "ptq" and model.base_sha256 != model.backbone_sha256:
+            yield "model.base_sha256: not backbone_sha256, though the trial started from the backbone itself"
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Per-image results of N test images, packed small; order is the test split's.
-
-    Attributes:
-        label: uint16 [N].
-        top5: uint16 [N, min(5, classes)], best first.
-        loss: float32 [N], cross-entropy in nats.
-        margin: float32 [N], the label's logit minus the best other.
-        selection: bool [N], true in the selection half, false in the report half.
-        kl: float32 [N], KL(high precision || this) in nats; None where no reference was at hand.
-    """
-
-    label: npt.NDArray[np.uint16]
-    top5: npt.NDArray[np.uint16]
-    loss: npt.NDArray[np.float32]
-    margin: npt.NDArray[np.float32]
-    selection: npt.NDArray[np.bool_]
-    kl: npt.NDArray[np.float32] | None
-
-    def to_bytes(self) -> bytes:
-        """The npz file's bytes, equal for equal arrays (numpy stamps every member 1980-01-01)."""
-        buffer = io.BytesIO()
-        arrays = {name: value for name, value in vars(self).items() if value is not None}
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        return buffer.getvalue()
+def _measurement_problems(measured: MeasurementResult, config: Measurement, device: Device) -> Iterator[str]:
+    sizes = {
+        "latency": [item.batch_size for item in measured.latency],
+        "memory": [item.batch_size for item in measured.memory],
+        "work": [item.batch_size for item in measured.work],
+        "kernels": [item.batch_size for item in measured.kernels],
+    }
+    for name, found in sizes.items():
+        wanted = list(config.batch_sizes) if name != "kernels" or config.trace else []
+        if found != wanted:
+            yield f"measurement.{name}: batch sizes {found}, the trial asks for {wanted}"
+    most = max((len(latency.samples_ms) for latency in measured.latency), default=0)
+    if most > config.samples:
+        yield f"measurement.latency.samples_ms: {most} samples, the trial asks for {config.samples}"
+    for name, items in (("memory", measured.memory), ("kernels", measured.kernels)):
+        for item in items:
+            yield from (f"measurement.{name}.{problem}" for problem in _misplaced(item, device))
+    invariance, images = measured.invariance, config.invariance_images
+    if invariance is None or images is None:
+        if invariance is not None or images is not None:
+            yield f"measurement.invariance: must be {'null' if images is None else 'given'} for this trial"
+    elif invariance.batch_sizes != (min(config.batch_sizes), max(config.batch_sizes)) or invariance.images > images:
+        yield f"measurement.invariance: batch_sizes or images are not those that the trial asks for, {config.batch_sizes} and {images}"
 
 
-def load_predictions(path: Path) -> Predictions:
-    """Read a predictions file.
+# Whether a field is of one device: there it must be given (True) or may be (False), on the other it must be null.
+_FIELDS: dict[str, tuple[Device, bool]] = {
+    "peak_allocated_bytes": ("cuda", True),
+    "peak_reserved_bytes": ("cuda", True),
+    "before_bytes": ("cuda", True),
+    "workspace_bytes": ("cuda", True),
+    "process_bytes": ("cuda", False),
+    "peak_resident_bytes": ("cpu", False),
+    "launches": ("cuda", True),
+    "host_syncs": ("cuda", True),
+    "wall_us": ("cpu", True),
+}
 
-    Raises:
-        DataError: missing, damaged, or without a field.
-    """
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return Predictions(kl=arrays.pop("kl", None), **arrays)
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path}: not a predictions file ({type(error).__name__}); delete it and its .json, then run again") from error
+
+def _misplaced(item: Memory | KernelTime, device: Device) -> Iterator[str]:
+    for name, value in item:
+        of, needed = _FIELDS.get(name, (device, False))
+        if value is None and needed and device == of:
+            yield f"{name}: must be given on {device}"
+        if value is not None and device != of:
+            yield f"{name}: must be null on {device}"
 
 
 def sha256(content: bytes) -> str:
@@ -334,29 +382,78 @@ def write_record(record: Record, folder: Path, predictions: bytes | None = None)
     return path
 
 
+def shorten(text: str) -> str:
+    """The text as one line that a record may hold: control characters become blanks, and its end is cut."""
+    line = "".join(character if character.isprintable() else " " for character in text).strip()
+    return line if len(line) <= TEXT_LENGTH else f"{line[: TEXT_LENGTH - 3]}..."
+
+
+def parse_record(text: str | bytes, *, source: str) -> Record:
+    """Validate the JSON text of one record.
+
+    Args:
+        text: JSON.
+        source: file, and what in it, for the message.
+
+    Raises:
+        DataError: not JSON, of another version, or not of this schema.
+    """
+    again = "copy it again, or delete it and run the study again"
+    try:
+        content = parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: not a record ({str(error).splitlines()[0]}); {again}") from error
+    version = content.get("record_version") if isinstance(content, dict) else None
+    if version in (1, 2) and not isinstance(version, bool):
+        raise DataError(
+            f"{source}: record_version {version} is of the first edition; run the study again with this version, "
+            f"or read it with commit {FIRST_EDITION} of this repository"
+        )
+    if version != RECORD_VERSION:
+        raise DataError(f"{source}: record_version {str(version)[:40]!r}; this program reads {RECORD_VERSION}; {again}")
+    try:
+        return Record.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise DataError(f"{source}: {one_line(error)}; {again}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of a JSON text in which no object has a key twice.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)[:60]!r} is there twice")
+    return found
+
+
 def read_record(path: Path) -> Record:
     """Read one record.
 
-    A record of version 1 does not say which code and images made it: those hashes are null.
-
     Raises:
-        DataError: not JSON, of an unknown version, or not of this schema.
+        DataError: as `parse_record`, or the file cannot be read, or its name is not the trial's.
     """
     try:
-        text = path.read_text()
-        content: Any = json.loads(text)
-        version = content.get("record_version") if isinstance(content, dict) else None
-        if version == 1:
-            text = json.dumps(content | {"record_version": RECORD_VERSION, "code_sha256": None})
-        elif version != RECORD_VERSION:
-            raise DataError(f"{path}: record_version {version!r}; this program reads 1 and {RECORD_VERSION}")
-        return Record.model_validate_json(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not a record ({error}); delete it and run again") from error
-    except ValidationError as error:
-        raise DataError(f"{path}: {one_line(error)}") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: not a record ({error.strerror}); copy it again, or run the study again") from error
+    record = parse_record(content, source=str(path))
+    if path.stem != record.trial_id:
+        raise DataError(f"{path}: key trial_id: {record.trial_id}, so its name must be {record.trial_id}.json; copy it again, or delete it")
+    return record
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Read every record below a folder, sorted by path. An empty or missing folder gives an empty list."""
+    """Read every record below a folder, sorted by path. An empty or missing folder gives an empty list.
+
+    Raises:
+        DataError: as `read_record`.
+    """
     return [read_record(path) for path in sorted(folder.rglob("*.json")) if not path.name.startswith(".")]

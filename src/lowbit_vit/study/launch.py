@@ -20,7 +20,7 @@ import psutil
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Limits, Trial
-from lowbit_vit.schema.record import Provenance, Record, Status, read_record
+from lowbit_vit.schema.record import Provenance, Record, Status, read_record, shorten
 from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.study.container import Container, Starter
 from lowbit_vit.study.lifeline import LIFELINE
@@ -88,7 +88,8 @@ def launch(
 
 def without_result(trial: Trial, *, status: Status, reason: str, provenance: Provenance | None = None) -> Record:
     """A record that holds nothing but its status and the reason."""
-    return Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=provenance, code_sha256=code_sha256())
+    why = shorten(reason)
+    return Record(trial_id=trial.trial_id, status=status, reason=why, trial=trial, provenance=provenance, code_sha256=code_sha256())
 
 
 def log_file(workspace: Workspace, trials: Sequence[Trial], verb: Verb) -> Path:

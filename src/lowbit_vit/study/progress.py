@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.predictions import parse_predictions
 from lowbit_vit.schema.record import Record
 
 # Redraws a second: so rare that a timing trial does not feel them.
@@ -48,12 +49,12 @@ class StudyProgress:
         self._running[process] = {trial.trial_id for trial in trials}
         self._say(f"running   {trials[0].label}" if len(trials) == 1 else f"running   {len(trials)} cells in one process")
 
-    def finish(self, record: Record) -> None:
-        """Note that a trial has its record."""
+    def finish(self, record: Record, predictions: bytes | None) -> None:
+        """Note that a trial has its record, with the content of its predictions' file."""
         for trials in self._running.values():
             trials.discard(record.trial_id)
         word = "finished" if record.status == "success" else record.status
-        top1 = f"  Top-1 {record.evaluation.whole.top1:.1%}" if record.evaluation else ""
+        top1 = f"  Top-1 {parse_predictions(predictions, source=record.trial_id).accuracy().top1:.1%}" if predictions else ""
         why = f": {record.reason}" if record.reason else ""
         self._progress.advance(self._task)
         self._say(f"{word:9} {record.trial.label}{top1}{why}")

@@ -17,7 +17,8 @@ from lowbit_vit.schema.code import code_sha256, is_current
 from lowbit_vit.schema.config import Profile, Study, Trial
 from lowbit_vit.schema.machine import provenance, why_unavailable
 from lowbit_vit.schema.plan import SensitivityScores
-from lowbit_vit.schema.record import Record, read_record, remove_half_written, sha256, write_record
+from lowbit_vit.schema.predictions import check_predictions, parse_predictions, read_predictions
+from lowbit_vit.schema.record import Record, read_record, remove_half_written, write_record
 from lowbit_vit.schema.stage_documents import read_stage_document
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import CELL_SEED
@@ -121,7 +122,9 @@ def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: 
         return "made from other weights"
     if present.gpu_kind is not None and trial.measurement is not None and trial.device == "cuda" and not _is_of_kind(gpu, present.gpu_kind):
         return "timed on another GPU"
-    if not arrays.exists() or (record.evaluation and sha256(arrays.read_bytes()) != record.evaluation.predictions_sha256):
+    try:
+        read_predictions(arrays, record)
+    except DataError:
         return "with missing or damaged predictions"
     return None
 
@@ -218,10 +221,11 @@ def put_record(record: Record, predictions: bytes | None, workspace: Workspace, 
         The record with `attempts`: how often the trial has now been tried without success in between.
 
     Raises:
-        DataError: the predictions are not those that the record names, or a file cannot be written.
+        DataError: the predictions are not those of the record, or a file cannot be written.
     """
-    if record.evaluation is not None and (predictions is None or sha256(predictions) != record.evaluation.predictions_sha256):
-        raise DataError(f"{record.trial_id}: the predictions that came with the record are not those that it names; run again")
+    if record.evaluation is not None:
+        source = f"{record.trial_id}.npz"
+        check_predictions(parse_predictions(predictions or b"", source=source), record, source=source)
     folder = workspace.records(record.trial.study)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -231,7 +235,7 @@ def put_record(record: Record, predictions: bytes | None, workspace: Workspace, 
     else:
         attempts = 1 if before.status in ("success", "skipped") else before.attempts + 1
     record = record.model_copy(update={"attempts": attempts + lost})
-    write_record(record, folder, predictions)
     if predictions is None:
         (folder / f"{record.trial_id}.npz").unlink(missing_ok=True)
+    write_record(record, folder, predictions)
     return record

@@ -11,7 +11,7 @@ from itertools import pairwise
 from lowbit_vit.schema.plan import HighPrecision, Weights
 
 # What one block costs in a format, in blocks of 16 bits: kernels of a ViT-L/16 at batch 32 on an H200, eager, int8 with threshold 0
-# (reports/reference/h200-2026-11). Elsewhere the ratios differ, and scans are a little less equal.
+# (reports/reference/h200). Elsewhere the ratios differ, and scans are a little less equal.
 _OF_FORMAT = {"high": 1.0, "nf4": 1.0, "int8": 2.2}
 _OF_CELL = 1.0  # what every cell costs beside its blocks: conversions, the head, sums over the images
 

@@ -279,4 +279,5 @@ class _Submitter:
                 "version; run the same command again, with an image of this version"
             )
         if waiting.pop(record.trial_id, None) is not None:
-            self._progress.finish(put_record(record, predictions, self._workspace, lost=self._lost[record.trial_id]))
+            record = put_record(record, predictions, self._workspace, lost=self._lost[record.trial_id])
+            self._progress.finish(record, predictions)

@@ -4,7 +4,6 @@ Whatever is chosen from data (which blocks to spare) is chosen on the selection 
 are kept for every image, so that later comparisons are paired.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,7 +18,8 @@ from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import Device, Trial, Views
-from lowbit_vit.schema.record import Accuracy, EvaluationResult, Predictions, sha256
+from lowbit_vit.schema.predictions import Predictions
+from lowbit_vit.schema.record import EvaluationResult
 
 Logits = npt.NDArray[np.float32]
 Forward = Callable[[Tensor], Tensor]
@@ -38,7 +38,7 @@ def evaluate(
         reference_logits: the high-precision model's, or None.
 
     Returns:
-        The metrics, and the bytes of the predictions file.
+        What is recorded of the pass, and the bytes of the predictions file.
     """
     images = dataset.eval_views["test"]
     started = time.perf_counter()
@@ -69,21 +69,15 @@ def assess(
     """
     images = dataset.eval_views["test"]
     selection = selection_mask(len(images.labels), trial.selection_seed)
-    accuracy, predictions = summarize(logits, images.labels, selection=selection, reference_logits=reference_logits)
-    content = predictions.to_bytes()
+    predictions = predictions_of_logits(logits, images.labels, selection=selection, reference_logits=reference_logits)
     result = EvaluationResult(
         split="test",
-        whole=accuracy["whole"],
-        selection=accuracy["selection"],
-        report=accuracy["report"],
         seconds=seconds,
-        images_per_s=len(images.labels) / seconds,
-        predictions_sha256=sha256(content),
-        labels_sha256=sha256(json.dumps([images.ids, images.labels.tolist()]).encode()),
+        predictions_sha256=predictions.sha256(),
         class_names=dataset.class_names,
         block_evaluations=block_evaluations,
     )
-    return result, content
+    return result, predictions.to_bytes()
 
 
 def predict(
@@ -155,74 +149,38 @@ def selection_mask(n: int, seed: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def summarize(
+def predictions_of_logits(
     logits: Logits,
     labels: npt.NDArray[np.int64],
     *,
     selection: npt.NDArray[np.bool_],
     reference_logits: Logits | None = None,
-) -> tuple[dict[str, Accuracy], Predictions]:
-    """Turn logits into metrics of the whole, the selection half and the report half, and per-image predictions.
+) -> Predictions:
+    """What is kept of each image. Of equal logits the smaller class number is the more likely one.
 
     Args:
         logits: float32 [N, C].
         labels: int64 [N].
         selection: bool [N], true in the selection half.
         reference_logits: the high-precision model's, float32 [N, C]; adds KL(high precision || this) of each image in nats.
-
-    Returns:
-        Accuracy under the keys whole, selection, report; and the predictions.
     """
-    ranks = _ranking(logits)
-    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    five = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     rows = np.arange(len(labels))
-    loss = -log_p[rows, labels]
     others = logits.copy()
     others[rows, labels] = -np.inf
-    predictions = Predictions(
+    return Predictions(
         label=labels.astype(np.uint16),
-        top5=ranks[:, :5].astype(np.uint16),
-        loss=loss.astype(np.float32),
+        best=five[:, 0].astype(np.uint16),
+        among5=(five == labels[:, None]).any(axis=1),
         margin=logits[rows, labels] - others.max(axis=1),
         selection=selection,
-        kl=None if reference_logits is None else _kl(reference_logits, log_p),
+        kl=None if reference_logits is None else _kl(reference_logits, logits),
     )
-    everything = np.ones(len(labels), dtype=np.bool_)
-    parts = {"whole": everything, "selection": selection, "report": ~selection}
-    return {name: _accuracy(labels[part], ranks[part], loss[part]) for name, part in parts.items()}, predictions
 
 
-def _ranking(logits: Logits) -> npt.NDArray[np.int64]:
-    """Classes from best to worst, [N, C]; of equal logits the smaller class number comes first."""
-    return np.argsort(-logits, axis=1, kind="stable")
-
-
-def _kl(reference_logits: Logits, log_p: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    reference = reference_logits.astype(np.float64)
+def _kl(reference_logits: Logits, logits: Logits) -> npt.NDArray[np.float32]:
+    reference, log_p = reference_logits.astype(np.float64), log_softmax(logits.astype(np.float64), axis=1)
     divergence = (softmax(reference, axis=1) * (log_softmax(reference, axis=1) - log_p)).sum(axis=1)
     # Never negative in exact arithmetic; rounding can give -1e-17.
     kl: npt.NDArray[np.float32] = np.maximum(divergence, 0.0).astype(np.float32)
     return kl
-
-
-def _accuracy(labels: npt.NDArray[np.int64], ranks: npt.NDArray[np.int64], loss: npt.NDArray[np.float64]) -> Accuracy:
-    """Metrics of one set."""
-    return Accuracy(
-        images=len(labels),
-        top1=float((ranks[:, 0] == labels).mean()),
-        top5=float((ranks[:, :5] == labels[:, None]).any(axis=1).mean()),
-        macro_f1=_macro_f1(labels, ranks[:, 0]),
-        loss=float(loss.mean()),
-    )
-
-
-def _macro_f1(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> float:
-    """Mean of 2 TP / (2 TP + FP + FN) over the classes that occur as label or as prediction.
-
-    scikit-learn's definition, and its very number. Its import would be a third of what a trial's process takes to start.
-    """
-    classes = 1 + max(labels.max(), predicted.max())
-    right = np.bincount(labels[labels == predicted], minlength=classes)
-    seen = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
-    occurring = seen > 0
-    return float((2 * right[occurring] / seen[occurring]).mean())

@@ -8,7 +8,6 @@ warm-up, then raw samples, each call waited for. The other passes have modules o
 import gc
 import time
 from collections.abc import Callable
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ from lowbit_vit.model.flops import least_work
 from lowbit_vit.model.precision import weight_bytes
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
-from lowbit_vit.schema.percentiles import percentile, percentile_interval
-from lowbit_vit.schema.record import Clocks, Interval, KernelTime, Latency, MeasurementResult, Work
+from lowbit_vit.schema.record import LEAST_SAMPLES, KernelTime, Latency, MeasurementResult, Work
 from lowbit_vit.trial.call_time import timer
 from lowbit_vit.trial.ceilings import measure_ceilings
 from lowbit_vit.trial.evaluate import Forward
@@ -29,10 +27,6 @@ from lowbit_vit.trial.gpu_state import clocks, exclusive
 from lowbit_vit.trial.invariance import measure_invariance
 from lowbit_vit.trial.memory import measure_memory
 from lowbit_vit.trial.trace import trace
-
-LEAST_SAMPLES = 10  # kept even if they take longer than Measurement.seconds
-# From 368 on the interval of P99 is finite, but its upper end is the slowest call of all; from 1000 on it is not.
-LEAST_FOR_P99 = 1000
 
 
 def measure(
@@ -79,7 +73,7 @@ def measure(
                 batch = example(timed.batch_size)
                 forward = prepare(batch)
                 forward(batch)
-                kernels.append(trace(forward, batch, attention=attention, device=device, wall_us=timed.p50_ms * 1000))
+                kernels.append(trace(forward, batch, attention=attention, device=device))
                 del forward, batch
         invariance = None
         if config.invariance_images is not None:
@@ -141,8 +135,12 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
             samples_ms = _sample(forward, example, config=config, device=device, bar=bar)
     finally:
         gc.enable()
-    return summarize_latency(
-        samples_ms, batch_size=len(example), first_call_ms=first_call_ms, clocks_before=clocks_before, clocks_after=clocks(device)
+    return Latency(
+        batch_size=len(example),
+        samples_ms=samples_ms,
+        first_call_ms=first_call_ms,
+        clocks_before=clocks_before,
+        clocks_after=clocks(device),
     )
 
 
@@ -160,35 +158,6 @@ def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: D
             shown = len(samples)
     bar.advance(len(samples) - shown)
     return tuple(samples)
-
-
-def summarize_latency(
-    samples_ms: tuple[float, ...], *, batch_size: int, first_call_ms: float, clocks_before: Clocks | None, clocks_after: Clocks | None
-) -> Latency:
-    """Mean, P50, P95 and P99 with their intervals. P95 is null below 72 samples (no finite interval), P99 below 1000."""
-    mean_ms = fmean(samples_ms)
-    intervals = {q: percentile_interval(samples_ms, q) for q in (0.5, 0.95, 0.99)}
-    if len(samples_ms) < LEAST_FOR_P99:
-        intervals[0.99] = None
-
-    def point(q: float, interval: Interval | None) -> float | None:
-        return None if interval is None else percentile(samples_ms, q)
-
-    return Latency(
-        batch_size=batch_size,
-        samples_ms=samples_ms,
-        first_call_ms=first_call_ms,
-        mean_ms=mean_ms,
-        p50_ms=percentile(samples_ms, 0.5),
-        p50_ci_ms=intervals[0.5],
-        p95_ms=point(0.95, intervals[0.95]),
-        p95_ci_ms=intervals[0.95],
-        p99_ms=point(0.99, intervals[0.99]),
-        p99_ci_ms=intervals[0.99],
-        images_per_s=batch_size / mean_ms * 1000,
-        clocks_before=clocks_before,
-        clocks_after=clocks_after,
-    )
 
 
 def _wait(device: Device) -> None:

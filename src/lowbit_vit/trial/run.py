@@ -28,7 +28,7 @@ from lowbit_vit.schema.code import code_sha256, formats_sha256
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.machine import command_line, provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan
-from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, write_record
+from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, shorten, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.evaluate import Logits, evaluate, predict
 from lowbit_vit.trial.gpu_state import exclusive, require_memory
@@ -161,7 +161,7 @@ def record_failure(error: Exception, trial: Trial, out: Path) -> Record:
 def outcome(error: Exception) -> tuple[Status, str]:
     """The status that an exception gives a trial, and the reason in one line."""
     lines = str(error).strip().splitlines()
-    reason = lines[0][:300] if lines else type(error).__name__
+    reason = shorten(lines[0][:300]) if lines else type(error).__name__
     if isinstance(error, Unavailable):
         return "skipped", reason
     if _is_out_of_memory(error):

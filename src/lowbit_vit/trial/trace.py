@@ -20,9 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import AttentionName, Device
-from lowbit_vit.schema.record import KernelTime
-
-CLASSES = ("gemm", "quantize", "attention", "norm_elementwise", "copy", "other")
+from lowbit_vit.schema.record import KERNEL_CLASSES, KernelTime
 
 _RANGE = "lowbit_vit.forward"
 
@@ -58,9 +56,7 @@ _NAME_LENGTH = 160  # templates' names run to a thousand characters
 _SYNCS = re.compile(r"^cuda(Stream|Device|Event)Synchronize$|^cudaMemcpy$")
 
 
-def trace(
-    forward: Callable[[Tensor], Tensor], example: Tensor, *, attention: AttentionName, device: Device, wall_us: float | None = None
-) -> KernelTime:
+def trace(forward: Callable[[Tensor], Tensor], example: Tensor, *, attention: AttentionName, device: Device) -> KernelTime:
     """Profile one forward and confirm the attention label.
 
     Args:
@@ -68,8 +64,6 @@ def trace(
         example: images [B, 3, S, S] on the device.
         attention: the label to confirm.
         device: where the model is.
-        wall_us: CUDA: the latency measured without the profiler, which slows the host; idle is this minus busy kernel time.
-            None, and always on the CPU: the wall time of the traced forward itself.
 
     Raises:
         LowbitVitError: another attention kernel ran than the label says.
@@ -79,7 +73,7 @@ def trace(
     _profile(forward, example, device)  # the first one starts CUPTI and is slow
     events, traced_us = _profile(forward, example, device)
     if device == "cuda":
-        return _cuda_times(events, attention=attention, batch_size=len(example), wall_us=traced_us if wall_us is None else wall_us)
+        return _cuda_times(events, attention=attention, batch_size=len(example))
     return _cpu_times(events, attention=attention, batch_size=len(example), wall_us=traced_us)
 
 
@@ -100,7 +94,7 @@ def confirm_attention(label: AttentionName, names: Iterable[str]) -> tuple[str, 
     if actual != {label}:
         seen = "; ".join(f"{ran}: {found[ran][0][:80]}" for ran in sorted(actual)) or "no attention kernel at all"
         raise LowbitVitError(f"the trial says attention {label}, but its trace shows {seen}")
-    return tuple(found[label])
+    return tuple(name[:_NAME_LENGTH] for name in found[label])
 
 
 def attention_label(name: str) -> AttentionName | None:
@@ -139,19 +133,17 @@ def _profile(forward: Callable[[Tensor], Tensor], example: Tensor, device: Devic
     return list(profiler.events()), wall_us
 
 
-def _cuda_times(events: list[FunctionEvent], *, attention: AttentionName, batch_size: int, wall_us: float) -> KernelTime:
+def _cuda_times(events: list[FunctionEvent], *, attention: AttentionName, batch_size: int) -> KernelTime:
     kernels = [event for event in events if event.device_type == DeviceType.CUDA and event.name != _RANGE]
-    by_class = dict.fromkeys(CLASSES, 0.0)
+    by_class = dict.fromkeys(KERNEL_CLASSES, 0.0)
     for name, microseconds in own_times(kernels):
         by_class[kernel_class(name)] += microseconds
     forward = next(event for event in events if event.device_type == DeviceType.CPU and event.name == _RANGE)
     inside = [event for event in events if forward.time_range.start <= event.time_range.start <= forward.time_range.end]
     return KernelTime(
         batch_size=batch_size,
-        device="cuda",
-        wall_us=wall_us,
+        wall_us=None,
         by_class_us=by_class,
-        idle_us=max(0.0, wall_us - sum(by_class.values())),
         launches=len(kernels),
         host_syncs=sum(event.device_type == DeviceType.CPU and _SYNCS.search(event.name) is not None for event in inside),
         attention_kernels=confirm_attention(attention, (kernel.name for kernel in kernels)),
@@ -173,15 +165,13 @@ def own_times(kernels: Iterable[FunctionEvent]) -> Iterator[tuple[str, float]]:
 
 
 def _cpu_times(events: list[FunctionEvent], *, attention: AttentionName, batch_size: int, wall_us: float) -> KernelTime:
-    by_class = Counter(dict.fromkeys(CLASSES, 0.0))
+    by_class = Counter(dict.fromkeys(KERNEL_CLASSES, 0.0))
     for event in events:
         by_class[_operator_class(event)] += event.self_cpu_time_total
     return KernelTime(
         batch_size=batch_size,
-        device="cpu",
         wall_us=wall_us,
         by_class_us=dict(by_class),
-        idle_us=None,
         launches=None,
         host_syncs=None,
         attention_kernels=_outermost(confirm_attention(attention, (event.name for event in events))),

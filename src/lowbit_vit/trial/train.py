@@ -160,10 +160,8 @@ def run_epochs(
     seconds = time.perf_counter() - started
     log.info("%s: %d epochs, loss %.4f -> %.4f, %.1f s", title, config.epochs, losses[0], losses[-1], seconds)
     return TrainingResult(
-        epochs=config.epochs,
         steps=config.epochs * steps_an_epoch,
         seconds=seconds,
-        images_per_s=images * config.epochs / seconds,
         loss=tuple(losses),
         peak_allocated_bytes=torch.cuda.max_memory_allocated() if device == "cuda" else None,
     )

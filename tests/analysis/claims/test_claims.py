@@ -20,7 +20,7 @@ import synthetic
 from lowbit_vit.analysis.claims.accuracy_checks import family
 from lowbit_vit.analysis.claims.context import ClaimContext, Outcome
 from lowbit_vit.analysis.claims.ledger import Judged, Paper, combine, gather, judge, load_paper
-from lowbit_vit.analysis.results import load_all_results
+from lowbit_vit.analysis.results import load_all_results, read_results
 from lowbit_vit.cli import app
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.claim import Stated, Verdict
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[3]
 PAPER = ROOT.parent / "shared" / "paper" / "paper.txt"
 NAME = synthetic.PAPER.name
 LEDGER = synthetic.paper().ledger
-REFERENCES = {"cpu-2026-11": "demo", "h100-2026-11": "scratch"}
+REFERENCES = {"cpu": "demo", "h200": "scratch"}
 EMPTY: dict[Any, Any] = {study: [] for study in STUDIES}
 
 
@@ -158,8 +158,8 @@ def test_every_command_exists() -> None:
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_every_verdict_names_what_it_rests_on(judged: dict[str, dict[str, Judged]], name: str) -> None:
-    folder = ROOT / "reports" / "reference" / name / "records"
-    known = {path.stem for path in folder.rglob("*.json")}
+    results = read_results(ROOT / "reports" / "reference" / name, STUDIES)
+    known = {result.record.trial_id for study in STUDIES for result in results[study]}
     for item in judged[name].values():
         assert (item.because is not None) == (item.verdict in ("not comparable", "not run")), item.claim.id
         assert item.words == item.evidence[0].says
@@ -169,7 +169,7 @@ def test_every_verdict_names_what_it_rests_on(judged: dict[str, dict[str, Judged
             assert item.ours is not None, item.claim.id
 
 
-H100: dict[str, Verdict] = {
+H200: dict[str, Verdict] = {
     "results-low-bit-slower": "reproduced",
     "results-latency-increases": "reproduced",
     "results-why-slower": "not reproduced",  # its kernels are 5 % of the extra time
@@ -193,18 +193,18 @@ DEMO: dict[str, Verdict] = {
 }
 
 
-@pytest.mark.parametrize(("name", "expected"), [("h100-2026-11", H100), ("cpu-2026-11", DEMO)])
+@pytest.mark.parametrize(("name", "expected"), [("h200", H200), ("cpu", DEMO)])
 def test_reference_runs_give_these_verdicts(judged: dict[str, dict[str, Judged]], name: str, expected: dict[str, Verdict]) -> None:
     assert {claim: judged[name][claim].verdict for claim in expected} == expected
 
 
 def test_what_does_not_transfer_is_shown_and_said(judged: dict[str, dict[str, Judged]]) -> None:
-    latency = judged["cpu-2026-11"]["mean-fp32"]
+    latency = judged["cpu"]["mean-fp32"]
     assert latency.because == "hardware, weights"
     assert latency.ours is not None
     assert latency.ours.unit == "ms"
-    assert judged["h100-2026-11"]["mean-fp32"].because == "hardware"
-    assert judged["h100-2026-11"]["f1-nf4-sdpa"].because == "weights"
+    assert judged["h200"]["mean-fp32"].because == "hardware"
+    assert judged["h200"]["f1-nf4-sdpa"].because == "weights"
 
 
 def test_without_records_the_missing_command_is_named() -> None:
@@ -296,7 +296,7 @@ def test_which_outcome_decides(of_print: list[Verdict], of_runs: list[Verdict], 
 
 def test_holm_counts_every_comparison_of_the_ledger_once() -> None:
     """A comparison is one test, however many claims make it; more comparisons never make a p value smaller."""
-    known = context("h100-2026-11")
+    known = context("h200")
     checks = [check for claim in LEDGER.claims for check in claim.tests]
     whole = family(checks, known)
     assert family([*checks, *checks], known) == whole

@@ -16,11 +16,11 @@ from lowbit_vit.analysis.claims.context import Arms, Check, ClaimContext, Need, 
 from lowbit_vit.analysis.claims.performance_checks import QUANTITY_WORDS, Quantity, pair_words, value_of
 from lowbit_vit.analysis.fronts import undominated
 from lowbit_vit.analysis.power import detectable_paired
-from lowbit_vit.analysis.results import Result, same_images
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import Comparison, compare_counts, holm, margin_test, wilson
-from lowbit_vit.schema.answers import Answers
 from lowbit_vit.schema.claim import Cell, Measured, Verdict
-from lowbit_vit.schema.record import Interval
+from lowbit_vit.schema.metrics import Interval
+from lowbit_vit.schema.predictions import Predictions
 
 ALPHA = 0.05
 Metric = Literal["top1", "top5", "macro_f1"]
@@ -32,9 +32,9 @@ def _verdict(verdicts: Sequence[Verdict]) -> Verdict:
     return next((verdict for verdict in ("not reproduced", "underpowered") if verdict in verdicts), "reproduced")
 
 
-def _both(one: Result, other: Result) -> tuple[Answers, Answers] | None:
+def _both(one: Result, other: Result) -> tuple[Predictions, Predictions] | None:
     """The predictions of both on the same images, or None."""
-    if one.predictions is None or other.predictions is None or not same_images((one, other)):
+    if one.predictions is None or other.predictions is None:
         return None
     return one.predictions, other.predictions
 
@@ -180,10 +180,10 @@ class FrontierCheck(Check):
         """`reproduced` where some arm of the selector is undominated among all arms; needs another arm to compare with."""
         points: list[tuple[Result, tuple[float, ...]]] = []
         for result in context.results["variants"]:
-            costs = [value_of(result.record, quantity, self.batch) for quantity in self.costs]
-            if result.record.status == "success" and result.record.evaluation is not None and None not in costs:
+            costs = [value_of(result, quantity, self.batch) for quantity in self.costs]
+            if result.whole is not None and None not in costs:
                 known = tuple(cost for cost in costs if cost is not None)
-                points.append((result, (*known, -result.record.evaluation.whole.top1)))
+                points.append((result, (*known, -result.whole.top1)))
         picked = record_ids(*context.select(self.of))
         members = [(result, point) for result, point in points if result.record.trial_id in picked]
         front = undominated(point for _, point in points)
@@ -225,9 +225,7 @@ class AccuracyCheck(Check):
 
     def evaluate(self, context: ClaimContext, cell: Cell | None) -> Outcome:
         """Our best Top-1 of the same images, model and weights; without one, our best of any, which is not comparable."""
-        rates = [
-            (result, result.record.evaluation.whole.top1) for result in context.results["variants"] if result.record.evaluation is not None
-        ]
+        rates = [(result, result.whole.top1) for result in context.results["variants"] if result.whole is not None]
         same = [
             (result, rate)
             for result, rate in rates

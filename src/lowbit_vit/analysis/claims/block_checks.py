@@ -17,7 +17,7 @@ from lowbit_vit.analysis.claims.accuracy_checks import percent_interval
 from lowbit_vit.analysis.claims.context import ClaimContext, Need, Outcome, RunCheck, bounds, record_ids, spread_of, within
 from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.ranks import agreement, kendall
-from lowbit_vit.analysis.results import Result, cells_by_role, same_images
+from lowbit_vit.analysis.results import Result, cells_by_role
 from lowbit_vit.analysis.statistics import compare
 from lowbit_vit.schema.cell_role import Chosen, NoneSpared
 from lowbit_vit.schema.claim import Measured, Verdict
@@ -140,7 +140,7 @@ class SparedCheck(MixedCheck):
             other = next((result for role, result in cells.items() if isinstance(role, NoneSpared)), None)
         else:
             other = cells.get(Chosen(kind=self.over, k=self.k))
-        if one is None or other is None or not same_images((one, other)):
+        if one is None or other is None:
             return None
         comparison = compare(_report_right(other), _report_right(one))
         ours = spread_of([(100 * comparison.difference, percent_interval(comparison.interval))], "points", sign="+")

@@ -19,8 +19,9 @@ from lowbit_vit.analysis.audit.table import Cell as PrintedCell
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Evidence, Measured, Setup, Stated, Verdict
 from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Execution, Profile, Study
+from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.plan import ComputeDtype, Frozen, SensitivityScores
-from lowbit_vit.schema.record import Interval, Record
+from lowbit_vit.schema.record import Record
 
 # What has to be the paper's for our number to be comparable; `cuda`: any GPU.
 Need = Literal["model", "images", "weights", "cuda", "gpu"]

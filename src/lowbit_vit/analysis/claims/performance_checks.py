@@ -13,7 +13,8 @@ from lowbit_vit.analysis.claims.context import Arms, Check, ClaimContext, Need, 
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Measured, Verdict
 from lowbit_vit.schema.config import Device
-from lowbit_vit.schema.record import Interval, KernelTime, Latency, Record
+from lowbit_vit.schema.metrics import Interval, LatencySummary
+from lowbit_vit.schema.record import KernelTime
 
 QUANTITY_WORDS = {
     "p50_ms": "median latency",
@@ -97,7 +98,7 @@ class CellCheck(Check):
         column = next(COLUMNS[quantity] for quantity, heading in context.table.headings.items() if heading == cell.column)
         printed, batch = float(context.printed(cell).exact / column.scale), context.setup.batch_size
         arms = Arms(paper_row=cell.row)
-        values = [(result, _cell_value(result.record, column.name, batch)) for result in context.select(arms)]
+        values = [(result, _cell_value(result, column.name, batch)) for result in context.select(arms)]
         found = [(result, value) for result, value in values if value is not None]
         if not found:
             obstacle = context.obstacle(column.needs)
@@ -109,7 +110,7 @@ class CellCheck(Check):
             return context.missing_arms(arms)
         mean = fmean(value for _, value in found)
         seeds = f" (mean of {len(found)} seeds)" if len(found) > 1 else ""
-        interval = _p50_interval(found[0][0].record, batch) if column.name == "p50_ms" and len(found) == 1 else None
+        interval = _p50_interval(found[0][0], batch) if column.name == "p50_ms" and len(found) == 1 else None
         text = f"{mean:,.{column.digits}f} {column.unit}".strip() + seeds
         ours = Measured(text=text, value=mean, unit=column.unit or None, interval=interval)
         off = abs(mean - printed) if column.rate else abs(mean / printed - 1) if printed else float("inf")
@@ -120,15 +121,15 @@ class CellCheck(Check):
         return context.obstacle(column.needs, outcome) or outcome
 
 
-def _cell_value(record: Record, name: str, batch: int) -> float | None:
+def _cell_value(result: Result, name: str, batch: int) -> float | None:
     if name in ("top1", "top5", "macro_f1"):
-        return None if record.evaluation is None else float(getattr(record.evaluation.whole, name))
-    latency = _latency(record, batch)
+        return None if result.whole is None else float(getattr(result.whole, name))
+    latency = result.latency.get(batch)
     if name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "images_per_s"):
         return None if latency is None else getattr(latency, name)
     if name == "cpu_ms":
-        return latency.mean_ms if latency is not None and record.trial.device == "cpu" else None
-    return value_of(record, name, batch)
+        return latency.mean_ms if latency is not None and result.record.trial.device == "cpu" else None
+    return value_of(result, name, batch)
 
 
 # -------------------------------------------------------------------------------------------------------- arm over twin
@@ -162,13 +163,13 @@ class RatioCheck(TwinCheck):
 
     def _ratio(self, pair: tuple[Result, Result]) -> tuple[float, Interval | None] | None:
         """The quotient, and for a median latency the widest one that the two 95 % intervals allow; None where one was not measured."""
-        one, other = (value_of(result.record, self.quantity, self.batch) for result in pair)
+        one, other = (value_of(result, self.quantity, self.batch) for result in pair)
         if one is None or other is None:
             return None
         value = one / other if other else float("inf")
         if self.quantity != "p50_ms" or self.batch is None:
             return value, None
-        mine, its = (_p50_interval(result.record, self.batch) for result in pair)
+        mine, its = (_p50_interval(result, self.batch) for result in pair)
         return value, None if mine is None or its is None else Interval(low=mine.low / its.high, high=mine.high / its.low)
 
     def _place(self, value: float, interval: Interval | None) -> Literal["in", "out", "across"]:
@@ -214,10 +215,10 @@ class ShareCheck(TwinCheck):
         return Outcome(verdict, words[0].upper() + words[1:], ours=ours, records=records)
 
     def _share(self, pair: tuple[Result, Result]) -> float | None:
-        one, other = (_kernels(result.record, self.batch) for result in pair)
+        one, other = (_kernels(result, self.batch) for result in pair)
         if one is None or other is None:
             return None
-        extra = one.wall_us - other.wall_us
+        extra = pair[0].wall_us(one) - pair[1].wall_us(other)
         spent = sum(one.by_class_us.get(name, 0.0) - other.by_class_us.get(name, 0.0) for name in self.classes)
         return spent / extra if extra > 0 else 0.0
 
@@ -225,12 +226,12 @@ class ShareCheck(TwinCheck):
         """How long each of the two takes, how long its kernels run, and what it launches and waits for."""
         parts = []
         for result in pair:
-            kernels = _kernels(result.record, self.batch)
+            kernels = _kernels(result, self.batch)
             if kernels is None:
                 continue
             busy = sum(kernels.by_class_us.values()) / 1e3
             counts = f", {kernels.launches} launches, {kernels.host_syncs} host syncs" if kernels.launches is not None else ""
-            parts.append(f"{result.record.trial.label} {kernels.wall_us / 1e3:.1f} ms, kernels {busy:.1f} ms{counts}")
+            parts.append(f"{result.record.trial.label} {result.wall_us(kernels) / 1e3:.1f} ms, kernels {busy:.1f} ms{counts}")
         return " against ".join(parts)
 
 
@@ -257,8 +258,9 @@ PerformanceCheck = CellCheck | RatioCheck | ShareCheck | NeverRunsCheck
 # ------------------------------------------------------------------------------------------------ values of one record
 
 
-def value_of(record: Record, quantity: str, batch: int | None) -> float | None:
-    """A quantity of one record, or None where it was not measured."""
+def value_of(result: Result, quantity: str, batch: int | None) -> float | None:
+    """A quantity of one trial, or None where it was not measured."""
+    record = result.record
     match quantity:
         case "file_mib":
             return None if record.model is None else record.model.file_bytes / MIB
@@ -272,19 +274,20 @@ def value_of(record: Record, quantity: str, batch: int | None) -> float | None:
             peak = next((item.peak_allocated_bytes for item in memories if item.batch_size == batch), None)
             return None if peak is None else peak / MIB
         case "p50_ms":
-            latency = _latency(record, batch)
+            latency = _latency(result, batch)
             return None if latency is None else latency.p50_ms
         case _:
-            kernels = _kernels(record, batch)
-            return None if kernels is None else _of_kernels(kernels, quantity)
+            kernels = _kernels(result, batch)
+            return None if kernels is None else _of_kernels(result, kernels, quantity)
 
 
-def _of_kernels(kernels: KernelTime, quantity: str) -> float | None:
+def _of_kernels(result: Result, kernels: KernelTime, quantity: str) -> float | None:
     match quantity:
         case "kernel_us":
             return sum(kernels.by_class_us.values())
         case "idle_share":
-            return None if kernels.idle_us is None else kernels.idle_us / kernels.wall_us
+            idle = result.idle_us(kernels)
+            return None if idle is None else idle / result.wall_us(kernels)
         case "launches":
             return kernels.launches
         case "host_syncs":
@@ -293,16 +296,15 @@ def _of_kernels(kernels: KernelTime, quantity: str) -> float | None:
             return kernels.by_class_us.get(quantity.removesuffix("_us"), 0.0)
 
 
-def _latency(record: Record, batch: int | None) -> Latency | None:
-    items = record.measurement.latency if record.measurement is not None else ()
+def _latency(result: Result, batch: int | None) -> LatencySummary | None:
+    return None if batch is None else result.latency.get(batch)
+
+
+def _kernels(result: Result, batch: int | None) -> KernelTime | None:
+    items = result.record.measurement.kernels if result.record.measurement is not None else ()
     return next((item for item in items if item.batch_size == batch), None)
 
 
-def _kernels(record: Record, batch: int | None) -> KernelTime | None:
-    items = record.measurement.kernels if record.measurement is not None else ()
-    return next((item for item in items if item.batch_size == batch), None)
-
-
-def _p50_interval(record: Record, batch: int) -> Interval | None:
-    latency = _latency(record, batch)
+def _p50_interval(result: Result, batch: int) -> Interval | None:
+    latency = _latency(result, batch)
     return None if latency is None else latency.p50_ci_ms

@@ -23,13 +23,13 @@ function list(pairs) {
 
 function recordEntry(place) {
   const [id, [study, seed, status, started, ...places]] = known.entries[place];
-  const [label, command, host, code, data, labels, weights] = places.map((at, kind) => (at === null ? null : known.shared[known.kinds[kind]][at]));
+  const [label, command, host, code, data, weights] = places.map((at, kind) => (at === null ? null : known.shared[known.kinds[kind]][at]));
   const made = element("section", null);
   made.append(element("h3", label));
   const where = element("p", null);
-  const file = known.packed.includes(study) ? `records/${study}.packed` : `records/${study}/${id}.json`;
+  const file = known.packed ? "records/trials.parquet" : `records/${study}/${id}.json`;
   where.append(element("a", id, { href: file }), ` ${study}, seed ${seed}, ${status}`);
-  made.append(where, list([["made", started], ["command", command], ["code sha256", code], ["images sha256", data], ["labels sha256", labels], ["weights sha256", weights], ...(host ?? [["host", null]])]));
+  made.append(where, list([["made", started], ["command", command], ["code sha256", code], ["images sha256", data], ["weights sha256", weights], ...(host ?? [["host", null]])]));
   return made;
 }
 
