@@ -4,8 +4,8 @@ import pytest
 
 from lowbit_vit.analysis.estimates import estimator_agreement
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.estimate import Estimates, LinearEstimate
 from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores
+from lowbit_vit.schema.stage_documents import Estimates, LinearEstimate
 
 DEPTH = 6
 NF4_PLAIN = NF4(format="nf4", double_quantization=False)

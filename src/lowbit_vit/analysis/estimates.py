@@ -8,8 +8,8 @@ import polars as pl
 
 from lowbit_vit.analysis.ranks import kendall, kendall_interval
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.estimate import ESTIMATORS, Estimates
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores
+from lowbit_vit.schema.stage_documents import ESTIMATORS, Estimates
 
 ESTIMATORS_SCHEMA: dict[str, Any] = {
     "weights": pl.String,

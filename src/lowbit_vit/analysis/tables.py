@@ -20,9 +20,9 @@ from lowbit_vit.analysis.rooflines import rooflines
 from lowbit_vit.analysis.scores import scores
 from lowbit_vit.analysis.timed_plans import timed_plans
 from lowbit_vit.schema.config import STUDIES, Profile, Study
-from lowbit_vit.schema.estimate import read_estimates
 from lowbit_vit.schema.plan import HighPrecision, SensitivityScores, family_of
 from lowbit_vit.schema.record import Record, write_atomic
+from lowbit_vit.schema.stage_documents import read_estimates
 from lowbit_vit.schema.workspace import Workspace
 
 

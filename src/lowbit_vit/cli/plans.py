@@ -47,8 +47,8 @@ def allocate(
     from lowbit_vit.analysis.allocation import allocate_within, asked_budget, study_plans
     from lowbit_vit.analysis.results import load_results
     from lowbit_vit.schema.allocation import plan_files_json
-    from lowbit_vit.schema.estimate import read_estimates
     from lowbit_vit.schema.record import write_atomic
+    from lowbit_vit.schema.stage_documents import read_estimates
     from lowbit_vit.study.resume import load_scores
 
     settings, workspace = open_profile(profile, root)

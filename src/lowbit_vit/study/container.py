@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from lowbit_vit.errors import ConfigError, Unavailable
-from lowbit_vit.schema.code import all_code_sha256
+from lowbit_vit.schema.code_hash import all_code_sha256
 from lowbit_vit.schema.config import Limits
 from lowbit_vit.schema.workspace import Workspace
 
@@ -127,7 +127,7 @@ def find_image(image: str, *, runtime: Runtime, pin: str | None, unpinned: bool)
 
 def _require_same_code(runtime: Runtime, identity: str) -> None:
     """Records of other code would be run again and again."""
-    script = "from lowbit_vit.schema.code import all_code_sha256; print(all_code_sha256())"
+    script = "from lowbit_vit.schema.code_hash import all_code_sha256; print(all_code_sha256())"
     command = [
         *_engine(runtime),
         "run",

@@ -28,7 +28,7 @@ from ray import tune
 from ray.util.queue import Queue
 
 from lowbit_vit.errors import DataError, LowbitVitError
-from lowbit_vit.schema.code import all_code_sha256, is_current
+from lowbit_vit.schema.code_hash import all_code_sha256, is_current
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cluster import HEAD, last_line, other_code, temporary_folder
