@@ -381,7 +381,7 @@ class Trial(Frozen):
     profile: Label
     study: Study
     label: Label = Field(description="for display; not part of the identity")
-    roles: tuple[CellRole, ...] = Field((), description="parts that a cell of sensitivity or mixed plays; not part of the identity")
+    roles: tuple[CellRole, ...] = Field((), description="of a cell of sensitivity or mixed; not part of the identity")
     data: DataConfig
     backbone: Backbone
     plan: Plan

@@ -1,4 +1,4 @@
-"""One process at a time in a folder. The kernel drops the lock when its process ends, in whatever way."""
+"""One process at a time in a folder. The kernel drops the lock when its process ends, however it ends."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from lowbit_vit.errors import Busy
 
 log = logging.getLogger(__name__)
 
-# A run that was told to stop needs some seconds to end what it started; the next one may be there already.
+# A run that was told to stop needs some seconds to end its processes; the next run may start before.
 PATIENCE_S = 20.0
 
 

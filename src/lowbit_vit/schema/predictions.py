@@ -1,4 +1,4 @@
-"""What is kept of each test image of one trial, and the check that it is what the record names. No torch."""
+"""Per-image predictions of one trial, and the check that they belong to its record. No torch."""
 
 import hashlib
 import io
@@ -48,22 +48,20 @@ class Predictions:
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """Which images the most likely class gets right, bool [N]."""
-        found: npt.NDArray[np.bool_] = self.best == self.label
-        return found
+        """Whether the most likely class is the label, bool [N]."""
+        return np.equal(self.best, self.label)
 
     def flips(self, reference: "Predictions") -> npt.NDArray[np.bool_]:
-        """Which images' most likely class is not the reference's, bool [N]."""
-        found: npt.NDArray[np.bool_] = self.best != reference.best
-        return found
+        """Whether the most likely class is another one than the reference's, bool [N]."""
+        return np.not_equal(self.best, reference.best)
 
     @property
     def report_kl(self) -> npt.NDArray[np.float64] | None:
-        """KL of the report half's images; float64, for a mean of float32 would depend on numpy's order of summation."""
+        """KL of the report half's images, in float64: a mean in float32 depends on numpy's order of summation."""
         return None if self.kl is None else self.kl[~self.selection].astype(np.float64)
 
     def accuracy(self, images: npt.NDArray[np.bool_] | None = None) -> Accuracy:
-        """Metrics of the images of a mask, bool [N]; None: of all."""
+        """Metrics of the images of a mask, bool [N], or of all."""
         chosen = slice(None) if images is None else images
         return accuracy(self.label[chosen], self.best[chosen], self.among5[chosen])
 
@@ -72,7 +70,7 @@ class Predictions:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def sha256(self) -> str:
-        """Hex digest of all names, types and values, which no way of storing them changes."""
+        """Hex digest of all names, types and values, whatever the file format."""
         digest = hashlib.sha256()
         for name, array in sorted(self.columns().items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
