@@ -78,7 +78,7 @@ def test_cards_that_are_not_in_sight_have_their_cores_too(
     in_sight: int, slots: int, threads_of_scans: int, profile_of: ProfileOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    for name, value in {"cpu_cores": 64, "gpu_count": in_sight, "card_place": (0, 4)}.items():
+    for name, value in {"cpu_cores": 64, "gpu_count": in_sight, "gpu_place": (0, 4)}.items():
         monkeypatch.setattr(units, name, lambda value=value: value)
     places = units.this_machine()
     assert (places.slots, places.cores_of_gpu) == (slots, 16)

@@ -154,7 +154,7 @@ class Augmentation(Frozen):
 
 
 class PatchDropout(Frozen):
-    """Each image shows the model a random part of its patches, redrawn at every step, but for the last epochs.
+    """The model sees a random part of each image's patches, redrawn at every step, except in the last epochs.
 
     Source: Liu et al., "PatchDropout", 2022, https://arxiv.org/abs/2208.07220.
     """
@@ -166,9 +166,8 @@ class PatchDropout(Frozen):
 class SmallImages(Frozen):
     """The first epochs show the backbone smaller images, with positions averaged to their coarser grid.
 
-    Half the side is a quarter of the patches, so about four times the epochs in the same time. Source of the idea: Touvron et al.,
-    "Fixing the train-test resolution discrepancy", 2019, https://arxiv.org/abs/1906.06423, and DeiT III, 2022,
-    https://arxiv.org/abs/2204.07118, which trains ViT-L at 160 px before 224.
+    Half the side is a quarter of the patches: some four times the epochs in the same time. Sources: Touvron et al., "Fixing the
+    train-test resolution discrepancy", 2019, https://arxiv.org/abs/1906.06423; DeiT III, 2022, https://arxiv.org/abs/2204.07118.
     """
 
     factor: int = Field(ge=2, le=8, description="ours: the side is divided by it; it must divide the grid of patches")
@@ -187,19 +186,21 @@ class Training(Frozen):
     autocast: Literal["none", "bf16", "fp16"] = Field(description="autocast dtype of the training forward")
     augmentation: Augmentation
     splits: tuple[Literal["train", "val"], ...] = Field(min_length=1, description="splits trained on")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="ours: share of images that skip the last block, rising linearly from none")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="ours: share of images skipping the last block's branches, linear from none")
     patch_dropout: PatchDropout | None = Field(None, description="ours: from scratch only; null: every patch is seen")
     small_images: SmallImages | None = Field(None, description="ours: from scratch only; null: whole images throughout")
     # Muon: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; torch.optim.Muon.
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="ours: muon for the blocks' matrices, from scratch only; else AdamW")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="ours: muon takes the blocks' matrices, from scratch only; AdamW the rest"
+    )
     ema_decay: float | None = Field(None, gt=0, lt=1, description="ours: the weights' moving average is kept; null: the last weights")
-    attention: AttentionName | None = Field(None, description="ours: kernel of the training forward; null: one that takes fp32, too")
+    attention: AttentionName | None = Field(None, description="ours: kernel of the training forward; null: the model's own, also in fp32")
     compile: bool = Field(default=False, description="ours: blocks compiled and AdamW fused, CUDA only: faster, rounded otherwise")
     cuda_graph: bool = Field(default=False, description="ours: forward and backward captured once and replayed, CUDA only")
 
     @property
     def recipe_keys(self) -> tuple[str, ...]:
-        """The keys in use that only the training of a backbone from scratch knows."""
+        """The keys in use that are only for the training of a backbone from scratch."""
         keys = ("drop_path", "patch_dropout", "small_images", "optimizer", "ema_decay", "compile", "cuda_graph")
         used = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
         return (*used, *(f"augmentation.{key}" for key in ("colour", "mixing") if getattr(self.augmentation, key) is not None))
@@ -288,7 +289,7 @@ class Backbone(Frozen):
 
     architecture: TorchvisionVit | SmallVit = Field(description="a torchvision ViT by name, or a small one by its sizes")
     weights: Literal["scratch", "torchvision", "ours"] = Field(
-        description="scratch: trained here; torchvision: a .pth of its ViT, with a new head; ours: a .safetensors and its .json"
+        description="trained here; torchvision's .pth with a new head; our .safetensors"
     )
     checkpoint: str | None = Field(None, description="the file of weights = torchvision or ours")
     checkpoint_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{8,64}$", description="of that file; its first 8 hex digits or more")
@@ -418,7 +419,7 @@ class Trial(Frozen):
 
 
 def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | None:
-    """Say why this combination can exist on no machine, or None.
+    """Why this combination can exist on no machine, or None.
 
     FlashAttention-2 and cuDNN attention have fp16 and bf16 kernels only; PyTorch's own flash kernel is 16-bit on CUDA but
     takes fp32 on the CPU.
@@ -433,7 +434,7 @@ def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | No
 
 
 def unfit(plan: Plan, qkv: QkvLayout, adaptation: AdaptationMethod) -> str | None:
-    """Say why this project's kernels cannot run so, or None: they take q, k and v as one layer, and 16-bit activations."""
+    """Why this project's kernels cannot run so, or None: they take q, k and v as one layer, and 16-bit activations."""
     ours = [rule.weights.name for rule in plan.rules if rule.weights.capability is not None]
     if not ours:
         return None
@@ -505,9 +506,7 @@ class MixedStudy(Frozen):
     random_plans: int = Field(ge=1, description="random plans for each k, all where there are fewer (ours)")
     random_seed: int = Field(ge=0)
     plans: tuple[str, ...] = Field((), description="files of more plans, relative to the project; see docs/allocate.md")
-    pairs: int = Field(
-        0, ge=0, description="so many most sensitive blocks are quantized two by two, for `allocate --pairs`; 4 make 6 cells"
-    )
+    pairs: int = Field(0, ge=0, description="number of most sensitive blocks quantized two by two for `allocate --pairs`; 4 make 6 cells")
     timed: tuple[TimedPlan, ...] = Field((), description="kinds of plans whose latency and memory are measured, too, each in a process")
 
     @model_validator(mode="after")
@@ -521,7 +520,7 @@ class MixedStudy(Frozen):
 class ContainerPin(Frozen):
     """The image that trials run in with --isolation container."""
 
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="of the image; another one is refused, or marked when told")
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="of the image; another image is refused, or marked on request")
 
 
 _NO_CUDNN = "attention cudnn has no gradient that repeats; allowed in training: math, efficient, flash, fa2"
@@ -614,24 +613,19 @@ class _UniqueKeys(SafeConstructor):
         super().flatten_mapping(node)
 
 
-def load_profile(path: Path) -> Profile:
+def load_profile(path: Path, text: str | None = None) -> Profile:
     """Read and validate a profile.
+
+    Args:
+        path: the file, named in messages; its name is the profile's.
+        text: its content; None: read it.
 
     Raises:
         ConfigError: the file is missing or not YAML, or a key or value is wrong; one line, naming file, key, value.
     """
-    if not path.is_file():
+    if text is None and not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"{path}: no such profile; there are: {known}")
-    return parse_profile(path)
-
-
-def parse_profile(path: Path, text: str | None = None) -> Profile:
-    """Validate a profile's file, or the text that it is to hold; `path` names it in messages and gives it its name.
-
-    Raises:
-        ConfigError: as `load_profile`.
-    """
     profile = validate(Profile, read_yaml(path, text), path)
     if profile.name != path.stem:
         raise ConfigError(f"{path}: key name: {profile.name!r} must equal the file's name, {path.stem!r}")
@@ -706,7 +700,7 @@ def _read_json(path: Path, document: TypeAdapter[Document], *, what: str) -> Doc
 
 
 def one_line(error: ValidationError) -> str:
-    """Say the first problem in one line: key, what is wrong, the value, and how many more there are."""
+    """The first problem in one line: key, what is wrong, the value, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
     key = ".".join(_short(part).strip("'") if isinstance(part, str) else str(part) for part in first["loc"]) or "(top level)"

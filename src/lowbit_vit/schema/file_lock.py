@@ -12,7 +12,7 @@ from lowbit_vit.errors import Busy
 
 log = logging.getLogger(__name__)
 
-# A run that was told to stop needs some seconds to end its processes; the next run may start before.
+# A run that is stopped needs some seconds to end its processes; the next run may start before.
 PATIENCE_S = 20.0
 
 

@@ -137,9 +137,7 @@ def _cpu_name() -> str:
 
 def cpu_cores() -> int:
     """Cores that this process may use; a container or taskset may allow fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
@@ -172,7 +170,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def why_unavailable(*, device: Device, attention: AttentionName, execution: Execution, plan: Plan) -> str | None:
-    """Say in one line why this machine cannot run such a trial, or None if nothing is known against it."""
+    """Why this machine cannot run such a trial, in one line; None: no reason is known."""
     if device == "cpu":
         return _why_not_on_the_cpu(attention, execution, plan)
     gpu = visible_gpu()
@@ -268,8 +266,8 @@ def gpu_count() -> int:
     return int(pynvml.nvmlDeviceGetCount()) if chosen is None else len(chosen.split(","))
 
 
-def card_place() -> tuple[int, int] | None:
-    """Index, among all GPUs of the machine, of the first GPU that CUDA would use in this process, and how many there are; or None."""
+def gpu_place() -> tuple[int, int] | None:
+    """Index of this process's first GPU among all GPUs of the machine, and their number; None: no GPU."""
     gpu = visible_gpu()
     if gpu is None:
         return None

@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -220,9 +220,8 @@ class Plan(Frozen):
         for rule in self.rules:
             matched = fnmatch.filter(names, rule.pattern)
             if not matched:
-                raise ConfigError(
-                    f"plan: pattern {rule.pattern!r} matches none of {len(names)} layers; names look like {names[0] if names else '-'}"
-                )
+                like = names[0] if names else "-"
+                raise ConfigError(f"plan: pattern {rule.pattern!r} matches none of {len(names)} layers; names look like {like}")
             for name in matched:
                 formats[name] = rule.weights
         return formats
@@ -242,26 +241,23 @@ class Plan(Frozen):
         return f"{used[0] if len(used) == 1 else 'mixed'}/{self.compute_dtype}"
 
 
-Unit = TypeVar("Unit", int, str)  # the number of a block, or the name of a linear
-
-
 def uniform(weights: Weights, compute_dtype: ComputeDtype) -> Plan:
     """The plan that gives every encoder linear the same format."""
     rules = () if isinstance(weights, HighPrecision) else (Rule(pattern="blocks.*", weights=weights),)
     return Plan(compute_dtype=compute_dtype, rules=rules)
 
 
-def only(units: Iterable[Unit], weights: Weights, compute_dtype: ComputeDtype) -> Plan:
+def only(units: Iterable[int | str], weights: Weights, compute_dtype: ComputeDtype) -> Plan:
     """The plan that gives `weights` to these blocks (3) or linears (blocks.3.attention.q), and leaves the others in high precision."""
     return Plan(compute_dtype=compute_dtype, rules=_rules(units, weights))
 
 
-def all_but(units: Iterable[Unit], weights: Weights, compute_dtype: ComputeDtype) -> Plan:
+def all_but(units: Iterable[int | str], weights: Weights, compute_dtype: ComputeDtype) -> Plan:
     """The plan that gives `weights` to all linears except those of these blocks or with these names."""
     return Plan(compute_dtype=compute_dtype, rules=(Rule(pattern="blocks.*", weights=weights), *_rules(units, HighPrecision())))
 
 
-def _rules(units: Iterable[Unit], weights: Weights) -> tuple[Rule, ...]:
+def _rules(units: Iterable[int | str], weights: Weights) -> tuple[Rule, ...]:
     patterns = (unit if isinstance(unit, str) else f"blocks.{unit}.*" for unit in sorted(units))
     return tuple(Rule(pattern=pattern, weights=weights) for pattern in patterns)
 

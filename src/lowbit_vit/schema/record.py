@@ -117,7 +117,7 @@ class EvaluationResult(Frozen):
     seconds: Seconds = Field(gt=0, description="of a scan's cell: beyond what other cells had computed before it")
     predictions_sha256: Sha256 = Field(description="of the predictions' arrays (Predictions.sha256)")
     class_names: tuple[Text, ...] = Field(min_length=2, description="in the order of the labels")
-    block_evaluations: Count | None = Field(None, description="block passes of a scan for this cell alone; null: not in a scan")
+    block_evaluations: Count | None = Field(None, description="blocks that a scan evaluated for this cell alone; null: no scan")
 
 
 class Latency(Frozen):
@@ -387,10 +387,8 @@ def parse_record(text: str | bytes, *, source: str) -> Record:
         raise DataError(f"{source}: not a record ({str(error).splitlines()[0]}); {again}") from error
     version = content.get("record_version") if isinstance(content, dict) else None
     if version in (1, 2) and not isinstance(version, bool):
-        raise DataError(
-            f"{source}: record_version {version} is of the first edition; run the study again with this version, "
-            f"or read it with commit {FIRST_EDITION} of this repository"
-        )
+        advice = f"run the study again with this version, or read it with commit {FIRST_EDITION} of this repository"
+        raise DataError(f"{source}: record_version {version} is of the first edition; {advice}")
     if version != RECORD_VERSION:
         raise DataError(f"{source}: record_version {str(version)[:40]!r}; this program reads {RECORD_VERSION}; {again}")
     try:

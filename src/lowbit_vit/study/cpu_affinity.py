@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from lowbit_vit.schema.machine import card_place
+from lowbit_vit.schema.machine import gpu_place
 from lowbit_vit.study.units import timing_slots
 
 SYSTEM = Path("/sys/devices/system/cpu")
@@ -21,7 +21,7 @@ def keep_to_cores_of_gpu() -> None:
 
     Does nothing where no GPU is visible, or the machine has one, or too few cores to give each GPU its own.
     """
-    place = card_place()
+    place = gpu_place()
     if place is None:
         return
     index, gpus = place

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.machine import card_place, cpu_cores, gpu_count
+from lowbit_vit.schema.machine import cpu_cores, gpu_count, gpu_place
 from lowbit_vit.schema.plan import Weights, linear_names
 from lowbit_vit.study.launch import Verb
 from lowbit_vit.study.scan_partition import cut
@@ -67,7 +67,7 @@ class Unit:
 
 def this_machine() -> Places:
     """The cores and GPUs that this process may use."""
-    cores, gpus, place = cpu_cores(), gpu_count(), card_place()
+    cores, gpus, place = cpu_cores(), gpu_count(), gpu_place()
     # GPUs that are not visible have their cores, too.
     of_machine = max(gpus, 0 if place is None else place[1])
     share = cores // timing_slots(cores=cores, gpus=of_machine)
