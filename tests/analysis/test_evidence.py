@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import synthetic
 from lowbit_vit.analysis.claims import carry_out, gather, load_claims
 from lowbit_vit.analysis.evidence import predicted
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
@@ -41,7 +42,7 @@ from lowbit_vit.schema.claim_checks import (
     TableCheck,
 )
 from lowbit_vit.schema.config import load_profile
-from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores, all_but, uniform
+from lowbit_vit.schema.plan import NF4, SensitivityScores, all_but, uniform
 from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
@@ -264,11 +265,7 @@ def _scores(most: Sequence[int], *, noise: float) -> SensitivityScores:
     """24 blocks of which some cost much; `noise` decides whether the draws rank alike."""
     random = np.random.default_rng(0)
     blocks = tuple(
-        BlockScore(
-            block=block,
-            kl=tuple(float((10 if block in most else 1) + 0.01 * block + noise * random.random()) for _ in range(5)),
-            flips=(0,) * 5,
-        )
+        synthetic.block_score(block, tuple(float((10 if block in most else 1) + 0.01 * block + noise * random.random()) for _ in range(5)))
         for block in range(24)
     )
     return SensitivityScores(profile="scratch", backbone_sha256="ab", weights=NF4_WEIGHTS, direction="only", images=100, blocks=blocks)

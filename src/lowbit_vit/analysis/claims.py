@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowbit_vit.analysis.audit import CHECKS, audit, load_context, load_table
+from lowbit_vit.analysis.block_cells import gather_cells
 from lowbit_vit.analysis.evidence import measured, predicted, printed, spared
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
 from lowbit_vit.analysis.results import Result, load_all_results
-from lowbit_vit.analysis.scores import scores
+from lowbit_vit.analysis.sensitivity import scores_if_complete
 from lowbit_vit.analysis.tables import read_paper_table
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.claim import Claim, Judged, Ledger, Verdict
@@ -76,12 +77,10 @@ def gather(profile: Profile, results: Mapping[Study, Sequence[Result]], *, root:
         ConfigError, DataError: a file of `paper/` is missing or wrong.
     """
     table = load_table(root / "paper" / "table1.csv")
-    sensitivity = results["sensitivity"]
-    whole = sensitivity and all(result.predictions is not None for result in sensitivity)
     return Grounds(
         profile=profile,
         results=results,
-        scores=scores(sensitivity, profile) if whole else [],
+        scores=scores_if_complete(gather_cells(results["sensitivity"]), profile),
         printed=read_paper_table(root),
         audit=audit(table, load_context(root / "paper" / "context.yaml")),
         stated={},

@@ -93,7 +93,7 @@ def sensitivity(
     card: Card = None,
 ) -> None:
     """Quantize each block alone and spare each block alone; write the scores that `mixed` chooses from."""
-    from lowbit_vit.analysis.scores import write_scores
+    from lowbit_vit.analysis.sensitivity import write_scores
 
     _run("sensitivity", profile, root, _Place(isolation, image, runtime, unpinned, card))
     settings, workspace = open_profile(profile, root)

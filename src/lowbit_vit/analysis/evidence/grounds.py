@@ -13,6 +13,7 @@ import polars as pl
 
 from lowbit_vit.analysis.arms import weights_name
 from lowbit_vit.analysis.audit.finding import Finding
+from lowbit_vit.analysis.block_cells import BlockCells, gather_cells
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Evidence, Measured, Stated, Verdict
 from lowbit_vit.schema.claim_checks import Arms
@@ -79,6 +80,11 @@ class Grounds:
         """GPUs of the records, each once."""
         found = [_gpu(result.record) for results in self.results.values() for result in results]
         return tuple(dict.fromkeys(card for card in found if card is not None))
+
+    @cached_property
+    def mixed(self) -> BlockCells:
+        """The cells of the mixed study."""
+        return gather_cells(self.results["mixed"])
 
     @cached_property
     def device(self) -> str:

@@ -13,9 +13,8 @@ import numpy.typing as npt
 from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome, record_ids
 from lowbit_vit.analysis.evidence.measured import QUANTITY_WORDS, pair_words, value_of
-from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.results import Result
-from lowbit_vit.analysis.statistics import Comparison, compare_counts, holm, margin_test, wilson
+from lowbit_vit.analysis.statistics import Comparison, compare_counts, detectable_paired, holm, margin_test, wilson
 from lowbit_vit.schema.claim import Measured, Verdict
 from lowbit_vit.schema.claim_checks import AccuracyCheck, Check, FlipsCheck, FrontierCheck, Metric, PairedCheck
 from lowbit_vit.schema.metrics import Interval

@@ -4,19 +4,13 @@ A statement on blocks 20-23 is about a model of 24 blocks; on another it cannot 
 half of the test images is compared on the report half alone.
 """
 
-from collections.abc import Sequence
 from itertools import combinations
 
-import numpy as np
-import numpy.typing as npt
-
-from lowbit_vit.analysis import blocks
+from lowbit_vit.analysis import mixed
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
 from lowbit_vit.analysis.evidence.printed import bounds
-from lowbit_vit.analysis.power import detectable_paired
-from lowbit_vit.analysis.ranks import agreement, kendall
-from lowbit_vit.analysis.results import Result, cells_by_role
-from lowbit_vit.analysis.statistics import compare
+from lowbit_vit.analysis.rank_correlation import agreement, kendall
+from lowbit_vit.analysis.statistics import compare, detectable_paired
 from lowbit_vit.schema.cell_role import Chosen, NoneSpared
 from lowbit_vit.schema.claim import Measured, Verdict
 from lowbit_vit.schema.claim_checks import BlocksCheck, RandomCheck, SparedCheck, StabilityCheck
@@ -29,7 +23,6 @@ def most_sensitive(check: BlocksCheck, grounds: Grounds) -> Outcome:
     """Whether enough of the top blocks are the named ones, in every draw."""
     records = _records(grounds, "sensitivity")
     scored = _scores(grounds, check.weights, check.direction)
-    tops = [_top(scored, len(check.blocks), draw) for draw in range(len(scored.blocks[0].kl))] if scored is not None else []
     ours = None
     if scored is not None:
         mean = scored.most_sensitive(len(check.blocks)) if len(check.blocks) <= len(scored.blocks) else ()
@@ -37,8 +30,9 @@ def most_sensitive(check: BlocksCheck, grounds: Grounds) -> Outcome:
     obstacle = _other_depth(check.depth, grounds, ours, records)
     if obstacle is not None:
         return obstacle
-    if ours is None:
+    if ours is None or scored is None:
         return _missing(grounds, "sensitivity")
+    tops = [scored.most_sensitive(len(check.blocks), draw=draw) for draw in range(len(scored.blocks[0].kl))]
     hits = [len(set(top) & set(check.blocks)) for top in tops]
     verdict: Verdict = "reproduced" if min(hits) >= check.at_least else "not reproduced"
     named = ", ".join(map(str, check.blocks))
@@ -71,16 +65,16 @@ def stability(check: StabilityCheck, grounds: Grounds) -> Outcome:
 
 def spared(check: SparedCheck, grounds: Grounds) -> Outcome:
     """The paired gain of one choice of blocks over another or over none, its interval against the expected gain."""
-    cells = cells_by_role(grounds.results["mixed"])
-    one = cells.get(Chosen(kind=check.strategy, k=check.k))
+    cells, one = grounds.mixed, Chosen(kind=check.strategy, k=check.k)
     if check.over == "fully quantized":
-        other = next((result for role, result in cells.items() if isinstance(role, NoneSpared)), None)
+        other = next((role for role in cells.place if isinstance(role, NoneSpared)), None)
     else:
-        other = cells.get(Chosen(kind=check.over, k=check.k))
-    pair = [result for result in (one, other) if result is not None]
-    ours, records = None, tuple(result.record.trial_id for result in pair)
-    if one is not None and other is not None:
-        comparison = compare(_report_right(other), _report_right(one))
+        other = Chosen(kind=check.over, k=check.k)
+    pair, results = [role for role in (one, other) if role in cells.place], dict(cells.parts)
+    ours, records = None, tuple(results[role].record.trial_id for role in pair)
+    if len(pair) == 2:
+        right = cells.report.right
+        comparison = compare(right[cells.place[pair[1]]], right[cells.place[pair[0]]])
         points = Interval(low=100 * comparison.interval.low, high=100 * comparison.interval.high)
         text = f"{100 * comparison.difference:+.2f} points ({points.low:+.2f} to {points.high:+.2f})"
         ours = Measured(text=text, value=100 * comparison.difference, unit="points", interval=points)
@@ -107,8 +101,8 @@ def _decide(check: SparedCheck, interval: Interval) -> Verdict:
 
 def beats_random(check: RandomCheck, grounds: Grounds) -> Outcome:
     """Against random choices of as many blocks: the share of them that lie farther from the high-precision outputs (KL)."""
-    depth, results = grounds.profile.backbone.depth, grounds.results["mixed"]
-    table = blocks.beats_random(blocks.mixed(results, depth=depth)).filter(strategy=check.strategy, k=check.k).drop_nulls("beaten_kl")
+    depth = grounds.profile.backbone.depth
+    table = mixed.beats_random(mixed.mixed(grounds.mixed, depth=depth)).filter(strategy=check.strategy, k=check.k).drop_nulls("beaten_kl")
     records = _records(grounds, "mixed")
     ours = None
     for row in table.to_dicts():
@@ -147,17 +141,3 @@ def _records(grounds: Grounds, study: Study) -> tuple[str, ...]:
 
 def _scores(grounds: Grounds, weights: str, direction: str) -> SensitivityScores | None:
     return next((item for item in grounds.scores if item.weights.name == weights and item.direction == direction), None)
-
-
-def _top(scored: SensitivityScores, k: int, draw: int) -> Sequence[int]:
-    """The k blocks that cost most in one draw: quantized alone they add most, spared alone they leave least."""
-    sign = -1.0 if scored.direction == "only" else 1.0
-    return [block.block for block in sorted(scored.blocks, key=lambda block: (sign * block.kl[draw], block.block))[:k]]
-
-
-def _report_right(result: Result) -> npt.NDArray[np.bool_]:
-    predictions = result.predictions
-    if predictions is None:
-        return np.zeros(0, dtype=np.bool_)
-    right: npt.NDArray[np.bool_] = (predictions.right)[~predictions.selection]
-    return right
