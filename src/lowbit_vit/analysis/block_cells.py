@@ -127,8 +127,8 @@ def cell_rows(cells: BlockCells, *, against: CellRole | None = None) -> pl.DataF
 
     Flips are counted, KL is a mean in nats, Top-1 has Wilson's interval, and its difference from the cell `against` is paired.
     """
-    baseline = None if against is None else cells.place.get(against)
-    baseline_id = None if baseline is None else dict(cells.parts)[against].record.trial_id
+    baseline = cells.report.right[cells.place[against]] if against in cells.place else None
+    baseline_id = next((result.record.trial_id for role, result in cells.parts if role == against), None)
     rows: list[dict[str, object]] = []
     for role, result in cells.parts:
         record, model, place = result.record, result.record.model, cells.place.get(role)
@@ -143,6 +143,6 @@ def cell_rows(cells: BlockCells, *, against: CellRole | None = None) -> pl.DataF
             row |= {"images": len(right), "top1": float(right.mean()), "top1_low": interval.low, "top1_high": interval.high}
             row |= {"kl": float(cells.report.kl[place].mean()), "flips": None if np.isnan(flips) else int(flips)}
             if baseline is not None and record.trial_id != baseline_id:
-                row |= compare(cells.report.right[baseline], right).columns
+                row |= compare(baseline, right).columns
         rows.append(row)
     return pl.DataFrame(rows, schema=_COLUMNS)

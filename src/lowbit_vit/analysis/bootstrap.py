@@ -6,7 +6,6 @@ the different outcomes (label, first answer, second answer), not the images: a r
 from which one matrix product gives each class's hits, answers and labels.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -139,10 +138,8 @@ def _macro_f1(sums: Floats) -> Floats:
 # ----------------------------------------------------------------------------------------------------- many means at once
 
 
-def simultaneous_intervals(
-    values: Sequence[Floats] | Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> list[tuple[float, float]]:
-    """Intervals of the means of several quantities seen on the same images, float64 [units, N], that hold all at once.
+def simultaneous_intervals(values: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Floats:
+    """Intervals, float64 [units, 2], of the means of several quantities seen on the same images, [units, N], that hold all at once.
 
     The single-step bootstrap of the greatest t: images are drawn again, all quantities of an image together; the half width is the
     quantile, over resamples, of the greatest deviation among the quantities in units of its standard error. A quantity that is the
@@ -151,8 +148,7 @@ def simultaneous_intervals(
     Source: Westfall and Young, "Resampling-Based Multiple Testing", 1993; Romano and Wolf, JASA 100, 2005, section 4.
     """
     if not len(values):
-        return []
-    values = np.asarray(values)
+        return np.zeros((0, 2))
     images = values.shape[1]
     means = values.mean(axis=1)
     errors = values.std(axis=1) / np.sqrt(images)
@@ -161,7 +157,7 @@ def simultaneous_intervals(
         deviations = np.abs(counts.astype(np.float64) @ values.T / images - means)
         greatest.append(np.divide(deviations, errors, out=np.zeros_like(deviations), where=errors > 0).max(axis=1))
     width = float(np.quantile(np.concatenate(greatest), confidence)) * errors
-    return [(float(mean - half), float(mean + half)) for mean, half in zip(means, width, strict=True)]
+    return np.stack([means - width, means + width], axis=1)
 
 
 @lru_cache(maxsize=1)

@@ -5,8 +5,9 @@ selection half, so that `allocate` may use what they say.
 """
 
 import math
-from typing import Final, NamedTuple, get_type_hints
+from typing import Final
 
+import numpy as np
 import polars as pl
 
 from lowbit_vit.analysis.block_cells import OUTCOME, BlockCells, cell_rows
@@ -129,72 +130,39 @@ def equal_bytes(cells: BlockCells, *, depth: int) -> pl.DataFrame:
     )
 
 
-class Contest(NamedTuple):
-    """A choice against the heuristic's plan of the same k."""
-
-    k: int
-    strategy: str
-    heuristic_flips: int
-    heuristic_kl: float
-    flips_ratio: float | None
-    p_flips: float
-    p_flips_holm: float | None
-    detectable_flips: float | None
-    kl_difference: float
-    kl_difference_low: float
-    kl_difference_high: float
-
-
 def _against_heuristic(cells: BlockCells) -> pl.DataFrame:
     """Image by image: McNemar's test of the flips, adjusted by Holm over all contests, and the mean difference of KL.
 
     The intervals of the differences hold for all contests together.
     """
-    rows: list[dict[str, object]] = []
-    differences, p_values = [], []
-    for role in sorted((role for role in cells.place if isinstance(role, Chosen)), key=lambda role: (role.k, role.kind)):
-        heuristic = Chosen(kind=HEURISTIC, k=role.k)
-        if role == heuristic or not {heuristic, Reference()} <= cells.place.keys():
-            continue
-        places = [cells.place[role], cells.place[heuristic]]
-        (flips, theirs), kl = cells.report.flips[places], cells.report.kl[places]
-        outcome = compare(theirs == 0, flips == 0)
-        detectable = detectable_paired(outcome.discordance, images=outcome.images)
-        differences.append(kl[0] - kl[1])
-        p_values.append(outcome.p_value)
-        rows.append(
-            {
-                "k": role.k,
-                "strategy": role.kind,
-                "heuristic_flips": theirs.sum(),
-                "heuristic_kl": kl[1].mean(),
-                "flips_ratio": flips.sum() / theirs.sum() if theirs.any() else None,
-                "p_flips": outcome.p_value,
-                "detectable_flips": None if detectable is None else detectable * outcome.images,
-                "kl_difference": differences[-1].mean(),
-            }
-        )
-    for row, p_value, (low, high) in zip(rows, holm(p_values), simultaneous_intervals(differences), strict=True):
-        row |= {"p_flips_holm": p_value, "kl_difference_low": low, "kl_difference_high": high}
-    return pl.DataFrame(rows, schema=get_type_hints(Contest))
+    heuristic = {role.k: place for role, place in cells.place.items() if isinstance(role, Chosen) and role.kind == HEURISTIC}
+    roles = [role for role in cells.place if isinstance(role, Chosen) and role.kind != HEURISTIC and role.k in heuristic]
+    roles = sorted(roles if Reference() in cells.place else [], key=lambda role: (role.k, role.kind))
+    ours, theirs = [cells.place[role] for role in roles], [heuristic[role.k] for role in roles]
+    flips, kl = cells.report.flips, cells.report.kl
+    counts, difference = flips[theirs].sum(axis=1), kl[ours] - kl[theirs]
+    low, high = simultaneous_intervals(difference).T
+    tests = [compare(second == 0, first == 0) for first, second in zip(flips[ours], flips[theirs], strict=True)]
+    p_values = [test.p_value for test in tests]
+    detectable = [detectable_paired(test.discordance, images=test.images) for test in tests]
+    columns: dict[str, object] = {
+        "k": [role.k for role in roles],
+        "strategy": [role.kind for role in roles],
+        "heuristic_flips": counts.astype(np.int64),
+        "heuristic_kl": kl[theirs].mean(axis=1),
+        "flips_ratio": np.divide(flips[ours].sum(axis=1), counts, out=np.full(len(roles), np.nan), where=counts > 0),
+        "p_flips": p_values,
+        "p_flips_holm": holm(p_values),
+        "detectable_flips": [None if share is None else share * test.images for share, test in zip(detectable, tests, strict=True)],
+        "kl_difference": difference.mean(axis=1),
+        "kl_difference_low": low,
+        "kl_difference_high": high,
+    }
+    lists = dict.fromkeys(("p_flips", "p_flips_holm", "detectable_flips"), pl.Float64)
+    return pl.DataFrame(columns, schema_overrides={"k": pl.Int64, "strategy": pl.String, **lists}).fill_nan(None)
 
 
 # ---------------------------------------------------------------------------------------------------------- pairs of blocks
-
-
-class Interaction(NamedTuple):
-    """The columns of `block_interactions`."""
-
-    weights: str
-    first: int
-    second: int
-    summed_kl: float
-    kl: float
-    interaction: float
-    interaction_low: float
-    interaction_high: float
-    images: int
-    trial_id: str
 
 
 def block_interactions(mixed: BlockCells, sensitivity: BlockCells) -> pl.DataFrame:
@@ -203,27 +171,32 @@ def block_interactions(mixed: BlockCells, sensitivity: BlockCells) -> pl.DataFra
     One row a pair (of the most sensitive blocks: profile key mixed.pairs) whose blocks were measured alone as well, with the same
     attention and compute dtype. Intervals are of the mean over the images and hold for all pairs together.
     """
-    alone, interactions = dict(sensitivity.parts), []
-    rows: list[dict[str, object]] = []
-    for role, result in mixed.parts:
-        if not isinstance(role, BlockPair) or role not in mixed.place:
-            continue
-        singles = [unit_role("only", role.weights, f"blocks.{block}") for block in role.blocks]
-        if not all(single in sensitivity.place and _run_alike(alone[single], result) for single in singles):
-            continue
-        kl = mixed.selection.kl[mixed.place[role]]
-        summed = sensitivity.selection.kl[[sensitivity.place[single] for single in singles]].sum(axis=0)
-        interactions.append(kl - summed)
-        row = {"weights": role.weights, "first": role.blocks[0], "second": role.blocks[1], "summed_kl": summed.mean(), "kl": kl.mean()}
-        rows.append({**row, "interaction": (kl - summed).mean(), "images": len(kl), "trial_id": result.record.trial_id})
-    for row, (low, high) in zip(rows, simultaneous_intervals(interactions), strict=True):
-        row |= {"interaction_low": low, "interaction_high": high}
-    return pl.DataFrame(rows, schema=get_type_hints(Interaction)).sort("weights", "first", "second")
-
-
-def _run_alike(first: Result, second: Result) -> bool:
-    one, two = first.record.trial, second.record.trial
-    return (one.attention, one.plan.compute_dtype) == (two.attention, two.plan.compute_dtype)
+    ran = {role: result.record.trial for role, result in (*mixed.parts, *sensitivity.parts)}
+    pairs = []
+    for both in mixed.place:
+        if isinstance(both, BlockPair):
+            first, second = (unit_role("only", both.weights, f"blocks.{block}") for block in both.blocks)
+            known = {first, second} <= sensitivity.place.keys()
+            if known and len({(ran[role].attention, ran[role].plan.compute_dtype) for role in (both, first, second)}) == 1:
+                pairs.append((both, sensitivity.place[first], sensitivity.place[second]))
+    kl = mixed.selection.kl[[mixed.place[both] for both, _, _ in pairs]]
+    alone = sensitivity.selection.kl if pairs else kl  # of a study that was not run not even the number of images is known
+    summed = alone[[first for _, first, _ in pairs]] + alone[[second for _, _, second in pairs]]
+    low, high = simultaneous_intervals(kl - summed).T
+    columns: dict[str, object] = {
+        "weights": [both.weights for both, _, _ in pairs],
+        "first": [both.blocks[0] for both, _, _ in pairs],
+        "second": [both.blocks[1] for both, _, _ in pairs],
+        "summed_kl": summed.mean(axis=1),
+        "kl": kl.mean(axis=1),
+        "interaction": (kl - summed).mean(axis=1),
+        "interaction_low": low,
+        "interaction_high": high,
+        "images": [kl.shape[1]] * len(pairs),
+        "trial_id": [ran[both].trial_id for both, _, _ in pairs],
+    }
+    types = {"weights": pl.String, "first": pl.Int64, "second": pl.Int64, "images": pl.Int64, "trial_id": pl.String}
+    return pl.DataFrame(columns, schema_overrides=types).sort("weights", "first", "second")
 
 
 def pair_terms(frame: pl.DataFrame) -> tuple[PairTerm, ...]:

@@ -101,8 +101,8 @@ def _score_units(roles: Sequence[OneUnit], cells: BlockCells, draws: Sequence[np
         "flips": over_draws(half.flips[places], np.sum),
         "margin": over_draws(half.margin[places] - half.margin[cells.place[Reference()]]),
         "top1": over_draws(half.right[places].astype(np.float64)),
-        "kl_interval": [(max(0.0, low), high) for low, high in simultaneous_intervals(kl)],
-        "excess_interval": simultaneous_intervals(excess),
+        "kl_interval": [(max(0.0, low), high) for low, high in simultaneous_intervals(kl).tolist()],
+        "excess_interval": simultaneous_intervals(excess).tolist(),
     }
     return tuple(BlockScore.model_validate(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True))
 
@@ -150,10 +150,10 @@ def units(scores: Sequence[SensitivityScores]) -> pl.DataFrame:
     together. The excess is what the unit costs beyond the mean unit; it is sensitive if that is surely positive.
     """
     rows = [
-        UnitRow(
+        (
             *(score.weights.name, score.direction, unit.name, unit.block, unit.module),
             *(unit.mean_kl, *unit.kl_interval, *unit.excess_interval, unit.sensitive),
-            *(float(np.mean(values)) for values in (unit.flips, unit.margin, unit.top1)),
+            *(np.mean(values) for values in (unit.flips, unit.margin, unit.top1)),
             *(len(unit.kl), score.images),
         )
         for score in scores

@@ -66,15 +66,13 @@ def stability(check: StabilityCheck, grounds: Grounds) -> Outcome:
 def spared(check: SparedCheck, grounds: Grounds) -> Outcome:
     """The paired gain of one choice of blocks over another or over none, its interval against the expected gain."""
     cells, one = grounds.mixed, Chosen(kind=check.strategy, k=check.k)
-    if check.over == "fully quantized":
-        other = next((role for role in cells.place if isinstance(role, NoneSpared)), None)
-    else:
-        other = Chosen(kind=check.over, k=check.k)
-    pair, results = [role for role in (one, other) if role in cells.place], dict(cells.parts)
+    none = [role for role in cells.place if isinstance(role, NoneSpared)]
+    others = none if check.over == "fully quantized" else [Chosen(kind=check.over, k=check.k)]
+    pair, results = [role for role in (one, *others) if role in cells.place], dict(cells.parts)
     ours, records = None, tuple(results[role].record.trial_id for role in pair)
     if len(pair) == 2:
-        right = cells.report.right
-        comparison = compare(right[cells.place[pair[1]]], right[cells.place[pair[0]]])
+        own, other = (cells.report.right[cells.place[role]] for role in pair)
+        comparison = compare(other, own)
         points = Interval(low=100 * comparison.interval.low, high=100 * comparison.interval.high)
         text = f"{100 * comparison.difference:+.2f} points ({points.low:+.2f} to {points.high:+.2f})"
         ours = Measured(text=text, value=100 * comparison.difference, unit="points", interval=points)
