@@ -78,7 +78,7 @@ def gather_cells(results: Sequence[Result]) -> BlockCells:
 
 def _half(cells: Sequence[Predictions], high: Predictions | None, *, selection: bool) -> Half:
     if not cells:
-        nothing = np.zeros((0, 0))
+        nothing = np.zeros((0, 1))  # one image, so that a mean over images is defined
         return Half(nothing.astype(np.bool_), nothing, nothing, nothing)
     images = cells[0].selection == selection
     # float64: a mean of float32 would depend on numpy's order of summation.

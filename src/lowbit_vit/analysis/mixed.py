@@ -179,8 +179,7 @@ def block_interactions(mixed: BlockCells, sensitivity: BlockCells) -> pl.DataFra
             known = {first, second} <= sensitivity.place.keys()
             if known and len({(ran[role].attention, ran[role].plan.compute_dtype) for role in (both, first, second)}) == 1:
                 pairs.append((both, sensitivity.place[first], sensitivity.place[second]))
-    kl = mixed.selection.kl[[mixed.place[both] for both, _, _ in pairs]]
-    alone = sensitivity.selection.kl if pairs else kl  # of a study that was not run not even the number of images is known
+    kl, alone = mixed.selection.kl[[mixed.place[both] for both, _, _ in pairs]], sensitivity.selection.kl
     summed = alone[[first for _, first, _ in pairs]] + alone[[second for _, _, second in pairs]]
     low, high = simultaneous_intervals(kl - summed).T
     columns: dict[str, object] = {
