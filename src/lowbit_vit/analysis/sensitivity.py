@@ -225,7 +225,7 @@ def estimator_agreement(estimates: Estimates | None, scores: Sequence[Sensitivit
     Raises:
         DataError: the estimates are of other weights than the scores, or leave out what was scored.
     """
-    rows: list[EstimatorRow] = []
+    rows = []
     if estimates is None:
         return pl.DataFrame(schema=get_type_hints(EstimatorRow))
     for score in scores:
@@ -240,6 +240,6 @@ def estimator_agreement(estimates: Estimates | None, scores: Sequence[Sensitivit
                 guessed = [estimates.of(unit.name, score.weights.name, estimator) for unit in scored]
                 interval = kendall_interval(guessed, measured)
                 ends = (None, None) if interval is None else (interval.low, interval.high)
-                what = (score.weights.name, score.direction, kind, estimator.replace("_", " "))
-                rows.append(EstimatorRow(*what, len(scored), kendall(guessed, measured), *ends))
+                what = (score.weights.name, score.direction, kind, estimator.replace("_", " "), len(scored))
+                rows.append((*what, kendall(guessed, measured), *ends))
     return pl.DataFrame(rows, schema=get_type_hints(EstimatorRow), orient="row")
