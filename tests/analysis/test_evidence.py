@@ -106,7 +106,7 @@ def test_a_ratio_follows_the_latency(h200: Grounds) -> None:
     assert verdict(SLOWER, h200) == "reproduced"
     assert verdict(SLOWER, changed(h200, lambda record: _latency(record, 0.1) if _is_nf4(record) else record)) == "not reproduced"
     # The interval of the quotient lies across the bound.
-    assert verdict(SLOWER.model_copy(update={"at_least": 1.341}), h200) == "underpowered"
+    assert verdict(SLOWER.model_copy(update={"at_least": 2.56}), h200) == "underpowered"
 
 
 def test_a_share_follows_the_kernels(h200: Grounds) -> None:
