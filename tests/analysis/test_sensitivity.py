@@ -119,7 +119,7 @@ def test_blocks_that_are_alike_are_rarely_called_sensitive_even_once() -> None:
 
 def test_a_quantity_without_spread_gets_an_interval_without_width() -> None:
     varied = np.random.default_rng(0).normal(size=50)
-    assert simultaneous_intervals(np.stack([np.zeros(50), varied]))[0] == (0.0, 0.0)
+    assert simultaneous_intervals(np.stack([np.zeros(50), varied]))[0].tolist() == [0.0, 0.0]
 
 
 def test_each_linear_is_scored_where_the_profile_asks_for_modules(study: tuple[Profile, Workspace], results: list[Result]) -> None:
