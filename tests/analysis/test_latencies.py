@@ -1,4 +1,4 @@
-"""The ratio of medians has an interval that covers it, or says that it has none."""
+"""The ratio of medians has an interval that covers it."""
 
 import math
 

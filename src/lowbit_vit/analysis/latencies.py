@@ -1,7 +1,7 @@
-"""The ratio of two median latencies with its distribution-free interval.
+"""The ratio of two median latencies with a distribution-free interval.
 
 Samples of one trial are taken one after the other on one machine; the intervals treat them as independent, so they say how
-well this run pins its own median down, not how much another run would differ.
+well this run pins its own percentile down, not how much another run would differ.
 """
 
 import math
@@ -37,10 +37,11 @@ def ratio_of_medians(first: Sequence[float], second: Sequence[float], *, confide
     """
     if min(min(first, default=0.0), min(second, default=0.0)) <= 0:
         raise ValueError("ratio_of_medians: both samples must be there and positive")
-    below, above = (percentile(samples, 0.5) for samples in (first, second))
-    below_ends, above_ends = (percentile_interval(samples, 0.5, confidence) for samples in (first, second))
-    if below_ends is None or above_ends is None:
-        return Ratio(value=above / below, interval=None)
-    down = math.hypot(math.log(above / above_ends.low), math.log(below_ends.high / below))
-    up = math.hypot(math.log(above_ends.high / above), math.log(below / below_ends.low))
-    return Ratio(value=above / below, interval=Interval(low=above / below * math.exp(-down), high=above / below * math.exp(up)))
+    below, above = percentile(first, 0.5), percentile(second, 0.5)
+    one, other = (percentile_interval(samples, 0.5, confidence) for samples in (first, second))
+    value = above / below
+    if one is None or other is None:
+        return Ratio(value=value, interval=None)
+    down = math.hypot(math.log(above / other.low), math.log(one.high / below))
+    up = math.hypot(math.log(other.high / above), math.log(below / one.low))
+    return Ratio(value=value, interval=Interval(low=value * math.exp(-down), high=value * math.exp(up)))
