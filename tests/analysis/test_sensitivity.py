@@ -139,3 +139,11 @@ def test_each_linear_is_scored_where_the_profile_asks_for_modules(study: tuple[P
     assert found[0].modules[7].name == "blocks.1.attention.k"
     assert found[0].blocks == scores(gather_cells(results), profile)[0].blocks
     assert SensitivityScores.model_validate_json(found[0].model_dump_json()) == found[0]
+
+
+def test_predictions_without_kl_are_named(results: list[Result]) -> None:
+    predictions = results[0].predictions
+    assert predictions is not None
+    without = dataclasses.replace(results[0], predictions=dataclasses.replace(predictions, kl=None))
+    with pytest.raises(DataError, match=f"^{results[0].record.trial.label}: its predictions hold no KL; delete its record"):
+        gather_cells([without, *results[1:]])
