@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowbit_vit.analysis.claims import carry_out, gather, load_claims
-from lowbit_vit.analysis.evidence import predicted
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
+from lowbit_vit.analysis.pareto import undominated
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.schema.cell_role import CellRole, Chosen, NoneSpared, Random
 from lowbit_vit.schema.claim import Cell, Claim, Verdict
@@ -367,4 +367,4 @@ def test_the_front_is_what_no_point_dominates(points: list[tuple[float, ...]]) -
     def dominated(point: tuple[float, ...]) -> bool:
         return any(peer != point and all(mine <= its for mine, its in zip(peer, point, strict=True)) for peer in points)
 
-    assert predicted.undominated_points(points) == {point for point in points if not dominated(point)}
+    assert undominated(points) == {point for point in points if not dominated(point)}

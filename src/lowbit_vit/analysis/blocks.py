@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lowbit_vit.analysis.arms import MIB
+from lowbit_vit.analysis.frames import MIB
 from lowbit_vit.analysis.ranks import agreement
 from lowbit_vit.analysis.results import Result, cell_roles, cells_by_role
 from lowbit_vit.analysis.statistics import compare, wilson
@@ -272,4 +272,4 @@ def _outcome(result: Result, reference: Result | None) -> dict[str, Any]:
     if reference is None or reference is result or reference.predictions is None:
         return row
     outcome = compare((reference.predictions.right)[report], right)
-    return row | outcome.columns
+    return row | outcome.columns()

@@ -14,7 +14,7 @@ import polars as pl
 from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.latencies import ratio_of_medians
 from lowbit_vit.analysis.results import Result, require_same_labels
-from lowbit_vit.analysis.sides import Pair, Side, match, timing_obstacle
+from lowbit_vit.analysis.runs import Pair, Run, match, timing_obstacle
 from lowbit_vit.analysis.statistics import compare, compare_unpaired
 from lowbit_vit.schema.config import Statistics, Study
 from lowbit_vit.schema.metrics import Interval, percentile
@@ -62,11 +62,11 @@ class Line:
         return f"{self.study}, {self.arm}, seed {self.seed}: {self.outcome.metric}"
 
 
-def check_run(run: Side, reference: Side) -> list[Line]:
+def check_run(run: Run, reference: Run) -> list[Line]:
     """Compare every arm of the reference with the run's; tolerances are those of the reference's profile.
 
     Raises:
-        DataError: a side holds one arm twice.
+        DataError: a run holds one arm twice.
     """
     return [
         Line(study=pair.trial.study, arm=pair.trial.label, seed=pair.trial.seed, outcome=outcome)

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import polars as pl
 
-from lowbit_vit.analysis import arms, blocks
+from lowbit_vit.analysis import blocks, variants
 from lowbit_vit.analysis.additivity import additivity, additivity_fits
-from lowbit_vit.analysis.classes import classes
 from lowbit_vit.analysis.contests import contests
+from lowbit_vit.analysis.cuda_graph_speedup import cuda_graph_speedup
 from lowbit_vit.analysis.estimates import estimator_agreement
-from lowbit_vit.analysis.footprints import invariances, memory_parts
-from lowbit_vit.analysis.fronts import fronts
-from lowbit_vit.analysis.graphs import graphs
+from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.pairs import pairs
+from lowbit_vit.analysis.pareto import pareto_fronts
 from lowbit_vit.analysis.results import Result, load_all_results
-from lowbit_vit.analysis.rooflines import rooflines
 from lowbit_vit.analysis.scores import scores
 from lowbit_vit.analysis.timed_plans import timed_plans
 from lowbit_vit.errors import DataError
@@ -110,23 +108,23 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         DataError: a record or predictions file is damaged.
     """
     results = load_all_results(workspace)
-    labels = [arm.label for arm in profile.variants.arms]
-    variants = arms.variants(results["variants"], arms=labels, margin=profile.statistics.margin)
+    frames = Frames(results["variants"], arms=[arm.label for arm in profile.variants.arms])
+    trials = variants.variants(frames, margin=profile.statistics.margin)
     scored = _scores_if_complete(results["sensitivity"], profile)
     estimates = read_estimates(workspace.estimates, profile=profile.name) if workspace.estimates.exists() else None
     mixed = blocks.mixed(results["mixed"], depth=profile.backbone.depth)
     added = additivity(results["mixed"], results["sensitivity"], scored, profile, variants=results["variants"])
     timed = timed_plans(results["mixed"], results["variants"], profile)
-    table = _with_rows(arms.paper_table(variants))
+    table = _with_family(_with_rows(variants.paper_table(trials)))
     tables = Tables(
         paper_table=table,
-        variants=variants,
-        kernel_classes=_with_rows(arms.kernel_classes(results["variants"], arms=labels)),
-        graphs=graphs(results["variants"], arms=labels),
-        rooflines=rooflines(results["variants"], arms=labels),
-        memory_parts=memory_parts(results["variants"], arms=labels),
-        invariance=invariances(results["variants"], arms=labels),
-        classes=_with_rows(classes(results["variants"], arms=labels)),
+        variants=trials,
+        kernel_classes=_with_rows(variants.kernel_classes(frames)),
+        graphs=cuda_graph_speedup(frames),
+        rooflines=variants.rooflines(frames),
+        memory_parts=variants.memory_breakdown(frames),
+        invariance=variants.invariances(frames),
+        classes=_with_rows(variants.per_class(frames)),
         sensitivity=_with_family(blocks.sensitivity(results["sensitivity"], scored)),
         units=blocks.units(scored),
         draw_agreement=blocks.draw_agreement(scored),
@@ -139,8 +137,8 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         contests=contests(results["mixed"], depth=profile.backbone.depth),
         random_bands=blocks.random_bands(mixed),
         beats_random=blocks.beats_random(mixed),
-        fronts=fronts(table, mixed, timed),
-        not_successful=_not_successful({study: [result.record for result in results[study]] for study in STUDIES}),
+        fronts=pareto_fronts(table, mixed, timed),
+        not_successful=_not_successful(results),
     )
     return Findings(results=results, tables=tables)
 
@@ -153,10 +151,9 @@ def _scores_if_complete(results: Sequence[Result], profile: Profile) -> list[Sen
 
 
 def _with_rows(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add `number` (1-based place of the arm, as on the figures), `row` (`3. 8-bit + SDPA`, as in the paper) and `weights_family`."""
+    """Add `number` (1-based place of the arm, as on the figures) and `row` (`3. 8-bit + SDPA`, as in the paper)."""
     number = pl.col("order") + 1
-    frame = frame.with_columns(number.alias("number"), pl.format("{}. {}", number, "arm").alias("row"))
-    return _with_family(frame) if "weights" in frame.columns else frame
+    return frame.with_columns(number.alias("number"), pl.format("{}. {}", number, "arm").alias("row"))
 
 
 def _with_family(frame: pl.DataFrame) -> pl.DataFrame:
@@ -164,24 +161,9 @@ def _with_family(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col("weights").fill_null("none").replace(families).alias("weights_family"))
 
 
-def _not_successful(records: dict[Study, list[Record]]) -> pl.DataFrame:
-    rows = [
-        {
-            "study": study,
-            "label": record.trial.label,
-            "seed": record.trial.seed,
-            "status": record.status,
-            "reason": record.reason,
-            "attempts": record.attempts,
-            "trial_id": record.trial_id,
-        }
-        for study in STUDIES
-        for record in records[study]
-        if record.status != "success"
-    ]
-    integers = ("seed", "attempts")
-    names = ("study", "label", "seed", "status", "reason", "attempts", "trial_id")
-    return pl.DataFrame(rows, schema={name: pl.Int64 if name in integers else pl.String for name in names})
+def _not_successful(results: dict[Study, list[Result]]) -> pl.DataFrame:
+    trials = Frames([result for study in STUDIES for result in results[study] if result.record.status != "success"]).trials
+    return trials.select("study", pl.col("arm").alias("label"), "seed", "status", "reason", "attempts", "trial_id")
 
 
 def write_tables(tables: Tables, folder: Path) -> None:

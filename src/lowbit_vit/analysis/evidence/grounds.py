@@ -11,8 +11,8 @@ from typing import Literal
 
 import polars as pl
 
-from lowbit_vit.analysis.arms import weights_name
 from lowbit_vit.analysis.audit.finding import Finding
+from lowbit_vit.analysis.frames import weights_name
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Evidence, Measured, Stated, Verdict
 from lowbit_vit.schema.claim_checks import Arms

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 
-from lowbit_vit.analysis.arms import MIB
 from lowbit_vit.analysis.evidence.grounds import Grounds, Need, Outcome, printed_number, record_ids
 from lowbit_vit.analysis.evidence.printed import bounds
+from lowbit_vit.analysis.frames import MIB
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Measured, Verdict
 from lowbit_vit.schema.claim_checks import Arms, CellCheck, Quantity, RatioCheck, RunsCheck, ShareCheck

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome, record_ids
 from lowbit_vit.analysis.evidence.measured import QUANTITY_WORDS, pair_words, value_of
+from lowbit_vit.analysis.pareto import undominated
 from lowbit_vit.analysis.power import detectable_paired
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import Comparison, compare_counts, holm, margin_test, wilson
@@ -208,12 +209,12 @@ def frontier(check: FrontierCheck, grounds: Grounds) -> Outcome:
     picked = {result.record.trial_id for result in grounds.select(check.of)}
     members = [(result, point) for result, point in points if result.record.trial_id in picked]
     others = [result for result, _ in points if result.record.trial_id not in picked]
-    front = undominated_points(point for _, point in points)
-    undominated = [result for result, point in members if point in front]
+    front = undominated(point for _, point in points)
+    kept = [result for result, point in members if point in front]
     records = tuple(result.record.trial_id for result, _ in points)
-    names = ", ".join(dict.fromkeys(result.record.trial.label for result in undominated))
-    text = f"{len(undominated)} of {len(members)} on the front"
-    ours = Measured(text=text, value=float(len(undominated)), unit="arms") if members else None
+    names = ", ".join(dict.fromkeys(result.record.trial.label for result in kept))
+    text = f"{len(kept)} of {len(members)} on the front"
+    ours = Measured(text=text, value=float(len(kept)), unit="arms") if members else None
     obstacle = grounds.obstacle("vit_l_16", "flowers102", "cuda", ours=ours, records=records)
     if obstacle is not None:
         return obstacle
@@ -224,27 +225,12 @@ def frontier(check: FrontierCheck, grounds: Grounds) -> Outcome:
     costs_words = " and ".join(QUANTITY_WORDS[cost] for cost in check.costs)
     costs_words += f" at batch {check.batch}" if check.batch is not None else ""
     words = f"Top-1 against {costs_words}, {len(points)} arms: {ours.text}{': ' + names if names else ''}."
-    return Outcome("reproduced" if undominated else "not reproduced", words, ours=ours, records=records)
+    return Outcome("reproduced" if kept else "not reproduced", words, ours=ours, records=records)
 
 
 def _absent(labels: Sequence[str]) -> str:
     shown = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
     return f"The front needs every arm; without a result: {shown}."
-
-
-def undominated_points(points: Iterable[tuple[float, ...]]) -> set[tuple[float, ...]]:
-    """Those that no other one dominates: at least as good in everything and better in something; less is better."""
-    front: list[tuple[float, ...]] = []
-    # In this order what dominates a point comes before it, and is on the front itself or dominated by what is.
-    for point in sorted(set(points)):
-        if not any(_dominates(peer, point) for peer in front):
-            front.append(point)
-    return set(front)
-
-
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether `one` is at least as good in everything and better in something; less is better."""
-    return all(mine <= its for mine, its in zip(one, other, strict=True)) and one != other
 
 
 def accuracy(check: AccuracyCheck, grounds: Grounds) -> Outcome:

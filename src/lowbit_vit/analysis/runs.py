@@ -19,7 +19,7 @@ _SETTINGS = ("data", "backbone", "lora", "evaluation", "measurement", "device", 
 
 
 @dataclass(frozen=True)
-class Side:
+class Run:
     """One run.
 
     Attributes:
@@ -48,7 +48,7 @@ class Pair:
         return result.record.trial
 
 
-def load_side(name: str, *, root: Path) -> Side:
+def load_run(name: str, *, root: Path) -> Run:
     """Read a run: a profile's name, or a folder with records/, such as a committed reference run.
 
     Raises:
@@ -58,7 +58,7 @@ def load_side(name: str, *, root: Path) -> Side:
     if (root / "profiles" / f"{name}.yaml").is_file():
         workspace = Workspace(root=root, profile=name)
         profile = load_profile(workspace.profile_file)
-        return Side(name=name, profile=profile, results=_some(load_all_results(workspace), workspace.reports, name))
+        return Run(name=name, profile=profile, results=_some(load_all_results(workspace), workspace.reports, name))
     folder = (root / name).resolve()
     if not (folder / "records").is_dir():
         known = ", ".join(sorted(path.stem for path in (root / "profiles").glob("*.yaml"))) or "none"
@@ -69,7 +69,7 @@ def load_side(name: str, *, root: Path) -> Side:
         raise DataError(
             f"{folder / 'records'}: key trial.profile: records of {len(profiles)} profiles ({', '.join(profiles)}); one is needed"
         )
-    return Side(name=name, profile=load_profile(Workspace(root=root, profile=profiles[0]).profile_file), results=results)
+    return Run(name=name, profile=load_profile(Workspace(root=root, profile=profiles[0]).profile_file), results=results)
 
 
 def _some(results: dict[Study, list[Result]], reports: Path, profile: str) -> dict[Study, list[Result]]:
@@ -78,7 +78,7 @@ def _some(results: dict[Study, list[Result]], reports: Path, profile: str) -> di
     return results
 
 
-def match(first: Side, second: Side) -> list[Pair]:
+def match(first: Run, second: Run) -> list[Pair]:
     """Every arm of either side, by study, in the order of the first profile's arms and then of the files.
 
     An arm that a side holds for several devices is matched device by device.
@@ -88,7 +88,7 @@ def match(first: Side, second: Side) -> list[Pair]:
     """
     pairs = []
     for study in STUDIES:
-        ours, theirs = (_by_key(side, study) for side in (first, second))
+        ours, theirs = (_by_key(run, study) for run in (first, second))
         keys = list(dict.fromkeys([*ours, *theirs]))
         of_study = [pair for key in keys for pair in _matched(ours.get(key, {}), theirs.get(key, {}))]
         order = {arm.label: place for place, arm in enumerate(first.profile.variants.arms)} if study == "variants" else {}
@@ -96,14 +96,14 @@ def match(first: Side, second: Side) -> list[Pair]:
     return pairs
 
 
-def _by_key(side: Side, study: Study) -> dict[ArmKey, dict[str, Result]]:
+def _by_key(run: Run, study: Study) -> dict[ArmKey, dict[str, Result]]:
     found: dict[ArmKey, dict[str, Result]] = {}
-    for result in side.results[study]:
+    for result in run.results[study]:
         trial = result.record.trial
         devices = found.setdefault(arm_key(trial), {})
         if trial.device in devices:
             other = devices[trial.device].record
-            raise DataError(f"{side.name}: {other.trial_id} and {trial.trial_id} are the same arm; compare runs that hold each arm once")
+            raise DataError(f"{run.name}: {other.trial_id} and {trial.trial_id} are the same arm; compare runs that hold each arm once")
         devices[trial.device] = result
     return found
 
@@ -137,14 +137,14 @@ def other_settings(first: Trial, second: Trial) -> list[str]:
     return [name for name in _SETTINGS if getattr(first, name) != getattr(second, name)]
 
 
-def origins(side: Side) -> dict[str, str]:
+def origins(run: Run) -> dict[str, str]:
     """What a side was made of, for a heading: cards, torch, backbone and images; several are joined."""
-    records = [result.record for results in side.results.values() for result in results if result.record.status == "success"]
+    records = [result.record for results in run.results.values() for result in results if result.record.status == "success"]
     timed = [record for record in records if record.measurement is not None] or records
     models = [record.model for record in records if record.model is not None]
     packages = [{} if record.provenance is None else record.provenance.packages for record in timed]
     return {
-        "profile": side.profile.name,
+        "profile": run.profile.name,
         "card": _joined(card(record) for record in timed),
         "torch": _joined(names.get("torch") for names in packages),
         "code": _joined(record.code_sha256[:12] for record in records),
