@@ -73,13 +73,6 @@ def test_an_arm_of_one_side_stands_alone(root: Path) -> None:
     assert [pair.second for pair in pairs if pair.first is None] == [results[0]]
 
 
-def test_an_arm_held_twice_is_refused(root: Path) -> None:
-    side = load_run("demo", root=root)
-    results = side.results["variants"]
-    with pytest.raises(DataError, match=f"{results[0].record.trial_id} and {results[0].record.trial_id} are the same arm"):
-        match(side, with_variants(side, [results[0], *results]))
-
-
 def test_an_arm_on_two_devices_is_matched_device_by_device(root: Path) -> None:
     side = load_run("demo", root=root)
     first = next(result for result in side.results["variants"] if result.record.trial.attention == "math")

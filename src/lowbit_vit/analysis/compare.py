@@ -41,9 +41,6 @@ def compare_runs(first: Run, second: Run, *, studies: Sequence[Study], margin: f
         second: the other one.
         studies: which of them.
         margin: loss of Top-1, as a share, that counts as none.
-
-    Raises:
-        DataError: a run holds one arm twice.
     """
     rows: list[dict[str, Any]] = []
     for study in studies:

@@ -112,12 +112,11 @@ class Frames:
     @cached_property
     def predictions(self) -> pl.DataFrame:
         """One row a trial and test image: label, most likely class (`best`), and whether it is right."""
-        schema = {"trial": pl.Int64, "image": pl.Int64, "label": pl.Int64, "best": pl.Int64}
+        schema = {"trial": pl.Int64, "image": pl.UInt32, "label": pl.UInt16, "best": pl.UInt16}
         found = [
             pl.DataFrame({"label": result.predictions.label, "best": result.predictions.best})
             .with_row_index("image")
-            .select(pl.lit(number).alias("trial"), "image", "label", "best")
-            .cast(schema)  # type: ignore[arg-type]
+            .select(pl.lit(number, pl.Int64).alias("trial"), "image", "label", "best")
             for number, result in enumerate(self.results)
             if result.predictions is not None
         ]
@@ -127,7 +126,7 @@ class Frames:
     def class_names(self) -> pl.DataFrame:
         """Columns `label` and `class`; the names are the same in all records."""
         names = next((result.record.evaluation.class_names for result in self.results if result.record.evaluation is not None), ())
-        return pl.DataFrame({"label": range(len(names)), "class": names}, schema={"label": pl.Int64, "class": pl.String})
+        return pl.DataFrame({"label": range(len(names)), "class": names}, schema={"label": pl.UInt16, "class": pl.String})
 
     @cached_property
     def baselines(self) -> pl.DataFrame:

@@ -1,10 +1,10 @@
-"""Two runs side by side: where each is read from, which of their arms are the same, and what may be compared of them.
+"""Two runs: where each is read from, which of their arms are the same, and what may be compared of them.
 
 An arm is matched by what it is (plan, attention, layout, adaptation, execution, seed), not by its label: profiles name their
-arms freely. The device is not part of it, so that a run on a CPU can stand beside one on a card.
+arms freely. The device is not part of it, so that a run on a CPU can stand beside one on a GPU.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +35,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Pair:
-    """One arm on both sides; None: not there. At least one is."""
+    """One arm of both runs; None: not there. At least one is."""
 
     first: Result | None
     second: Result | None
 
     @property
     def trial(self) -> Trial:
-        """The arm's trial, the first side's where it has one."""
+        """The arm's trial, the first run's where it has one."""
         result = self.first or self.second
         assert result is not None  # noqa: S101  (a pair of nothing is never made)
         return result.record.trial
@@ -79,32 +79,23 @@ def _some(results: dict[Study, list[Result]], reports: Path, profile: str) -> di
 
 
 def match(first: Run, second: Run) -> list[Pair]:
-    """Every arm of either side, by study, in the order of the first profile's arms and then of the files.
+    """Every arm of either run, by study, in the order of the first profile's arms and then of the files.
 
-    An arm that a side holds for several devices is matched device by device.
-
-    Raises:
-        DataError: a side holds one arm twice.
+    An arm that a run holds for several devices is matched device by device.
     """
     pairs = []
     for study in STUDIES:
-        ours, theirs = (_by_key(run, study) for run in (first, second))
-        keys = list(dict.fromkeys([*ours, *theirs]))
-        of_study = [pair for key in keys for pair in _matched(ours.get(key, {}), theirs.get(key, {}))]
+        ours, theirs = (_by_key(run.results[study]) for run in (first, second))
+        of_study = [pair for key in dict.fromkeys([*ours, *theirs]) for pair in _matched(ours.get(key, {}), theirs.get(key, {}))]
         order = {arm.label: place for place, arm in enumerate(first.profile.variants.arms)} if study == "variants" else {}
         pairs += sorted(of_study, key=lambda pair: order.get(pair.trial.label, len(order)))
     return pairs
 
 
-def _by_key(run: Run, study: Study) -> dict[ArmKey, dict[str, Result]]:
+def _by_key(results: Sequence[Result]) -> dict[ArmKey, dict[str, Result]]:
     found: dict[ArmKey, dict[str, Result]] = {}
-    for result in run.results[study]:
-        trial = result.record.trial
-        devices = found.setdefault(arm_key(trial), {})
-        if trial.device in devices:
-            other = devices[trial.device].record
-            raise DataError(f"{run.name}: {other.trial_id} and {trial.trial_id} are the same arm; compare runs that hold each arm once")
-        devices[trial.device] = result
+    for result in results:
+        found.setdefault(arm_key(result.record.trial), {})[result.record.trial.device] = result
     return found
 
 
@@ -138,7 +129,7 @@ def other_settings(first: Trial, second: Trial) -> list[str]:
 
 
 def origins(run: Run) -> dict[str, str]:
-    """What a side was made of, for a heading: cards, torch, backbone and images; several are joined."""
+    """What a run was made of, for a heading: cards, torch, backbone and images; several are joined."""
     records = [result.record for results in run.results.values() for result in results if result.record.status == "success"]
     timed = [record for record in records if record.measurement is not None] or records
     models = [record.model for record in records if record.model is not None]

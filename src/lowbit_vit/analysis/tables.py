@@ -27,55 +27,30 @@ from lowbit_vit.schema.workspace import Workspace
 
 @dataclass(frozen=True)
 class Tables:
-    """Tidy frames; each is written as `tables/<field>.csv`.
+    """Tidy frames; each is written as `tables/<field>.csv`."""
 
-    Attributes:
-        paper_table: one row an arm and batch size: all columns of the paper's table, seeds averaged.
-        variants: one row a trial and batch size.
-        kernel_classes: microseconds of each kernel class for each arm and batch size.
-        graphs: arms in CUDA graphs against 16 bits with compiled blocks in one.
-        rooflines: latency over what the device's own ceilings allow, for each arm and batch size.
-        memory_parts: what the peak of device memory is made of, for each arm and batch size.
-        invariance: whether predictions depend on the size of the batch, for each arm.
-        classes: one row an arm and class of images: accuracy, images lost against the baseline, and to which class.
-        sensitivity: one row a cell of the sensitivity study.
-        units: each block and linear with its intervals, and whether it is called sensitive.
-        draw_agreement: Kendall's tau between draws.
-        estimators: Kendall's tau of each cheap estimator with what was measured.
-        mixed: one row for each part that a cell of the mixed study plays.
-        additivity: what the sum over blocks predicts of each mixed plan, beside what was measured.
-        additivity_fits: how well it predicts.
-        pairs: how the most sensitive blocks interact, two by two.
-        timed_plans: plans that were timed, beside the arms of one format throughout.
-        contests: each choice at equal bytes against the random plans and the heuristic.
-        random_bands: range and quartiles of the random plans.
-        beats_random: how many random plans each chosen plan beats.
-        fronts: Pareto fronts of the arms and of the mixed plans, dominated points included.
-        not_successful: every trial without a result, and why.
-    """
-
-    paper_table: pl.DataFrame
-    variants: pl.DataFrame
-    kernel_classes: pl.DataFrame
-    graphs: pl.DataFrame
-    rooflines: pl.DataFrame
-    memory_parts: pl.DataFrame
-    invariance: pl.DataFrame
-    classes: pl.DataFrame
-    sensitivity: pl.DataFrame
-    units: pl.DataFrame
-    draw_agreement: pl.DataFrame
-    estimators: pl.DataFrame
-    mixed: pl.DataFrame
-    additivity: pl.DataFrame
-    additivity_fits: pl.DataFrame
-    pairs: pl.DataFrame
-    timed_plans: pl.DataFrame
-    contests: pl.DataFrame
-    random_bands: pl.DataFrame
-    beats_random: pl.DataFrame
-    fronts: pl.DataFrame
-    not_successful: pl.DataFrame
+    paper_table: pl.DataFrame  # one row an arm and batch size: all columns of the paper's table, seeds averaged
+    variants: pl.DataFrame  # one row a trial and batch size
+    kernel_classes: pl.DataFrame  # microseconds of each kernel class for each arm and batch size
+    graphs: pl.DataFrame  # arms in CUDA graphs against 16 bits with compiled blocks in one
+    rooflines: pl.DataFrame  # latency over what the device's own ceilings allow, for each arm and batch size
+    memory_parts: pl.DataFrame  # what the peak of device memory is made of, for each arm and batch size
+    invariance: pl.DataFrame  # whether predictions depend on the size of the batch, for each arm
+    classes: pl.DataFrame  # one row an arm and class of images: accuracy, images lost against the baseline, and to which class
+    sensitivity: pl.DataFrame  # one row a cell of the sensitivity study
+    units: pl.DataFrame  # each block and linear with its intervals, and whether it is called sensitive
+    draw_agreement: pl.DataFrame  # Kendall's tau between draws
+    estimators: pl.DataFrame  # Kendall's tau of each cheap estimator with what was measured
+    mixed: pl.DataFrame  # one row for each part that a cell of the mixed study plays
+    additivity: pl.DataFrame  # what the sum over blocks predicts of each mixed plan, beside what was measured
+    additivity_fits: pl.DataFrame  # how well it predicts
+    pairs: pl.DataFrame  # how the most sensitive blocks interact, two by two
+    timed_plans: pl.DataFrame  # plans that were timed, beside the arms of one format throughout
+    contests: pl.DataFrame  # each choice at equal bytes against the random plans and the heuristic
+    random_bands: pl.DataFrame  # range and quartiles of the random plans
+    beats_random: pl.DataFrame  # how many random plans each chosen plan beats
+    fronts: pl.DataFrame  # Pareto fronts of the arms and of the mixed plans, dominated points included
+    not_successful: pl.DataFrame  # every trial without a result, and why
 
 
 @dataclass(frozen=True)
