@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.results import Result
-from lowbit_vit.analysis.runs import Run, arm_key, card, load_run, match, other_settings, timing_obstacle
+from lowbit_vit.analysis.results import Result, arm_key
+from lowbit_vit.analysis.runs import Run, card, load_run, match, other_settings, timing_obstacle
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import STUDIES
 

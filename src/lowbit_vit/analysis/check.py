@@ -180,11 +180,8 @@ def _accuracy(expected: Result, found: Result, *, margin: float) -> Iterator[Out
         counts = [(int(predictions.right.sum()), len(predictions.right)) for predictions in (one, two)]
         apart = compare_unpaired(*counts).interval
         yield compare_rates("Top-1", before.top1, after.top1, interval=apart, margin=margin, images="unpaired, other images")
-        rates, because = (
-            (f"{100 * rate:.2f} %" for rate in (before.macro_f1, after.macro_f1)),
-            "other images: macro-F1 has no unpaired test here",
-        )
-        yield Outcome("macro-F1", *rates, "paired images", "not compared", because)
+        f1, after_f1 = (f"{100 * accuracy.macro_f1:.2f} %" for accuracy in (before, after))
+        yield Outcome("macro-F1", f1, after_f1, "paired images", "not compared", "other images: macro-F1 has no unpaired test here")
         return
     paired = compare(one.right, two.right).interval
     yield compare_rates("Top-1", before.top1, after.top1, interval=paired, margin=margin, images="paired, same images")

@@ -45,12 +45,15 @@ def cuda_graph_speedup(frames: Frames) -> pl.DataFrame:
     limits = [(None, None) if ratio.interval is None else (ratio.interval.low, ratio.interval.high) for ratio in ratios]
     peak = pl.col("peak_allocated_bytes") - pl.col("workspace_bytes") - pl.col("weight_bytes")
     ids = pl.concat_list("trial_id", "reference_id", "fp32_id").list.drop_nulls().list.unique(maintain_order=True)
-    columns = ("order", "arm", pl.col("reference_arm").alias("reference"), "seed", "batch_size", "p50_ms")
-    times = (
+    table = timed.with_columns(
         pl.Series("times", [ratio.value for ratio in ratios], pl.Float64),
         pl.Series("times_low", [low for low, _ in limits], pl.Float64),
         pl.Series("times_high", [high for _, high in limits], pl.Float64),
+        pl.col("reference_arm").alias("reference"),
+        (peak / MIB).alias("over_weights_mib"),
+        pl.when(pl.col("lost").is_not_null()).then("images").alias("images"),
+        ids.list.join(" ").alias("records"),
     )
-    accuracy = (pl.when(pl.col("lost").is_not_null()).then("images").alias("images"), *pairs, "lost", "gained", "difference", "p_inferior")
-    table = timed.select(*columns, *times, (peak / MIB).alias("over_weights_mib"), *accuracy, ids.list.join(" ").alias("records"))
-    return table.sort("order", "arm", "seed", "batch_size")
+    times = ("batch_size", "p50_ms", "times", "times_low", "times_high", "over_weights_mib")
+    accuracy = ("images", *pairs, "lost", "gained", "difference", "p_inferior")
+    return table.select("order", "arm", "reference", "seed", *times, *accuracy, "records").sort("order", "arm", "seed", "batch_size")
