@@ -2,8 +2,8 @@
 
     python benchmarks/determinism.py PROFILE [--arms LABEL ...] [--root FOLDER]   (after lowbit-vit data and backbone)
 
-For each arm, with its first seed: whether the training losses, the predictions (top five classes, and loss and margin of every
-image as fp32), the metrics, the sizes, the memory peaks and the kernels are equal in both runs; where predictions are not, how far
+For each arm, with its first seed: whether the training losses, the predictions (class, and margin of every
+image as fp32), the sizes, the memory peaks and the kernels are equal in both runs; where predictions are not, how far
 they are apart. Latencies are compared too, and are not expected to be equal. The record is about equality: load on the machine
 changes none of the rest.
 """
@@ -22,7 +22,9 @@ from aside import empty_reports
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.machine import cpu_cores, provenance
-from lowbit_vit.schema.record import Predictions, Record, load_predictions
+from lowbit_vit.schema.metrics import percentile
+from lowbit_vit.schema.predictions import Predictions, load_predictions
+from lowbit_vit.schema.record import Record
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import launch
 from lowbit_vit.study.resume import put_record
@@ -98,7 +100,7 @@ def compare(first: tuple[Record, Predictions | None], second: tuple[Record, Pred
     pairs = {name: (results(one)[name], results(other)[name]) for name in results(one)}
     equal: dict[str, Any] = {name: None if left is None else left == right for name, (left, right) in pairs.items()}
     if not equal["predictions"]:
-        equal["flipped_images"] = int((before.top5[:, 0] != after.top5[:, 0]).sum())
+        equal["flipped_images"] = int(after.flips(before).sum())
         equal["max_abs_margin_difference"] = float(np.abs(before.margin - after.margin).max())
     return {"status": one.status, "equal": equal}
 
@@ -114,11 +116,10 @@ def results(record: Record) -> dict[str, Any]:
         "weights_before": model.backbone_sha256,
         "training_loss": None if record.training is None else record.training.loss,
         "predictions": evaluation.predictions_sha256,
-        "metrics": (evaluation.whole, evaluation.selection, evaluation.report),
         "sizes": (model.weight_bytes, model.file_bytes),
         "memory_peaks": peaks if any(peak is not None for _, _, peak in peaks) else None,
         "kernels": names or None,
-        "latency": [latency.p50_ms for latency in measured.latency],
+        "latency": [percentile(latency.samples_ms, 0.5) for latency in measured.latency],
     }
 
 

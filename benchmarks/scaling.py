@@ -14,6 +14,7 @@ queue are the real ones. Two cores carry a few such nodes, so larger clusters ar
 import argparse
 import contextlib
 import functools
+import hashlib
 import heapq
 import json
 import math
@@ -28,15 +29,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-from lowbit_vit.schema.packed import study_records
-
+from lowbit_vit.analysis.results import Result, read_results
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.code import code_sha256
-from lowbit_vit.schema.config import Arm, Profile, Trial, load_profile
+from lowbit_vit.schema.config import Arm, Profile, Study, Trial, load_profile
 from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
-from lowbit_vit.schema.record import LayerAudit, ModelFacts, Predictions, Record, sha256
+from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.scan_partition import cost
@@ -100,6 +99,11 @@ def studies_of(profile: Profile) -> dict[str, list[Trial]]:
     }
 
 
+def results_of(folder: Path, study: Study) -> list[Result]:
+    """One study of a committed run."""
+    return read_results(folder, (study,))[study]
+
+
 @functools.cache
 def measured() -> Known:
     """What is known of trials: of an arm, by its label, seconds of each part, and of its training steps and latencies; of a study's cell.
@@ -108,16 +112,19 @@ def measured() -> Known:
         DataError: an arm of the committed records has no times, or a study no cells.
     """
     found: Known = {}
-    records = [record for folder in ARMS for record in study_records(folder / "records" / "variants") if record.status == "success"]
-    for record in sorted(records, key=lambda record: record.trial.seed):
+    results = [result for folder in ARMS for result in results_of(folder, "variants") if result.record.status == "success"]
+    for result in sorted(results, key=lambda result: result.record.trial.seed):
+        record = result.record
         if record.measurement is None:
             raise DataError(f"{ARMS[0].parent}: {record.trial.label} has no measurement, so no times to reckon with")
         steps = None if record.training is None else record.training.steps
-        latencies = [(len(latency.samples_ms), latency.mean_ms / 1000) for latency in record.measurement.latency]
+        latencies = [(len(latency.samples_ms), latency.mean_ms / 1000) for latency in result.latency.values()]
         # The first seed, and of an arm that both pieces have the first piece's.
         found.setdefault(record.trial.label, {"parts": record.durations_s, "steps": steps, "latencies": latencies})
-    for study in ("sensitivity", "mixed"):
-        cells_s = [sum(r.durations_s.values()) for r in study_records(CELLS / "records" / study) if r.measurement is None]
+    studies: tuple[Study, ...] = ("sensitivity", "mixed")
+    for study in studies:
+        records = [result.record for result in results_of(CELLS, study)]
+        cells_s = [sum(record.durations_s.values()) for record in records if record.measurement is None]
         if not cells_s:
             raise DataError(f"{CELLS}: no cells of {study}")
         found[study] = {"cell": fmean(cells_s)}
@@ -174,12 +181,16 @@ def bytes_of(profile: Profile) -> dict[str, int]:
     images, views = card["splits"], profile.data.views
     arrays = 3 * (sum(images.values()) * views.image_size**2 + (images["train"] + images["val"]) * views.train_resize**2)
     # Loose ones, as a study writes them.
-    files = [path.stat().st_size for path in (REFERENCE / "h100-2026-11" / "records" / "variants").iterdir()]
+    sizes = [
+        len(result.record.model_dump_json(indent=1)) + len(result.predictions.to_bytes())
+        for result in results_of(ARMS[0], "variants")
+        if result.predictions is not None
+    ]
     return {
         "arrays": arrays,
         "weights": 2 * 4 * card["parameters"],
         "to_each_node": arrays + 2 * 4 * card["parameters"],
-        "record": round(sum(files) / (len(files) / 2)),  # JSON and npz
+        "record": round(fmean(sizes)),  # JSON and npz
     }
 
 
@@ -274,21 +285,13 @@ def make_workspace(folder: Path, profile: Profile) -> tuple[Workspace, Path]:
     workspace = Workspace(root=folder / "project", profile="demo")
     workspace.checkpoints.mkdir(parents=True)
     workspace.backbone.write_bytes(b"weights")
-    digest = sha256(b"weights")
-    workspace.backbone.with_suffix(".json").write_text(json.dumps({"sha256": digest}))
+    workspace.backbone.with_suffix(".json").write_text(json.dumps({"sha256": hashlib.sha256(b"weights").hexdigest()}))
     trials = cells(profile, "variants")
-    zeros = np.zeros(3, np.float32)
-    audit = LayerAudit(linears=1, by_format={"high": 1})
-    model = ModelFacts(backbone_sha256=digest, parameters=1, trainable_parameters=0, layers=audit, weight_bytes=4, file_bytes=4)
-    record = Record(
-        trial_id="template", status="success", reason=None, trial=trials[0], provenance=None, code_sha256=code_sha256(), model=model
-    )
-    predictions = Predictions(
-        label=np.zeros(3, np.uint16), top5=np.zeros((3, 5), np.uint16), loss=zeros, margin=zeros, selection=np.zeros(3, np.bool_), kl=None
-    )
+    first = trials[0]
+    # Without a result, which would have to be complete.
+    record = Record(trial_id=first.trial_id, status="skipped", reason="slept", trial=first, provenance=None, code_sha256=code_sha256())
     template = folder / "template.json"
     template.write_text(record.model_dump_json())
-    template.with_suffix(".npz").write_bytes(predictions.to_bytes())
     (folder / "names.json").write_text(json.dumps({trial.label: trial.trial_id for trial in trials}))
     return workspace, template
 

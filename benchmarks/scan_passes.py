@@ -27,6 +27,7 @@ from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.precision import apply_plan, compute_dtype, matmul_mode
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.machine import provenance
+from lowbit_vit.schema.predictions import load_predictions
 from lowbit_vit.schema.record import Record, read_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
@@ -56,6 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         records = run_scan(scanned, workspace, Path(folder) / "scan")
+        images = len(load_predictions(Path(folder) / "scan" / f"{scanned[0].trial_id}.npz").label)
         scan_s = time.perf_counter() - started
         for name, trial in plain.items():
             seconds[name] += plain_seconds(trial, workspace)
@@ -76,7 +78,7 @@ def main() -> None:
         "machine": {"gpu": facts.gpu, "cpu": facts.cpu, **{name: version(name) for name in ("torch", "bitsandbytes")}},
         "profile": profile.name,
         "cells": len(scanned),
-        "images": records[0].evaluation.whole.images if records[0].evaluation is not None else None,
+        "images": images,
         "pass_s": {name: round(value, 3) for name, value in passes.items()},
         "block_evaluations": evaluations,
         "passes_by_count": round(evaluations / profile.backbone.depth, 2),

@@ -6,7 +6,6 @@ a line a trial: start and end.
 """
 
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -22,7 +21,6 @@ def main() -> None:
         time.sleep(float(trial["label"].split()[1]))
         record = json.loads(template.read_text()) | {"trial": trial}
         record["trial_id"] = name = trial_id(trial, template)
-        shutil.copy(template.with_suffix(".npz"), Path(out) / f"{name}.npz")
         part = Path(out) / f".{name}.json"
         part.write_text(json.dumps(record))
         part.rename(Path(out) / f"{name}.json")

@@ -51,13 +51,14 @@ def main() -> None:
         torch.compiler.reset()
         # The first run compiles; the second, on one epoch more, gives the rate without that.
         _run(profile, dataset, _of_length(config, 2), teacher)
-        rate = _run(profile, dataset, _of_length(config, 4), teacher)[1].images_per_s
-        epochs = max(4, round(arguments.seconds * rate / len(dataset.train_views["train"].labels)))
+        images = len(dataset.train_views["train"].labels)
+        rate = _rate(_run(profile, dataset, _of_length(config, 4), teacher)[1], images)
+        epochs = max(4, round(arguments.seconds * rate / images))
         model, result = _run(profile, dataset, _of_length(config, epochs), teacher)
         top1 = _top1(model, profile, dataset)
         memory = (result.peak_allocated_bytes or 0) / 2**30
         print(
-            f"{variant or 'as it stands'}: {result.images_per_s:.0f} images/s, {epochs} epochs in {result.seconds:.0f} s, "
+            f"{variant or 'as it stands'}: {_rate(result, images):.0f} images/s, {epochs} epochs in {result.seconds:.0f} s, "
             f"{memory:.1f} GiB, loss {result.loss[-1]:.3f}, val Top-1 {100 * top1:.2f} %",
             flush=True,
         )
@@ -101,7 +102,7 @@ def _teacher(profile: Profile, dataset: Dataset) -> EfficientNetTeacher | None:
     sets = [dataset.train_views["train"]]
     result = train_by_recipe(network, sets, training, views=profile.data.views, seed=0, device=profile.device, title="teacher")
     top1 = _top1(network, profile, dataset)
-    print(f"teacher: {result.images_per_s:.0f} images/s, {result.seconds:.0f} s, val Top-1 {100 * top1:.2f} %", flush=True)
+    print(f"teacher: {_rate(result, len(sets[0].labels)):.0f} images/s, {result.seconds:.0f} s, val Top-1 {100 * top1:.2f} %", flush=True)
     return network
 
 
@@ -123,6 +124,11 @@ def _run(profile: Profile, dataset: Dataset, config: Training, teacher: Distilla
     sets = [dataset.train_views["train"]]
     views, device = profile.data.views, profile.device
     return model, train_by_recipe(model, sets, config, views=views, seed=0, device=device, title="variant", distillation=teacher)
+
+
+def _rate(result: TrainingResult, images: int) -> float:
+    """Images a second, of so many in an epoch."""
+    return images * len(result.loss) / result.seconds
 
 
 def _top1(model: torch.nn.Module, profile: Profile, dataset: Dataset) -> float:

@@ -30,15 +30,12 @@ TREE = Path(__file__).resolve().parents[1]
 BASE = "ed99591"  # the end of the first edition
 REFERENCES = {  # as the base names them: their profiles
     "cpu-2026-11": "demo",
-    "h100-2026-11": "scratch",
-    "h100-2026-11-blocks": "scratch",
     "h100-2026-11-plans": "scratch",
-    "h100-2026-11-rows": "scratch",
     "h200-2026-11": "scratch",
     "h200-2026-11-fast": "scratch",
 }
 # Where the tree keeps a reference under another name; it is shown to the verbs under the base's.
-MOVED: dict[str, str] = {}
+MOVED: dict[str, str] = {"cpu-2026-11": "cpu", "h100-2026-11-plans": "h100", "h200-2026-11": "h200", "h200-2026-11-fast": "h200-fast"}
 PAPER = "paper/table1.csv"  # `audit` reads no reference
 # What of a reference is read, not made: `report` and `allocate` write the rest anew.
 READ = ("records", "records.parquet", "backbone.json", "sensitivity.json", "estimates.json")

@@ -167,7 +167,7 @@ def _measurement(trial: Trial) -> MeasurementResult:
     latency, memory, kernels, on_gpu = [], [], [], trial.device == "cuda"
     for batch in trial.measurement.batch_sizes:
         mean = slow * (1.1 + 0.12 * batch) * (1 + 0.05 * trial.seed)
-        samples = tuple(round(mean * (0.95 + 0.1 * i / 199), 4) for i in range(200))
+        samples = tuple(round(mean * (0.95 + 0.1 * i / 199), 4) for i in range(min(200, trial.measurement.samples)))
         latency.append(
             Latency(
                 batch_size=batch,

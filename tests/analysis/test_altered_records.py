@@ -19,7 +19,7 @@ from lowbit_vit.analysis.archive import PREDICTIONS, SAMPLES, TRIALS
 from lowbit_vit.analysis.packing import pack_records
 from lowbit_vit.analysis.results import load_all_results, require_same_labels
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.config import Study, Trial
 from lowbit_vit.schema.predictions import Predictions, load_predictions
 from lowbit_vit.schema.record import FIRST_EDITION, read_records, shorten
 from lowbit_vit.schema.workspace import Workspace
@@ -441,18 +441,18 @@ def test_an_altered_file_is_refused(source: Source, tmp_path: Path, name: str) -
     assert re.search(said, message := refusal(run.workspace)), message
 
 
-def frames(name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path], None]:
+def frames(name: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path], object]:
     def write(folder: Path) -> None:
         change(pl.read_parquet(folder / name)).write_parquet(folder / name)
 
     return write
 
 
-def unlinked(name: str) -> Callable[[Path], None]:
+def unlinked(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
-def written(name: str, content: bytes) -> Callable[[Path], None]:
+def written(name: str, content: bytes) -> Callable[[Path], object]:
     def write(folder: Path) -> None:
         (folder / name).write_bytes(content)
 
@@ -475,7 +475,7 @@ def replaced(column: str, value: object) -> Callable[[pl.DataFrame], pl.DataFram
     return change
 
 
-TABLES: dict[str, tuple[Callable[[Path], None], str]] = {
+TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file missing": (unlinked(SAMPLES), rf"{SAMPLES}: could not be read"),
     "only one file": (lambda folder: [unlinked(name)(folder) for name in (TRIALS, PREDICTIONS)] and None, rf"{TRIALS}: could not be read"),
     "no Parquet": (written(TRIALS, b"PAR1"), rf"{TRIALS}: not a Parquet file"),
@@ -526,6 +526,83 @@ def test_an_altered_table_is_refused(source: Source, tmp_path: Path, name: str) 
     change, said = TABLES[name]
     change(run.records)
     assert re.search(said, message := refusal(run.workspace)), message
+
+
+# ------------------------------------------------------------------------------------------------- a cell's part altered
+
+
+@pytest.fixture(scope="module")
+def cells_of_studies(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return synthetic.fill(tmp_path_factory.mktemp("cells") / "root")[1]
+
+
+def other_block(roles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**roles[0], "block": (roles[0]["block"] + 1) % 8}]
+
+
+ROLES: dict[str, tuple[Study, str, Callable[[dict[str, Any]], object], str]] = {
+    "none": ("sensitivity", "only block 3", lambda trial: trial.update(roles=[]), "key trial.roles: must be given"),
+    "another block": (
+        "sensitivity",
+        "only block 3",
+        lambda trial: trial.update(roles=other_block(trial["roles"])),
+        "is not that of trial.roles",
+    ),
+    "another block, label and all": (
+        "sensitivity",
+        "nf4, only block 3",
+        lambda trial: trial.update(roles=other_block(trial["roles"]), label="nf4, only block 4"),
+        "trial.roles: nf4, only block 4 is not what the plan does",
+    ),
+    "another direction": (
+        "sensitivity",
+        "nf4, only block 3",
+        lambda trial: trial.update(roles=[{**trial["roles"][0], "kind": "all_but"}], label="nf4, all but block 3"),
+        "trial.roles: nf4, all but block 3 is not what the plan does",
+    ),
+    "the reference": (
+        "sensitivity",
+        "nf4, only block 3",
+        lambda trial: trial.update(roles=[{"kind": "reference"}], label="high precision"),
+        "trial.roles: high precision is not what the plan does",
+    ),
+    "another number of spared blocks": (
+        "mixed",
+        "random 0, k=2",
+        lambda trial: trial.update(roles=[{"kind": "random", "k": 3, "index": 0}], label="random 0, k=3"),
+        "trial.roles: random 0, k=3 is not what the plan does",
+    ),
+    "no such part": ("mixed", "random 0, k=2", lambda trial: trial.update(roles=[{"kind": "queen"}]), "trial.roles.0"),
+}
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_a_cell_whose_part_is_altered_is_refused(cells_of_studies: Workspace, tmp_path: Path, name: str) -> None:
+    study, label, change, said = ROLES[name]
+    shutil.copytree(cells_of_studies.root, tmp_path / "root")
+    workspace = Workspace(root=tmp_path / "root", profile="demo")
+    for path in workspace.records(study).glob("*.json"):
+        content = json.loads(path.read_text())
+        if label in content["trial"]["label"].split(" = ") or content["trial"]["label"].endswith(label):
+            change(content["trial"])
+            path.write_text(json.dumps(content))
+            break
+    assert re.search(said, message := refusal(workspace)), message
+    assert path.stem in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_a_kl_that_cannot_be_is_refused(cells_of_studies: Workspace, tmp_path: Path, value: float) -> None:
+    shutil.copytree(cells_of_studies.root, tmp_path / "root")
+    workspace = Workspace(root=tmp_path / "root", profile="demo")
+    path = min(workspace.records("sensitivity").glob("*.json"))
+    content, predictions = json.loads(path.read_text()), load_predictions(path.with_suffix(".npz"))
+    assert predictions.kl is not None
+    predictions.kl[3] = value
+    content["evaluation"]["predictions_sha256"] = predictions.sha256()
+    path.write_text(json.dumps(content))
+    path.with_suffix(".npz").write_bytes(predictions.to_bytes())
+    assert f"{path.stem}.npz: column kl: negative, NaN or infinite" in refusal(workspace)
 
 
 # ------------------------------------------------------------------------------------------------- all verbs, one reader

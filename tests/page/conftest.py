@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lowbit_vit.schema.packed import study_records
 from playwright.sync_api import Browser, sync_playwright
 
 import synthetic
 import synthetic_claims
+from lowbit_vit.analysis.results import read_results
 from lowbit_vit.analysis.tables import find, read_paper_table
 from lowbit_vit.report.page import Content, build_report, write_report
 from lowbit_vit.schema.config import STUDIES, load_profile
@@ -45,6 +45,7 @@ def reference_page(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     """A committed run, by its own profile."""
     folder = tmp_path_factory.mktemp("reference") / request.param.name
     shutil.copytree(request.param, folder)
-    (name,) = {record.trial.profile for study in STUDIES for record in study_records(folder / "records" / study)}
+    results = read_results(folder, STUDIES)
+    (name,) = {result.record.trial.profile for study in STUDIES for result in results[study]}
     workspace = Workspace(root=synthetic.PROJECT, profile=name, elsewhere=folder)
     return build_report(load_profile(workspace.profile_file), workspace)

@@ -10,8 +10,8 @@ from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import Measurement, Views
 from lowbit_vit.schema.metrics import summarize_latency
-from lowbit_vit.schema.record import MeasurementResult
-from lowbit_vit.trial.measure import LEAST_SAMPLES, measure
+from lowbit_vit.schema.record import LEAST_SAMPLES, MeasurementResult
+from lowbit_vit.trial.measure import measure
 
 VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
 ARCH = Architecture(name="small", image_size=8, patch_size=4, depth=2, heads=2, width=64, mlp_width=64)

@@ -4,7 +4,7 @@
 has one row a timed call: trial_id, process, batch_size, call (from 0), ms. `predictions.parquet` has one row an image of a trial:
 trial_id, image (from 0), and the columns of `schema/predictions.py`. The order is that of the trials.
 
-`margin` and `kl` are rounded to 8 significant bits, which the file's metadata says, and `evaluation.predictions_sha256` is of what was
+`kl` is rounded to 10 significant bits and `margin` to 7, which the file's metadata says, and `evaluation.predictions_sha256` is of what was
 rounded; whatever is counted (Top-1, Top-5, F1, flips) stays exact.
 """
 
@@ -24,8 +24,8 @@ from lowbit_vit.schema.predictions import COLUMNS, Predictions, check_prediction
 from lowbit_vit.schema.record import Record, parse_json, parse_record, write_atomic
 
 TRIALS, SAMPLES, PREDICTIONS = "trials.parquet", "samples.parquet", "predictions.parquet"
-_MANTISSA_BITS = 7  # that are kept of float32's 23; with the leading one, 8 significant bits
-_NOTE = "margin and kl are rounded to 8 significant bits (7 bits of the mantissa, to nearest even); all else is exact"
+_BITS = {"kl": 9, "margin": 6}  # of the mantissa's 23, with the leading one 10 and 7 significant bits
+_NOTE = "kl is rounded to 10 significant bits, margin to 7 (of the mantissa 9 and 6, to nearest even); all else is exact"
 _AGAIN = "copy it again, or pack the records again"
 
 # The record's keys that are plain values are columns as they are; the others are JSON text.
@@ -105,18 +105,18 @@ def round_cell(record: Record, predictions: Predictions | None) -> Cell:
     """The predictions as they are stored, and the record that names their hash."""
     if predictions is None or record.evaluation is None:
         return record, None
-    kl = None if predictions.kl is None else _round(predictions.kl)
-    stored = replace(predictions, margin=_round(predictions.margin), kl=kl)
+    kl = None if predictions.kl is None else _round(predictions.kl, bits=_BITS["kl"])
+    stored = replace(predictions, margin=_round(predictions.margin, bits=_BITS["margin"]), kl=kl)
     evaluation = record.evaluation.model_copy(update={"predictions_sha256": stored.sha256()})
     return record.model_copy(update={"evaluation": evaluation}), stored
 
 
-def _round(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """To the nearest float32 with 7 bits of mantissa, ties to even; the sign stays, and only 0 becomes 0."""
-    dropped = 23 - _MANTISSA_BITS
-    bits = values.view(np.uint32)
-    half = np.uint32((1 << (dropped - 1)) - 1) + ((bits >> np.uint32(dropped)) & np.uint32(1))
-    kept = (bits + half) & np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
+def _round(values: npt.NDArray[np.float32], *, bits: int) -> npt.NDArray[np.float32]:
+    """To the nearest float32 with so many bits of mantissa, ties to even; the sign stays, and only 0 becomes 0."""
+    dropped = 23 - bits
+    stored = values.view(np.uint32)
+    half = np.uint32((1 << (dropped - 1)) - 1) + ((stored >> np.uint32(dropped)) & np.uint32(1))
+    kept = (stored + half) & np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
     # What is too small to keep a bit, or would become infinite, stays.
     found: npt.NDArray[np.float32] = kept.view(np.float32)
     return np.where(np.isfinite(found) & ((found == 0) == (values == 0)), found, values)

@@ -10,13 +10,12 @@ from pathlib import Path
 import jinja2
 
 from lowbit_vit.analysis.claims import gather, judge, load_claims
-from lowbit_vit.analysis.results import load_all_results
+from lowbit_vit.analysis.results import read_results
 from lowbit_vit.errors import DataError
 from lowbit_vit.report.columns import escape_markdown
 from lowbit_vit.report.ledger import ours_words
 from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Claim, Judged
 from lowbit_vit.schema.config import STUDIES, load_profile
-from lowbit_vit.schema.workspace import Workspace
 
 SECTION_TITLES = {
     "Table 1": "Table 1",
@@ -124,7 +123,7 @@ def load_references(root: Path) -> list[Reference]:
 
 
 def _reference(root: Path, folder: Path) -> Reference:
-    results = load_all_results(Workspace(root=root, profile=folder.name, elsewhere=folder))
+    results = read_results(folder, STUDIES)
     records = [result.record for study in STUDIES for result in results[study]]
     readme = folder / "README.md"
     if not records or not readme.is_file():

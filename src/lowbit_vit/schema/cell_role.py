@@ -4,11 +4,12 @@ A mixed cell may play several parts (a random plan that is also the heuristic's)
 parsed. Which blocks are spared stands in the plan alone: `schema.plan.spared_blocks` finds them.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lowbit_vit.schema.plan import Frozen
+from lowbit_vit.schema.plan import Frozen, HighPrecision, Label, Plan, linear_names, spared_blocks
 
 
 class Reference(Frozen):
@@ -21,52 +22,52 @@ class AllBlocks(Frozen):
     """Sensitivity: every block is quantized."""
 
     kind: Literal["all"] = "all"
-    weights: str = Field(description="the format's name, as in all roles")
+    weights: Label = Field(description="the format's name, as in all roles")
 
 
 class OneUnit(Frozen):
     """Sensitivity: one block, or one linear of it, is alone quantized or alone spared."""
 
     kind: Literal["only", "all_but"]
-    weights: str
-    block: int = Field(ge=0)
-    module: str | None = Field(default=None, description="such as attention.q; null: the whole block")
+    weights: Label
+    block: int = Field(ge=0, lt=1000)
+    module: Label | None = Field(default=None, description="such as attention.q; null: the whole block")
 
 
 class NoneSpared(Frozen):
     """Mixed: every block is quantized."""
 
     kind: Literal["none"] = "none"
-    weights: str
+    weights: Label
 
 
 class Chosen(Frozen):
     """Mixed: k blocks are spared, by a heuristic or from data; of milp and gradient, the bytes are those of k spared blocks."""
 
     kind: Literal["first+last", "last", "most sensitive", "gradient", "milp"]
-    k: int = Field(ge=1)
+    k: int = Field(ge=1, lt=1000)
 
 
 class Random(Frozen):
     """Mixed: k random blocks are spared, the control."""
 
     kind: Literal["random"] = "random"
-    k: int = Field(ge=1)
-    index: int = Field(ge=0)
+    k: int = Field(ge=1, lt=1000)
+    index: int = Field(ge=0, lt=1_000_000)
 
 
 class GivenPlan(Frozen):
     """Mixed: the plan of a file."""
 
     kind: Literal["plan"] = "plan"
-    name: str
+    name: Label
 
 
 class BlockPair(Frozen):
     """Mixed: two blocks alone are quantized, to measure how they interact."""
 
     kind: Literal["pair"] = "pair"
-    weights: str
+    weights: Label
     blocks: tuple[int, int] = Field(description="ascending")
 
 
@@ -99,3 +100,31 @@ def label_of(role: CellRole) -> str:  # noqa: PLR0911  (one for each kind)
             return f"plan {role.name}"
         case BlockPair():
             return f"{role.weights}, only blocks {role.blocks[0]} {role.blocks[1]}"
+
+
+def fits(role: CellRole, plan: Plan, *, depth: int) -> bool:  # noqa: PLR0911  (one for each kind)
+    """Whether a plan for a model of so many blocks is one that the role says."""
+    formats = plan.resolve(linear_names(depth))
+    low_bit = {name for name, weights in formats.items() if not isinstance(weights, HighPrecision)}
+    names = {formats[name].name for name in low_bit}
+    match role:
+        case Reference():
+            return not low_bit
+        case AllBlocks() | NoneSpared():
+            return low_bit == set(formats) and names == {role.weights}
+        case OneUnit():
+            unit = _linears(formats, role.block, role.module)
+            return low_bit == (unit if role.kind == "only" else set(formats) - unit) and names <= {role.weights}
+        case BlockPair():
+            return low_bit == {name for block in role.blocks for name in _linears(formats, block, None)} and names == {role.weights}
+        case Chosen() if role.kind in ("milp", "gradient"):
+            return True
+        case Chosen() | Random():
+            return len(spared_blocks(plan, depth)) == role.k
+        case GivenPlan():
+            return True
+
+
+def _linears(formats: Iterable[str], block: int, module: str | None) -> set[str]:
+    own = f"blocks.{block}."
+    return {name for name in formats if name.startswith(own) and module in (None, name.removeprefix(own))}

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from lowbit_vit.errors import DataError
+from lowbit_vit.schema.cell_role import fits, label_of
 from lowbit_vit.schema.config import Device, Measurement, Trial, one_line
 from lowbit_vit.schema.plan import TEXT_LENGTH, Frozen, Text
 
@@ -257,6 +258,11 @@ class Record(Frozen):
         for name, wanted in asked.items():
             if wanted != (getattr(self, name) is not None):
                 yield f"{name}: must be {'given' if wanted else 'null'} for this trial where status is {self.status}"
+        if trial.roles and trial.label != " = ".join(map(label_of, trial.roles)):
+            yield f"trial.label: {trial.label} is not that of trial.roles"
+        for role in trial.roles:
+            if not fits(role, trial.plan, depth=trial.backbone.depth):
+                yield f"trial.roles: {label_of(role)} is not what the plan does"
         if self.model is not None:
             yield from self._model_problems(self.model)
         if self.training is not None and trial.lora is not None and len(self.training.loss) != trial.lora.training.epochs:
@@ -293,7 +299,7 @@ def _measurement_problems(measured: MeasurementResult, config: Measurement, devi
             yield from (f"measurement.{name}.{problem}" for problem in _misplaced(item, device))
     invariance, images = measured.invariance, config.invariance_images
     if invariance is None or images is None:
-        if invariance is not images:
+        if invariance is not None or images is not None:
             yield f"measurement.invariance: must be {'null' if images is None else 'given'} for this trial"
     elif invariance.batch_sizes != (min(config.batch_sizes), max(config.batch_sizes)) or invariance.images > images:
         yield f"measurement.invariance: batch_sizes or images are not those that the trial asks for, {config.batch_sizes} and {images}"
