@@ -121,9 +121,9 @@ class Frames:
 
     @cached_property
     def baselines(self) -> pl.DataFrame:
-        """Columns `trial` and `reference`: each trial with predictions beside that of the paper's row 0 with the same seed."""
+        """Columns `trial` and `reference`: each trial with predictions beside that of the baseline, the first arm, with the same seed."""
         done = self.trials.drop_nulls("images")
-        baselines = done.filter(pl.col("paper_row") == 0).unique("seed", keep="last").select("seed", reference="trial")
+        baselines = done.filter(pl.col("arm").is_in(list(self.arms[:1]))).unique("seed", keep="last").select("seed", reference="trial")
         return done.join(baselines, on="seed").filter(pl.col("trial") != pl.col("reference")).select("trial", "reference")
 
     def changes(self, pairs: pl.DataFrame) -> pl.DataFrame:

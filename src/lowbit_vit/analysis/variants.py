@@ -19,8 +19,8 @@ _COMPARED = ("lost", "gained", "difference", "p_value", "p_holm", "p_mid", "p_in
 def variants(frames: Frames, *, margin: float | None = None) -> pl.DataFrame:
     """One row for each trial and batch size, in the order of the arms, then seed, then batch size.
 
-    A trial without a result has one row with its status, its reason and nulls. Where there is a baseline with the same seed,
-    `lost`, `gained`, `difference` and `p_value` compare Top-1 with it, image by image;
+    A trial without a result has one row with its status, its reason and nulls. Where there is a trial of the baseline (the first arm)
+    with the same seed, `lost`, `gained`, `difference` and `p_value` compare Top-1 with it, image by image;
     `p_holm` adjusts for the family of all these comparisons. With a margin (the profile's `statistics.margin`), `p_inferior`
     is of "worse by the margin or more" and `p_equivalent` of "different by the margin or more": small means it is not.
     """
