@@ -20,7 +20,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
 
 @pytest.mark.parametrize("name", ["trials", "timings", "kernels", "predictions", "class_names", "baselines"])
 def test_a_frame_without_rows_has_the_types_of_one_with_rows(results: list[Result], name: str) -> None:
-    empty, full = getattr(Frames([]), name), getattr(Frames(results), name)
+    empty, full = (getattr(Frames(found, arms=["Baseline ViT"]), name) for found in ([], results))
     assert empty.is_empty()
     assert not full.is_empty()
     assert empty.schema == full.schema
