@@ -51,15 +51,6 @@ class Predictions:
         """Whether the most likely class is the label, bool [N]."""
         return np.equal(self.best, self.label)
 
-    def flips(self, reference: "Predictions") -> npt.NDArray[np.bool_]:
-        """Whether the most likely class is another one than the reference's, bool [N]."""
-        return np.not_equal(self.best, reference.best)
-
-    @property
-    def report_kl(self) -> npt.NDArray[np.float64] | None:
-        """KL of the report half's images, in float64: a mean in float32 depends on numpy's order of summation."""
-        return None if self.kl is None else self.kl[~self.selection].astype(np.float64)
-
     def accuracy(self, images: npt.NDArray[np.bool_] | None = None) -> Accuracy:
         """Metrics of the images of a mask, bool [N], or of all."""
         chosen = slice(None) if images is None else images

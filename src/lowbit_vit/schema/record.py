@@ -286,7 +286,8 @@ def _measurement_problems(measured: MeasurementResult, config: Measurement, devi
     most = max((len(latency.samples_ms) for latency in measured.latency), default=0)
     if most > config.samples:
         yield f"measurement.latency.samples_ms: {most} samples, the trial asks for {config.samples}"
-    for item in (*measured.memory, *measured.kernels):
+    items: list[Memory | KernelTime] = [*measured.memory, *measured.kernels]
+    for item in items:
         yield from _misplaced(item, device)
     invariance, images = measured.invariance, config.invariance_images
     if invariance is None or images is None:
