@@ -7,26 +7,27 @@ driver of a Ray job is) by the address that Ray gives. Its package travels with 
 import logging
 import os
 import secrets
-import shutil
+import signal
 import socket
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
-from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.schema.code import all_code_sha256
 from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.file_lock import temporary_folder
 from lowbit_vit.schema.machine import cpu_cores, gpu_count, provenance, visible_gpu
-from lowbit_vit.study.lifeline import unwinding_on_sigterm
+from lowbit_vit.study.places import Places, this_machine
 from lowbit_vit.study.resume import why_not_here
-from lowbit_vit.study.units import Places, Unit, this_machine
+from lowbit_vit.study.units import Unit
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,10 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its state is never restored, and grows with the number of trials
 }
 _CONNECTIONS = 3
-# The folders of own Rays, and the file in each that its run has locked.
-_PREFIX, _OWNER = "lowbit-", "owner"
+# Of the folders of own Rays and of sockets.
+FOLDER_PREFIX = "lowbit-"
+# Not TMPDIR: the names of sockets must stay below 108 bytes.
+TEMPORARY = Path("/tmp")  # noqa: S108  (only folders whose lock was free are removed)
 # A resource that the head node alone has.
 HEAD = "node:__internal_head__"
 _KIND = "accelerator_type:"
@@ -72,13 +75,9 @@ def connected(address: str) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     environment = {**_ENVIRONMENT, "LOWBIT_VIT_REVISION": provenance("").git_revision or "unknown"}
     package = Path(__file__).parents[1]
-    with unwinding_on_sigterm() as prepare:
-        try:
-            _connect(address, {"py_modules": [str(package)], "excludes": ["__pycache__"], "env_vars": environment})
-            prepare()
-            yield
-        finally:
-            ray.shutdown()
+    runtime_env = {"py_modules": [str(package)], "excludes": ["__pycache__"], "env_vars": environment}
+    with _until_shutdown(partial(_connect, address, runtime_env)):
+        yield
 
 
 def _connect(address: str, runtime_env: dict[str, Any]) -> None:
@@ -113,43 +112,42 @@ def own_ray(units: Sequence[Unit]) -> Iterator[Path]:
     # Ray lets in only processes that know its token, and would keep one in the home folder: ours is new for each run of the program.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with temporary_folder() as folder, unwinding_on_sigterm() as prepare:
-        try:
-            ray.init(
-                address="local",
-                num_cpus=cpu_cores(),
-                num_gpus=gpu_count() if any("GPU" in unit.resources for unit in units) else 0,
-                resources={"profile_slot": this_machine().slots},
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=str(folder),
-                _node_ip_address="127.0.0.1",
-            )
-            prepare()
+    with temporary_folder(TEMPORARY, prefix=FOLDER_PREFIX) as folder:
+        start = partial(
+            ray.init,
+            address="local",
+            num_cpus=cpu_cores(),
+            num_gpus=gpu_count() if any("GPU" in unit.resources for unit in units) else 0,
+            resources={"profile_slot": this_machine().slots},
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+        )
+        with _until_shutdown(start):
             there = ray.cluster_resources()  # type: ignore[no-untyped-call]
             for name in {name for unit in units for name in unit.resources if name not in there}:
                 raise Unavailable(f"this machine has no {name}; it has: {', '.join(sorted(there))}")
             yield folder
-        finally:
-            ray.shutdown()
 
 
 @contextmanager
-def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder of this process, by default in /tmp; those of processes that were killed are removed, which no other program would do."""
-    # Not TMPDIR: the names of sockets must stay below 108 bytes.
-    parent = parent or Path("/tmp")  # noqa: S108  (only folders whose lock was ours are removed)
-    for left in parent.glob(f"{_PREFIX}*/{_OWNER}"):
-        with suppress(OSError), FileLock(left, blocking=False):  # of another user, of a run that goes on, or just going
-            shutil.rmtree(left.parent, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    with FileLock(folder / f".{_OWNER}"):
-        (folder / f".{_OWNER}").rename(folder / _OWNER)  # seen by others only when it is locked
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+def _until_shutdown(start: Callable[[], object]) -> Iterator[None]:
+    """Start or reach a Ray, and shut it down at the end; SIGTERM unwinds as Ctrl-C does, so that processes and folders are cleared."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        start()
+        signal.signal(signal.SIGTERM, _interrupt)  # after Ray has set a handler that ends the process on the spot
+        yield
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """As Ctrl-C: the one exception that Ray passes on from everywhere."""
+    raise KeyboardInterrupt
 
 
 def last_line(error: BaseException) -> str:

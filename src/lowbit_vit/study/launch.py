@@ -23,8 +23,7 @@ from lowbit_vit.schema.config import Limits, Trial
 from lowbit_vit.schema.record import Provenance, Record, Status, read_record, shorten
 from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.study.container import Container, Starter
-from lowbit_vit.study.lifeline import LIFELINE
-from lowbit_vit.study.process import RUN, SERVER_LOST, Process, exit_code, kill_group, start_fork, start_program
+from lowbit_vit.study.process import LIFELINE, RUN, SERVER_LOST, Process, exit_code, kill_group, start_fork, start_program
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +157,16 @@ def _watch(process: Process, waiting: dict[str, Trial], out: Path, *, limits: Li
     started = time.monotonic()
     while True:
         exited = exit_code(process) is not None
-        for finished in _collect(out, waiting):
-            yield finished
+        # A record appears by a rename, after its predictions, so it is whole.
+        for path in sorted(out.glob("[!.]*.json"), key=lambda file: file.stat().st_mtime_ns):
+            if path.stem not in waiting:
+                raise DataError(f"{path.name}: a record of a trial that was not asked for")
+            record, arrays = read_record(path), path.with_suffix(".npz")
+            predictions = arrays.read_bytes() if record.status == "success" and arrays.exists() else None
+            for file in (path, arrays):
+                file.unlink(missing_ok=True)
+            del waiting[path.stem]
+            yield record, predictions
             started = time.monotonic()
         if exited:
             return None
@@ -170,19 +177,6 @@ def _watch(process: Process, waiting: dict[str, Trial], out: Path, *, limits: Li
             more = f"more than limits.memory_gib = {limits.memory_gib:g}"
             return _Ending("oom", f"the process held {used:.2f} GiB of host memory, {more}; stopped")
         time.sleep(_PERIOD)
-
-
-def _collect(out: Path, waiting: dict[str, Trial]) -> Iterator[Finished]:
-    """Take the finished records from the process's folder; a record appears there by a rename, after its predictions, so it is whole."""
-    for path in sorted(out.glob("[!.]*.json"), key=lambda file: file.stat().st_mtime_ns):
-        if path.stem not in waiting:
-            raise DataError(f"{path.name}: a record of a trial that was not asked for")
-        record, arrays = read_record(path), path.with_suffix(".npz")
-        predictions = arrays.read_bytes() if record.status == "success" and arrays.exists() else None
-        for file in (path, arrays):
-            file.unlink(missing_ok=True)
-        del waiting[path.stem]
-        yield record, predictions
 
 
 def _own_memory_gib(pid: int | None) -> float:
@@ -205,12 +199,8 @@ def _ending(process: Process, output: Path, start: int) -> _Ending:
         return _Ending("failed", f"killed by signal {-code} ({name}{hint})")
     if code == _KILLED_INSIDE:
         return _Ending("oom", "the container was killed: it held more than limits.memory_gib, or it was killed by hand")
-    return _Ending("failed", f"exit code {code} without a record: {_last_line(output, start)}", by_itself=True)
-
-
-def _last_line(output: Path, start: int) -> str:
     with output.open("rb") as stream:
         stream.seek(start)
-        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
-    spoken = [line for line in lines if line]
-    return spoken[-1][:300] if spoken else f"it said nothing; see {output.name}"
+        spoken = stream.read().decode(errors="replace").splitlines()
+    said = next((line.strip()[:300] for line in reversed(spoken) if line.strip()), f"it said nothing; see {output.name}")
+    return _Ending("failed", f"exit code {code} without a record: {said}", by_itself=True)

@@ -39,7 +39,7 @@ def why_not_here(trials: Sequence[Trial]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Present:
+class _Present:
     """What a trial that ran now would be made by and from; None: no images are prepared here, so they cannot be compared."""
 
     code: str
@@ -69,7 +69,8 @@ def missing_trials(
     Raises:
         DataError: the prepared images' manifest or a card of the weights is damaged.
     """
-    present = Present(code=code_sha256(), data=_prepared_sha256(workspace), gpu_kind=gpu_kind)
+    data = read_manifest(workspace.data).content_sha256 if (workspace.data / MANIFEST).exists() else None
+    present = _Present(code=code_sha256(), data=data, gpu_kind=gpu_kind)
     ahead: list[tuple[Trial, Record | None, str | None]] = []
     for trial in trials:
         path = workspace.records(trial.study) / f"{trial.trial_id}.json"
@@ -105,11 +106,7 @@ def _read(path: Path) -> Record | None:
         return None
 
 
-def _prepared_sha256(workspace: Workspace) -> str | None:
-    return read_manifest(workspace.data).content_sha256 if (workspace.data / MANIFEST).exists() else None
-
-
-def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: Present) -> str | None:
+def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: _Present) -> str | None:
     """Why a successful record does not count, in words that follow "2 records"; None if it counts."""
     weights = weights_sha256(starting_weights(trial, workspace))
     arrays = workspace.records(trial.study) / f"{trial.trial_id}.npz"
@@ -135,7 +132,7 @@ def _is_of_kind(gpu: str | None, kind: str) -> bool:
     return kind.upper().split("-")[0] in words
 
 
-def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: Present, *, reason: str) -> None:
+def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: _Present, *, reason: str) -> None:
     """Let the trial's record say why it is not run."""
     if before is not None and (before.status, before.reason, before.code_sha256) == ("skipped", reason, present.code):
         _follow_profile(before, trial, workspace.records(trial.study) / f"{trial.trial_id}.json")

@@ -3,7 +3,7 @@
 With RAY_ADDRESS it runs on that cluster, else on a cluster of one node: a Ray of its own on this machine (`cluster`, `schedule`).
 What is finished stays untouched: a study that was interrupted goes on where it was, from the records alone (`resume`). A timing
 trial gets all CPUs, or a whole GPU, and a `profile_slot`: a machine has one, or one for each of its GPUs where each can have cores
-of its own (`cpu_affinity`), so that nothing else of the study runs on its GPU or its cores; accuracy-only cells are scanned in
+of its own (`places`), so that nothing else of the study runs on its GPU or its cores; accuracy-only cells are scanned in
 chunks that share the machine.
 """
 
@@ -23,11 +23,11 @@ from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.cluster import cluster_address, connected, own_ray, places_on, reasons_on, survey
 from lowbit_vit.study.container import Container, Starter
-from lowbit_vit.study.duration_estimates import expected_seconds
 from lowbit_vit.study.launch import scratch_folder
+from lowbit_vit.study.places import this_machine
 from lowbit_vit.study.resume import load_plans, load_scores, missing_trials, prune, starting_weights, why_not_here
 from lowbit_vit.study.schedule import RETRIES, RayLost, run_units
-from lowbit_vit.study.units import make_units, this_machine
+from lowbit_vit.study.units import expected_seconds, make_units
 
 log = logging.getLogger(__name__)
 

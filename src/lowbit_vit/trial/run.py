@@ -30,7 +30,7 @@ from lowbit_vit.schema.machine import command_line, provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, shorten, write_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.evaluate import Logits, evaluate, predict
+from lowbit_vit.trial.evaluate import Logits, evaluate, predict_test
 from lowbit_vit.trial.gpu_state import exclusive, require_memory
 from lowbit_vit.trial.measure import measure
 from lowbit_vit.trial.train import seed_everything, train
@@ -70,7 +70,6 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
     if trial.adaptation == "qlora":
         import_peft()
     clock = Stopwatch()
-    dtype = compute_dtype(trial.plan)
     # Adapters over formats of this project's kernels are trained through others' layers of the same codes, with q, k and v apart.
     taken_over = trial.adaptation == "qlora" and trial.plan.trained != trial.plan
     trained = trial.model_copy(update={"plan": trial.plan.trained, "qkv": "separate"}) if taken_over else trial
@@ -108,7 +107,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
     # III-E and IV: accuracy, then latency, memory and kernels of the very same model.
     ready = partial(prepare, model, trial.execution)
     with clock.part("evaluate"), matmul_mode(trial.plan):
-        evaluation, predictions = evaluate(ready, dataset, trial, dtype=dtype, reference_logits=reference_logits)
+        evaluation, predictions = evaluate(ready, dataset, trial, reference_logits=reference_logits)
     measurement = None
     with clock.part("measure"), matmul_mode(trial.plan):
         if trial.measurement is not None:
@@ -120,7 +119,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
                 model=model,
                 attention=trial.attention,
                 device=trial.device,
-                dtype=dtype,
+                dtype=compute_dtype(trial.plan),
             )
 
     record = success(trial, origin=origin, facts=facts, evaluation=evaluation, clock=clock, training=training, measurement=measurement)
@@ -269,15 +268,7 @@ def high_precision_logits(trial: Trial, workspace: Workspace, dataset: Dataset) 
     """Test logits of the same weights, kernel and compute dtype with nothing quantized: what KL is measured from."""
     model, _ = load_backbone(trial, workspace, dataset)
     apply_plan(model, Plan(compute_dtype=trial.plan.compute_dtype))
-    return predict(
-        partial(prepare, model.eval(), "eager"),
-        dataset.eval_views["test"],
-        trial.data.views,
-        batch_size=trial.evaluation.batch_size,
-        device=trial.device,
-        dtype=compute_dtype(trial.plan),
-        title="evaluate high precision",
-    )
+    return predict_test(partial(prepare, model.eval(), "eager"), dataset, trial, title="evaluate high precision")
 
 
 def model_facts(model: VisionTransformer, trial: Trial, *, origin: Origin, parameters: int, trainable: int = 0) -> ModelFacts:

@@ -1,7 +1,7 @@
 """Many accuracy-only cells on one resident model, for the sensitivity and mixed studies.
 
 Cells that differ by their rules alone share the data, the fp32 weights, every converted block, and the activations up to the
-block where they part (`scan_schedule`, `scan_run`). The high-precision logits that the others are measured from are those of the
+block where they part (`scan_schedule`, `scan_model`). The high-precision logits that the others are measured from are those of the
 high-precision path, which goes first. Each cell still is one record, assembled from the same parts as in `run_trial`, with the
 same predictions bit for bit, and written while the next cell computes.
 """
@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from lowbit_vit.schema.record import Record, write_record
 from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.trial.evaluate import Logits, assess
 from lowbit_vit.trial.run import Origin, Stopwatch, check_available, load_backbone, load_data, model_facts, record_failure, success
-from lowbit_vit.trial.scan_model import ScanModel
-from lowbit_vit.trial.scan_run import ScanRun
+from lowbit_vit.trial.scan_model import ScanModel, ScanRun
 from lowbit_vit.trial.scan_schedule import Path as BlockPath
 from lowbit_vit.trial.scan_schedule import Step, schedule
 
@@ -153,14 +151,13 @@ class _Group:
     def _finish(self, path: BlockPath, trials: Sequence[Trial], logits: Logits, spent: "_Spent") -> None:
         """Let the record of each of a path's trials be written."""
         for trial in trials:
-            cost = spent.since_last()
-            clock = Stopwatch({"quantize": cost.quantizing_s, "evaluate": cost.evaluating_s})
+            seconds, evaluations = spent.since_last()
             try:
                 model = self._model.model(path, trial.plan)
             except Exception as error:  # noqa: BLE001  (as record_trial)
                 self._fail(error, [trial])
             else:
-                self._submit(self._record, trial, logits, model, clock, cost.block_evaluations)
+                self._submit(self._record, trial, logits, model, Stopwatch(seconds), evaluations)
 
     def _fail(self, error: Exception, trials: Sequence[Trial]) -> None:
         for trial in trials:
@@ -192,15 +189,6 @@ class _Group:
         return record
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """What getting one cell's logits took beyond what others had computed before it."""
-
-    quantizing_s: float
-    evaluating_s: float
-    block_evaluations: int
-
-
 class _Spent:
     """Shares the costs out: a cell bears what was done since the one before it was finished."""
 
@@ -211,13 +199,14 @@ class _Spent:
         self._quantizing = model.converting_s
         self._evaluations = 0
 
-    def since_last(self) -> _Cost:
-        """Since the last call."""
+    def since_last(self) -> tuple[dict[str, float], int]:
+        """Seconds of conversion and of evaluation, and block evaluations, since the last call."""
         now, quantizing, evaluations = time.perf_counter(), self._model.converting_s, self._run.block_evaluations
         spent = quantizing - self._quantizing
-        cost = _Cost(round(spent, 4), round(max(now - self._time - spent, 1e-4), 4), evaluations - self._evaluations)
-        self._time, self._quantizing, self._evaluations = now, quantizing, evaluations
-        return cost
+        seconds = {"quantize": round(spent, 4), "evaluate": round(max(now - self._time - spent, 1e-4), 4)}
+        before, self._evaluations = self._evaluations, evaluations
+        self._time, self._quantizing = now, quantizing
+        return seconds, evaluations - before
 
     def summary(self) -> str:
         """In one line."""

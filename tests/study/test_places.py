@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lowbit_vit.study import cpu_affinity
-from lowbit_vit.study.cpu_affinity import cores_of_gpu, keep_to_cores_of_gpu, neighbours
-from lowbit_vit.study.units import timing_slots
+from lowbit_vit.study import places
+from lowbit_vit.study.places import cores_of_gpu, keep_to_cores_of_gpu, neighbours, timing_slots
 
 
 @pytest.mark.parametrize(("count", "cards"), [(32, 2), (16, 2), (9, 4), (128, 8)])
@@ -63,14 +62,14 @@ def test_what_a_thread_starts_is_kept_to_its_cards_cores_and_the_process_is_not(
     usable = neighbours(before)
     if len(usable) < 2:
         pytest.skip("needs two cores")
-    monkeypatch.setattr(cpu_affinity, "timing_slots", lambda **_: 2)
+    monkeypatch.setattr(places, "timing_slots", lambda **_: 2)
     for index in (1, 0):
-        monkeypatch.setattr(cpu_affinity, "card_place", lambda index=index: (index, 2))
+        monkeypatch.setattr(places, "gpu_place", lambda index=index: (index, 2))
         assert seen_from_a_thread() == set(cores_of_gpu(usable, index=index, gpus=2))
     assert os.sched_getaffinity(0) == before
 
 
 @pytest.mark.parametrize("place", [None, (0, 1)])
 def test_without_a_second_card_nothing_is_kept(place: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_affinity, "card_place", lambda: place)
+    monkeypatch.setattr(places, "gpu_place", lambda: place)
     assert seen_from_a_thread() == os.sched_getaffinity(0)
