@@ -14,7 +14,7 @@ from lowbit_vit.errors import Busy
 
 log = logging.getLogger(__name__)
 
-# A run that was told to stop needs some seconds to end what it started; the next one may be there already.
+# A run that is being stopped needs some seconds to end what it started; the next one may wait already.
 PATIENCE_S = 20.0
 # The file in a temporary folder that its process has locked.
 _OWNER = "owner"

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 # For the processes that run Tune and its trainables.
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # else Tune prints tables whatever its verbosity is
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files: our records are the results
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files: the records are the results
     "TUNE_WARN_THRESHOLD_S": "60",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its state is never restored, and grows with the number of trials
 }
@@ -65,13 +65,13 @@ def cluster_address() -> str | None:
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """A connection to a running cluster; whatever it still runs for us ends with it.
+    """A connection to a running cluster; what it still runs for this program ends with it.
 
     Raises:
-        Unavailable: there is none, or it refuses us.
+        Unavailable: there is none, or it refuses the connection.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours is added to the job's own
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, this one is added to the job's own
     logging.getLogger("ray").setLevel(logging.ERROR)
     environment = {**_ENVIRONMENT, "LOWBIT_VIT_REVISION": provenance("").git_revision or "unknown"}
     package = Path(__file__).parents[1]
@@ -95,13 +95,13 @@ def _connect(address: str, runtime_env: dict[str, Any]) -> None:
 
 @contextmanager
 def own_ray(units: Sequence[Unit]) -> Iterator[Path]:
-    """A Ray of one node, this machine, without a network; yields its folder in /tmp, which is gone afterwards.
+    """A local Ray of one node, this machine, without a network; yields its folder in /tmp, which is gone afterwards.
 
     Args:
         units: to be run.
 
     Raises:
-        Unavailable: this machine lacks a resource that a unit asks for; Tune would wait for it for ever.
+        Unavailable: this machine lacks a resource that a unit asks for; Tune would wait for it without end.
     """
     os.environ.update(
         _ENVIRONMENT,
@@ -109,7 +109,7 @@ def own_ray(units: Sequence[Unit]) -> Iterator[Path]:
         RAY_worker_niceness="0",  # Ray's 15 would let whatever else runs go before a timing trial
         RAY_memory_monitor_refresh_ms="0",  # launch watches memory, by the limits of the profile
     )
-    # Ray lets in only processes that know its token, and would keep one in the home folder: ours is new for each run of the program.
+    # Ray admits processes by a token, and would keep one in the home folder; this one is new for each run of the program.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     logging.getLogger("ray").setLevel(logging.ERROR)
     with temporary_folder(TEMPORARY, prefix=FOLDER_PREFIX) as folder:
@@ -151,9 +151,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says, without the traceback of another process that Ray puts before it."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    """The last line of an error: its message without the traceback of another process that Ray puts before it."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 # --------------------------------------------------------------------------------------------------------------- its nodes

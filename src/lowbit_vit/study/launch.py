@@ -1,6 +1,6 @@
 """Run one trial, or one scan of many accuracy-only cells, in a process or container of its own: JSON in, records out.
 
-Every trial ends as a record: the one that its process wrote, or one that says how the process died. The process works in a scratch
+Every trial ends as a record: the one that its process wrote, or one that names how the process died. The process works in a scratch
 folder beside the records.
 """
 
@@ -28,7 +28,7 @@ from lowbit_vit.study.process import LIFELINE, RUN, SERVER_LOST, Process, exit_c
 log = logging.getLogger(__name__)
 
 Verb = Literal["trial", "scan"]
-# Seconds between two looks at the process. A look costs some 50 us, so a timing trial does not feel it.
+# Seconds between two looks at the process. A look costs some 50 us, so a timing trial is not disturbed.
 _PERIOD = 0.1
 # What docker and podman exit with when the process inside died of SIGKILL: the memory limit of a container does that.
 _KILLED_INSIDE = 137
@@ -36,7 +36,7 @@ _KILLED_INSIDE = 137
 
 @dataclass(frozen=True)
 class _Ending:
-    """How a process ended: what to say of a trial that it left without a record."""
+    """How a process ended: the status and reason of a trial that it left without a record."""
 
     status: Literal["failed", "oom", "timeout"]
     reason: str
@@ -53,7 +53,7 @@ def launch(
 ) -> Iterator[Finished]:
     """Run a trial, or accuracy-only trials one after another, in a warm process of their own, each with the whole of its limits.
 
-    If the process is killed, the record of the trial that it was at says so (of trials that share a block, the first: it fails in
+    If the process is killed, the record of the trial that ran gives the signal (of trials that share a block, the first: it fails in
     that block alone, too), and the others run in a new process. If it exits by itself before its first record (no backbone, no
     data), all trials get that reason.
 
@@ -115,7 +115,7 @@ def _run_process(
     request.write_text(documents[0] if verb == "trial" else f"[{','.join(documents)}]")
     output = log_file(workspace, trials, verb)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Relative, because the command stands in the record, and a folder of this machine says nothing elsewhere.
+    # Relative, because the command stands in the record, and a folder of this machine means nothing elsewhere.
     arguments = tuple(str(path.relative_to(workspace.root)) for path in (request, out))
     start = output.stat().st_size if output.exists() else 0
     limits = trials[0].limits
@@ -189,7 +189,7 @@ def _own_memory_gib(pid: int | None) -> float:
 
 
 def _ending(process: Process, output: Path, start: int) -> _Ending:
-    """Say how a process that ended without our doing left its missing trials."""
+    """The ending of a process that was not stopped from here."""
     code = exit_code(process) or 0  # it has ended
     if isinstance(process, BaseProcess) and code == SERVER_LOST:
         return _Ending("failed", "stopped: the process that it was forked from was killed, or the kernel was out of memory")

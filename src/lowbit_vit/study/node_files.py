@@ -135,7 +135,9 @@ def _obtain(file: NodeFile, objects: Path, fetch: Callable[[NodeFile], Iterable[
         identity = (file.sha256, facts.st_ino, facts.st_mtime_ns)
         if identity in _checked or _sha256(path) == file.sha256:
             _checked.add(identity)
-            os.utime(path, ns=(_now_ns(objects), facts.st_mtime_ns))  # last used; what is used least is evicted first
+            probe = objects / ".now"  # the file system's own time, in which the other objects' times are
+            probe.touch()
+            os.utime(path, ns=(probe.stat().st_mtime_ns, facts.st_mtime_ns))  # last used; what is used least is evicted first
             return path
         path.unlink()  # damaged on this node's disk
     digest = hashlib.sha256()
@@ -160,13 +162,6 @@ def _obtain(file: NodeFile, objects: Path, fetch: Callable[[NodeFile], Iterable[
     facts = path.stat()
     _checked.add((file.sha256, facts.st_ino, facts.st_mtime_ns))
     return path
-
-
-def _now_ns(folder: Path) -> int:
-    """The file system's own time, which is what the other objects' times are in."""
-    probe = folder / ".now"
-    probe.touch()
-    return probe.stat().st_mtime_ns
 
 
 def _evict(objects: Path, keep: set[str]) -> None:

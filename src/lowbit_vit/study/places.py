@@ -87,7 +87,7 @@ def cores_of_gpu(cores: list[int], *, index: int, gpus: int) -> list[int]:
 def neighbours(cores: Iterable[int], *, system: Path = SYSTEM) -> list[int]:
     """In an order that keeps a socket together, and in it the threads of one physical core: shares of two GPUs do not meet in a core.
 
-    Where the system does not say what belongs together, by number.
+    By number where the system does not name sockets and cores.
     """
 
     def place(core: int) -> tuple[int, int, int]:

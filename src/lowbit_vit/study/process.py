@@ -213,8 +213,9 @@ def stop_with_dvc() -> None:
     dvc = _starter()
 
     def watch() -> None:
-        while dvc is not None and _lives(dvc):
-            time.sleep(_DVC_PERIOD_S)
+        with suppress(psutil.NoSuchProcess):
+            while dvc is not None and dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(_DVC_PERIOD_S)
         log.warning("dvc is gone: stopping")
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_DVC_GRACE_S)
@@ -241,11 +242,4 @@ def _is_of_a_stage(process: psutil.Process) -> bool:
     try:
         return _OF_DVC in process.environ()
     except psutil.Error:  # of another user, or gone
-        return False
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
         return False

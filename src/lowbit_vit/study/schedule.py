@@ -53,7 +53,7 @@ RETRIES = 2
 _HELD_MESSAGES = 64
 _PERIOD_S = 0.25
 _LOG_TAIL_BYTES = 64 * 1024
-# Redraws of the bar a second: so rare that a timing trial does not feel them.
+# Redraws of the bar a second: so few that a timing trial is not disturbed.
 _REDRAWS = 1.0
 _Kind = Literal["started", "wanted", "record", "log", "ended"]
 
@@ -109,10 +109,10 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
     number = config["unit"]
     unit = order.units[number]
     keep_to_cores_of_gpu()
-    # The processes that we start are to run this code too, whatever is installed here.
-    ours, paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
-    if paths.split(os.pathsep)[0] != ours:
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ours, paths)))
+    # The processes that are started here must run this code too, whatever is installed on the node.
+    own, paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
+    if paths.split(os.pathsep)[0] != own:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (own, paths)))
 
     def send(kind: _Kind, content: Any = None) -> None:
         order.messages.put(_Message(number, kind, content))
@@ -127,7 +127,7 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
                 send("record", finished)
             output = log_file(workspace, unit.trials, unit.verb)
             if order.files is not None and output.exists():
-                send("log", (output.name, _tail(output)))
+                send("log", (output.name, output.read_bytes()[-_LOG_TAIL_BYTES:]))
     except Exception as error:  # noqa: BLE001  (Tune would start it again, and it would raise again)
         send("ended", last_line(error))
     else:
@@ -160,12 +160,6 @@ def _workspace_here(order: _Order, send: Callable[[_Kind, Any], None]) -> Abstra
     return node_workspace(order.workspace.profile, order.files, fetch)
 
 
-def _tail(output: Path) -> bytes:
-    with output.open("rb") as file:
-        file.seek(max(0, output.stat().st_size - _LOG_TAIL_BYTES))
-        return file.read()
-
-
 @ray.remote(num_cpus=0, max_retries=0, resources={HEAD: 0.001})
 def _tune(order: _Order, numbers: list[int]) -> None:
     """Tune, on the head node: results reach the submitter through the queue."""
@@ -195,7 +189,7 @@ def run_units(units: Sequence[Unit], workspace: Workspace, *, title: str, comman
         workspace: of the study.
         title: for the progress.
         command: as of `launch`.
-        own: the folder of a Ray of our own, whose one node is this machine; None: a running cluster, whose nodes see another disk.
+        own: the folder of a local Ray, whose one node is this machine; None: a running cluster, whose nodes see another disk.
 
     Raises:
         LowbitVitError: a process could not be run at all, or the cluster was lost.
@@ -291,7 +285,7 @@ class _Submitter:
 
 
 class _StudyProgress:
-    """What a running study shows on stderr: a bar with the time left and the running trials, and a line for each that ends."""
+    """Output on stderr: a bar with the time left and the running trials, and a line for each that ends."""
 
     def __init__(self, title: str, total: int) -> None:
         self._running: dict[int, set[str]] = {}  # process -> ids of its trials without a record

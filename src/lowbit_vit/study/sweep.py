@@ -10,8 +10,7 @@ chunks that share the machine.
 import functools
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +55,10 @@ def run_study(
         DataError: weights or scores are missing, a record cannot be written, or the code was changed during the study.
         LowbitVitError: a trial's process could not be run at all, or the cluster was lost.
     """
-    with _only_run(workspace, study):
+    with ExitStack() as held:
+        held.enter_context(hold(workspace.reports / ".lock", named=f"reports/{workspace.profile}", doing=study))
+        # No other process works in this folder; an interrupted one had no time to clear its scratch.
+        held.callback(shutil.rmtree, scratch_folder(workspace), ignore_errors=True)
         for _ in range(RETRIES + 1):
             try:
                 records = _complete(profile, study, workspace, command=command, gpu_kind=gpu_kind)
@@ -97,26 +99,10 @@ def _complete(profile: Profile, study: Study, workspace: Workspace, *, command: 
         log.info("%s: %d cells, %d to run", study, len(trials), len(missing))
         if missing:
             for path in {starting_weights(trial, workspace) for trial in missing}:
-                _require_weights(path, profile)
+                if not path.is_file():
+                    raise DataError(f"{Path(*path.parts[-3:])}: no such weights; run lowbit-vit backbone {profile.name}")
             places = replace(this_machine(), gpu_kind=gpu_kind) if nodes is None else places_on(nodes, missing, gpu_kind=gpu_kind)
             units = make_units(missing, places, expected)
             with own_ray(units) if nodes is None else nullcontext() as own:
                 run_units(units, workspace, title=f"{profile.name} {study}", command=command, own=own)
         return [read_record(folder / f"{trial.trial_id}.json") for trial in trials]
-
-
-def _require_weights(path: Path, profile: Profile) -> None:
-    if not path.is_file():
-        from_root = Path(*path.parts[-3:])
-        raise DataError(f"{from_root}: no such weights; run lowbit-vit backbone {profile.name}")
-
-
-@contextmanager
-def _only_run(workspace: Workspace, study: Study) -> Iterator[None]:
-    """Hold the profile's reports folder."""
-    with hold(workspace.reports / ".lock", named=f"reports/{workspace.profile}", doing=study):
-        try:
-            yield
-        finally:
-            # No other process works in this folder; an interrupted one had no time to clear its scratch.
-            shutil.rmtree(scratch_folder(workspace), ignore_errors=True)

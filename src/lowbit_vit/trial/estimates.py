@@ -32,7 +32,7 @@ from lowbit_vit.trial.run import check_available, load_backbone, load_data
 
 log = logging.getLogger(__name__)
 
-IMAGES = 256  # ours: enough that another draw of them ranks the blocks alike (the analysis shows tau)
+IMAGES = 256  # enough that another draw of them ranks the blocks alike (the analysis shows tau)
 _BATCH = 16  # all activations of a batch are kept for its gradients: 6 GiB for a ViT-L
 _LABELS, _DRAWN = 1, 2  # places in the sums, after the outputs' error
 

@@ -37,8 +37,18 @@ from lowbit_vit.trial.train import seed_everything, train
 
 log = logging.getLogger(__name__)
 
-# Read when this process imports it: what is edited while a trial runs did not make its record.
+# Hashed at import: what is edited while a trial runs did not make its record.
 CODE_SHA256 = code_sha256()
+# In the messages of libraries; the last two are of libraries that allocate by themselves, and of cuBLAS and cuDNN.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "cannot allocate memory",
+    "cuda out of memory",
+    "cuda error: out of memory",
+    "_status_alloc_failed",
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
 
 
 def record_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
-    """As `run_trial`, but every failure becomes a record: skipped, oom or failed, with its reason in one line.
+    """As `run_trial`, but a failure becomes a record: skipped, oom or failed, with its reason in one line.
 
     Raises:
         DataError: the record itself could not be written.
@@ -163,26 +173,12 @@ def outcome(error: Exception) -> tuple[Status, str]:
     reason = shorten(lines[0][:300]) if lines else type(error).__name__
     if isinstance(error, Unavailable):
         return "skipped", reason
-    if _is_out_of_memory(error):
+    # Python's and CUDA's own classes, and the bare RuntimeError that PyTorch raises for host memory.
+    unnamed = isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+    if unnamed or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "oom", f"out of memory: {reason}"
     named = reason if type(error).__module__.startswith("lowbit_vit") or not lines else f"{type(error).__name__}: {reason}"
     return "failed", named
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python's and CUDA's own classes, and the bare RuntimeError that PyTorch raises for host memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    signs = (
-        "can't allocate memory",
-        "not enough memory",
-        "bad_alloc",
-        "cannot allocate memory",
-        "cuda out of memory",
-        "cuda error: out of memory",  # from libraries that allocate by themselves
-        "_status_alloc_failed",  # cuBLAS, cuDNN
-    )
-    return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in signs)
 
 
 # ------------------------------------------------------------------------------------- parts that `run_scan` uses as well

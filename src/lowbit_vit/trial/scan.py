@@ -111,27 +111,26 @@ class _Group:
         run = ScanRun(self._model, self._dataset.eval_views["test"], first)
         steps = schedule(list(cells), first=reference, room=run.room()) if cells else []
         self._model.expect([step.path for step in steps if step.finishes])
-        spent = _Spent(run, self._model)
         with progress_bar(f"scan of {len(trials)} cells", sum(step.blocks for step in steps), "blocks of all images") as bar:
             for step in steps:
-                self._say_what_runs(step, cells)
+                self._write_running(step, cells)
                 try:
                     logits = run.run(step)
                 except Exception as error:  # noqa: BLE001  (as record_trial)
-                    # What was to be kept is missing from now on, with this error. Without the reference no cell can be measured.
+                    # What was to be kept is missing from here on, with this error. Without the reference no cell can be measured.
                     lost = [] if not step.finishes else [step.path] if step.path != reference else list(cells)
                     self._fail(error, [trial for path in lost for trial in cells.pop(path, [])])
                 else:
                     if logits is not None and step.path == reference:
                         self._reference = logits
                     if logits is not None:
-                        self._finish(step.path, cells.pop(step.path, []), logits, spent)
+                        self._finish(step.path, cells.pop(step.path, []), logits, run)
                 if step.finishes:
                     self._model.release(step.path)
                 bar.advance(step.blocks)
                 if not cells:
                     break
-        log.info("%d cells cost %s", len(trials), spent.summary())
+        log.info("%d cells cost %s", len(trials), run.summary())
 
     def _paths(self, trials: Sequence[Trial]) -> dict[BlockPath, list[Trial]]:
         cells: dict[BlockPath, list[Trial]] = {}
@@ -142,16 +141,16 @@ class _Group:
                 self._fail(error, [trial])
         return cells
 
-    def _say_what_runs(self, step: Step, cells: Mapping[BlockPath, Sequence[Trial]]) -> None:
-        """Name every trial that has these blocks: `study` reads it after the process died."""
+    def _write_running(self, step: Step, cells: Mapping[BlockPath, Sequence[Trial]]) -> None:
+        """Write down every trial that has these blocks: `study.launch` reads the file if the process dies."""
         names = [trial.trial_id for path, under in cells.items() if path[: step.stop] == step.path[: step.stop] for trial in under]
         self._out.mkdir(parents=True, exist_ok=True)
         (self._out / NOW).write_text("\n".join(names))
 
-    def _finish(self, path: BlockPath, trials: Sequence[Trial], logits: Logits, spent: "_Spent") -> None:
+    def _finish(self, path: BlockPath, trials: Sequence[Trial], logits: Logits, run: ScanRun) -> None:
         """Let the record of each of a path's trials be written."""
         for trial in trials:
-            seconds, evaluations = spent.since_last()
+            seconds, evaluations = run.cost_since_last()
             try:
                 model = self._model.model(path, trial.plan)
             except Exception as error:  # noqa: BLE001  (as record_trial)
@@ -165,7 +164,7 @@ class _Group:
 
     def _submit(self, work: Callable[..., Record], *arguments: Any) -> None:
         if self.records and self.records[-1].done():
-            self.records[-1].result()  # a full disk ends the scan now, not at its end
+            self.records[-1].result()  # a full disk ends the scan at once, not at its end
         self.records.append(self._writer.submit(work, *arguments))
 
     def _record(self, trial: Trial, logits: Logits, model: VisionTransformer, clock: Stopwatch, block_evaluations: int) -> Record:
@@ -187,29 +186,3 @@ class _Group:
         except Exception as error:  # noqa: BLE001  (as record_trial)
             return record_failure(error, trial, self._out)
         return record
-
-
-class _Spent:
-    """Shares the costs out: a cell bears what was done since the one before it was finished."""
-
-    def __init__(self, run: ScanRun, model: ScanModel) -> None:
-        self._run = run
-        self._model = model
-        self._started = self._time = time.perf_counter()
-        self._quantizing = model.converting_s
-        self._evaluations = 0
-
-    def since_last(self) -> tuple[dict[str, float], int]:
-        """Seconds of conversion and of evaluation, and block evaluations, since the last call."""
-        now, quantizing, evaluations = time.perf_counter(), self._model.converting_s, self._run.block_evaluations
-        spent = quantizing - self._quantizing
-        seconds = {"quantize": round(spent, 4), "evaluate": round(max(now - self._time - spent, 1e-4), 4)}
-        before, self._evaluations = self._evaluations, evaluations
-        self._time, self._quantizing = now, quantizing
-        return seconds, evaluations - before
-
-    def summary(self) -> str:
-        """In one line."""
-        evaluations = self._run.block_evaluations
-        seconds = time.perf_counter() - self._started
-        return f"{evaluations} block evaluations = {evaluations / self._model.depth:.2f} passes of the plain model, in {seconds:.1f} s"

@@ -75,7 +75,7 @@ class ScanModel:
         return tuple(names)
 
     def expect(self, paths: Sequence[Path]) -> None:
-        """Say which paths will be run and then released, so that their blocks are kept until then."""
+        """Keep the blocks of these paths, which will be run and then released, until the last release."""
         self._needed.update(block for path in paths for block in enumerate(path))
 
     def release(self, path: Path) -> None:
@@ -133,6 +133,8 @@ class ScanRun:
         self._count = len(images.labels)
         self._batch_size = min(trial.evaluation.batch_size, self._count)
         self._kept: dict[int, list[Tensor | None] | Exception] = {}
+        self._started = time.perf_counter()
+        self._accounted = (self._started, model.converting_s, 0)
 
     def room(self) -> int:
         """How many boundaries' activations may be kept in memory at a time: a share of what is free."""
@@ -201,3 +203,18 @@ class ScanRun:
             if step.last_use:
                 kept[batch] = None
             yield x_BNW
+
+    def cost_since_last(self) -> tuple[dict[str, float], int]:
+        """Seconds of conversion and of evaluation, and block evaluations, since the last call: the share of the cell that is finished."""
+        time_before, converting_before, evaluations_before = self._accounted
+        self._accounted = time.perf_counter(), self._model.converting_s, self.block_evaluations
+        seconds, converting = self._accounted[0] - time_before, self._accounted[1] - converting_before
+        return (
+            {"quantize": round(converting, 4), "evaluate": round(max(seconds - converting, 1e-4), 4)},
+            self._accounted[2] - evaluations_before,
+        )
+
+    def summary(self) -> str:
+        """The cost of all steps, in one line."""
+        passes, seconds = self.block_evaluations / self._model.depth, time.perf_counter() - self._started
+        return f"{self.block_evaluations} block evaluations = {passes:.2f} passes of the plain model, in {seconds:.1f} s"

@@ -13,6 +13,7 @@ before anything runs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 Path = tuple[str, ...]
 
@@ -86,7 +87,8 @@ def _visit(paths: list[Path], free: list[int], *, source: int | None, at: int, o
             slot = source if own and source is not None else free.pop()
             yield Step(paths[0], at, fork, source, last_use=own, keep=((fork, slot),))
             source, at, own = slot, fork, True
-        branches = sorted(_branches(paths, fork), key=lambda branch: _evaluations(branch, fork))
+        by_block = [list(group) for _, group in groupby(paths, key=lambda path: path[fork])]  # sorted, and alike up to the fork
+        branches = sorted(by_block, key=lambda branch: _evaluations(branch, fork))
         for branch in branches[:-1]:
             yield from _visit(branch, free, source=source, at=at, own=False)
         paths = branches[-1]
@@ -99,13 +101,6 @@ def _visit(paths: list[Path], free: list[int], *, source: int | None, at: int, o
 def shared_blocks(first: Sequence[object], second: Sequence[object]) -> int:
     """How many blocks two paths of one length begin with alike."""
     return next((boundary for boundary, (one, other) in enumerate(zip(first, second, strict=True)) if one != other), len(first))
-
-
-def _branches(paths: Sequence[Path], fork: int) -> list[list[Path]]:
-    by_block: dict[str, list[Path]] = {}
-    for path in paths:
-        by_block.setdefault(path[fork], []).append(path)
-    return list(by_block.values())
 
 
 def _evaluations(paths: Sequence[Path], at: int) -> int:
