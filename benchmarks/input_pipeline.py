@@ -13,6 +13,7 @@ decodes and resizes; on a card against 16 workers: >= 20.
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -21,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +40,6 @@ from lowbit_vit.data.batches import eval_batches, place, train_batches
 from lowbit_vit.data.decode import View, decode_file, make_view
 from lowbit_vit.data.flowers import list_images
 from lowbit_vit.data.prepare import prepare_dataset
-from lowbit_vit.data.processes import map_in_processes
 from lowbit_vit.schema.config import Augmentation, FlowersData, Views
 
 VIEWS = Views(image_size=224, eval_resize=242, train_resize=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -112,8 +113,8 @@ def plain_pass(config: FlowersData, workers: int) -> None:
         paths = [item.pixels for item in items if isinstance(item.pixels, Path)]
         views = [evaluation] if split == "test" else [evaluation, training]
         calls += [(paths[first : first + 32], views) for first in range(0, len(paths), 32)]
-    for _ in map_in_processes(decode_and_drop, calls, workers):
-        pass
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(decode_and_drop, *zip(*calls, strict=True)))
 
 
 def decode_and_drop(paths: list[Path], views: list[View]) -> None:

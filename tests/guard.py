@@ -144,8 +144,10 @@ class Side:
         for name in sorted({path.split("/")[0] for path in listed} - {"reports"}):
             (project / name).symlink_to(self.tree / name)
         if not (project / PAPER).exists():
-            (found,) = self.tree.glob(f"papers/*/{Path(PAPER).name}")
-            (project / PAPER).parent.symlink_to(found.parent)
+            (found,) = self.tree.glob("papers/*/table.csv")
+            (project / PAPER).parent.mkdir()
+            (project / PAPER).symlink_to(found)
+            (project / PAPER).with_name("context.yaml").symlink_to(found.with_name("context.yaml"))
         for name in REFERENCES:
             (project / "reports" / "reference" / name).symlink_to(self._reference(name))
         if task.reference in REFERENCES:

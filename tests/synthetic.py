@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit_vit.analysis.allocation import study_plans
+from lowbit_vit.analysis.claims.ledger import Paper, load_paper
 from lowbit_vit.analysis.results import load_results
 from lowbit_vit.analysis.scores import scores, write_scores
 from lowbit_vit.analysis.tables import Findings, find
@@ -47,6 +48,7 @@ from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 
 PROJECT = Path(__file__).parents[1]
+PAPER = PROJECT / "papers" / "vit-quantization-2025"
 
 IMAGES, CLASSES, DEPTH = 600, 10, 8
 CODE, DATA, BACKBONE = "12" * 32, "34" * 32, "ab" * 32
@@ -167,7 +169,7 @@ def _measurement(trial: Trial) -> MeasurementResult:
     latency, memory, kernels, on_gpu = [], [], [], trial.device == "cuda"
     for batch in trial.measurement.batch_sizes:
         mean = slow * (1.1 + 0.12 * batch) * (1 + 0.05 * trial.seed)
-        samples = tuple(round(mean * (0.95 + 0.1 * i / 199), 4) for i in range(200))
+        samples = tuple(round(mean * (0.95 + 0.1 * i / 199), 4) for i in range(min(200, trial.measurement.samples)))
         latency.append(
             Latency(
                 batch_size=batch,
@@ -258,9 +260,7 @@ def _filled(profile: Profile, studies: tuple[Study, ...]) -> Path:
     root = Path(tempfile.mkdtemp(prefix="lowbit-vit-synthetic-")) / "root"
     atexit.register(shutil.rmtree, root.parent)
     (root / "profiles").mkdir(parents=True)
-    (root / "paper").mkdir()
-    for name in ("table1.csv", "claims.yaml", "context.yaml"):
-        shutil.copy(PROJECT / "paper" / name, root / "paper")
+    shutil.copytree(PAPER, root / "papers" / PAPER.name)
     workspace = Workspace(root=root, profile=profile.name)
     if "variants" in studies:
         write_trials(cells(profile, "variants"), workspace)
@@ -276,6 +276,12 @@ def _filled(profile: Profile, studies: tuple[Study, ...]) -> Path:
         write_atomic(workspace.plans, plan_files_json(plans))
         write_trials(cells(profile, "mixed", scores=found, plans=plans), workspace)
     return root
+
+
+@cache
+def paper() -> Paper:
+    """The paper of the project's profiles."""
+    return load_paper(PROJECT, PAPER.name)
 
 
 @cache

@@ -5,30 +5,28 @@ Made-up verdicts, never shipped; the quotes of the cells are the paper's, the re
 
 from collections.abc import Sequence
 from itertools import cycle
-from typing import get_args
 
-import polars as pl
-
-from lowbit_vit.schema.claim import VERDICTS, Cell, Claim, Cost, Evidence, Judged, Kind, Measured, Section, Tolerance, Verdict
-from lowbit_vit.schema.claim_checks import AuditCheck
+from lowbit_vit.analysis.claims.ledger import Claim, Judged, Paper
+from lowbit_vit.analysis.claims.paper_checks import AuditCheck
+from lowbit_vit.schema.claim import VERDICTS, Cell, Cost, Evidence, Kind, Measured, Tolerance, Verdict
 from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.record import Record
 
 HOSTILE = '</script><script>alert(1)</script> & "quoted" {{ 7 * 7 }} \u2028 $x_1$ | <b>bold</b>'
 
 
-def judged(paper: pl.DataFrame, records: Sequence[Record], *, profile: str = "demo", quote: str = "a synthetic sentence") -> list[Judged]:
+def judged(paper: Paper, records: Sequence[Record], *, profile: str = "demo", quote: str = "a synthetic sentence") -> list[Judged]:
     """Every cell with a number, then two statements a section; a verdict that ran rests on one of `records`."""
     verdicts = cycle(VERDICTS)
     ids = cycle([record.trial_id for record in records if record.status == "success"])
     found = []
-    for row in paper.to_dicts():
-        for place, (column, printed) in enumerate(list(row.items())[2:]):
-            if printed != "N/A":
-                cell = Cell(row=int(row["Row"]), column=column)
-                claim = _claim(f"t1-r{row['Row']}-{place}", "Table 1", "cell", quote=printed, cell=cell)
+    for row in paper.table.rows:
+        for place, (quantity, column) in enumerate(paper.table.headings.items()):
+            printed = paper.table.cell(row, quantity)
+            if printed is not None:
+                claim = _claim(f"t1-r{row}-{place}", "Table 1", "cell", quote=printed.text, cell=Cell(row=row, column=column))
                 found.append(_judge(claim, next(verdicts), next(ids), profile))
-    for section in get_args(Section):
+    for section in paper.ledger.sections:
         for number in range(2):
             slug = section.lower().replace(" ", "-")
             kind: Kind = "others" if section == "Others" else "number"
@@ -37,7 +35,7 @@ def judged(paper: pl.DataFrame, records: Sequence[Record], *, profile: str = "de
     return found
 
 
-def _claim(name: str, section: Section, kind: Kind, *, quote: str, cell: Cell | None = None) -> Claim:
+def _claim(name: str, section: str, kind: Kind, *, quote: str, cell: Cell | None = None) -> Claim:
     return Claim(
         id=name,
         quote=quote,
@@ -46,7 +44,7 @@ def _claim(name: str, section: Section, kind: Kind, *, quote: str, cell: Cell | 
         kind=kind,
         says="whether a synthetic number is what it is",
         cell=cell,
-        tests=(AuditCheck(check="audit", rules=("synthetic",)),),
+        tests=(AuditCheck(check="audit", rules=("size",)),),
         tolerance=Tolerance(within="10 %", reason="a synthetic reason"),
         command="lowbit-vit variants PROFILE",
         cost=Cost(minutes=1.5, hardware="2 CPU cores", basis="estimated"),

@@ -591,6 +591,20 @@ def test_a_cell_whose_part_is_altered_is_refused(cells_of_studies: Workspace, tm
     assert path.stem in message
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_a_kl_that_cannot_be_is_refused(cells_of_studies: Workspace, tmp_path: Path, value: float) -> None:
+    shutil.copytree(cells_of_studies.root, tmp_path / "root")
+    workspace = Workspace(root=tmp_path / "root", profile="demo")
+    path = min(workspace.records("sensitivity").glob("*.json"))
+    content, predictions = json.loads(path.read_text()), load_predictions(path.with_suffix(".npz"))
+    assert predictions.kl is not None
+    predictions.kl[3] = value
+    content["evaluation"]["predictions_sha256"] = predictions.sha256()
+    path.write_text(json.dumps(content))
+    path.with_suffix(".npz").write_bytes(predictions.to_bytes())
+    assert f"{path.stem}.npz: column kl: negative, NaN or infinite" in refusal(workspace)
+
+
 # ------------------------------------------------------------------------------------------------- all verbs, one reader
 
 VERBS = (["show", "demo"], ["claims", "demo"], ["compare", "demo", "demo"], ["check", "demo", "demo"], ["report", "demo"])

@@ -13,7 +13,7 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.archive import PREDICTIONS, SAMPLES, TRIALS, round_cell
-from lowbit_vit.analysis.claims import gather, judge, load_claims
+from lowbit_vit.analysis.claims.ledger import gather, judge
 from lowbit_vit.analysis.packing import pack_records
 from lowbit_vit.analysis.results import load_all_results, load_results
 from lowbit_vit.analysis.sides import load_side
@@ -101,7 +101,7 @@ def test_the_ledger_judges_alike(forms: Forms) -> None:
     judged = []
     for workspace in (forms.loose, forms.packed):
         results = load_all_results(workspace)
-        found = judge(load_claims(synthetic.PROJECT), gather(forms.profile, results, root=synthetic.PROJECT))
+        found = judge(synthetic.paper().ledger.claims, gather(forms.profile, results, synthetic.paper()))
         judged.append([(item.claim.id, item.verdict, item.words) for item in found])
     assert judged[0] == judged[1]
 

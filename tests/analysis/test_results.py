@@ -69,13 +69,11 @@ def test_a_cell_is_found_under_each_part_that_it_plays(filled: Workspace) -> Non
 def test_a_cell_must_say_which_part_it_alone_plays(tmp_path: Path, *, of_another: bool) -> None:
     _, workspace = synthetic.fill(tmp_path / "root")
     first, *_, last = load_results(workspace, "mixed")
-    roles = first.record.trial.roles if of_another else ()
-    write_record(
-        last.record.model_copy(update={"trial": last.record.trial.model_copy(update={"roles": roles})}), workspace.records("mixed")
-    )
-    with pytest.raises(
-        DataError, match=f"mixed/{last.record.trial_id}: key trial.roles: {'.* of both' if of_another else 'must be given'}"
-    ):
+    played = {"roles": first.record.trial.roles, "label": first.record.trial.label} if of_another else {"roles": ()}
+    trial = last.record.trial.model_copy(update=played)
+    write_record(last.record.model_copy(update={"trial": trial}), workspace.records("mixed"))
+    said = "is not what the plan does" if of_another else "key trial.roles: must be given"
+    with pytest.raises(DataError, match=f"mixed/{trial.trial_id}.*{said}"):
         load_results(workspace, "mixed")
 
 

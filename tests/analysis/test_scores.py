@@ -150,13 +150,3 @@ def test_each_linear_is_scored_where_the_profile_asks_for_modules(study: tuple[P
     assert found[0].modules[7].name == "blocks.1.attention.k"
     assert found[0].blocks == scores(results, profile)[0].blocks
     assert SensitivityScores.model_validate_json(found[0].model_dump_json()) == found[0]
-
-
-def test_kl_that_is_not_finite_is_named(study: tuple[Profile, Workspace], results: list[Result]) -> None:
-    broken = []
-    for result in results:
-        assert result.predictions is not None
-        kl = np.full_like(result.predictions.margin, np.nan) if result.record.trial.label == "nf4, only block 2" else result.predictions.kl
-        broken.append(dataclasses.replace(result, predictions=dataclasses.replace(result.predictions, kl=kl)))
-    with pytest.raises(DataError, match="nf4, only block 2: its KL is not finite"):
-        scores(broken, study[0])

@@ -1,15 +1,13 @@
-"""All tables of a profile from its records, as CSV; the paper's own table as printed."""
+"""All tables of a profile from its records, as CSV."""
 
 import csv
 from dataclasses import fields
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.tables import Tables, find, read_paper_table, write_tables
-from lowbit_vit.errors import DataError
+from lowbit_vit.analysis.tables import Tables, find, write_tables
 
 # The synthetic records are of a CPU, which has no CUDA graphs, and where the peak is the process's and has no parts.
 OF_CARDS_ALONE = {"graphs.csv", "memory_parts.csv"}
@@ -50,36 +48,3 @@ def test_a_sensitivity_study_with_a_failed_cell_is_shown_without_scores(tmp_path
     assert findings.tables.not_successful.select("label", "status", "reason").rows() == [
         ("nf4, only block 3", "failed", "synthetic reason")
     ]
-
-
-def test_the_papers_table_has_its_14_columns_and_the_digits_that_it_prints() -> None:
-    table = read_paper_table(synthetic.PROJECT)
-    assert table.columns[1:] == [
-        "Model",
-        "Model Size (MB)",
-        "Latency (ms)",
-        "Latency P50 (ms)",
-        "Latency P95 (ms)",
-        "Latency P99 (ms)",
-        "Throughput (Img/s)",
-        "Peak VRAM (MB)",
-        "CPU Latency (ms)",
-        "Top-1 Acc",
-        "Top-5 Acc",
-        "F1 Score",
-        "Total CUDA Kernel Time (us)",
-        "Attention Kernel Time (us)",
-    ]
-    assert table.row(1, named=True)["Top-1 Acc"] == "0.5330"
-    # In four of its five rows throughput x latency is one image, within a quarter of a per cent.
-    images = table.select(pl.col("Throughput (Img/s)").cast(float) * pl.col("Latency (ms)").cast(float) / 1000).to_series()
-    assert int(((images - 1).abs() < 0.0025).sum()) == 4
-
-
-def test_a_damaged_paper_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"table1.csv: missing"):
-        read_paper_table(tmp_path)
-    (tmp_path / "paper").mkdir()
-    (tmp_path / "paper" / "table1.csv").write_text("Row,Model\n0,one\n")
-    with pytest.raises(DataError, match="five rows"):
-        read_paper_table(tmp_path)

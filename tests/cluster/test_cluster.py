@@ -195,5 +195,5 @@ def test_what_a_job_uploads_is_small_and_holds_no_images_weights_or_records(tmp_
     assert package.stat().st_size < 10_000_000
     with ZipFile(package) as uploaded:
         names = uploaded.namelist()
-    assert {"src/lowbit_vit/cli/trial.py", "profiles/demo.yaml"} <= set(names)
+    assert {"src/lowbit_vit/cli/studies.py", "profiles/demo.yaml"} <= set(names)
     assert not [name for name in names if name.startswith(("data/prepared", "data/raw", "checkpoints", "reports", ".git/"))]

@@ -6,8 +6,7 @@ import torch
 from torch.nn import functional
 
 from lowbit_vit.data.arrays import ImageSet
-from lowbit_vit.data.batches import PlacedImages, _crop_on_cpu, _crop_on_gpu, eval_batches, place, train_batches
-from lowbit_vit.data.crops import draw_epoch
+from lowbit_vit.data.batches import PlacedImages, _crop_on_cpu, _crop_on_gpu, draw_epoch, eval_batches, place, train_batches
 from lowbit_vit.schema.config import Augmentation, Views
 
 VIEWS = Views(image_size=24, eval_resize=28, train_resize=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -1,7 +1,6 @@
 """The digits are scikit-learn's, split by the seed, stratified."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.5, 0.5, 0.5),
 
 
 def digits(seed: int = 0) -> Source:
-    return list_images(DigitsData(source="digits", views=VIEWS, split_seed=seed), Path())
+    return list_images(DigitsData(source="digits", views=VIEWS, split_seed=seed))
 
 
 def test_a_third_is_held_out_and_every_digit_is_in_one_split() -> None:

@@ -40,7 +40,7 @@ def test_fewer_than_two_classes_are_named(names: tuple[str, ...], found: str) ->
         check_source(Source("/data", names, dict.fromkeys(SPLITS, items), "a tree"))
 
 
-def spread(train: str, val: str, test: str) -> tuple[Source, dict[Split, list[str]]]:
+def spread(train: str, val: str, test: str) -> tuple[Source, list[str]]:
     """One letter an image: equal letters are equal files, capitals are of the second class."""
     contents: dict[Split, str] = {"train": train, "val": val, "test": test}
     splits = {
@@ -49,7 +49,7 @@ def spread(train: str, val: str, test: str) -> tuple[Source, dict[Split, list[st
         )
         for split, letters in contents.items()
     }
-    return Source("/data", ("ash", "elm"), splits, "two trees"), {split: list(letters.lower()) for split, letters in contents.items()}
+    return Source("/data", ("ash", "elm"), splits, "two trees"), list((train + val + test).lower())
 
 
 def test_a_file_in_two_splits_is_refused_and_all_such_pairs_are_listed(caplog: pytest.LogCaptureFixture) -> None:

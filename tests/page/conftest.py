@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, sync_playwright
 import synthetic
 import synthetic_claims
 from lowbit_vit.analysis.results import read_results
-from lowbit_vit.analysis.tables import find, read_paper_table
+from lowbit_vit.analysis.tables import find
 from lowbit_vit.report.page import Content, build_report, write_report
 from lowbit_vit.schema.config import STUDIES, load_profile
 from lowbit_vit.schema.workspace import Workspace
@@ -35,7 +35,7 @@ def synthetic_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
     profile = synthetic.relabel(demo, "bf16", synthetic_claims.HOSTILE)
     profile, workspace = synthetic.fill(tmp_path_factory.mktemp("page") / "root", profile=profile)
-    paper, findings = read_paper_table(workspace.root), find(profile, workspace)
+    paper, findings = synthetic.paper(), find(profile, workspace)
     claims = synthetic_claims.judged(paper, findings.all_records, quote=synthetic_claims.HOSTILE)
     return write_report(Content(profile=profile, findings=findings, paper=paper, judged=tuple(claims)), workspace.reports)
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from lowbit_vit.recipe.ema import WeightAverage
+from lowbit_vit.recipe.train import WeightAverage
 
 
 def test_the_average_is_the_weighted_sum_of_all_values_since_the_start() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import synthetic
 import synthetic_claims
-from lowbit_vit.analysis.tables import find, read_paper_table
+from lowbit_vit.analysis.tables import find
 from lowbit_vit.report.page import Content, build_report, write_report
 from lowbit_vit.schema.config import STUDIES, Profile, Study
 from lowbit_vit.schema.workspace import Workspace
@@ -22,7 +22,7 @@ def write_page() -> Write:
     """Build the page with synthetic claims: every verdict."""
 
     def write(profile: Profile, workspace: Workspace, *, quote: str = "a synthetic sentence") -> Path:
-        paper, findings = read_paper_table(workspace.root), find(profile, workspace)
+        paper, findings = synthetic.paper(), find(profile, workspace)
         claims = synthetic_claims.judged(paper, findings.all_records, profile=profile.name, quote=quote)
         return write_report(Content(profile=profile, findings=findings, paper=paper, judged=tuple(claims)), workspace.reports)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lowbit_vit.analysis.claims import load_claims
+import synthetic
+from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.errors import DataError
 from lowbit_vit.report.artifact import artifact_markdown, load_references
 from lowbit_vit.report.columns import escape_markdown, to_terminal
 from lowbit_vit.report.ledger import claims_json, claims_markdown, claims_table, counts_line
-from lowbit_vit.schema.claim import Judged
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def judged() -> tuple[Judged, ...]:
     """The ledger on the demo's committed run."""
-    return next(reference.judged for reference in load_references(ROOT) if reference.profile == "demo")
+    return next(reference.judged for reference in load_references(ROOT)[1] if reference.profile == "demo")
 
 
 def test_the_committed_artifact_is_what_the_code_writes() -> None:
@@ -29,7 +29,7 @@ def test_the_committed_artifact_is_what_the_code_writes() -> None:
 
 def test_the_artifact_names_every_claim_once_with_its_command_and_cost() -> None:
     text = (ROOT / "ARTIFACT.md").read_text(encoding="utf-8")
-    for claim in load_claims(ROOT).claims:
+    for claim in synthetic.paper().ledger.claims:
         assert text.count(f"| {claim.id}: ") == 1, claim.id
         assert f"`{claim.command}`: {claim.cost.minutes:g} min" in text, claim.id
 

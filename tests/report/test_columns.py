@@ -5,7 +5,6 @@ import re
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.tables import read_paper_table
 from lowbit_vit.report.columns import Cell, Column, Table, escape_latex, escape_markdown, to_latex, to_markdown, to_terminal
 from lowbit_vit.report.number_format import DASH, percent
 from lowbit_vit.report.paper_comparison import beside_paper, paper_table
@@ -16,7 +15,7 @@ from lowbit_vit.report.tables import result_table
 def documents() -> list[str]:
     findings = synthetic.findings("variants")
     tables = findings.tables
-    tables_beside = beside_paper(tables.paper_table, read_paper_table(synthetic.PROJECT), [])
+    tables_beside = beside_paper(tables.paper_table, synthetic.paper().table, [])
     return [to_latex(table) for table in (result_table(tables.paper_table, findings.results["variants"]), *map(paper_table, tables_beside))]
 
 

@@ -121,7 +121,7 @@ def test_figure_7_has_a_cell_for_every_block_and_each_line_reaches_its_greatest(
 
 def test_every_figure_names_a_table_that_is_written_and_each_mark_its_records(tables: Tables) -> None:
     known = set(tables.variants["trial_id"]) | set(tables.sensitivity["trial_id"]) | set(tables.mixed["trial_id"])
-    for shown in all_figures(tables):
+    for shown in all_figures(tables, {}):
         assert shown.table.removesuffix(".csv") in vars(tables)
         assert all(set(row["records"].split()) <= known and row["records"] for row in rows(shown.specification))
 

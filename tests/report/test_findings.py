@@ -15,6 +15,7 @@ from lowbit_vit.report.columns import to_markdown, to_terminal
 from lowbit_vit.report.findings import findings_table, summary
 
 ROOT = Path(__file__).parents[2]
+PRINTED, CONTEXT = (f"papers/vit-quantization-2025/{name}" for name in ("table.csv", "context.yaml"))
 NASTY = Finding(
     check="zero",
     rows=(),
@@ -32,7 +33,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_papers_audit_is_printed_with_its_counts_and_exits_1() -> None:
-    shown = run("paper/table1.csv", "--context", "paper/context.yaml")
+    shown = run(PRINTED, "--context", CONTEXT)
     assert (shown.returncode, shown.stderr) == (1, "")
     assert "slipped-digit" in shown.stdout
     assert "7 findings that no honest reading allows; of all 58: 6 impossible, 1 contradicts itself" in shown.stdout
@@ -73,8 +74,8 @@ def test_rates_are_counted_as_rates(tmp_path: Path) -> None:
 
 
 def test_json_and_markdown_hold_the_same_findings() -> None:
-    listed = json.loads(call("audit", "paper/table1.csv", "--context", "paper/context.yaml", "--json").stdout)
-    written = call("audit", "paper/table1.csv", "--context", "paper/context.yaml", "--markdown", "--rows").stdout
+    listed = json.loads(call("audit", PRINTED, "--context", CONTEXT, "--json").stdout)
+    written = call("audit", PRINTED, "--context", CONTEXT, "--markdown", "--rows").stdout
     assert sorted(Finding.model_validate_json(json.dumps(finding)).check for finding in listed) == sorted(
         line.split(" | ")[1] for line in written.splitlines()[2:] if line.startswith("|")
     )
@@ -84,8 +85,8 @@ def test_json_and_markdown_hold_the_same_findings() -> None:
     ("arguments", "code", "said"),
     [
         (["nothing.csv"], 3, "nothing.csv: no such table"),
-        (["paper/table1.csv", "--context", "nothing.yaml"], 2, "nothing.yaml: no such context file"),
-        (["paper/table1.csv", "--json", "--markdown"], 2, "give one of them"),
+        ([PRINTED, "--context", "nothing.yaml"], 2, "nothing.yaml: no such context file"),
+        ([PRINTED, "--json", "--markdown"], 2, "give one of them"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_exit_code(arguments: list[str], code: int, said: str) -> None:

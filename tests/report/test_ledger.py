@@ -6,12 +6,13 @@ import pytest
 
 import synthetic
 import synthetic_claims
-from lowbit_vit.analysis.tables import Findings, find, read_paper_table
+from lowbit_vit.analysis.claims.ledger import Judged
+from lowbit_vit.analysis.tables import Findings, find
 from lowbit_vit.report import ledger
 from lowbit_vit.report.missing import not_run
 from lowbit_vit.report.paper_comparison import beside_paper
 from lowbit_vit.report.verdict import headline, sentences
-from lowbit_vit.schema.claim import VERDICTS, Judged
+from lowbit_vit.schema.claim import VERDICTS
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def findings() -> Findings:
 
 @pytest.fixture(scope="module")
 def judged(findings: Findings) -> list[Judged]:
-    return synthetic_claims.judged(read_paper_table(synthetic.PROJECT), findings.all_records)
+    return synthetic_claims.judged(synthetic.paper(), findings.all_records)
 
 
 def test_every_verdict_has_a_tone_and_every_tone_a_sign_and_words() -> None:
@@ -39,11 +40,13 @@ def test_counts_add_up_in_the_order_of_the_verdicts(judged: list[Judged]) -> Non
 
 
 def test_every_cell_of_the_papers_table_stands_beside_ours_with_its_claim(findings: Findings, judged: list[Judged]) -> None:
-    paper = read_paper_table(synthetic.PROJECT)
+    paper = synthetic.paper().table
     first, second = beside_paper(findings.tables.paper_table, paper, judged)
     assert (first.batch_size, second.batch_size) == (1, 32)
     cells = [cell for row in first.rows for cell in row.cells]
-    assert [cell.printed for cell in cells] == [printed for row in paper.rows() for printed in row[2:]]
+    assert [cell.printed for cell in cells] == [
+        cell.text if (cell := paper.cell(row, quantity)) else "N/A" for row in paper.rows for quantity in paper.headings
+    ]
     assert all((cell.tone == "unjudged") == (cell.printed == "N/A") for cell in cells)
     assert [row.missing for row in first.rows] == [None, None, None, "skipped: needs CUDA", "skipped: needs CUDA"]
     told = first.rows[0].cells[0].explanation
@@ -52,7 +55,7 @@ def test_every_cell_of_the_papers_table_stands_beside_ours_with_its_claim(findin
 
 
 def test_without_records_the_papers_table_stands_alone(findings: Findings) -> None:
-    (alone,) = beside_paper(findings.tables.paper_table.clear(), read_paper_table(synthetic.PROJECT), [])
+    (alone,) = beside_paper(findings.tables.paper_table.clear(), synthetic.paper().table, [])
     assert alone.batch_size is None
     assert {row.missing for row in alone.rows} == {"not run"}
 

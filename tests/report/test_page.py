@@ -209,6 +209,6 @@ def test_failures_are_shown_with_their_reason_and_never_as_numbers(tmp_path: Pat
 
 def test_without_the_papers_table_there_is_no_page(tmp_path: Path) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root", studies=())
-    (tmp_path / "root" / "paper" / "table1.csv").unlink()
-    with pytest.raises(DataError, match=r"table1.csv: missing"):
+    (tmp_path / "root" / "papers" / synthetic.PAPER.name / "table.csv").unlink()
+    with pytest.raises(DataError, match=r"table.csv: no such table"):
         build_report(profile, workspace)

@@ -10,7 +10,7 @@ import pytest
 
 from lowbit_vit.data.arrays import MANIFEST
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.cell_role import Chosen, Random
+from lowbit_vit.schema.cell_role import GivenPlan, label_of
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, TimedPlan, Trial
 from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores
@@ -71,8 +71,8 @@ def test_what_is_finished_is_neither_run_nor_touched(trials: list[Trial], record
 
 
 def test_a_finished_trial_takes_the_roles_that_the_grid_gives_it(trials: list[Trial], records: Path, workspace: Workspace) -> None:
-    roles = (Chosen(kind="last", k=2), Random(k=2, index=0))
-    played = trials[0].model_copy(update={"roles": roles})
+    roles = (GivenPlan(name="by-hand"), GivenPlan(name="again"))
+    played = trials[0].model_copy(update={"roles": roles, "label": " = ".join(map(label_of, roles))})
     assert missing_trials([played, *trials[1:]], workspace) == []
     assert read_record(records / f"{played.trial_id}.json").trial == played
 

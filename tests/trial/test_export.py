@@ -9,7 +9,7 @@ import pytest
 
 from lowbit_vit.cli import options, plans
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
-from lowbit_vit.export.model_folder import export_model, refuse_other_content
+from lowbit_vit.export import export_model, refuse_other_content
 from lowbit_vit.schema.allocation import load_plan_file
 from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.export import read_export

@@ -18,7 +18,7 @@ from command_line import call
 from lowbit_vit.data.arrays import ImageSet, load_dataset
 from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
-from lowbit_vit.export.model_folder import export_model
+from lowbit_vit.export import export_model
 from lowbit_vit.report.columns import to_terminal
 from lowbit_vit.report.terminal import prediction_lines, prediction_table
 from lowbit_vit.schema.config import Evaluation, Profile, Trial

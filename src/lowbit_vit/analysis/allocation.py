@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from lowbit_vit.analysis.flips import FlipCurve, flip_curve
-from lowbit_vit.analysis.programme import MIB, Budget, Choice, PairTerm, Problem, Quantity, solve
+from lowbit_vit.analysis.programme import MIB, Budget, Choice, Limited, PairTerm, Problem, Quantity, solve
 from lowbit_vit.analysis.results import Result, cells_by_role
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import Entry, PlanFile, Predicted
@@ -72,21 +72,19 @@ def build_problem(
     for index, name in enumerate(names):
         choices.append(Choice(unit=name, weights=HighPrecision(), weight_bytes=0, kl=0.0, flips=0.0))
         for score in usable:
-            unit = (score.blocks if units == "blocks" else score.modules)[index]
-            role = unit_role("only", score.weights.name, name)
-            choices.append(
-                Choice(
-                    unit=name,
-                    weights=score.weights,
-                    weight_bytes=_bytes_of(facts, role, profile) - base,
-                    kl=float(np.mean(unit.kl)),
-                    flips=1000 * float(np.mean(unit.flips)) / score.images,
-                    ms=0.0 if latencies is None else (latencies[score.weights.name] - latencies["high"]) / len(names),
-                    gradient=_gradient(estimates, score.weights.name, name) if estimates is not None else 0.0,
-                )
+            unit, weights = (score.blocks if units == "blocks" else score.modules)[index], score.weights
+            role = unit_role("only", weights.name, name)
+            choice = Choice(
+                unit=name,
+                weights=weights,
+                weight_bytes=_bytes_of(facts, role, profile) - base,
+                kl=float(np.mean(unit.kl)),
+                flips=1000 * float(np.mean(unit.flips)) / score.images,
+                ms=0.0 if latencies is None else (latencies[weights.name] - latencies["high"]) / len(names),
+                gradient=_gradient(estimates, weights.name, name) if estimates is not None else 0.0,
             )
-    allowed = {score.weights.name for score in usable}
-    terms = tuple(pair for pair in pairs if pair.weights in allowed)
+            choices.append(choice)
+    terms = tuple(pair for pair in pairs if pair.weights in {score.weights.name for score in usable})
     return Problem(choices=tuple(choices), base_bytes=base, base_ms=None if latencies is None else latencies["high"], pairs=terms)
 
 
@@ -155,9 +153,6 @@ def uniform_latencies(profile: Profile, results: Sequence[Result], *, batch_size
         if batch_size in result.latency and all(alike):
             found |= dict.fromkeys(names, result.latency[batch_size].p50_ms)
     return found
-
-
-# ----------------------------------------------------------------------------------------------------------- the plan
 
 
 def allocate(
@@ -240,14 +235,11 @@ def asked_budget(*, mib: float | None, ms: float | None, flips: float | None) ->
     Raises:
         ConfigError: more than one.
     """
-    given = [
-        *([] if mib is None else [Budget("weight_bytes", mib * MIB)]),
-        *([] if ms is None else [Budget("ms", ms)]),
-        *([] if flips is None else [Budget("flips", flips)]),
-    ]
-    if len(given) > 1:
+    asked: dict[Limited, float | None] = {"weight_bytes": None if mib is None else mib * MIB, "ms": ms, "flips": flips}
+    budgets = [Budget(quantity, limit) for quantity, limit in asked.items() if limit is not None]
+    if len(budgets) > 1:
         raise ConfigError("allocate: --budget-mib, --budget-ms and --max-flips: give one of them")
-    return given[0] if given else None
+    return budgets[0] if budgets else None
 
 
 def allocate_within(

@@ -96,14 +96,14 @@ def weights_name(trial: Trial) -> str:
 def variants(results: Sequence[Result], *, arms: Sequence[str], margin: float | None = None) -> pl.DataFrame:
     """One row for each trial and batch size, in the order of `arms` (the profile's labels), then seed, then batch size.
 
-    A trial without a result has one row with its status, its reason and nulls. Where there is a trial of the paper's row 0 with the
-    same seed, `lost`, `gained`, `difference` and `p_value` compare Top-1 with it, image by image;
+    A trial without a result has one row with its status, its reason and nulls. Where there is a trial of the baseline (the first arm)
+    with the same seed, `lost`, `gained`, `difference` and `p_value` compare Top-1 with it, image by image;
     `p_holm` adjusts for the family of all these comparisons. With a margin (the profile's `statistics.margin`), `p_inferior`
     is of "worse by the margin or more" and `p_equivalent` of "different by the margin or more": small means it is not.
     """
     place = {label: index for index, label in enumerate(arms)}
     baselines = {
-        result.record.trial.seed: result for result in results if result.record.trial.paper_row == 0 and result.predictions is not None
+        result.record.trial.seed: result for result in results if result.record.trial.label in arms[:1] and result.predictions is not None
     }
     compared = [compared_with(baselines.get(result.record.trial.seed), result, margin=margin) for result in results]
     adjusted = holm([against.get("p_value") for against in compared])

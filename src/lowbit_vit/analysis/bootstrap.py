@@ -30,14 +30,12 @@ class BootstrapDifference:
         second: macro-F1 of the second model.
         difference: second minus first.
         interval: BCa interval of the difference.
-        resamples: how many it rests on.
     """
 
     first: float
     second: float
     difference: float
     interval: Interval
-    resamples: int
 
 
 def macro_f1_difference(
@@ -59,11 +57,11 @@ def macro_f1_difference(
     if two < one:
         # Always seen from the better model's side: which of them is called the first must not move the random draws.
         mirrored = macro_f1_difference(labels, second, first, confidence=confidence, resamples=resamples, seed=seed)
-        low, high = mirrored.interval.low, mirrored.interval.high
-        return BootstrapDifference(one, two, -mirrored.difference, Interval(low=-high, high=-low), resamples)
+        interval = Interval(low=-mirrored.interval.high, high=-mirrored.interval.low)
+        return BootstrapDifference(one, two, -mirrored.difference, interval)
     if np.array_equal(first, second):
         # Every resample would say the same.
-        return BootstrapDifference(one, two, 0.0, Interval(low=0.0, high=0.0), resamples)
+        return BootstrapDifference(one, two, 0.0, Interval(low=0.0, high=0.0))
     images, random = int(counts.sum()), np.random.default_rng(seed)
     draws = []
     for start in range(0, resamples, _CHUNK):
@@ -72,13 +70,9 @@ def macro_f1_difference(
         draws.append(scores[1] - scores[0])
     # Leaving out any image of one outcome is the same: a jackknife value for each outcome, weighted by its images.
     left = _macro_f1(counts @ contributions - contributions.toarray())
-    interval = bca_interval(
-        two - one,
-        np.concatenate(draws),
-        acceleration=acceleration(left[1] - left[0], weights=counts),
-        confidence=confidence,
-    )
-    return BootstrapDifference(one, two, two - one, interval, resamples)
+    bend = acceleration(left[1] - left[0], weights=counts)
+    interval = bca_interval(two - one, np.concatenate(draws), acceleration=bend, confidence=confidence)
+    return BootstrapDifference(one, two, two - one, interval)
 
 
 def bca_interval(estimate: float, resampled: Floats, *, acceleration: float, confidence: float = 0.95) -> Interval:

@@ -1,6 +1,6 @@
 """The variants study class by class, under the classes' own names: where each arm loses images, and to what.
 
-Counts are summed over an arm's seeds. An arm's losses are counted against the trial of the paper's row 0 with the same seed,
+Counts are summed over an arm's seeds. An arm's losses are counted against the first arm's trial with the same seed,
 image by image, as in `arms`.
 """
 
@@ -39,7 +39,7 @@ def classes(results: Sequence[Result], *, arms: Sequence[str]) -> pl.DataFrame:
     """
     place = {label: index for index, label in enumerate(arms)}
     done = [result for result in results if result.predictions is not None]
-    baselines = {result.record.trial.seed: result for result in done if result.record.trial.paper_row == 0}
+    baselines = {result.record.trial.seed: result for result in done if result.record.trial.label in arms[:1]}
     by_arm: dict[str, list[Result]] = defaultdict(list)
     for result in done:
         by_arm[result.record.trial.label].append(result)

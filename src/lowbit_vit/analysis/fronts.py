@@ -3,8 +3,7 @@
 A point is dominated if another is at least as good in both and better in one; of equal points none dominates the other.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
@@ -23,17 +22,14 @@ FRONTS_SCHEMA: dict[str, Any] = {
 }
 
 
-def on_front(x: Sequence[float], loss: Sequence[float]) -> list[bool]:
-    """Which points no other one dominates; less is better in both."""
-    front = [False] * len(x)
-    least = math.inf
-    at = math.nan
-    # Cheapest first: a point stays if it loses less than every cheaper one, or as little as the best at its own cost.
-    for place in sorted(range(len(x)), key=lambda place: (x[place], loss[place])):
-        front[place] = loss[place] < least or (loss[place] == least and x[place] == at)
-        if loss[place] < least:
-            least, at = loss[place], x[place]
-    return front
+def undominated(points: Iterable[tuple[float, ...]]) -> set[tuple[float, ...]]:
+    """Those that no other one dominates: at least as good in everything and better in something; less is better."""
+    front: list[tuple[float, ...]] = []
+    # In this order what dominates a point comes before it, and is on the front itself or dominated by what is.
+    for point in sorted(set(points)):
+        if not any(all(mine <= its for mine, its in zip(peer, point, strict=True)) for peer in reversed(front)):
+            front.append(point)
+    return set(front)
 
 
 def fronts(paper_table: pl.DataFrame, mixed: pl.DataFrame, timed_plans: pl.DataFrame) -> pl.DataFrame:
@@ -69,8 +65,9 @@ def fronts(paper_table: pl.DataFrame, mixed: pl.DataFrame, timed_plans: pl.DataF
 def _panel(points: pl.DataFrame, panel: str, x_name: str, *, y_name: str = "Top-1, %", less_is_better: bool = False) -> pl.DataFrame:
     points = points.drop_nulls(["x", "y"]).filter(pl.col("x") > 0)
     words = {"panel": pl.lit(panel), "x_name": pl.lit(x_name), "y_name": pl.lit(y_name), "less_is_better": pl.lit(less_is_better)}
-    y = points.get_column("y")
-    front = pl.Series(on_front(points.get_column("x").to_list(), (y if less_is_better else -y).to_list()), dtype=pl.Boolean)
+    places = points.select("x", pl.col("y") if less_is_better else -pl.col("y")).rows()
+    best = undominated(places)
+    front = pl.Series([place in best for place in places], dtype=pl.Boolean)
     state = pl.when(front).then(pl.lit("on the front")).otherwise(pl.lit("dominated"))
     whole = points.rename({"row": "name"}).with_columns(state.alias("state"), **words)
     return whole.select(pl.col(name).cast(kind) for name, kind in FRONTS_SCHEMA.items())

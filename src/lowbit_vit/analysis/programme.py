@@ -4,8 +4,10 @@ scipy's MILP (HiGHS), solved to a gap of 0. Of equally good plans the one of few
 units, so the choice is the same on every machine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -68,17 +70,21 @@ class Problem:
 
     def least(self, quantity: Quantity) -> float:
         """The least total that any plan has; of KL, that of high precision: a measured KL is never less than 0."""
-        return self.total(self._best_each(lambda choice: float(getattr(choice, quantity))), quantity)
+        return self.total([min(choices, key=attrgetter(quantity)) for choices in self.units], quantity)
 
-    def _best_each(self, cost: Callable[[Choice], float]) -> list[Choice]:
-        best: dict[str, Choice] = {}
-        for choice in self.choices:
-            if choice.unit not in best or cost(choice) < cost(best[choice.unit]):
-                best[choice.unit] = choice
-        return list(best.values())
+    @property
+    def units(self) -> list[list[Choice]]:
+        """The choices of each unit."""
+        return [list(group) for _, group in groupby(self.choices, key=attrgetter("unit"))]
 
 
 Limited = Literal["weight_bytes", "ms", "flips", "kl"]
+_WORDS: dict[Limited, str] = {
+    "weight_bytes": "{:.4f} MiB",
+    "ms": "{:.4f} ms",
+    "flips": "{:g} flips in 1,000 images",
+    "kl": "{:.4g} nats of KL",
+}
 
 
 @dataclass(frozen=True)
@@ -104,15 +110,7 @@ class Budget:
 
 
 def _words(quantity: Limited, value: float) -> str:
-    match quantity:
-        case "weight_bytes":
-            return f"{value / MIB:.4f} MiB"
-        case "ms":
-            return f"{value:.4f} ms"
-        case "flips":
-            return f"{value:g} flips in 1,000 images"
-        case "kl":
-            return f"{value:.4g} nats of KL"
+    return _WORDS[quantity].format(value / MIB if quantity == "weight_bytes" else value)
 
 
 def solve(problem: Problem, budget: Budget, *, minimize: Quantity) -> tuple[list[Choice], Optimum]:
@@ -158,26 +156,20 @@ class _Programme:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self._choices = problem.choices
-        units = list(dict.fromkeys(choice.unit for choice in self._choices))
-        rows = [units.index(choice.unit) for choice in self._choices]
-        columns = list(range(len(rows)))
-        width = len(rows) + len(problem.pairs)
-        membership = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(units), width))
-        self._constraints = [LinearConstraint(membership, lb=1, ub=1), *self._products(problem, width)]
+        self._units, self._choices = problem.units, problem.choices
         self._pair_kl = np.array([pair.kl for pair in problem.pairs], dtype=np.float64)
-
-    def _products(self, problem: Problem, width: int) -> list[LinearConstraint]:
+        width = len(self._choices) + len(problem.pairs)
+        unit = np.repeat(np.arange(len(self._units)), list(map(len, self._units)))
+        one_each = csr_array((np.ones(len(unit)), (unit, np.arange(len(unit)))), shape=(len(self._units), width))
+        self._constraints = [LinearConstraint(one_each, lb=1, ub=1)]
         place = {(choice.unit, choice.weights.name): index for index, choice in enumerate(self._choices)}
-        found = []
         for index, pair in enumerate(problem.pairs):
             row = np.zeros((3, width))
-            both = [place[unit, pair.weights] for unit in pair.units]
+            both = [place[name, pair.weights] for name in pair.units]
             row[0, both[0]] = row[1, both[1]] = -1
             row[2, both] = 1
             row[:, len(self._choices) + index] = (1, 1, -1)
-            found.append(LinearConstraint(row, ub=(0, 0, 1)))
-        return found
+            self._constraints.append(LinearConstraint(row, ub=(0, 0, 1)))
 
     def scale(self, quantity: Quantity) -> float:
         """The greatest that one choice has of a quantity; 1 if none has any."""
@@ -196,13 +188,8 @@ class _Programme:
 
     def settle(self) -> list[Choice]:
         """What is chosen where all else is equal: high precision for earlier units, formats in the order that they were given in."""
-        order = np.zeros(len(self._choices) + len(self._pair_kl))
-        units = list(dict.fromkeys(choice.unit for choice in self._choices))
-        place = 0
-        for index, choice in enumerate(self._choices):
-            place = 0 if index == 0 or self._choices[index - 1].unit != choice.unit else place + 1
-            order[index] = place * (len(units) - units.index(choice.unit))
-        solution, _ = self._solve(order)
+        order = [place * (len(self._units) - at) for at, choices in enumerate(self._units) for place in range(len(choices))]
+        solution, _ = self._solve(np.append(order, np.zeros_like(self._pair_kl)))
         return [choice for choice, taken in zip(self._choices, solution, strict=False) if taken > 0.5]
 
     def _values(self, quantity: Quantity) -> Floats:

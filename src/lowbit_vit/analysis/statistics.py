@@ -113,12 +113,11 @@ def mcnemar_mid_p(lost: int, gained: int) -> float:
 
     Source: Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91, 2013.
     """
-    discordant = lost + gained
-    if discordant == 0:
+    if lost + gained == 0:
         return 1.0
     # Where the sides are even, this very outcome is both tails' own: half of it counts.
     share = 0.5 if lost == gained else 1.0
-    return mcnemar(lost, gained) - share * float(binom.pmf(lost, discordant, 0.5))
+    return mcnemar(lost, gained) - share * float(binom.pmf(lost, lost + gained, 0.5))
 
 
 def compare(first_right: npt.NDArray[np.bool_], second_right: npt.NDArray[np.bool_]) -> Comparison:
@@ -226,12 +225,9 @@ def compare_unpaired(first: tuple[int, int], second: tuple[int, int]) -> Unpaire
     Raises:
         ValueError: one of them is not a rate.
     """
-    for successes, trials in (first, second):
-        if trials < 1 or not 0 <= successes <= trials:
-            raise ValueError(f"compare_unpaired: {successes} of {trials} is not a rate")
+    one, two = wilson(*first), wilson(*second)
     rates = first[0] / first[1], second[0] / second[1]
     difference = rates[1] - rates[0]
-    one, two = wilson(*first), wilson(*second)
     low = difference - math.hypot(one.high - rates[0], rates[1] - two.low)
     high = difference + math.hypot(rates[0] - one.low, two.high - rates[1])
     table = np.array([[first[0], first[1] - first[0]], [second[0], second[1] - second[0]]])

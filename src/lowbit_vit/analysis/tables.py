@@ -19,7 +19,6 @@ from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.rooflines import rooflines
 from lowbit_vit.analysis.scores import scores
 from lowbit_vit.analysis.timed_plans import timed_plans
-from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import STUDIES, Profile, Study
 from lowbit_vit.schema.estimate import read_estimates
 from lowbit_vit.schema.plan import HighPrecision, SensitivityScores, family_of
@@ -153,7 +152,7 @@ def _scores_if_complete(results: Sequence[Result], profile: Profile) -> list[Sen
 
 
 def _with_rows(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add `number` (1-based place of the arm, as on the figures), `row` (`3. 8-bit + SDPA`, as in the paper) and `weights_family`."""
+    """Add `number` (1-based place of the arm, as on the figures), `row` (`3. 8-bit + SDPA`) and `weights_family`."""
     number = pl.col("order") + 1
     frame = frame.with_columns(number.alias("number"), pl.format("{}. {}", number, "arm").alias("row"))
     return _with_family(frame) if "weights" in frame.columns else frame
@@ -190,18 +189,3 @@ def write_tables(tables: Tables, folder: Path) -> None:
         frame: pl.DataFrame = getattr(tables, field.name)
         # Seven significant digits: more would be noise, and would differ between machines.
         write_atomic(folder / f"{field.name}.csv", frame.with_columns(pl.col(pl.Float64).round_sig_figs(7)).write_csv().encode())
-
-
-def read_paper_table(root: Path) -> pl.DataFrame:
-    """The paper's own table, every cell the text as printed there, headings included.
-
-    Raises:
-        DataError: `paper/table1.csv` is missing or has not the paper's five rows.
-    """
-    path = root / "paper" / "table1.csv"
-    if not path.is_file():
-        raise DataError(f"{path}: missing; it is part of the project: git checkout paper/table1.csv")
-    table = pl.read_csv(path, infer_schema=False)
-    if table.height != 5 or table.columns[:2] != ["Row", "Model"]:
-        raise DataError(f"{path}: expected the paper's five rows under Row, Model, ...; found {table.height} rows; git checkout it")
-    return table

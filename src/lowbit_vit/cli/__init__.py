@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from lowbit_vit.cli import audit, compare, data, plans, project, report, studies, trial
+from lowbit_vit.cli import audit, compare, plans, project, report, studies
 from lowbit_vit.errors import LowbitVitError
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (data, studies, plans, report, audit, compare, project, trial):
+for group in (project, studies, plans, report, audit, compare):
     app.add_typer(group.app)
 
 

@@ -5,20 +5,20 @@ from typing import Annotated
 
 import typer
 
-from lowbit_vit.cli.options import console
+from lowbit_vit.cli.options import AsJson, Markdown, console
 
 app = typer.Typer()
 
 
-@app.command(epilog="Example: lowbit-vit audit paper/table1.csv --context paper/context.yaml")
+@app.command(epilog="Example: lowbit-vit audit papers/NAME/table.csv --context papers/NAME/context.yaml")
 def audit(
     file: Annotated[Path, typer.Argument(metavar="TABLE.csv", help="a published table of results, its cells as printed")],
     context: Annotated[
         Path | None, typer.Option("--context", help="YAML: what is known beside the table, see docs/audit.md", show_default="none")
     ] = None,
     every_row: Annotated[bool, typer.Option("--rows", help="one line a finding, not one a check")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="print the findings as Markdown")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print every finding as JSON, with all numbers")] = False,
+    markdown: Markdown = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a published table of results against itself: arithmetic alone, no run.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit_vit.cli.options import HERE, Root, console
+from lowbit_vit.cli.options import HERE, Markdown, Root, console
 from lowbit_vit.errors import OutOfTolerance
 
 app = typer.Typer()
@@ -16,10 +16,10 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="a profile, or a folder with records/, such as a reference run")],
     b: Annotated[str, typer.Argument(metavar="B", help="the same")],
     root: Root = HERE,
-    markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")] = False,
+    markdown: Markdown = False,
     csv: Annotated[Path | None, typer.Option("--csv", help="also write every arm of every study to this file")] = None,
 ) -> None:
-    """Put two runs side by side: paired tests of accuracy where the images are the same, latency where the card is."""
+    """Put two runs side by side: paired tests of accuracy where the images are the same, latency where the GPU is."""
     from lowbit_vit.analysis.compare import compare_sides
     from lowbit_vit.analysis.sides import load_side
     from lowbit_vit.report.columns import escape_markdown, to_markdown, to_terminal
@@ -47,7 +47,7 @@ def check(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a profile, or a folder with records/")],
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="the same, such as a reference run")],
     root: Root = HERE,
-    markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")] = False,
+    markdown: Markdown = False,
     csv: Annotated[Path | None, typer.Option("--csv", help="also write the lines to this file")] = None,
 ) -> None:
     """Say number by number whether a run repeats a reference within tolerance; exit 1 where it does not."""

@@ -10,11 +10,13 @@ from rich.console import Console
 from lowbit_vit.schema.config import Profile, load_profile
 from lowbit_vit.schema.workspace import Workspace
 
-ProfileName = Annotated[str, typer.Argument(metavar="PROFILE", help="a name in profiles/: demo, paper, scratch")]
+ProfileName = Annotated[str, typer.Argument(metavar="PROFILE", help="a name in profiles/, such as demo")]
 Root = Annotated[Path, typer.Option("--root", help="the project's folder", show_default="this folder")]
 Reports = Annotated[
     Path | None, typer.Option("--reports", help="folder with records/, such as a reference run", show_default="reports/PROFILE")
 ]
+Markdown = Annotated[bool, typer.Option("--markdown", help="print as Markdown, for a README or an issue")]
+AsJson = Annotated[bool, typer.Option("--json", help="print everything as JSON, with all numbers")]
 HERE = Path()
 
 

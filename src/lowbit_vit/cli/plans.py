@@ -99,7 +99,7 @@ def export(
     root: Root = HERE,
 ) -> None:
     """Write one cell's model for use elsewhere: weights and card, which lowbit_vit.load and `predict` read."""
-    from lowbit_vit.export.model_folder import export_model
+    from lowbit_vit.export import export_model
 
     card = export_model(*open_profile(profile, root), plan, to)
     measured = (

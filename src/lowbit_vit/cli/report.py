@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lowbit_vit.cli.options import HERE, ProfileName, Reports, Root, console, open_profile
+from lowbit_vit.cli.options import HERE, AsJson, Markdown, ProfileName, Reports, Root, console, open_profile
 from lowbit_vit.errors import ConfigError, DataError
 
 app = typer.Typer()
@@ -42,7 +42,7 @@ def show(
     profile: ProfileName,
     root: Root = HERE,
     reports: Reports = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown, for a README or an issue")] = False,
+    markdown: Markdown = False,
 ) -> None:
     """Print the result table and where the page is."""
     from lowbit_vit.analysis.results import load_results
@@ -71,17 +71,23 @@ def claims(
     profile: ProfileName,
     root: Root = HERE,
     reports: Reports = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="print a Markdown table")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print everything, as JSON")] = False,
+    markdown: Markdown = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Judge every claim of paper/claims.yaml on the profile's records. Needs no torch."""
-    from lowbit_vit.analysis.claims import ledger
+    """Judge every claim of the profile's paper on its records. Needs no torch."""
+    from lowbit_vit.analysis.claims.ledger import gather, judge, load_paper, paper_names
+    from lowbit_vit.analysis.results import load_all_results
     from lowbit_vit.report.columns import to_terminal
     from lowbit_vit.report.ledger import claims_json, claims_markdown, claims_table
 
     if markdown and as_json:
         raise ConfigError("claims: --markdown and --json are two forms of one output; give one of them")
-    judged = ledger(*open_profile(profile, root, reports))
+    settings, workspace = open_profile(profile, root, reports)
+    if settings.paper is None:
+        known = ", ".join(paper_names(workspace.root)) or "none"
+        raise ConfigError(f"{workspace.profile_file}: key paper is null, so there are no claims to judge; in papers/ there are: {known}")
+    paper = load_paper(workspace.root, settings.paper)
+    judged = judge(paper.ledger.claims, gather(settings, load_all_results(workspace), paper))
     if markdown or as_json:
         print(claims_markdown(judged) if markdown else claims_json(judged), end="")
     else:

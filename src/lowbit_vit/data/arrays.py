@@ -1,7 +1,7 @@
 """The decoded data set: memory-mapped uint8 arrays and the manifest that describes them.
 
-A prepared folder holds `manifest.json`, written last, and one `<view>-<split>-<16 hex of its sha256>.npy` for each view of
-each split. Equal images and views give equal bytes, so that DVC can hash the folder.
+A prepared folder holds `manifest.json`, written last, and one `<purpose>-<split>-<16 hex of its sha256>.npy` for each view of
+each split. Equal images and views give equal bytes, so DVC can hash the folder.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ class Dataset:
         name: the source's name in the profile (digits, flowers102, image_folder).
         class_names: in the order of the labels.
         train_views: train and val as squares of side train_resize, for random crops.
-        eval_views: train, val and test as squares of side image_size, as the model sees them.
+        eval_views: train, val and test as squares of side image_size, the model's input.
         content_sha256: of all pixels, labels, ids and class names.
         description: the images in one line; it labels every accuracy.
     """
@@ -108,7 +108,7 @@ class Manifest(Frozen):
 
 
 def load_dataset(folder: Path, views: Views) -> Dataset:
-    """Memory-map a prepared data set, after checking names, shapes and views (contents are checked by `verify_arrays`).
+    """Memory-map a prepared data set, after a check of names, shapes and views (`verify_arrays` checks the contents).
 
     Raises:
         DataError: nothing is prepared there, or with other views, or a file is missing, damaged or of another shape.
@@ -124,17 +124,9 @@ def load_dataset(folder: Path, views: Views) -> Dataset:
         images = _map_array(folder / entry.file, (len(split.ids), *view_shape(views, entry.purpose)))
         sets[entry.purpose][entry.split] = ImageSet(images, np.asarray(split.labels, dtype=np.int64), split.ids)
     for purpose, splits in VIEW_SPLITS.items():
-        for split_name in splits:
-            if split_name not in sets[purpose]:
-                raise DataError(f"{folder / MANIFEST}: no {purpose} view of split {split_name}; run lowbit-vit data {folder.name}")
-    return Dataset(
-        name=manifest.name,
-        class_names=manifest.class_names,
-        train_views=sets["train"],
-        eval_views=sets["eval"],
-        content_sha256=manifest.content_sha256,
-        description=manifest.description,
-    )
+        if missing := set(splits) - sets[purpose].keys():
+            raise DataError(f"{folder / MANIFEST}: no {purpose} view of split {min(missing)}; run lowbit-vit data {folder.name}")
+    return Dataset(manifest.name, manifest.class_names, sets["train"], sets["eval"], manifest.content_sha256, manifest.description)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -145,13 +137,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_text())
+        return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: the data set is not prepared; run lowbit-vit data {folder.name}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: could not be read ({error}); delete it and run lowbit-vit data {folder.name}") from error
-    except ValidationError as error:
-        raise DataError(f"{path}: {one_line(error)}; delete it and run lowbit-vit data {folder.name}") from None
+    except (OSError, ValidationError) as error:
+        problem = one_line(error) if isinstance(error, ValidationError) else f"could not be read ({error.strerror})"
+        raise DataError(f"{path}: {problem}; delete it and run lowbit-vit data {folder.name}") from error
 
 
 def verify_arrays(folder: Path, manifest: Manifest) -> None:
@@ -170,13 +161,13 @@ def verify_arrays(folder: Path, manifest: Manifest) -> None:
 
 
 def sha256_of_files(paths: list[Path]) -> list[str]:
-    """Hex sha256 of each file, two at a time (hashing releases the interpreter's lock)."""
+    """Hex sha256 of each file, two at a time: hashing releases the interpreter's lock."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(file_digest, paths))
 
 
 def content_digest(class_names: tuple[str, ...], splits: dict[Split, SplitEntry], arrays: tuple[ArrayEntry, ...]) -> str:
-    """One sha256 over all that decides a result: array hashes, labels, ids, class names."""
+    """One sha256 over what decides a result: array hashes, labels, ids, class names."""
     content = [class_names, {split: entry.model_dump() for split, entry in splits.items()}, [entry.model_dump() for entry in arrays]]
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -1,10 +1,11 @@
-"""Decoded images -> the batches that the model reads, in evaluation and in training.
+"""Decoded images -> the model's batches, in evaluation and in training.
 
-Pixels stay uint8 until the batch is on the device; cropping, resizing, mirroring and normalization happen there, for the whole
-batch. Batches are float [B, 3, H, W] in channels_last memory order, which is the order of the arrays: no transpose is paid for.
+Pixels stay uint8 until the batch is on the device, which crops, resizes, mirrors and normalizes the whole batch at once. Batches
+are float [B, 3, H, W] in channels_last memory order, the order of the arrays: nothing is transposed.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,15 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from lowbit_vit.data.arrays import ImageSet
-from lowbit_vit.data.crops import Epoch, draw_epoch
 from lowbit_vit.schema.config import Augmentation, Views
 
 log = logging.getLogger(__name__)
 
+ATTEMPTS = 10  # to draw a crop, as in torchvision
+
 
 @dataclass(frozen=True)
 class PlacedImages:
-    """Image sets put where batches are made of them, once for many epochs.
+    """Image sets where batches are made of them, moved once for many epochs.
 
     Attributes:
         pixels: uint8 [N, H, W, 3], on the device if they take at most half of its free memory, else on the host.
@@ -48,7 +50,7 @@ def place(sets: Sequence[ImageSet], device: str) -> PlacedImages:
 
 
 def _fits(pixels: Tensor, target: torch.device) -> bool:
-    """Whether images go to a GPU at once; on the CPU they stay where they are, memory-mapped."""
+    """Whether images go to a GPU as a whole; on the CPU they stay memory-mapped."""
     if target.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(target)
@@ -75,7 +77,7 @@ def eval_batches(
     target = torch.device(device)
     scale, shift = _normalization(views, images.images.shape[2], target)
     pixels, labels = torch.from_numpy(images.images), torch.from_numpy(images.labels).to(target)
-    # One copy for all batches: a copy in every batch would make the host wait for the device each time.
+    # One copy for all batches: the host would wait for the device in every copy.
     if len(labels) > batch_size and _fits(pixels, target):
         pixels = pixels.to(target)
     for first in range(0, len(labels), batch_size):
@@ -93,9 +95,7 @@ def train_batches(
     epoch: int,
     device: str,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield every image once, in a random order, each as a random crop; the last batch holds what is left, it is not dropped.
-
-    Order and augmentation depend on (seed, epoch) alone. An epoch has ceil(images / batch_size) batches.
+    """Yield every image once, in a random order, each as a random crop, in ceil(images / batch_size) batches.
 
     Args:
         sets: training views, or what `place` made of them (saves the move to the device in every epoch).
@@ -113,23 +113,73 @@ def train_batches(
     count, side = placed.pixels.shape[:2]
     choices = draw_epoch(count, side, augmentation, seed=seed, epoch=epoch)
     scale, shift = _normalization(views, views.image_size, placed.device)
-    # The epoch's choices go to the device at once: a copy in every step would make the host wait for the device each time.
+    # One copy for the epoch: the host would wait for the device in every copy.
     order, boxes, flips = [torch.from_numpy(array).to(placed.device) for array in (choices.order, choices.boxes, choices.flips)]
     for first in range(0, count, batch_size):
         rows = order[first : first + batch_size]
         if placed.device.type == "cpu":
             pixels = _crop_on_cpu(placed, rows.numpy(), choices, views.image_size)
         else:
-            # Images left on the host are picked there, which needs no copy of the choices but one of the images.
+            # Images in host memory are indexed there, by choices that are there already.
             where = rows if placed.pixels.is_cuda else torch.from_numpy(choices.order[first : first + batch_size])
             pixels = _crop_on_gpu(placed.pixels[where].to(placed.device), boxes[rows], flips[rows], views.image_size)
         yield _normalize(pixels, scale, shift), placed.labels[rows]
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """The random choices of one epoch over N images.
+
+    Attributes:
+        order: int64 [N], a permutation: the image at each place of the epoch.
+        boxes: int64 [N, 4], each image's crop as top, left, height, width, px; indexed by image, not by place.
+        flips: bool [N], whether the image is mirrored; indexed by image.
+    """
+
+    order: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.int64]
+    flips: npt.NDArray[np.bool_]
+
+
+def draw_epoch(images: int, side: int, augmentation: Augmentation, *, seed: int, epoch: int) -> Epoch:
+    """Draw order, crops and flips from (seed, epoch) alone: batch size, device and threads change no image.
+
+    Crops follow torchvision's `RandomResizedCrop.get_params` on a square of `side` px: the area is uniform in crop_scale, the
+    aspect ratio log-uniform in crop_ratio, ten attempts, then the central square with the ratio held in range.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(images)
+    flips = generator.random(images) < 0.5
+    area = generator.uniform(*augmentation.crop_scale, size=(images, ATTEMPTS)) * side**2
+    low, high = augmentation.crop_ratio
+    ratio = np.exp(generator.uniform(math.log(low), math.log(high), size=(images, ATTEMPTS)))
+    position = generator.random((images, 2))
+    # [N, ATTEMPTS, 2]: height, width
+    sizes = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], axis=2))).astype(np.int64)
+    fits = np.all((sizes >= 1) & (sizes <= side), axis=2)
+    none_fits = ~np.any(fits, axis=1)
+    chosen = sizes[np.arange(images), np.argmax(fits, axis=1)]
+    chosen[none_fits] = _central_size(side, augmentation.crop_ratio)
+    corners = np.floor(position * (side - chosen + 1)).astype(np.int64)
+    corners[none_fits] = (side - chosen[none_fits]) // 2
+    boxes = np.concatenate([corners, chosen], axis=1)
+    return Epoch(order, boxes, flips if augmentation.flip else np.zeros(images, dtype=np.bool_))
+
+
+def _central_size(side: int, crop_ratio: tuple[float, float]) -> tuple[int, int]:
+    """Height and width of the largest centred box whose aspect ratio (width / height) is in range."""
+    low, high = crop_ratio
+    if low > 1:
+        return round(side / low), side
+    if high < 1:
+        return side, round(side * high)
+    return side, side
+
+
 def _normalization(views: Views, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(pixel / 255 - mean) / std as pixel * scale + shift; fp32 [width * 3] each, one image row's worth.
 
-    A whole row, because broadcasting three channels along the innermost dimension would not be vectorized.
+    A whole row: torch does not vectorize broadcasting of three channels along the innermost dimension.
     """
     mean, std = torch.tensor(views.mean, dtype=torch.float64), torch.tensor(views.std, dtype=torch.float64)
     scale, shift = 1 / (255 * std), -mean / std
@@ -145,7 +195,7 @@ def _normalize(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _empty(shape: torch.Size, device: torch.device) -> Tensor:
-    """An fp32 tensor without values. On the CPU numpy allocates it, because numpy asks for huge pages.
+    """An fp32 tensor without values. On the CPU numpy allocates it, in huge pages.
 
     Faulting in 4-KiB pages took 0.4 of the 0.5 ms of CPU time that normalizing one 224-px image cost with torch's allocator.
     """
@@ -155,8 +205,8 @@ def _empty(shape: torch.Size, device: torch.device) -> Tensor:
 def _crop_on_cpu(placed: PlacedImages, rows: npt.NDArray[np.int64], choices: Epoch, side: int) -> Tensor:
     """Crop, resize, flip: uint8 [B, side, side, 3].
 
-    One image at a time, because crops differ in size; torch's uint8 kernel takes 0.2 ms for 180 x 200 -> 224 x 224. The copies
-    around it are numpy's: torch would split each of them over its threads, which costs milliseconds on a busy machine.
+    One image at a time, since crops differ in size; torch's uint8 kernel takes 0.2 ms for 180 x 200 -> 224 x 224. numpy makes the
+    copies around it: torch would split each over its threads, which costs milliseconds on a busy machine.
     """
     pixels = placed.pixels.numpy()
     batch = np.empty((len(rows), side, side, 3), dtype=np.uint8)
@@ -172,9 +222,8 @@ def _crop_on_cpu(placed: PlacedImages, rows: npt.NDArray[np.int64], choices: Epo
 def _crop_on_gpu(pixels: Tensor, boxes: Tensor, flips: Tensor, side: int) -> Tensor:
     """Crop, resize, flip: fp32 [B, side, side, 3] of 0..255, within one grey level of `_crop_on_cpu` (which rounds).
 
-    Takes uint8 [B, H, W, 3], int64 [B, 4] and bool [B], all on one device. The whole batch in two matrix products,
-    [side, H] @ [H, W] @ [W, side], whose matrices hold crop, filter and flip: a loop over images would be bound by kernel
-    launches.
+    Takes uint8 [B, H, W, 3], int64 [B, 4] and bool [B], all on one device. Two matrix products for the whole batch,
+    [side, H] @ [H, W] @ [W, side], whose matrices hold crop, filter and flip: kernel launches would bound a loop over images.
     """
     vertical = _resize_matrices(boxes[:, 0], boxes[:, 2], side, pixels.shape[1])
     horizontal = _resize_matrices(boxes[:, 1], boxes[:, 3], side, pixels.shape[2])

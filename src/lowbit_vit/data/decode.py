@@ -1,23 +1,28 @@
-"""One image file -> the square views that the study works on; what each decoding process runs. No torch.
+"""One image file -> the square views that the study works on, and the processes that decode many of them. No torch.
 
-The evaluation view is what torchvision's `Resize` and `CenterCrop` make of the same file, bit for bit (tested), so that a
-published checkpoint sees the pixels that it was evaluated on. Four kinds of file are decoded in another way than by
-torchvision's `ImageFolder`, which is wrong for them or fails:
+The evaluation view equals torchvision's `Resize` and `CenterCrop` of the same file bit for bit (tested), so a published
+checkpoint gets the pixels that it was evaluated on. Four kinds of file are decoded in another way than by torchvision's
+`ImageFolder`, which is wrong for them or fails:
 
     an orientation tag (EXIF)        the image is turned upright
     16-bit grey                      scaled to 0..255; Pillow's own conversion clips everything above 255
-    a JPEG above `MAX_PIXELS`        decoded at a half, a quarter or an eighth of its size, so that memory stays bounded
+    a JPEG above `MAX_PIXELS`        decoded at a half, a quarter or an eighth of its size: memory stays bounded
     anything else above `MAX_PIXELS` a fault
 
-Alpha is dropped, as torchvision does: what lies under transparent pixels shows. Of a file with several images the first is
-taken.
+Alpha is dropped as by torchvision: the colours below transparent pixels show. Of a file with several images the first is taken.
 """
 
 import hashlib
 import io
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +37,9 @@ Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485  # of one decoded image; Pillow's own limit: a quarter of a GiB as RGB
 _JPEG = b"\xff\xd8\xff"
-_SHRINKS = (2, 4, 8)  # what libjpeg can divide the sides by while it decodes
+_SHRINKS = (2, 4, 8)  # by which libjpeg can divide the sides while it decodes
+# What Pillow raises on damaged files of the formats it knows, by its own fuzz tests.
+FAULTS = (OSError, ValueError, SyntaxError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,15 @@ class Destination:
     offset: int
 
 
+Chunk = tuple[Sequence[Path | Pixels], int, Sequence[Destination]]  # images, the first one's row, where their views go
+
+
 @dataclass(frozen=True)
 class Decoded:
-    """What became of a chunk of images.
+    """The results of a chunk of images.
 
     Attributes:
-        sha256: of the files' bytes (or of the pixels, where there is no file), one an image.
+        sha256: of the files' bytes (of the pixels, where there is no file), one an image.
         faults: one line for each image that could not be decoded.
     """
 
@@ -103,10 +113,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         OSError, ValueError, SyntaxError: truncated, or of a mode without a fixed range.
     """
     image.load()
-    # Read after loading: Pillow turns a TIFF upright by itself then, and takes the tag away.
+    # Read after loading, in which Pillow turns a TIFF upright and removes its tag.
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     rgb = _to_rgb(image)
-    # Of this tag alone: `exif_transpose` writes the rest anew, and raises TypeError or struct.error where that is damaged.
+    # With this tag alone: `exif_transpose` rewrites all others, and raises TypeError or struct.error where one is damaged.
     rgb.info.clear()
     rgb.getexif()[ExifTags.Base.Orientation] = orientation
     ImageOps.exif_transpose(rgb, in_place=True)
@@ -125,7 +135,7 @@ def _open(content: bytes) -> Image.Image:
             raise ValueError(f"too large: at most {limit}, and only JPEG can be decoded at a reduced size ({fault})") from fault
     image = JpegImageFile(io.BytesIO(content))
     if "progressive" in image.info:
-        # All its coefficients must be in memory before the first row comes out, whatever the size asked for.
+        # libjpeg holds all its coefficients in memory before the first row, whatever the size asked for.
         raise ValueError(f"too large: {image.width} x {image.height} px as a progressive JPEG; save it as a baseline JPEG")
     divisor = next(shrink for shrink in _SHRINKS if (image.width // shrink) * (image.height // shrink) <= MAX_PIXELS)
     image.draft(None, (image.width // divisor, image.height // divisor))
@@ -150,10 +160,42 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_chunk(images: Sequence[Path | Pixels], first_row: int, destinations: Sequence[Destination]) -> Decoded:
-    """Decode images once each and write every view to its rows of the destination files.
+def decode_in_processes(chunks: Sequence[Chunk], workers: int) -> Generator[Decoded]:
+    """Yield `decode_chunk(*chunk)` for each chunk, in order; closing the generator stops the processes.
 
-    Rows are written with `pwrite`, not through a memory map: on a full disk the first is an error and the second a signal.
+    The processes are fresh interpreters, since a fork of a process that runs torch's threads can deadlock, and exit when this
+    process does.
+
+    Raises:
+        DataError: a process was killed.
+        OSError: as `decode_chunk`.
+    """
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    try:
+        yield from pool.map(decode_chunk, *zip(*chunks, strict=True))
+    except BrokenProcessPool as error:
+        raise DataError(f"one of {workers} decoding processes was killed; free some memory or use fewer, and run again") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Ignore Ctrl-C, after which the parent stops its workers, and exit when the parent exits, SIGKILL included."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+def decode_chunk(images: Sequence[Path | Pixels], first_row: int, destinations: Sequence[Destination]) -> Decoded:
+    """Decode each image once and write every view to its rows of the destination files.
+
+    By `pwrite`, not through a memory map: on a full disk the first is an error and the second a signal.
 
     Raises:
         OSError: a destination could not be written.
@@ -163,46 +205,23 @@ def decode_chunk(images: Sequence[Path | Pixels], first_row: int, destinations: 
     try:
         for row, pixels in enumerate(images, start=first_row):
             try:
-                digest, image = _read(pixels)
+                content = pixels.read_bytes() if isinstance(pixels, Path) else pixels.tobytes()
+                image = decode_file(content) if isinstance(pixels, Path) else Image.fromarray(pixels)
                 views = [make_view(image, destination.view) for destination in destinations]
             except FAULTS as fault:
                 faults.append(f"{pixels}: {reason_of(fault)}")
                 continue
-            digests.append(digest)
+            digests.append(hashlib.sha256(content).hexdigest())
             for file, destination, view in zip(files, destinations, views, strict=True):
-                content = view.data.cast("B")
-                _write(file, content, destination.offset + row * len(content))
+                _write(file, view.data.cast("B"), destination.offset + row * view.nbytes)
     finally:
         for file in files:
             os.close(file)
     return Decoded(tuple(digests), tuple(faults))
 
 
-def digest_of(pixels: Path | Pixels) -> str:
-    """Hex sha256 of an image file's bytes, or of pixels that have no file.
-
-    Raises:
-        DataError: the file could not be read.
-    """
-    try:
-        return hashlib.sha256(pixels.read_bytes() if isinstance(pixels, Path) else pixels.tobytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{pixels}: could not be read ({error.strerror}); allow reading it or remove it") from error
-
-
-# What Pillow raises on damaged files of the formats it knows, by its own fuzz tests.
-FAULTS = (OSError, ValueError, SyntaxError, MemoryError)
-
-
-def _read(pixels: Path | Pixels) -> tuple[str, Image.Image]:
-    if isinstance(pixels, Path):
-        content = pixels.read_bytes()
-        return hashlib.sha256(content).hexdigest(), decode_file(content)
-    return digest_of(pixels), Image.fromarray(pixels)
-
-
 def reason_of(fault: BaseException) -> str:
-    """What is wrong with an image, in a few words."""
+    """The problem of an image in a few words."""
     if isinstance(fault, UnidentifiedImageError):
         return "not an image"
     return (fault.strerror if isinstance(fault, OSError) else None) or str(fault) or type(fault).__name__

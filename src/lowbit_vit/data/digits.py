@@ -3,8 +3,6 @@
 Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", 1998, https://doi.org/10.24432/C50P49.
 """
 
-from pathlib import Path
-
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -17,17 +15,15 @@ VAL_SHARE = 0.1  # of what the test split leaves
 GREY_LEVELS = 16
 
 
-def list_images(config: DigitsData, root: Path) -> Source:
+def list_images(config: DigitsData) -> Source:
     """List the digits in a stratified split: one third test, of the rest one tenth val.
 
     Args:
         config: the split's seed.
-        root: not used; the digits lie inside scikit-learn.
 
     Returns:
         8 x 8 images, grey = round(level * 255 / 16), repeated to three channels.
     """
-    del root
     digits = load_digits()
     grey = np.rint(digits.images * (255 / GREY_LEVELS)).astype(np.uint8)
     labels = digits.target

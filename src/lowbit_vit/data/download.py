@@ -1,7 +1,7 @@
-"""Downloads of the files in `remote_files`, by pooch: retries, a progress bar, and a name only for a file that is whole and right.
+"""Downloads of the files in `remote_files`, by pooch: retries, a progress bar, and a name only for a whole and checked file.
 
-Only the verb `fetch` calls these functions; nothing else touches the network. Proxies come from http_proxy, https_proxy and
-no_proxy, certificates from REQUESTS_CA_BUNDLE; LOWBIT_VIT_OFFLINE=1 forbids the network.
+Only the verb `fetch` downloads. Proxies come from http_proxy, https_proxy and no_proxy, certificates from REQUESTS_CA_BUNDLE;
+LOWBIT_VIT_OFFLINE=1 forbids the network.
 """
 
 import logging
@@ -26,14 +26,15 @@ OFFLINE = "LOWBIT_VIT_OFFLINE"
 BLOCK = 1 << 18  # bytes taken at a time
 RETRIES = 3  # a mirror, 1, 2 and 3 s after a failure
 TIMEOUT_S = (15.0, 60.0)  # for a connection, and for each next byte
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses that are worth a retry
+PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses worth a retry
+MIB = 2**20
 
 
 def fetch_flowers(root: Path) -> Path:
     """Fetch Flowers-102 in torchvision's layout: `root/flowers-102/{imagelabels.mat, setid.mat, jpg/}`.
 
     Returns:
-        `root/flowers-102`. What is there already is kept after a check of the files' hashes.
+        `root/flowers-102`. Files that are there already are kept after a check of their hashes.
 
     Raises:
         DataError: as `fetch` and `unpack`.
@@ -58,15 +59,15 @@ def fetch_weights(architecture: str, folder: Path) -> Path:
 
 
 def fetch(file: RemoteFile, folder: Path) -> Path:
-    """Download a file into a folder, unless it is there already; either way its size and hashes are checked.
+    """Download a file into a folder, unless it is there already, and check its size and hashes.
 
-    The mirrors are asked in their order, each with its retries. A download that is cut off starts from the first byte again.
+    The mirrors are tried in their order, each with its retries. A download that is cut off starts from the first byte again.
 
     Returns:
-        The file's path. It appears there by a rename, whole and checked.
+        The file's path, where it appears by a rename, whole and checked.
 
     Raises:
-        DataError: what is there differs; no mirror gave the right file; the disk is full; or the network is forbidden. Names
+        DataError: the file there differs; no mirror gave the right file; the disk is full; or the network is forbidden. Names
             the file, each address with its fault, and what to do.
     """
     path = folder / file.name
@@ -91,25 +92,25 @@ def fetch(file: RemoteFile, folder: Path) -> Path:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar.gz archive into a folder; each of its top entries appears there by a rename, once all of them are on the disk.
+    """Unpack a tar.gz archive into a folder; its top entries appear there by a rename, once all of them are on the disk.
 
     Not pooch's `Untar`, which follows links and `..` out of its folder on Python 3.11 (it passes no filter to `tarfile`).
 
     Raises:
         DataError: the archive is damaged, a member is a link or a device or lies outside of the folder, a top entry is there
-            already, or the disk is full. Nothing of the archive is left in the folder then.
+            already, or the disk is full. Nothing of the archive stays in the folder then.
     """
     try:
         with (
             tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as working,
             archive.open("rb") as content,
             tarfile.open(fileobj=content, mode="r:gz") as tar,
-            progress_bar(f"unpack {archive.name}", archive.stat().st_size, "bytes") as bar,
+            progress_bar(f"unpack {archive.name}", archive.stat().st_size / MIB, "MiB") as bar,
         ):
             done = 0
             for member in tar:
                 tar.extract(member, working, filter=_plain)
-                bar.advance(content.tell() - done)
+                bar.advance((content.tell() - done) / MIB)
                 done = content.tell()
             for entry in sorted(Path(working).iterdir()):
                 entry.rename(folder / entry.name)
@@ -141,7 +142,7 @@ def _download(file: RemoteFile, url: str, output_file: str, store: pooch.Pooch) 
 
 
 def _reason(error: BaseException) -> str:
-    """One line about a failure: what first went wrong, below the layers that wrapped it."""
+    """The root cause of a failure, below the layers that wrapped it, in one line."""
     root = error
     while (cause := root.__cause__ or root.__context__) is not None:
         root = cause

@@ -1,9 +1,9 @@
-"""Oxford Flowers-102 with its official split: the paper's data.
+"""Oxford Flowers-102 with its official split.
 
 Source: Nilsback and Zisserman, "Automated flower classification over a large number of classes", 2008,
 https://www.robots.ox.ac.uk/~vgg/data/flowers/102/. The folder layout is torchvision's:
-`flowers-102/{imagelabels.mat, setid.mat, jpg/image_00001.jpg, ...}`. The split is the one that torchvision's `Flowers102` reads
-(tested); that class has it in private attributes only, and importing it takes 2 s and 0.8 GB.
+`flowers-102/{imagelabels.mat, setid.mat, jpg/image_00001.jpg, ...}`. The split equals that of torchvision's `Flowers102` (tested),
+which keeps it in private attributes, and whose import takes 2 s and 0.8 GB.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Any labelled images as files, one folder for each class; splits that are not there as folders are drawn, class by class.
+"""Labelled images as files, one folder for each class; splits that have no folders are drawn, class by class.
 
     train-val-test    root/{train,val,test}/CLASS/...    split as given
     train-test        root/{train,test}/CLASS/...        val is drawn from train
@@ -14,7 +14,7 @@ import io
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lowbit_vit.data.source import SPLITS, Item, Source, Split, check_source
@@ -36,10 +36,10 @@ Classes = dict[str, list[Path]]  # class name -> its images, sorted
 
 
 def list_images(config: FolderData, root: Path) -> Source:
-    """List the images and draw the splits that are not there; classes are numbered in alphabetical order of their names.
+    """List the images and draw the splits that have no folders; classes are numbered in alphabetical order of their names.
 
-    Images lie anywhere below their class's folder; links are followed. Files that are no images by their names, and names that
-    start with a dot, are passed over and counted in the log.
+    Images lie anywhere below their class's folder; links are followed. The log counts what is passed over: files that are no
+    images by their names, and names that start with a dot.
 
     Args:
         config: the folder, its layout, seed and shares.
@@ -53,7 +53,8 @@ def list_images(config: FolderData, root: Path) -> Source:
     given = GIVEN[config.layout]
     for folder in [place, *(place / split for split in given)]:
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; layout {config.layout} expects {expected_below(place, config.layout)}")
+            expected = f"{place}/{{{','.join(given)}}}/CLASS/IMAGE" if given else f"{place}/CLASS/IMAGE"
+            raise DataError(f"{folder}: no such folder; layout {config.layout} expects {expected}")
     passed_over: Counter[str] = Counter()
     splits: dict[Split, tuple[Item, ...]] = {}
     if config.layout == "classes":
@@ -71,20 +72,12 @@ def list_images(config: FolderData, root: Path) -> Source:
         kinds = ", ".join(f"{count} {kind}" for kind, count in passed_over.most_common())
         log.warning("%s: passed over %d entries that are no images by their names: %s", place, passed_over.total(), kinds)
     splits = _draw(splits, names, config)
-    source = Source(
-        str(place), names, {split: splits[split] for split in SPLITS}, f"images of the folder {place.name}, {_split_words(config)}"
-    )
-    return check_source(source)
+    description = f"images of the folder {place.name}, {_split_words(config)}"
+    return check_source(Source(str(place), names, {split: splits[split] for split in SPLITS}, description))
 
 
-def expected_below(place: Path, layout: FolderLayout) -> str:
-    """The paths of a layout, for messages."""
-    given = GIVEN[layout]
-    return f"{place}/{{{','.join(given)}}}/CLASS/IMAGE" if given else f"{place}/CLASS/IMAGE"
-
-
-def write_split(source: Source, digests: dict[Split, list[str]], folder: Path) -> None:
-    """Write which file went to which split, with its class and sha256, as `split.csv`: for people, to check or to publish.
+def write_split(source: Source, digests: Sequence[str], folder: Path) -> None:
+    """Write each file's split, class and sha256 as `split.csv`, to check or to publish.
 
     Raises:
         DataError: the disk is full.
@@ -92,10 +85,9 @@ def write_split(source: Source, digests: dict[Split, list[str]], folder: Path) -
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("split", "class", "file", "sha256"))
-    for split in SPLITS:
-        for item, digest in zip(source.splits[split], digests[split], strict=True):
-            name = item.pixels.relative_to(source.place).as_posix() if isinstance(item.pixels, Path) else item.id
-            rows.writerow((split, source.class_names[item.label], name, digest))
+    for (split, item), digest in zip(source.items, digests, strict=True):
+        name = item.pixels.relative_to(source.place).as_posix() if isinstance(item.pixels, Path) else item.id
+        rows.writerow((split, source.class_names[item.label], name, digest))
     write_atomic(folder / SPLIT_FILE, table.getvalue().encode())
 
 
@@ -113,14 +105,11 @@ def _split_words(config: FolderData) -> str:
 
 
 def _read_classes(folder: Path, passed_over: Counter[str]) -> Classes:
-    """The images below each subfolder; a name in two spellings of the same Unicode text is one class."""
+    """The images below each subfolder; two spellings of the same Unicode name are one class."""
     classes: Classes = {}
     for entry in _entries(folder, passed_over):
         if not entry.is_dir():
-            if entry.suffix.lower() in IMAGE_SUFFIXES:
-                raise DataError(f"{entry}: an image outside of every class's folder; move it into one or remove it")
-            passed_over[entry.suffix.lower() or "without a suffix"] += 1
-            continue
+            raise DataError(f"{entry}: an image outside of every class's folder; move it into one or remove it")
         name = unicodedata.normalize("NFC", entry.name)
         if name in classes:
             raise DataError(f"{entry}: its name is that of another class's folder in other Unicode characters; merge the two")
@@ -135,8 +124,6 @@ def _images(folder: Path, passed_over: Counter[str], *, inside: frozenset[Path])
     for entry in _entries(folder, passed_over):
         if entry.is_dir():
             yield from _images(entry, passed_over, inside=inside | {here})
-        elif entry.suffix.lower() not in IMAGE_SUFFIXES:
-            passed_over[entry.suffix.lower() or "without a suffix"] += 1
         elif entry.is_file():
             yield entry
         elif entry.is_symlink():
@@ -146,19 +133,23 @@ def _images(folder: Path, passed_over: Counter[str], *, inside: frozenset[Path])
 
 
 def _entries(folder: Path, passed_over: Counter[str]) -> list[Path]:
-    """What lies in a folder, sorted by name, without names that start with a dot."""
+    """The folders and images in a folder, sorted by name; counts what is passed over."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder}: could not be listed ({error.strerror}); allow reading it") from error
+    found = []
     for entry in entries:
         # Undecodable bytes and control characters could not be written to a CSV or a page and read back.
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in entry.name):
             raise DataError(f"{str(entry)!a}: its name holds control characters or is not UTF-8; rename it")
-    shown = [entry for entry in entries if not entry.name.startswith(".")]
-    if len(shown) < len(entries):
-        passed_over["hidden (their names start with a dot)"] += len(entries) - len(shown)
-    return shown
+        if entry.name.startswith("."):
+            passed_over["hidden (their names start with a dot)"] += 1
+        elif entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES:
+            found.append(entry)
+        else:
+            passed_over[entry.suffix.lower() or "without a suffix"] += 1
+    return found
 
 
 def _items(classes: Classes, names: tuple[str, ...], folder: Path) -> tuple[Item, ...]:
@@ -187,20 +178,17 @@ def _refuse_unknown_classes(folder: Path, classes: Classes, names: tuple[str, ..
 
 def _draw(splits: dict[Split, tuple[Item, ...]], names: tuple[str, ...], config: FolderData) -> dict[Split, tuple[Item, ...]]:
     """Move each drawn split's share of every class out of train; the items of each split keep their order."""
-    shares: dict[Split, float] = {}
-    if config.test_share is not None:
-        shares["test"] = config.test_share
-    if config.val_share is not None:
-        shares["val"] = config.val_share
+    asked: dict[Split, float | None] = {"test": config.test_share, "val": config.val_share}
+    shares = {split: share for split, share in asked.items() if share is not None}
     if not shares:
         return splits
     drawn: dict[str, Split] = {}
-    members: dict[int, list[str]] = {label: [] for label in range(len(names))}
+    members: dict[str, list[str]] = {name: [] for name in names}
     for item in splits["train"]:
-        members[item.label].append(item.id)
-    for label, ids in members.items():
+        members[names[item.label]].append(item.id)
+    for name, ids in members.items():
         counts = {split: max(LEAST[split], round(share * len(ids))) for split, share in shares.items()}
-        _require_enough(len(ids), counts, name=names[label], place=config.root)
+        _require_enough(len(ids), counts, name=name, place=config.root)
         ids.sort(key=lambda id_: hashlib.sha256(f"{config.split_seed} {id_}".encode()).digest())
         start = 0
         for split, count in counts.items():

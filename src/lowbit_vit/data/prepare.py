@@ -1,13 +1,12 @@
-"""The data stage: decode every image once, with processes, into the arrays that all other stages read.
+"""The data stage: decode every image once, in processes, into the arrays that all other stages read.
 
-Nothing is trained on data that did not pass here: names, splits and labels are checked before the first decode, and one bad
-image stops the stage with its file's name, as does an image that is in two splits.
+Names, splits and labels are checked before the first decode. One bad image stops the stage with its file's name, as does an
+image that is in two splits.
 """
 
 import hashlib
 import logging
 import shutil
-from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -30,27 +29,23 @@ from lowbit_vit.data.arrays import (
     verify_arrays,
     view_shape,
 )
-from lowbit_vit.data.decode import Decoded, Destination, Pixels, View, decode_chunk, digest_of
-from lowbit_vit.data.processes import map_in_processes
+from lowbit_vit.data.decode import Chunk, Destination, View, decode_chunk, decode_in_processes
 from lowbit_vit.data.progress import progress_bar
-from lowbit_vit.data.source import SPLITS, Source, Split, check_copies
+from lowbit_vit.data.source import SPLITS, Source, Split, check_copies, refuse
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Views
 from lowbit_vit.schema.file_lock import hold
-from lowbit_vit.schema.record import write_atomic
+from lowbit_vit.schema.record import file_digest, write_atomic
 
 log = logging.getLogger(__name__)
 
 CHUNK = 32  # images a task: long enough to hide the queue, short enough for a smooth bar
 
-Chunk = tuple[list[Path | Pixels], int, list[Destination]]  # images, their first row, where their views go
-
 
 def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: int) -> Dataset:
-    """Decode a data set into `folder`, or return at once if that very data set is there already.
+    """Decode a data set into `folder`, unless it holds the same bytes of the same files with the same labels and views already.
 
-    "That very" means the same bytes of the same files with the same labels and views, and arrays that still match their
-    hashes. The folder's bytes depend on nothing but the data, the views and Pillow's resampling.
+    Arrays that are there must match their hashes. The folder's bytes depend on the data, the views and Pillow's resampling alone.
 
     Args:
         config: the profile's data section.
@@ -60,7 +55,7 @@ def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: in
 
     Raises:
         DataError: a missing split, a label out of range, an empty class, an md5 that differs, a damaged image, a folder's image
-            in two splits, or a full disk; the message names the file. An existing prepared folder is left as it was.
+            in two splits, or a full disk; names the file. An existing prepared folder is left as it was.
         Busy: another process is preparing the same folder.
     """
     source = list_source(config, root)
@@ -85,13 +80,13 @@ def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: in
 
 
 def list_source(config: DataConfig, root: Path) -> Source:
-    """List and check the images of whichever kind of data the profile names.
+    """List and check the images of the profile's kind of data.
 
     Raises:
         DataError: as the kind's `list_images`.
     """
     if isinstance(config, DigitsData):
-        return digits.list_images(config, root)
+        return digits.list_images(config)
     if isinstance(config, FlowersData):
         return flowers.list_images(config, root)
     return image_folder.list_images(config, root)
@@ -100,7 +95,7 @@ def list_source(config: DataConfig, root: Path) -> Source:
 def _decode(source: Source, config: DataConfig, folder: Path, workers: int) -> None:
     """Fill an empty folder: arrays first, the manifest last."""
     destinations = _create_arrays(source, config.views, folder)
-    digests = _decode_splits(source, destinations, workers)
+    digests = _decode_items(source, destinations, workers)
     if isinstance(config, FolderData):  # the others are published with their splits
         check_copies(source, digests)
         image_folder.write_split(source, digests, folder)
@@ -144,56 +139,46 @@ def _create_arrays(source: Source, views: Views, folder: Path) -> dict[tuple[Pur
     return destinations
 
 
-def _decode_splits(source: Source, destinations: dict[tuple[Purpose, Split], Destination], workers: int) -> dict[Split, list[str]]:
-    """Decode every item once, all its views from one decode; returns the sha256 of each item, by split, in order."""
-    digests: dict[Split, list[str]] = {split: [] for split in SPLITS}
+def _decode_items(source: Source, destinations: dict[tuple[Purpose, Split], Destination], workers: int) -> list[str]:
+    """Decode every item once, all its views from one decode; returns the sha256 of each of `source.items`."""
+    digests: list[str] = []
     faults: list[str] = []
-    jobs: list[tuple[Split, Chunk]] = []
+    chunks: list[Chunk] = []
     for split in SPLITS:
         pixels = [item.pixels for item in source.splits[split]]
         files = [destination for (_, of), destination in destinations.items() if of == split]
-        jobs += [(split, (pixels[first : first + CHUNK], first, files)) for first in range(0, len(pixels), CHUNK)]
-    total = sum(len(items) for items in source.splits.values())
-    with progress_bar("decode", total, "images") as bar, closing(_decode_chunks([chunk for _, chunk in jobs], workers)) as results:
-        for (split, (pixels, _, _)), decoded in zip(jobs, results, strict=True):
-            digests[split] += decoded.sha256
+        chunks += [(pixels[first : first + CHUNK], first, files) for first in range(0, len(pixels), CHUNK)]
+    in_memory = isinstance(chunks[0][0][0], np.ndarray)  # pixels that need no decoding, so no processes
+    results = (decode_chunk(*chunk) for chunk in chunks) if in_memory else decode_in_processes(chunks, workers)
+    with progress_bar("decode", len(source.items), "images") as bar, closing(results):
+        for (images, _, _), decoded in zip(chunks, results, strict=True):
+            digests += decoded.sha256
             faults += decoded.faults
-            bar.advance(len(pixels))
-    for fault in faults:
-        log.error("%s", fault)
-    if faults:
-        more = f" (and {len(faults) - 1} more, listed above)" if len(faults) > 1 else ""
-        raise DataError(f"{faults[0]}; replace or remove it{more}")
+            bar.advance(len(images))
+    refuse(faults, "replace or remove it")
     return digests
 
 
-def _decode_chunks(chunks: list[Chunk], workers: int) -> Generator[Decoded]:
-    """Decode in order: files in processes, pixels that need no decoding right here."""
-    if isinstance(chunks[0][0][0], Path):
-        yield from map_in_processes(decode_chunk, chunks, workers)
-    else:
-        yield from (decode_chunk(*chunk) for chunk in chunks)
-
-
 def _is_of(manifest: Manifest, config: DataConfig, source: Source) -> bool:
-    """Whether a manifest was made of these very files, with these views."""
+    """Whether a manifest was made from these files with these views.
+
+    Raises:
+        DataError: a file could not be read.
+    """
     if (manifest.name, manifest.description, manifest.views) != (config.source, source.description, config.views):
         return False
-    digests: dict[Split, list[str]] = {}
-    with progress_bar("check", sum(len(items) for items in source.splits.values()), "images") as bar:
-        for split, items in source.splits.items():
-            digests[split] = []
-            for item in items:
-                digests[split].append(digest_of(item.pixels))
-                bar.advance()
+    digests = []
+    with progress_bar("check", len(source.items), "images") as bar:
+        for pixels in (item.pixels for _, item in source.items):
+            try:
+                digests.append(file_digest(pixels) if isinstance(pixels, Path) else hashlib.sha256(pixels.tobytes()).hexdigest())
+            except OSError as error:
+                raise DataError(f"{pixels}: could not be read ({error.strerror}); allow reading it or remove it") from error
+            bar.advance()
     return manifest.source_sha256 == _combine(source, digests)
 
 
-def _combine(source: Source, digests: dict[Split, list[str]]) -> str:
+def _combine(source: Source, digests: list[str]) -> str:
     """One sha256 over class names, ids, labels and the files' own sha256."""
-    rows = [
-        f"{split} {item.id} {item.label} {digest}"
-        for split in SPLITS
-        for item, digest in zip(source.splits[split], digests[split], strict=True)
-    ]
+    rows = [f"{split} {item.id} {item.label} {digest}" for (split, item), digest in zip(source.items, digests, strict=True)]
     return hashlib.sha256("\n".join([*source.class_names, *rows]).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""The files that the study takes from elsewhere: where they are, what their bytes are, and on what terms they may be used.
+"""The files that the study takes from elsewhere: addresses, sizes, hashes and licences.
 
-Nothing here touches the network (`download` does). Sizes and hashes are the publishers' or those of a well-known second user,
-so a file is right or wrong no matter which mirror, proxy or memory stick it came from.
+Sizes and hashes are the publishers' or those of a well-known second user, so a copy from any mirror, proxy or memory stick can
+be checked. `download` fetches them.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from lowbit_vit.schema.record import file_digest
 
 @dataclass(frozen=True)
 class Licence:
-    """The terms of a file, as far as its publisher states them; else "not stated".
+    """The terms of a file.
 
     Attributes:
-        name: an SPDX name, or "not stated".
+        name: an SPDX name, or "not stated" by the publisher.
         terms: where that stands, and what else binds a user.
         source: the page with the terms.
     """
@@ -35,8 +35,8 @@ class RemoteFile:
 
     Attributes:
         name: its name here.
-        urls: where it is: the publisher first, then mirrors, tried in this order.
-        licence: on what terms.
+        urls: the publisher's first, then mirrors, tried in this order.
+        licence: its terms.
         sha256: hex digest, or its first digits.
         md5: hex digest; None where the publisher gives none.
         size: bytes; None where the publisher gives none.
@@ -51,7 +51,7 @@ class RemoteFile:
 
 
 def find_fault(file: RemoteFile, path: Path) -> str | None:
-    """What differs from the known file, or None if nothing does: `md5 0b1..., 528... expected`.
+    """The difference from the known file, or None: `md5 0b1..., 528... expected`.
 
     Raises:
         OSError: it cannot be read.
@@ -66,7 +66,7 @@ def find_fault(file: RemoteFile, path: Path) -> str | None:
 
 
 def check_file(file: RemoteFile, path: Path) -> None:
-    """Compare a file on disk with what is known of it.
+    """Compare a file on disk with its known size and hashes.
 
     Raises:
         DataError: it cannot be read, or its size or a hash differs; names the file, what it has and what it should have.
@@ -100,23 +100,12 @@ def _flowers(name: str, size: int, md5: str, sha256: str) -> RemoteFile:
 
 FLOWERS = (
     _flowers(
-        "102flowers.tgz",
-        344862509,
-        "52808999861908f626f3c1f4e79d11fa",
-        "2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
+        "102flowers.tgz", 344862509, "52808999861908f626f3c1f4e79d11fa", "2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246"
     ),
     _flowers(
-        "imagelabels.mat",
-        502,
-        "e0620be6f572b9609742df49c70aed4d",
-        "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d",
+        "imagelabels.mat", 502, "e0620be6f572b9609742df49c70aed4d", "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d"
     ),
-    _flowers(
-        "setid.mat",
-        14989,
-        "a5357ecc9cb78c4bef273ce3793fc85c",
-        "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd",
-    ),
+    _flowers("setid.mat", 14989, "a5357ecc9cb78c4bef273ce3793fc85c", "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd"),
 )
 
 IMAGENET_TERMS = "ImageNet's terms of access allow non-commercial research and educational use only"
@@ -141,12 +130,11 @@ TEACHER_LICENCE = Licence(
 
 def _weights(name: str, licence: Licence = TORCHVISION_LICENCE) -> RemoteFile:
     # torchvision's names end in the first 8 hex digits of the file's sha256.
-    url = f"https://download.pytorch.org/models/{name}"
     digest = name.removesuffix(".pth").rpartition("-")[2]
-    return RemoteFile(name, (url,), licence, sha256=digest)
+    return RemoteFile(name, (f"https://download.pytorch.org/models/{name}",), licence, sha256=digest)
 
 
-# torchvision's weights for 224-px input. IMAGENET1K_V1, except that vit_h_14 has none: IMAGENET1K_SWAG_LINEAR_V1.
+# torchvision's weights for 224-px input: IMAGENET1K_V1, and IMAGENET1K_SWAG_LINEAR_V1 of vit_h_14, which has no V1.
 WEIGHTS = {
     "vit_b_16": _weights("vit_b_16-c867db91.pth"),
     "vit_b_32": _weights("vit_b_32-d86f8d99.pth"),

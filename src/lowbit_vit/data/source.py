@@ -1,11 +1,12 @@
-"""What is to be decoded: the images of a data set by split, each with its label, before any pixel is read.
+"""The images of a data set by split, each with its label, before any pixel is read.
 
-Each kind of data has one `list_images(config, root) -> Source` (`digits`, `flowers`, `folder`). All that can be wrong with
-names, splits and labels is found there and here, so that a faulty data set costs seconds and not a training run.
+Each kind of data lists its images as a `Source` (`digits`, `flowers`, `folder`). Names, splits and labels are checked there and
+here, so a faulty data set costs seconds and not a training run.
 """
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -54,6 +55,11 @@ class Source:
     splits: dict[Split, tuple[Item, ...]]
     description: str
 
+    @property
+    def items(self) -> list[tuple[Split, Item]]:
+        """All items with their split: train, val, test."""
+        return [(split, item) for split in SPLITS for item in self.splits[split]]
+
 
 def check_source(source: Source) -> Source:
     """Return the source if there are two classes or more, every label has one and every class has an image in every split.
@@ -83,41 +89,44 @@ def check_source(source: Source) -> Source:
     return source
 
 
-def check_copies(source: Source, digests: dict[Split, list[str]]) -> None:
-    """Refuse files of equal content in two splits; count those within one split.
+def check_copies(source: Source, digests: Sequence[str]) -> None:
+    """Refuse files of equal content in two splits; log those within one split.
 
     Args:
         source: its items.
-        digests: sha256 of each item, by split, in order.
+        digests: sha256 of each of `source.items`.
 
     Raises:
-        DataError: an image of one split is also in another, where it would be tested on what it was trained on; names both.
+        DataError: an image of one split is also in another; names both.
     """
     first: dict[str, tuple[Split, Item]] = {}
     across: list[str] = []
     within: list[tuple[Item, Item]] = []
-    for split in SPLITS:
-        for item, digest in zip(source.splits[split], digests[split], strict=True):
-            known_split, known = first.setdefault(digest, (split, item))
-            if known_split != split:
-                across.append(f"{_name(item)} (split {split}): the same file as {_name(known)} (split {known_split})")
-            elif known is not item:
-                within.append((known, item))
+    for (split, item), digest in zip(source.items, digests, strict=True):
+        known_split, known = first.setdefault(digest, (split, item))
+        if known_split != split:
+            across.append(f"{_name(item)} (split {split}): the same file as {_name(known)} (split {known_split})")
+        elif known is not item:
+            within.append((known, item))
     if within:
-        pair = next((pair for pair in within if pair[0].label != pair[1].label), within[0])
-        contradicting = sum(known.label != item.label for known, item in within)
-        log.warning(
-            "%s: %d files are copies of others in the same split, %d of them under another class; as %s and %s",
-            source.place,
-            len(within),
-            contradicting,
-            *map(_name, pair),
-        )
-    for line in across:
-        log.error("%s", line)
-    if across:
-        more = f" (and {len(across) - 1} more, listed above)" if len(across) > 1 else ""
-        raise DataError(f"{across[0]}; keep one of them{more}")
+        contradicting = [pair for pair in within if pair[0].label != pair[1].label]
+        one, other = map(_name, (contradicting or within)[0])
+        said = "%s: %d files are copies of others in the same split, %d of them under another class; as %s and %s"
+        log.warning(said, source.place, len(within), len(contradicting), one, other)
+    refuse(across, "keep one of them")
+
+
+def refuse(faults: Sequence[str], remedy: str) -> None:
+    """Log every fault and raise on the first, if there is one.
+
+    Raises:
+        DataError: there is a fault.
+    """
+    for fault in faults:
+        log.error("%s", fault)
+    if faults:
+        more = f" (and {len(faults) - 1} more, listed above)" if len(faults) > 1 else ""
+        raise DataError(f"{faults[0]}; {remedy}{more}")
 
 
 def _name(item: Item) -> str:

@@ -1,4 +1,4 @@
-"""Adaptation: LoRA on the query and value projections and a trained head, over frozen weights of any format (the paper, III-D).
+"""Adaptation: LoRA on the query and value projections and a trained head, over frozen weights of any format.
 
 The adapters are peft's, attached after quantization. peft takes its bitsandbytes classes only for a model that is marked as
 loaded in 4 or 8 bits; unmarked, its plain class would silently wrap a quantized layer, train, and merge wrongly. So the model is

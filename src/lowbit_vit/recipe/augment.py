@@ -1,7 +1,7 @@
-"""What is done to a training batch after its crops: colour jitter, mixup and cutmix, on the device, for the whole batch at once.
+"""Colour jitter, mixup and cutmix of a training batch after its crops, on the device, for the whole batch at once.
 
-Every choice is drawn on the host before the epoch starts, from (seed, epoch) alone, and moved to the device at once, so that no
-step waits for a copy and none depends on how many processes or threads there are.
+All choices are drawn on the host before the epoch starts, from (seed, epoch) alone, and moved to the device in one copy: no step
+waits, and none depends on the number of processes or threads.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from lowbit_vit.schema.config import Augmentation, Colour, Mixing, Views
 
 LUMA = (0.299, 0.587, 0.114)  # grey of red, green, blue, as in Pillow (ITU-R BT.601)
 Mix = Literal["none", "mixup", "cutmix"]
-# Tells these draws from those of `data.crops`, which start from (seed, epoch) as well.
+# Tells these draws from those of `data.batches`, which start from (seed, epoch) as well.
 _COLOUR, _MIXING = 1, 2
 
 
@@ -49,7 +49,7 @@ class Choices:
     Attributes:
         colour: of the images, on the device; None: colours stay.
         mixes: of each batch.
-        shares: fp32 [N] on the device: the share of an image in what it becomes; the rest is its partner's.
+        shares: fp32 [N] on the device: an image's share in the mixed one; the rest is its partner's.
         centres: fp32 [N, 2] on the device: row and column of the middle of a pasted box, in 0..1.
     """
 
@@ -60,7 +60,7 @@ class Choices:
 
 
 def draw_choices(images: int, augmentation: Augmentation, views: Views, *, batch_size: int, seed: int, epoch: int, device: str) -> Choices:
-    """Draw what one epoch does to its images, batch by batch for the kind of mixing and image by image for the rest."""
+    """Draw one epoch's choices: the kind of mixing batch by batch, the rest image by image."""
     colour = None
     if augmentation.colour is not None:
         generator = np.random.default_rng([seed, epoch, _COLOUR])
@@ -71,9 +71,7 @@ def draw_choices(images: int, augmentation: Augmentation, views: Views, *, batch
 
 
 def augment(pixels: Tensor, labels: Tensor, choices: Choices, *, batch: int, first: int) -> tuple[Tensor, Tensor | None]:
-    """Change one batch.
-
-    An image's partner is the one at the mirrored place of its batch, which is as random as the order.
+    """Recolour and mix one batch; an image's partner is at the mirrored place of its batch, which is as random as the order.
 
     Args:
         pixels: normalized, fp32 [B, 3, S, S], channels_last.

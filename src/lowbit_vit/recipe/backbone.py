@@ -1,15 +1,16 @@
 """The backbone stage: the high-precision weights that every trial starts from.
 
 `backbone.safetensors` is trained here from scratch, alone or with a teacher that was fine-tuned first; or is a torchvision
-checkpoint with a new head; or is a file that this program made, with its own head if that is of the same classes. Where the
-profile has a lora section, `adapted-seed<N>.safetensors` is that backbone with adapters trained in high precision and merged:
-what `ptq` trials quantize, one for each seed they use, and seed 0 for the sensitivity and mixed studies. `adapter-seed<N>` holds
-those adapters and the head alone. Each file has its model card beside it.
+checkpoint with a new head; or is a file that this program made, with its own head if that is of the same classes. With a lora
+section in the profile, `adapted-seed<N>.safetensors` is that backbone with adapters trained in high precision and merged, which
+`ptq` trials quantize: one for each seed they use, and seed 0 for the sensitivity and mixed studies. `adapter-seed<N>` holds those
+adapters and the head alone. Each file has its model card beside it, which says how it was made and its terms of use.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.data.arrays import Dataset, ImageSet, load_dataset
+from lowbit_vit.data.remote_files import FLOWERS_LICENCE, TEACHER_LICENCE, WEIGHTS, Licence
 from lowbit_vit.errors import ConfigError, DataError, Unavailable
 from lowbit_vit.model.checkpoint import fit_positions, load_state, load_torchvision, restore, save_state
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.lora import attach, merge, trainable_parameters
 from lowbit_vit.model.precision import matmul_mode
 from lowbit_vit.model.vit import VisionTransformer, architecture
-from lowbit_vit.recipe.model_card_text import licences, made_adapter, made_backbone
-from lowbit_vit.recipe.teacher import Distillation, distillation, load_teacher, require_teacher, teacher_card
+from lowbit_vit.recipe.teacher import PACKAGE, WEIGHTS_SHA256, Distillation, distillation, load_teacher, require_teacher
 from lowbit_vit.recipe.train import train_by_recipe
 from lowbit_vit.schema.config import Adaptation, AttentionName, Profile, Teacher, Training
 from lowbit_vit.schema.file_lock import hold
@@ -38,6 +39,17 @@ from lowbit_vit.trial.evaluate import Forward, predict, predictions_of_logits, s
 from lowbit_vit.trial.train import AUTOCAST, seed_everything, train
 
 log = logging.getLogger(__name__)
+
+DIGITS_LICENCE = Licence(
+    "CC-BY-4.0",
+    "attribution to Alpaydin and Kaynak, Optical Recognition of Handwritten Digits (1998); the copy is scikit-learn's",
+    "https://doi.org/10.24432/C50P49",
+)
+_IMAGE_TERMS = {
+    "digits": str(DIGITS_LICENCE),
+    "flowers102": str(FLOWERS_LICENCE),
+    "image_folder": "licence not stated: images of your own; add their terms before you pass the weights on",
+}
 
 
 def make_backbone(profile: Profile, workspace: Workspace) -> None:
@@ -57,8 +69,8 @@ def make_backbone(profile: Profile, workspace: Workspace) -> None:
     dataset = load_dataset(workspace.data, profile.data.views)
     if dataset.name != profile.data.source:
         wanted = f"{profile.data.source}; run lowbit-vit data {profile.name}"
-        raise DataError(f"{workspace.data}: holds {dataset.name}, the profile wants {wanted}")
-    # Beside the folder, which DVC removes before it runs this.
+        raise DataError(f"{workspace.data}: holds {dataset.name}, the profile's source is {wanted}")
+    # Beside the folder, which DVC removes before it runs this stage.
     lock = workspace.checkpoints.with_name(f".{profile.name}.lock")
     with hold(lock, named=f"checkpoints/{profile.name}", doing="backbone"):
         remove_half_written(workspace.checkpoints)
@@ -70,34 +82,32 @@ def make_backbone(profile: Profile, workspace: Workspace) -> None:
 
 def _make_base(profile: Profile, workspace: Workspace, dataset: Dataset) -> None:
     config = profile.backbone
-    card: dict[str, Any]
-    if config.weights == "scratch" and config.training is not None:
-        teacher, teacher_facts = _make_teacher(profile, config.teacher, config.training, dataset)
-        seed_everything(config.seed)
-        model = fresh_model(profile, dataset.num_classes)
-        title = f"train {profile.name} backbone"
-        sets, views = _training_sets(config.training, dataset), profile.data.views
+    training = config.training if config.weights == "scratch" else None
+    teacher, teacher_card = _make_teacher(profile, config.teacher, training, dataset) if training and config.teacher else (None, None)
+    seed_everything(config.seed)
+    model = fresh_model(profile, dataset.num_classes)
+    if training is not None:
+        sets, views, title = _training_sets(training, dataset), profile.data.views, f"train {profile.name} backbone"
         result = train_by_recipe(
-            model, sets, config.training, views=views, seed=config.seed, device=profile.device, title=title, distillation=teacher
+            model, sets, training, views=views, seed=config.seed, device=profile.device, title=title, distillation=teacher
         )
-        card = {"origin": "scratch", "teacher": teacher_facts, "training": result.model_dump(mode="json"), "licence": licences(profile)}
+        taught = "" if config.teacher is None else f", taught by {config.teacher.architecture} with ImageNet weights"
+        made = f"trained from random weights for {_length(training, dataset)}, seed {config.seed}{taught}"
+        card: dict[str, Any] = {"origin": "scratch", "teacher": teacher_card, "training": result.model_dump(mode="json")}
+        card |= {"licence": _licences(profile), "made": made}
         trained = True
     else:
-        seed_everything(config.seed)
-        model = fresh_model(profile, dataset.num_classes)
         card, trained = _restore_given(model, profile, workspace, dataset)
-    # A new head is random, so there is nothing to evaluate yet.
+    # A new head is random: nothing to evaluate.
     accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="backbone") if trained else None
-    # What was adapted from another backbone must not lie beside this one if the stage is interrupted before it is made again.
+    # An interrupt must not leave this backbone beside adapters of another one.
     for path in workspace.checkpoints.glob("adapte[dr]-seed*"):
         path.unlink()
-    made = made_backbone(profile, dataset, head_kept=trained)
-    card = {**card, "accuracy": accuracy, "kind": "backbone", "made": made, "seed": config.seed}
-    _save(model.state_dict(), workspace.backbone, profile, dataset, card)
+    _save(model.state_dict(), workspace.backbone, profile, dataset, {**card, "accuracy": accuracy, "kind": "backbone", "seed": config.seed})
 
 
 def _restore_given(model: VisionTransformer, profile: Profile, workspace: Workspace, dataset: Dataset) -> tuple[dict[str, Any], bool]:
-    """Fill the model from the profile's checkpoint; return its part of the model card, and whether the head is the checkpoint's own.
+    """Fill the model from the profile's checkpoint; return its part of the model card, and whether the checkpoint's head is kept.
 
     Raises:
         ConfigError: the head is new, and the profile has no lora section to train it.
@@ -119,17 +129,14 @@ def _restore_given(model: VisionTransformer, profile: Profile, workspace: Worksp
             f"{workspace.profile_file}: key lora: null, but {path.name} gets a new head for these classes; add a lora section"
         )
     restore(model, fit_positions(state, model, source=str(path)), source=str(path), new_head=not kept)
-    log.info("%s: %s", path.name, "its head is of these very classes and is kept" if kept else "gets a new head for these classes")
+    log.info("%s: %s", path.name, "its head is of the same classes and is kept" if kept else "gets a new head for these classes")
+    head = "its own head kept" if kept else f"a new, untrained head (seed {config.seed})"
     card = {"origin": path.name, "origin_sha256": config.checkpoint_sha256, "head": "kept" if kept else "new", "training": None}
-    return {**card, "licence": licences(profile, theirs)}, kept
+    return {**card, "licence": _licences(profile, theirs), "made": f"converted from {path.name}, {head}"}, kept
 
 
-def _make_teacher(
-    profile: Profile, config: Teacher | None, student: Training, dataset: Dataset
-) -> tuple[Distillation | None, dict[str, Any] | None]:
-    """The fine-tuned teacher and its part of the model card; None twice without a teacher."""
-    if config is None:
-        return None, None
+def _make_teacher(profile: Profile, config: Teacher, student: Training, dataset: Dataset) -> tuple[Distillation, dict[str, Any]]:
+    """The fine-tuned teacher and its part of the model card."""
     seed = profile.backbone.seed
     seed_everything(seed)
     network = load_teacher(profile.data.views, num_classes=dataset.num_classes, device=profile.device)
@@ -138,17 +145,30 @@ def _make_teacher(
     accuracy = _accuracy(teacher_forward(network), profile, dataset, title="teacher")
     width = architecture(profile.backbone.architecture, profile.data.views.image_size).width
     frozen = distillation(network, config, width=width, device=profile.device, autocast=AUTOCAST[student.autocast])
-    return frozen, teacher_card(config, training=result.model_dump(mode="json"), accuracy=accuracy)
+    return frozen, {
+        "architecture": config.architecture,
+        "pretrained_on": "ImageNet-1k",
+        "package": f"{PACKAGE} {version(PACKAGE)}",
+        "origin": "Google's TensorFlow EfficientNet-Lite2, converted by ML Illustrated",
+        "licence": TEACHER_LICENCE.name,
+        "weights_sha256": WEIGHTS_SHA256,
+        "temperature": config.temperature,
+        "weight": config.weight,
+        "training": result.model_dump(mode="json"),
+        "accuracy": accuracy,
+    }
 
 
 def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, dataset: Dataset, *, seed: int) -> None:
     """Adapters and head trained on the fp32 backbone, merged."""
-    model = empty_model(profile, dataset.num_classes)
+    arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
+    kernel, device = _kernel(profile), profile.device
+    model = VisionTransformer.empty(arch, num_classes=dataset.num_classes, attention=kernel, qkv="separate", device=device)
     state, card = load_state(workspace.backbone)
     restore(model, state, source=str(workspace.backbone))
     attach(model, lora, seed=seed)
     sets, views, title = _training_sets(lora.training, dataset), profile.data.views, f"adapt in high precision, seed {seed}"
-    result = train(model, sets, lora.training, views=views, seed=seed, device=profile.device, title=title)
+    result = train(model, sets, lora.training, views=views, seed=seed, device=device, title=title)
     content = {
         "seed": seed,
         "origin": workspace.backbone.name,
@@ -160,34 +180,56 @@ def _make_adapted(profile: Profile, lora: Adaptation, workspace: Workspace, data
     trained = {name: parameter.detach().cpu().clone() for name, parameter in trainable_parameters(model).items()}
     merge(model)
     accuracy = _accuracy(partial(prepare, model, "eager"), profile, dataset, title="adapted")
-    files = (("adapter", workspace.adapter(seed), trained), ("adapted", workspace.adapted(seed), model.state_dict()))
-    for kind, path, state in files:
-        made = made_adapter(lora, dataset, seed=seed, merged=kind == "adapted")
-        _save(state, path, profile, dataset, {**content, "accuracy": accuracy, "kind": kind, "made": made})
+    length = _length(lora.training, dataset)
+    made = f"LoRA of rank {lora.rank} on q and v, and the head, trained in high precision for {length}, seed {seed}"
+    for kind, path, state, form in (
+        ("adapter", workspace.adapter(seed), trained, "adapters and head alone"),
+        ("adapted", workspace.adapted(seed), model.state_dict(), "merged into the backbone"),
+    ):
+        _save(state, path, profile, dataset, {**content, "accuracy": accuracy, "kind": kind, "made": f"{made}; {form}"})
 
 
 def fresh_model(profile: Profile, num_classes: int) -> VisionTransformer:
-    """The profile's architecture in fp32 on its device, drawn from torch's global generator.
-
-    Its kernel is the fused one that has gradients and takes fp32 there.
-    """
+    """The profile's architecture in fp32 on its device, drawn from torch's global generator."""
     arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
     return VisionTransformer(arch, num_classes=num_classes, attention=_kernel(profile), qkv="separate").to(profile.device)
 
 
-def empty_model(profile: Profile, num_classes: int) -> VisionTransformer:
-    """The same without weights."""
-    arch = architecture(profile.backbone.architecture, profile.data.views.image_size)
-    return VisionTransformer.empty(arch, num_classes=num_classes, attention=_kernel(profile), qkv="separate", device=profile.device)
-
-
 def _kernel(profile: Profile) -> AttentionName:
+    """The fused attention kernel that has gradients and takes fp32."""
     return "flash" if profile.device == "cpu" else "efficient"
 
 
 def _training_sets(config: Training, dataset: Dataset) -> list[ImageSet]:
-    """The splits that a section trains on."""
     return [dataset.train_views[split] for split in config.splits]
+
+
+def _length(config: Training, dataset: Dataset) -> str:
+    """The length of a training in words: `3 epochs on train+val (1,198 images)`."""
+    images = sum(len(one.labels) for one in _training_sets(config, dataset))
+    epochs = f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
+    return f"{epochs} on {'+'.join(config.splits)} ({images:,} images)"
+
+
+def _licences(profile: Profile, given: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Terms of use by source: `images`, and `weights` or `teacher` where the weights depend on others'.
+
+    Args:
+        profile: names the sources.
+        given: the card of the file that a backbone of weights = ours starts from, whose terms pass on.
+    """
+    terms = {"images": _IMAGE_TERMS[profile.data.source]}
+    backbone = profile.backbone
+    if backbone.weights == "torchvision":
+        known = {file.name: file.licence for file in WEIGHTS.values()}
+        name = Path(str(backbone.checkpoint)).name
+        terms["weights"] = str(known[name]) if name in known else f"licence not stated: {name} is a file of your own"
+    elif backbone.weights == "ours":
+        before = (given or {}).get("licence")
+        terms["weights"] = "; ".join(f"{source}: {text}" for source, text in before.items()) if before else "licence not stated by its card"
+    if backbone.teacher is not None:
+        terms["teacher"] = str(TEACHER_LICENCE)
+    return terms
 
 
 def view_logits(forward: Callable[[Tensor], Forward], profile: Profile, images: ImageSet, *, title: str) -> npt.NDArray[np.float32]:
@@ -208,7 +250,7 @@ def view_logits(forward: Callable[[Tensor], Forward], profile: Profile, images: 
 
 
 def teacher_forward(network: nn.Module) -> Callable[[Tensor], Forward]:
-    """The forward of a model that is no ViT, as `prepare` gives that of one."""
+    """The forward of a model that is no ViT, in the form that `prepare` gives a ViT's."""
     return lambda _: torch.inference_mode()(network)
 
 

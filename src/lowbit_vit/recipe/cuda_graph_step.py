@@ -12,13 +12,13 @@ from torch import Tensor
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.schema.config import Device
 
-WARM_UP = 3  # steps that are run as they are: they compile, and choose kernels
+WARM_UP = 3  # steps before the capture, which compile and choose kernels
 
 
 class ReplayedGradients:
     """A step that leaves gradients in parameters, run a few times, then captured, then replayed.
 
-    Random masks differ from step to step: a replay takes its place in the device's random sequence.
+    Random masks differ from step to step: a replay advances the device's random sequence.
     Source: "Whole-network capture", https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture.
 
     Args:
@@ -36,8 +36,8 @@ class ReplayedGradients:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
         self._loss = torch.empty(0)
-        # What runs before the capture runs beside the default stream, as what is captured will; on one stream, for memory that was
-        # freed on one is not used on another.
+        # Warm-up steps run beside the default stream, like the capture; on one stream, since memory freed on one stream is not
+        # used on another.
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, backward: Callable[..., Tensor], batch: tuple[Tensor, ...], *, phase: object) -> Tensor:
@@ -55,32 +55,25 @@ class ReplayedGradients:
             ConfigError: a batch is of another size than the one that was captured.
         """
         if phase != self._phase:
-            torch.cuda.synchronize()  # its last replay may still be running
+            torch.cuda.synchronize()  # the last replay may still be running
             self._graph, self._inputs, self._runs, self._phase = None, (), 0, phase
         self._runs += 1
         if self._runs <= WARM_UP:
-            return self._aside(backward, batch)
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                loss = backward(*batch)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return loss
         if self._graph is None:
-            self._capture(backward, batch)
-        if self._graph is None or any(mine.shape != theirs.shape for mine, theirs in zip(self._inputs, batch, strict=True)):
+            self._inputs = tuple(tensor.clone() for tensor in batch)
+            self._graph = torch.cuda.CUDAGraph()
+            # This also frees the memory that earlier steps left cached: a graph has its own.
+            with torch.cuda.graph(self._graph):
+                self._loss = backward(*self._inputs)
+        if any(mine.shape != theirs.shape for mine, theirs in zip(self._inputs, batch, strict=True)):
             sizes = f"{len(self._inputs[0])} and {len(batch[0])}"
             raise ConfigError(f"training.cuda_graph needs batches of one size, these are {sizes}; choose batch_size to divide the images")
         for mine, theirs in zip(self._inputs, batch, strict=True):
             mine.copy_(theirs)
         self._graph.replay()
         return self._loss
-
-    def _aside(self, backward: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            loss = backward(*batch)
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return loss
-
-    def _capture(self, backward: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> None:
-        self._inputs = tuple(tensor.clone() for tensor in batch)
-        graph = torch.cuda.CUDAGraph()
-        # This also gives back what the steps before left cached: a graph's memory is its own.
-        with torch.cuda.graph(graph):
-            self._loss = backward(*self._inputs)
-        self._graph = graph

@@ -1,7 +1,7 @@
-"""Muon for many matrices at once: the update of `torch.optim.Muon`, with matrices of one shape in one batched product.
+"""Muon for many matrices at once: the update of `torch.optim.Muon` (tested), with matrices of one shape in one batched product.
 
-torch's own takes each matrix by itself, some 25 kernels for each: 3,600 launches a step for the 144 matrices of a ViT-L, which took
-the host of an H100 longer than the forward and the backward. A test holds the two to the same weights.
+torch's own updates each matrix by itself, in some 25 kernels: 3,600 launches a step for the 144 matrices of a ViT-L, which took the
+host of an H100 longer than the forward and the backward.
 
 Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon/;
 the size of its steps: Liu et al., "Muon is scalable for LLM training", 2025, https://arxiv.org/abs/2502.16982, equation 4.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
-# Of the quintic iteration: they take singular values to near one in few steps rather than to one.
+# Of the quintic iteration, which brings singular values near one in few steps rather than to one.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _STEPS = 5
 _EPS = 1e-7

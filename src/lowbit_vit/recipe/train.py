@@ -1,7 +1,7 @@
 """The backbone's training from scratch, and its teacher's: steps for the loop of `trial.train`.
 
-Mixed and recoloured images, Muon, stochastic depth, averaged weights, a teacher, CUDA graphs: each is in a module beside this one,
-and off unless the profile asks for it.
+Mixed and recoloured images, Muon, stochastic depth, averaged weights, a teacher, CUDA graphs: each is off unless the profile asks
+for it.
 """
 
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.recipe.augment import augment, draw_choices, mixed_targets
 from lowbit_vit.recipe.cuda_graph_step import ReplayedGradients
-from lowbit_vit.recipe.ema import WeightAverage
 from lowbit_vit.recipe.muon import BatchedMuon
 from lowbit_vit.recipe.teacher import Distillation, distillation_loss
 from lowbit_vit.recipe.training_forward import TrainingForward
@@ -35,17 +35,17 @@ def train_by_recipe(
     title: str,
     distillation: Distillation | None = None,
 ) -> TrainingResult:
-    """Train in place what requires a gradient, and leave the model in evaluation mode, with averaged weights if these are asked for.
+    """Train in place what requires a gradient, and leave the model in evaluation mode, with averaged weights if asked for.
 
     Args:
-        model: on `device`; a ViT, or another network without what is of a ViT alone.
+        model: on `device`; a ViT, or another network if the section has no keys of a ViT alone.
         sets: the images trained on, all of them in every epoch.
         config: the schedule.
         views: how pixels are normalized and cropped.
         seed: of order, augmentation, mixing and dropout.
         device: where the model is.
         title: shown by the progress bar.
-        distillation: what the loss takes from a teacher, if there is one.
+        distillation: the teacher's part of the loss, if there is one.
 
     Raises:
         ConfigError: nothing requires a gradient, or Muon is asked for and the model is no ViT.
@@ -61,20 +61,9 @@ def train_by_recipe(
 
 
 class RecipeStep:
-    """One step of the optimizers; nothing in it waits for the device.
+    """One step of the optimizers, which never waits for the device.
 
-    Args:
-        model: on `device`.
-        config: of its training.
-        views: how pixels are normalized.
-        images: in an epoch.
-        seed: of colours and mixing.
-        device: where the model is.
-        title: for messages.
-        distillation: what the loss takes from a teacher.
-
-    Raises:
-        ConfigError, Unavailable: as `train_by_recipe`.
+    Arguments and errors are those of `train_by_recipe`; `images` is the number in an epoch.
     """
 
     def __init__(
@@ -90,12 +79,12 @@ class RecipeStep:
         distillation: Distillation | None,
     ) -> None:
         guide = None if distillation is None else distillation.guide
-        taps = () if guide is None else guide.config.blocks
         own = parameters_to_train(model, title)
         trained = [*own, *([] if guide is None else guide.parameters())]
         self.average = None if config.ema_decay is None else WeightAverage(own, config.ema_decay)
         self._model = model
-        # None: the model is no ViT and is called as it is.
+        taps = () if guide is None else guide.config.blocks
+        # None: the model is no ViT, and its own forward is used.
         self._vit = TrainingForward(model, config, taps=taps) if isinstance(model, VisionTransformer) else None
         self._config = config
         self._device = device
@@ -117,7 +106,7 @@ class RecipeStep:
         return loss
 
     def _gradients(self, pixels: Tensor, labels: Tensor, shares: Tensor | None, *, epoch: int) -> Tensor:
-        """Leave the gradients in the parameters, and return the loss, detached. `shares` are those of mixed images' own labels."""
+        """Leave the gradients in the parameters, and return the loss, detached; `shares` are those of mixed images' own labels."""
 
         def backward(pixels: Tensor, labels: Tensor, shares: Tensor | None) -> Tensor:
             return self._descent.backward(lambda: self._loss(pixels, labels, shares, epoch=epoch))
@@ -136,10 +125,9 @@ class RecipeStep:
         loss = nn.functional.cross_entropy(logits, targets, label_smoothing=self._config.label_smoothing)
         if self._distillation is None:
             return loss
-        lesson = self._distillation.teach(pixels)
-        weight = self._distillation.weight
-        loss = (1 - weight) * loss + weight * distillation_loss(logits, lesson.logits, self._distillation.temperature)
-        guide = self._distillation.guide
+        teach, temperature, weight, guide = self._distillation
+        lesson = teach(pixels)
+        loss = (1 - weight) * loss + weight * distillation_loss(logits, lesson.logits, temperature)
         return loss if guide is None else loss + guide.config.weight * guide(patches, lesson.maps)
 
     def _forward(self, pixels: Tensor, epoch: int) -> tuple[Tensor, list[Tensor]]:
@@ -147,6 +135,37 @@ class RecipeStep:
         with torch.autocast(self._device, dtype=dtype, enabled=dtype is not None):
             logits, patches = (self._model(pixels), []) if self._vit is None else self._vit(pixels, epoch=epoch)
         return logits.float(), patches
+
+
+class WeightAverage:
+    """The moving average of the trained weights: a <- d a + (1 - d) w after step 1, 2, ..., d = min(decay, (1 + step) / (10 + step)).
+
+    The ramp, as in TensorFlow's ExponentialMovingAverage, removes the random start, of which a fixed decay of 0.998 keeps 2 % after
+    two thousand steps.
+
+    Args:
+        parameters: averaged; the averages start as their values.
+        decay: of a long run.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self._parameters = list(parameters)
+        self._averages = [parameter.detach().clone() for parameter in parameters]
+        self._decay = decay
+        self._step = 0
+
+    def update(self) -> None:
+        """Add the parameters' values, after a step of the optimizer."""
+        self._step += 1
+        decay = min(self._decay, (1 + self._step) / (10 + self._step))
+        # One kernel for many tensors; `AveragedModel` around it waits for the device's counter in every step.
+        get_ema_multi_avg_fn(decay)(self._averages, self._parameters, self._step)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def store(self) -> None:
+        """Overwrite the parameters with their averages."""
+        for parameter, average in zip(self._parameters, self._averages, strict=True):
+            parameter.copy_(average)
 
 
 def _optimizers(model: nn.Module, trained: Sequence[nn.Parameter], config: Training) -> tuple[torch.optim.Optimizer, ...]:
@@ -158,5 +177,5 @@ def _optimizers(model: nn.Module, trained: Sequence[nn.Parameter], config: Train
     muon = [parameter for parameter in model.blocks.parameters() if parameter.requires_grad and parameter.ndim == MATRIX]
     taken = {id(parameter) for parameter in muon}
     rest = [parameter for parameter in trained if id(parameter) not in taken]
-    # Its steps are as large as AdamW's usually are, so that one rate serves both.
+    # Muon's steps are as large as AdamW's usually are, so one rate serves both.
     return BatchedMuon(muon, lr=config.learning_rate, weight_decay=config.weight_decay), adamw(rest, config)

@@ -1,6 +1,6 @@
 """The backbone's forward in training: stochastic depth, patch dropout, small images, compiled blocks.
 
-Of training alone: the model keeps its modules, names, weights and its own forward.
+The model keeps its modules, names, weights and its own forward.
 """
 
 import math
@@ -29,11 +29,10 @@ class TrainingForward:
     Args:
         model: on its device.
         config: drop_path, patch_dropout, small_images and compile are read.
-        taps: after how many blocks patches are handed out, in ascending order.
+        taps: numbers of blocks, counted from 1, whose patches are returned; ascending.
 
     Raises:
-        ConfigError: small images do not fit the grid of patches; patches are dropped where they are asked for; or a tap is past
-            the last block.
+        ConfigError: small images do not fit the grid of patches; patch dropout together with taps; or a tap is past the last block.
         Unavailable: compile without CUDA.
     """
 
@@ -53,7 +52,7 @@ class TrainingForward:
         self._taps = tuple(taps)
         self._keep = keep_probabilities(arch.depth, config.drop_path).to(device) if config.drop_path else None
         self._plain = not (config.compile or config.drop_path or config.patch_dropout or config.small_images or taps)
-        # Each block alone: one piece of code serves all of them, and compiling takes seconds.
+        # Each block alone: all share one compiled code, and compiling takes seconds.
         self._blocks: list[Callable[..., Tensor]] = list(model.blocks)
         if config.compile:
             if device.type != "cuda":
@@ -82,7 +81,7 @@ class TrainingForward:
             x_BNW = drop_patches(x_BNW, config.patch_dropout.share)
         scales = [None] * len(self._blocks) if self._keep is None else branch_scales(self._keep, len(images))
         tapped: list[Tensor] = []
-        # Past its limit the compiler would quietly run a block op by op.
+        # Otherwise the compiler silently runs a block op by op past its limit.
         with compiler.config.patch(fail_on_recompile_limit_hit=True):
             for number, (block, scale) in enumerate(zip(self._blocks, scales, strict=True), start=1):
                 x_BNW = block(x_BNW, scale)
@@ -113,7 +112,7 @@ def average_squares(patches: Tensor, factor: int) -> Tensor:
 
 
 def keep_probabilities(depth: int, drop_path: float) -> Tensor:
-    """How likely each block's branches are kept: from 1 down to 1 - drop_path, linearly; fp32 [depth].
+    """Probability that a block's branches are kept: from 1 down to 1 - drop_path, linearly; fp32 [depth].
 
     Source: Huang et al., "Deep Networks with Stochastic Depth", 2016, https://arxiv.org/abs/1603.09382.
     """

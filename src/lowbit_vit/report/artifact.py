@@ -3,31 +3,19 @@
 Expected values come from the committed reference runs, each judged with the profile that its records name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
-from lowbit_vit.analysis.claims import gather, judge, load_claims
-from lowbit_vit.analysis.results import read_results
+from lowbit_vit.analysis.claims.ledger import Claim, Judged, Paper, gather, judge, load_paper
+from lowbit_vit.analysis.results import Result, read_results
 from lowbit_vit.errors import DataError
 from lowbit_vit.report.columns import escape_markdown
 from lowbit_vit.report.ledger import ours_words
-from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Claim, Judged
-from lowbit_vit.schema.config import STUDIES, load_profile
-
-SECTION_TITLES = {
-    "Table 1": "Table 1",
-    "Abstract": "Abstract",
-    "I": "I. Introduction",
-    "II": "II. Literature review",
-    "III": "III. Methodology",
-    "IV": "IV. Results",
-    "V": "V. Discussion",
-    "VI": "VI. Conclusion",
-    "Others": "Numbers of others that the study leans on",
-}
+from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS
+from lowbit_vit.schema.config import STUDIES, Profile, Study, load_profile
 
 
 @dataclass(frozen=True)
@@ -71,11 +59,12 @@ def artifact_markdown(root: Path) -> str:
     Raises:
         ConfigError, DataError: the ledger, a profile or a reference run is missing or wrong.
     """
-    document = load_claims(root)
-    references = load_references(root)
-    # Table 1 first; the rest as the paper goes.
-    sections = {section: [pair for pair in enumerate(document.claims) if pair[1].section == section] for section in SECTION_TITLES}
-    grouped = [(SECTION_TITLES[section], _by_cost(items)) for section, items in sections.items()]
+    paper, references = load_references(root)
+    claims = paper.ledger.claims
+    grouped = [
+        (title, _by_cost([pair for pair in enumerate(claims) if pair[1].section == section]))
+        for section, title in paper.ledger.sections.items()
+    ]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lowbit_vit.report", "templates"),
         undefined=jinja2.StrictUndefined,
@@ -87,8 +76,8 @@ def artifact_markdown(root: Path) -> str:
     environment.filters["cell"] = escape_markdown
     environment.filters["cost"] = cost_words
     return environment.get_template("artifact.md.jinja").render(
-        claims=document.claims,
-        cells=[claim for claim in document.claims if claim.cell is not None],
+        paper=paper,
+        cells=[claim for claim in claims if claim.cell is not None],
         grouped=grouped,
         references=references,
         verdicts=[verdict for verdict in VERDICTS if any(reference.count(verdict) for reference in references)],
@@ -110,29 +99,38 @@ def cost_words(claim: Claim) -> str:
     return f"{claim.cost.minutes:g} min{estimate}, {claim.cost.hardware}"
 
 
-def load_references(root: Path) -> list[Reference]:
-    """Every committed reference run, by name, with its claims judged.
+def load_references(root: Path) -> tuple[Paper, list[Reference]]:
+    """The paper that the committed reference runs repeat, and every one of them, by name, with its claims judged.
 
     Raises:
-        DataError: there is none, or one has no records or no README.
+        DataError: there is none, one has no records or no README, or they are not of one paper.
     """
     folders = sorted(path for path in (root / "reports" / "reference").glob("*") if path.is_dir())
     if not folders:
         raise DataError(f"{root / 'reports' / 'reference'}: no reference run; git checkout reports/reference")
-    return [_reference(root, folder) for folder in folders]
+    runs = {folder: _run(root, folder) for folder in folders}
+    name, *others = dict.fromkeys(profile.paper for profile, _ in runs.values())
+    if name is None or others:
+        raise DataError(f"{folders[0].parent}: runs of {', '.join(map(str, (name, *others)))}; ARTIFACT.md is about runs of one paper")
+    paper = load_paper(root, name)
+    return paper, [_reference(folder, profile, results, paper) for folder, (profile, results) in runs.items()]
 
 
-def _reference(root: Path, folder: Path) -> Reference:
+def _run(root: Path, folder: Path) -> tuple[Profile, dict[Study, list[Result]]]:
+    """The results of a reference run with the profile that its records name."""
     results = read_results(folder, STUDIES)
     records = [result.record for study in STUDIES for result in results[study]]
-    readme = folder / "README.md"
-    if not records or not readme.is_file():
+    if not records or not (folder / "README.md").is_file():
         raise DataError(f"{folder}: a reference run needs records/ and a README.md; git checkout it")
-    profile = load_profile(root / "profiles" / f"{records[0].trial.profile}.yaml")
-    judged = judge(load_claims(root), gather(profile, results, root=root))
+    return load_profile(root / "profiles" / f"{records[0].trial.profile}.yaml"), results
+
+
+def _reference(folder: Path, profile: Profile, results: Mapping[Study, Sequence[Result]], paper: Paper) -> Reference:
+    records = [result.record for study in STUDIES for result in results[study]]
+    judged = judge(paper.ledger.claims, gather(profile, results, paper))
     return Reference(
         name=folder.name,
-        title=readme.read_text(encoding="utf-8").splitlines()[0].lstrip("# "),
+        title=(folder / "README.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# "),
         profile=profile.name,
         device=judged[0].device,
         trial_minutes=sum(sum(record.durations_s.values()) for record in records) / 60,

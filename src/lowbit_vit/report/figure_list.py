@@ -1,5 +1,8 @@
 """Which figures the report has, with their titles and captions; the charts themselves are in `figures/`."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from lowbit_vit.analysis.tables import Tables
 from lowbit_vit.report.allocation_tables import byte_words
 from lowbit_vit.report.figures.accuracy import accuracy_against_latency
@@ -16,15 +19,20 @@ _NO_ARM = "No arm of the variants study has finished."
 _NO_CELLS = "The sensitivity study has no complete set of cells."
 
 
-def all_figures(tables: Tables) -> list[Figure]:
-    """The paper's four figures, in its order and meaning, and four that it lacks."""
+def all_figures(tables: Tables, notes: Mapping[str, str]) -> list[Figure]:
+    """Every figure; `notes` are the paper's, by the figure's number: each ends that figure's caption."""
+    named = {f"figure{number}": f" {note}" for number, note in notes.items()}
+    return [replace(figure, caption=figure.caption + named.get(figure.name, "")) for figure in _figures(tables)]
+
+
+def _figures(tables: Tables) -> list[Figure]:
     arms, cut = tables.paper_table, cut_words(finished(tables.paper_table))
     return [
         Figure(
             name="figure1",
             title="Top-1 against median latency",
             caption="Each point is an arm, by its number in the table above. Upright bars: 95 % Wilson intervals over test images; level "
-            "bars: 95 % order-statistic intervals of the median. The paper's Fig. 1 has the mean, and no interval.",
+            "bars: 95 % order-statistic intervals of the median.",
             specification=accuracy_against_latency(arms),
             missing=_NO_ARM,
             table="paper_table.csv",
@@ -33,7 +41,7 @@ def all_figures(tables: Tables) -> list[Figure]:
             name="figure2",
             title="Size on disk and peak memory",
             caption="The saved file with its quantization constants and adapters, and the peak while one batch ran. A resident set holds "
-            f"the whole process, libraries included, so on a CPU it hardly depends on the weights. The paper's Fig. 2.{cut}",
+            f"the whole process, libraries included, so on a CPU it hardly depends on the weights.{cut}",
             specification=size_and_memory(arms),
             missing=_NO_ARM,
             table="paper_table.csv",
@@ -43,7 +51,7 @@ def all_figures(tables: Tables) -> list[Figure]:
             title="Layer-wise sensitivity",
             caption="Mean KL from the high-precision model's predictions on the selection half; bars are 95 % intervals that hold for all "
             "blocks of a panel together. A diamond is a block that surely counts for more than the mean block: in quantizing it, or in "
-            "what sparing it saves. Panels differ in scale. The paper's Fig. 3 shows one unnamed measure for 4-bit only.",
+            "what sparing it saves. Panels differ in scale.",
             specification=sensitivity(tables.sensitivity),
             missing=_NO_CELLS,
             table="sensitivity.csv",
@@ -52,8 +60,7 @@ def all_figures(tables: Tables) -> list[Figure]:
             name="figure4",
             title="First and last blocks, the data's choice, and chance",
             caption=f"k blocks kept in high precision. {byte_words(tables.mixed)} Ticks are random plans; the band is their range, "
-            "its darker part their middle half. Blocks were chosen on the selection half; this is the report half. The paper's Fig. 4 has "
-            "only the first two rows, for k = 2.",
+            "its darker part their middle half. Blocks were chosen on the selection half; this is the report half.",
             specification=mixed(tables.mixed, tables.random_bands),
             missing="The mixed study has no finished cell.",
             table="mixed.csv",
@@ -62,7 +69,7 @@ def all_figures(tables: Tables) -> list[Figure]:
             name="figure5",
             title="One forward by kernel class",
             caption="One profiled forward: kernels on a GPU, with idle (wall minus busy) beside them; operators on a CPU, where idle time "
-            f"is not measured. Not in the paper.{cut_words(tables.kernel_classes)}",
+            f"is not measured.{cut_words(tables.kernel_classes)}",
             specification=time_by_class(tables.kernel_classes),
             missing="No arm has a kernel trace.",
             table="kernel_classes.csv",

@@ -12,9 +12,10 @@ from typing import Literal
 import polars as pl
 from pydantic import TypeAdapter
 
+from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.report.columns import Column, Table, escape_markdown, to_markdown
 from lowbit_vit.report.number_format import DASH
-from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Judged, Verdict
+from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Verdict
 
 Tone = Literal["agrees", "fails", "unclear", "open", "unjudged"]
 TONES: Mapping[Verdict, Tone] = {

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.analysis.tables import Findings
 from lowbit_vit.report.ledger import command
-from lowbit_vit.schema.claim import Judged
 from lowbit_vit.schema.config import STUDIES, Profile
 
 

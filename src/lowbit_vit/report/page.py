@@ -10,12 +10,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import jinja2
-import polars as pl
 from markupsafe import Markup
 
 from lowbit_vit.analysis.archive import is_archived
-from lowbit_vit.analysis.claims import gather, judge, load_claims
-from lowbit_vit.analysis.tables import Findings, find, read_paper_table, write_tables
+from lowbit_vit.analysis.claims.ledger import Judged, Paper, gather, judge, load_paper
+from lowbit_vit.analysis.tables import Findings, find, write_tables
 from lowbit_vit.report import allocation_tables, ledger, roofline_tables, run_description, tables, verdict
 from lowbit_vit.report.columns import Table, escape_markdown, to_latex, to_markdown
 from lowbit_vit.report.figure_list import all_figures
@@ -23,7 +22,7 @@ from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.metrics import metrics, status_counts
 from lowbit_vit.report.missing import Missing, not_run
 from lowbit_vit.report.paper_comparison import Beside, beside_paper, paper_table
-from lowbit_vit.schema.claim import VERDICT_MEANS, Judged
+from lowbit_vit.schema.claim import VERDICT_MEANS
 from lowbit_vit.schema.config import STUDIES, Profile
 from lowbit_vit.schema.record import write_atomic
 from lowbit_vit.schema.workspace import Workspace
@@ -40,7 +39,7 @@ class Content:
 
     profile: Profile
     findings: Findings
-    paper: pl.DataFrame
+    paper: Paper | None
     judged: tuple[Judged, ...]
 
 
@@ -50,19 +49,19 @@ def build_report(profile: Profile, workspace: Workspace) -> Path:
     A study without records is shown as not run. Needs neither torch nor a network.
 
     Raises:
-        ConfigError: paper/claims.yaml is missing or wrong.
+        ConfigError: there is no such paper, or its claims or context are missing or wrong.
         DataError: a record, a predictions file or the paper's table is damaged or missing.
     """
-    paper = read_paper_table(workspace.root)
+    paper = None if profile.paper is None else load_paper(workspace.root, profile.paper)
     findings = find(profile, workspace)
-    judged = judge(load_claims(workspace.root), gather(profile, findings.results, root=workspace.root))
+    judged = () if paper is None else judge(paper.ledger.claims, gather(profile, findings.results, paper))
     return write_report(Content(profile=profile, findings=findings, paper=paper, judged=judged), workspace.reports)
 
 
 def write_report(content: Content, folder: Path) -> Path:
     """Write tables/, figures/, metrics.json, report.md and report.html below `folder`; returns the page."""
     frames, judged = content.findings.tables, content.judged
-    beside = beside_paper(frames.paper_table, content.paper, judged)
+    beside = [] if content.paper is None else beside_paper(frames.paper_table, content.paper.table, judged)
     printed = printed_tables(content.findings)
     write_tables(frames, folder / "tables")
     if judged:
@@ -80,7 +79,7 @@ def write_report(content: Content, folder: Path) -> Path:
     )
     write_atomic(folder / "report.md", markdown.encode())
     drawn = []
-    for figure in all_figures(frames):
+    for figure in all_figures(frames, {} if content.paper is None else content.paper.ledger.notes.figures):
         log.info("drawing %s: %s", figure.name, figure.title)
         drawn.append((figure, draw(figure, folder / "figures")))
     page = folder / "report.html"
@@ -166,6 +165,7 @@ def _render(
         missing=not_run(profile, findings, judged),
         # What was run, on what.
         profile=profile,
+        paper=None if content.paper is None else content.paper.ledger,
         model=run_description.model_words(profile),
         images=run_description.image_words(profile, records),
         accuracy=run_description.accuracy_words(profile, findings.all_results),

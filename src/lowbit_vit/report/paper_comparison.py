@@ -1,16 +1,18 @@
 """The paper's table beside ours, cell by cell: the printed value, our value, the verdict of the cell's claim and its reason."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
 import polars as pl
 
+from lowbit_vit.analysis.audit.table import Quantity, ResultsTable
+from lowbit_vit.analysis.claims.ledger import Judged
+from lowbit_vit.analysis.claims.performance_checks import COLUMNS
 from lowbit_vit.report.columns import Cell, Column, Table
 from lowbit_vit.report.ledger import TONES, Tone, by_cell
 from lowbit_vit.report.number_format import DASH, decimals, milliseconds, number, spread
-from lowbit_vit.schema.claim import Judged
 
 Row = dict[str, Any]
 
@@ -32,22 +34,28 @@ def _percentile(heading: str, name: str) -> Column:
     return Column(heading, _or_dash(name), milliseconds, lambda row: "too few samples" if row[name] is None else _device(row))
 
 
-# Ours in the order of the paper's columns; a note says what the paper's heading does not.
-COLUMNS = (
-    Column("size MiB", "file_mib", number),
-    Column("mean ms", lambda row: spread(row, "mean_ms", milliseconds(row["mean_ms"]), digits=2), note=_device),
-    _percentile("P50 ms", "p50_ms"),
-    _percentile("P95 ms", "p95_ms"),
-    _percentile("P99 ms", "p99_ms"),
-    Column("images/s", "images_per_s", decimals(1), note=_device),
-    Column("peak MiB", "peak_memory_mib", decimals(1), note=lambda row: "" if row["memory_is"] == "CUDA allocator" else row["memory_is"]),
-    Column("CPU mean ms", _or_dash("cpu_mean_ms"), milliseconds, lambda row: "not run on the CPU" if row["cpu_mean_ms"] is None else ""),
-    Column("Top-1", lambda row: spread(row, "top1", number(row["top1"], 4), digits=4)),
-    Column("Top-5", "top5", decimals(4)),
-    Column("macro F1", "macro_f1", decimals(4)),
-    Column("kernels us", "kernel_us", decimals(0), note=_operators),
-    Column("attention us", "attention_us", decimals(0), note=_operators),
-)
+# Ours by what a column of the paper's table holds; a note says what its heading does not.
+OURS: dict[Quantity, Column] = {
+    "size": Column("size MiB", "file_mib", number),
+    "mean": Column("mean ms", lambda row: spread(row, "mean_ms", milliseconds(row["mean_ms"]), digits=2), note=_device),
+    "p50": _percentile("P50 ms", "p50_ms"),
+    "p95": _percentile("P95 ms", "p95_ms"),
+    "p99": _percentile("P99 ms", "p99_ms"),
+    "throughput": Column("images/s", "images_per_s", decimals(1), note=_device),
+    "vram": Column(
+        "peak MiB", "peak_memory_mib", decimals(1), note=lambda row: "" if row["memory_is"] == "CUDA allocator" else row["memory_is"]
+    ),
+    "cpu": Column(
+        "CPU mean ms", _or_dash("cpu_mean_ms"), milliseconds, lambda row: "not run on the CPU" if row["cpu_mean_ms"] is None else ""
+    ),
+    "top1": Column("Top-1", lambda row: spread(row, "top1", number(row["top1"], 4), digits=4)),
+    "top5": Column("Top-5", "top5", decimals(4)),
+    "f1": Column("macro F1", "macro_f1", decimals(4)),
+    "kernel": Column("kernels us", "kernel_us", decimals(0), note=_operators),
+    "attention": Column("attention us", "attention_us", decimals(0), note=_operators),
+    "images": Column("images", "images"),
+    "batch": Column("batch", "batch_size"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Pair:
     """One cell.
 
     Attributes:
-        printed: as the paper prints it.
+        printed: as the paper prints it; N/A where it has no number.
         ours: as we print it; a dash where there is none.
         tone: of the verdict; `unjudged` where no claim is about this cell.
         claim: id, or null.
@@ -73,7 +81,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairedRow:
-    """One of the paper's five rows. `missing` says why there is nothing of ours; it is null where there is."""
+    """One of the paper's rows. `missing` says why there is nothing of ours; it is null where there is."""
 
     model: str
     missing: str | None
@@ -89,33 +97,41 @@ class Beside:
     rows: tuple[PairedRow, ...]
 
 
-def beside_paper(table: pl.DataFrame, paper: pl.DataFrame, judged: Sequence[Judged]) -> list[Beside]:
+def beside_paper(table: pl.DataFrame, paper: ResultsTable, judged: Sequence[Judged]) -> list[Beside]:
     """One table for each batch size that was measured, the smallest first; one without numbers of ours if none was."""
     batches = table.get_column("batch_size").drop_nulls().unique().sort().to_list()
     claims = by_cell(judged)
     return [_beside(table, paper, claims, batch_size=batch) for batch in batches or [None]]
 
 
-def _beside(table: pl.DataFrame, paper: pl.DataFrame, claims: Mapping[tuple[int, str], Judged], *, batch_size: int | None) -> Beside:
+def _beside(table: pl.DataFrame, paper: ResultsTable, claims: Mapping[tuple[int, str], Judged], *, batch_size: int | None) -> Beside:
     rows = []
-    for printed in paper.to_dicts():
-        index = int(printed["Row"])
+    for index, label in enumerate(paper.labels):
         arms = table.filter(pl.col("paper_row") == index)
         found = arms.filter(pl.col("batch_size").is_null() | pl.col("batch_size").eq_missing(batch_size)).to_dicts()
         ours = next((row for row in found if row["status"] == "success"), None)
         missing = None if ours else found[0]["reason"] if found else "not run" if arms.is_empty() else f"not measured at batch {batch_size}"
-        values = [column.cell(ours) if ours else Cell(DASH) for column in COLUMNS]
         records = (ours or {}).get("records") or ""
-        cells = [
-            _cell(printed[name], value, claims.get((index, name)), heading=name, missing=missing, records=records)
-            for name, value in zip(paper.columns[2:], values, strict=True)
-        ]
-        rows.append(PairedRow(model=_bare(printed["Model"]), missing=missing, cells=tuple(cells)))
-    return Beside(batch_size=batch_size, headings=tuple(paper.columns[2:]), rows=tuple(rows))
+        cells = []
+        for quantity, heading in paper.headings.items():
+            printed = paper.cell(index, quantity)
+            value = _with_unit(paper, quantity, OURS[quantity].cell(ours)) if ours else Cell(DASH)
+            claim, text = claims.get((index, heading)), "N/A" if printed is None else printed.text
+            cells.append(_cell(text, value, claim, heading=heading, missing=missing, records=records))
+        rows.append(PairedRow(model=_bare(label), missing=missing, cells=tuple(cells)))
+    return Beside(batch_size=batch_size, headings=tuple(paper.headings.values()), rows=tuple(rows))
+
+
+def _with_unit(paper: ResultsTable, quantity: Quantity, value: Cell) -> Cell:
+    """Our value with its unit where the heading has another one."""
+    column = COLUMNS.get(quantity)
+    if column is None or value.text == DASH or all(cell.scale == column.scale for cell in paper.column(quantity)):
+        return value
+    return replace(value, text=f"{value.text} {column.unit or '(of 1)'}")
 
 
 def _bare(name: str) -> str:
-    """The paper numbers four of its five names."""
+    """The name of a row without its number."""
     first, dot, rest = name.partition(". ")
     return rest if dot and first.isdigit() else name
 

@@ -73,7 +73,7 @@ def adaptation_words(profile: Profile) -> str:
     training = lora.training
     return (
         f"LoRA on q and v, rank {lora.rank}, alpha {lora.alpha:g}, {training.epochs} epochs at {training.learning_rate:g}, "
-        f"batch {training.batch_size} (the paper states none of these; they are ours). "
+        f"batch {training.batch_size}. "
         "qlora: quantize, then train adapters and head. ptq: train in high precision, merge, then quantize."
     )
 

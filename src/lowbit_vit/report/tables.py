@@ -94,7 +94,7 @@ def _top1_note(row: Row) -> str:
 
 
 def _difference(row: Row) -> float | str | None:
-    baseline = row["difference"] is None and row["paper_row"] == 0 and not unfinished(row)
+    baseline = row["difference"] is None and row["order"] == 0 and not unfinished(row)
     return "baseline" if baseline else row["difference"]
 
 

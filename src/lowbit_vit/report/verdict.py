@@ -6,13 +6,13 @@ from typing import Any
 
 import polars as pl
 
+from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import compare
 from lowbit_vit.analysis.tables import Findings, Tables
 from lowbit_vit.report.figures.style import FORMAT_NAMES
 from lowbit_vit.report.ledger import TONE_WORDS, tone_counts
 from lowbit_vit.report.number_format import percent, points
-from lowbit_vit.schema.claim import Judged
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,18 @@ def sentences(findings: Findings, judged: Sequence[Judged]) -> list[Sentence]:
 
 
 def pick_arms(table: pl.DataFrame) -> Trio:
-    """The paper's rows 0, 1 and 2 where they finished, else the first finished eager arm of the same family of weights.
+    """Of each family of weights the first finished eager arm, those that repeat a row of the paper's table first.
 
     Each arm is given by its row at the smallest batch size.
     """
-    good = table.filter((pl.col("status") == "success") & (pl.col("execution") == "eager")).sort("order", "batch_size", nulls_last=True)
+    good = table.filter((pl.col("status") == "success") & (pl.col("execution") == "eager"))
+    good = good.sort("paper_row", "order", "batch_size", nulls_last=True)
 
-    def first(family: str, paper_row: int) -> dict[str, Any] | None:
-        rows = good.filter(pl.col("weights_family") == family)
-        for choice in (rows.filter(pl.col("paper_row") == paper_row), rows):
-            if not choice.is_empty():
-                return choice.row(0, named=True)
-        return None
+    def first(family: str) -> dict[str, Any] | None:
+        return next(good.filter(pl.col("weights_family") == family).iter_rows(named=True), None)
 
-    low = (first("NF4", 1), first("int8", 2))
-    return Trio(high=first("floating point", 0), low=tuple(row for row in low if row is not None))
+    low = (first("NF4"), first("int8"))
+    return Trio(high=first("floating point"), low=tuple(row for row in low if row is not None))
 
 
 def _claims(judged: Sequence[Judged]) -> str:

@@ -4,7 +4,7 @@ Pure data: no torch, no environment, no network. A key that is not declared here
 error, and so is a combination that cannot exist (FlashAttention-2 in fp32). `load_profile` turns pydantic's errors into one
 line that names the file, the key, the value and what is allowed.
 
-A description that says "ours" marks a value that the paper does not state, with the reason for it.
+A description that says "ours" marks a choice of this project, with the reason for it.
 """
 
 import difflib
@@ -142,11 +142,9 @@ class Mixing(Frozen):
 class Augmentation(Frozen):
     """Random resized crop and flip; the crop's area and aspect ratio are drawn as in torchvision's RandomResizedCrop."""
 
-    crop_scale: tuple[float, float] = Field(
-        description="least and greatest share of the image's area (ours: the paper says only random crops)"
-    )
+    crop_scale: tuple[float, float] = Field(description="least and greatest share of the image's area (ours)")
     crop_ratio: tuple[float, float] = Field(default=(0.75, 4 / 3), description="width / height (torchvision's default)")
-    flip: bool = Field(description="horizontal, with probability 1/2, as the paper says (III-A)")
+    flip: bool = Field(description="horizontal, with probability 1/2")
     colour: Colour | None = Field(default=None, description="ours: from scratch only; null: colours stay")
     mixing: Mixing | None = Field(default=None, description="ours: from scratch only; null: one image each")
 
@@ -186,8 +184,8 @@ class Training(Frozen):
     """One fine-tuning or from-scratch run: linear warm-up, cosine decay to zero, gradient norm clipped at 1."""
 
     epochs: int = Field(ge=1, le=1000, description="ours: the loss is flat at the end")
-    batch_size: int = Field(ge=1, le=4096, description="ours: the paper's 32 is of the measurement")
-    learning_rate: float = Field(gt=0, le=1, description="peak (ours: the paper names no optimizer)")
+    batch_size: int = Field(ge=1, le=4096, description="of a training step (ours)")
+    learning_rate: float = Field(gt=0, le=1, description="peak (ours)")
     weight_decay: float = Field(ge=0, le=1, description="ours: on matrices only, as is usual for ViTs")
     warmup_epochs: float = Field(ge=0, description="linear warm-up (ours: AdamW on a ViT diverges without one)")
     label_smoothing: float = Field(ge=0, lt=1, description="ours: helps from scratch, off for adapters")
@@ -350,7 +348,7 @@ class Backbone(Frozen):
 
 
 class Adaptation(Frozen):
-    """LoRA on the query and value projections (the paper, III-D); rank, alpha, dropout and schedule are ours.
+    """LoRA on the query and value projections; rank, alpha, dropout and schedule are ours.
 
     Source: Hu et al., "LoRA", 2021, https://arxiv.org/abs/2106.09685.
     """
@@ -438,7 +436,7 @@ class Trial(Frozen):
     limits: Limits
     selection_seed: int = Field(ge=0, description="splits the test set into a selection and a report half")
     seed: int = Field(ge=0)
-    paper_row: int | None = Field(default=None, ge=0, le=4, description="row of the paper's table this cell repeats")
+    paper_row: int | None = Field(default=None, ge=0, description="row of the paper's table that this cell repeats, from 0")
 
     @model_validator(mode="after")
     def _combination_exists(self) -> Self:
@@ -506,7 +504,7 @@ class Arm(Frozen):
     execution: Execution = "eager"
     device: Device | None = Field(default=None, description="null: the profile's; cuda in a cpu profile is skipped there")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    paper_row: int | None = Field(default=None, ge=0, le=4)
+    paper_row: int | None = Field(default=None, ge=0)
     samples: int | None = Field(default=None, ge=10, description="overrides measurement.samples for the first seed")
 
 
@@ -540,13 +538,13 @@ TimedPlan = Literal["reference", "none", "first+last", "last", "most sensitive",
 
 
 class MixedStudy(Frozen):
-    """k blocks spared at exactly equal bytes: the paper's heuristic, the data's choice, and random controls."""
+    """k blocks spared at exactly equal bytes: the positional heuristics, the data's choice, and random controls."""
 
     weights: WeightFormat
     compute_dtype: ComputeDtype
     attention: AttentionName
     spared: tuple[int, ...] = Field(min_length=1, description="the values of k")
-    random_plans: int = Field(ge=1, description="random plans for each k, all where there are fewer (ours: the paper ran none)")
+    random_plans: int = Field(ge=1, description="random plans for each k, all where there are fewer (ours)")
     random_seed: int = Field(ge=0)
     plans: tuple[str, ...] = Field(default=(), description="files of more plans, relative to the project; see docs/allocate.md")
     pairs: int = Field(
@@ -578,6 +576,9 @@ class Profile(Frozen):
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
     description: str
     device: Device
+    paper: str | None = Field(
+        default=None, pattern=r"^[a-z0-9][a-z0-9-]*$", description="a folder of papers/: its claims are judged on these records; null: none"
+    )
     data: DataConfig
     backbone: Backbone
     lora: Adaptation | None
@@ -621,6 +622,8 @@ class Profile(Frozen):
             problem = impossible(plan, arm.attention, arm.device or self.device) or unfit(plan, arm.qkv, arm.adaptation)
             if problem is None and arm.adaptation != "none" and self.lora is None:
                 problem = f"adaptation {arm.adaptation} needs the lora section"
+            if problem is None and arm.paper_row is not None and self.paper is None:
+                problem = "paper_row needs the profile's key paper"
             if problem is not None:
                 raise ValueError(f"variants.arms.{index} ({arm.label}): {problem}")
         for name, study in (("sensitivity", self.sensitivity), ("mixed", self.mixed)):

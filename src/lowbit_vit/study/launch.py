@@ -139,10 +139,8 @@ def _run_process(
             kill_group(process)
             if isinstance(command, Container):
                 command.remove(scratch.name)
-        if ending is None:
-            ending = _ending(process, output, start)
         at = (out / NOW).read_text().split() if (out / NOW).exists() else ()
-        return replace(ending, at=tuple(at))
+        return replace(ending or _ending(process, output, start), at=tuple(at))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -21,6 +21,7 @@ from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.file_lock import temporary_folder
+from lowbit_vit.schema.record import file_digest
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.resume import starting_weights, weights_sha256
 
@@ -64,9 +65,9 @@ def list_files(workspace: Workspace, trials: Sequence[Trial]) -> tuple[NodeFile,
         if path.suffix == ".safetensors":
             if path.name != workspace.backbone.name and path.name not in wanted:  # adapted with a seed that no trial has
                 continue
-            digest = weights_sha256(path) or _sha256(path)
+            digest = weights_sha256(path) or file_digest(path)
         else:
-            digest = known.get(path) or _sha256(path)
+            digest = known.get(path) or file_digest(path)
         found.append(NodeFile(path=path.relative_to(workspace.root).as_posix(), sha256=digest, size=path.stat().st_size))
     return tuple(found)
 
@@ -76,11 +77,6 @@ def read_pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             yield piece
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------ on the node
@@ -133,7 +129,7 @@ def _obtain(file: NodeFile, objects: Path, fetch: Callable[[NodeFile], Iterable[
     with suppress(FileNotFoundError):
         facts = path.stat()
         identity = (file.sha256, facts.st_ino, facts.st_mtime_ns)
-        if identity in _checked or _sha256(path) == file.sha256:
+        if identity in _checked or file_digest(path) == file.sha256:
             _checked.add(identity)
             probe = objects / ".now"  # the file system's own time, in which the other objects' times are
             probe.touch()

@@ -1,4 +1,4 @@
-"""One trial, from its configuration to its record, in the order of the paper's method section.
+"""One trial, from its configuration to its record, in the order in which a method section tells it.
 
 `run_trial` reads straight down: data, weights, quantization, adapters, accuracy, latency and memory, record. It raises what
 goes wrong; `record_trial` turns that into the record's status.

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lowbit_vit.analysis.audit import CHECKS, Context, Finding, audit, load_context, load_table
+from lowbit_vit.analysis.audit import CHECKS, Case, Context, Finding, audit, load_context, load_table
 
 PROJECT = Path(__file__).parents[3]
-PAPER = load_context(PROJECT / "paper" / "context.yaml")
+PAPER = load_context(PROJECT / "papers" / "vit-quantization-2025" / "context.yaml")
 
-# ViT-L/16 as paper/context.yaml describes it, at batch 32 on 6149 images: sizes with constants, rates k / 6149.
+# ViT-L/16 as papers/vit-quantization-2025/context.yaml describes it, at batch 32 on 6149 images: sizes with constants, rates k / 6149.
 HEADINGS = {
     "model": "Model",
     "size": "Model Size (MiB)",
@@ -313,7 +313,7 @@ def test_every_check_has_a_plant() -> None:
 def test_without_context_a_check_says_what_it_needs_or_needs_none(check: str, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("Model\none\ntwo\n")
-    findings = CHECKS[check](load_table(path), Context())
+    findings = CHECKS[check](Case(load_table(path), Context()))
     if check in ("missing", "zero", "repeated", "digits"):
         assert findings == []  # these look at the cells that there are
     else:

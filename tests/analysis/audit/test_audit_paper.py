@@ -6,8 +6,8 @@ import pytest
 
 from lowbit_vit.analysis.audit import Finding, audit, load_context, load_table
 
-PAPER = Path(__file__).parents[3] / "paper"
-FINDINGS = audit(load_table(PAPER / "table1.csv"), load_context(PAPER / "context.yaml"))
+PAPER = Path(__file__).parents[3] / "papers" / "vit-quantization-2025"
+FINDINGS = audit(load_table(PAPER / "table.csv"), load_context(PAPER / "context.yaml"))
 
 EXPECTED: list[tuple[str, str, tuple[int, ...]]] = [
     ("missing", "not checked", (1, 2, 3, 4)),
@@ -155,6 +155,6 @@ def test_two_readings_of_the_last_peak_are_both_given() -> None:
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: f"{finding.check} {finding.rows}")
 def test_columns_are_headings_of_the_table(finding: Finding) -> None:
-    headings = (PAPER / "table1.csv").read_text().splitlines()[0].split(",")
+    headings = (PAPER / "table.csv").read_text().splitlines()[0].split(",")
     assert set(finding.columns) <= set(headings)
     assert "\n" not in finding.words

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowbit_vit.analysis.audit import Context, audit, load_context, load_table
+from lowbit_vit.analysis.audit import Case, Context, audit, load_context, load_table
 from lowbit_vit.analysis.audit.table import QUANTITIES, above
 from lowbit_vit.errors import ConfigError, DataError
 
@@ -71,9 +71,9 @@ def test_a_number_is_above_another_if_it_was_so_before_both_were_rounded_or_trun
 def test_images_and_batches_of_a_row_count_before_those_of_the_table(tmp_path: Path) -> None:
     table = load_table(write(tmp_path, "Model,Test images,Batch size\none,100,8\ntwo,-,-\nthree,300,8\n"))
     row = {"weights": "fp32", "compute": "fp32", "attention": "sdpa", "images": 7, "batch_size": 2}
-    context = Context.model_validate({"claims": {"images": 50, "batch_size": 32}, "rows": {"three": row}})
-    assert [context.images(table, at) for at in table.rows] == [100, 50, 7]
-    assert [context.batch_size(table, at) for at in table.rows] == [8, 32, 2]
+    case = Case(table, Context.model_validate({"claims": {"images": 50, "batch_size": 32}, "rows": {"three": row}}))
+    assert [case.images(at) for at in table.rows] == [100, 50, 7]
+    assert [case.batch_size(at) for at in table.rows] == [8, 32, 2]
 
 
 def test_megabytes_are_read_as_the_context_says(tmp_path: Path) -> None:
@@ -183,10 +183,10 @@ _ROW = st.lists(_CELLS, min_size=_MEASURED, max_size=_MEASURED)
 @given(grid=st.lists(_ROW, min_size=5, max_size=5))
 def test_whatever_the_numbers_the_audit_ends_and_numbers_only_cells_that_are_there(grid: list[list[str]], tmp_path: Path) -> None:
     project = Path(__file__).parents[3]
-    names = [line.split(",")[1] for line in (project / "paper" / "table1.csv").read_text().splitlines()]
-    heads = (project / "paper" / "table1.csv").read_text().splitlines()[0].split(",")[2:]
+    names = [line.split(",")[1] for line in (project / "papers" / "vit-quantization-2025" / "table.csv").read_text().splitlines()]
+    heads = (project / "papers" / "vit-quantization-2025" / "table.csv").read_text().splitlines()[0].split(",")[2:]
     lines = [",".join(["Model", *heads]), *(",".join([name, *cells]) for name, cells in zip(names[1:], grid, strict=True))]
     table = load_table(write(tmp_path, "\n".join(lines)))
-    for finding in audit(table, load_context(project / "paper" / "context.yaml")):
+    for finding in audit(table, load_context(project / "papers" / "vit-quantization-2025" / "context.yaml")):
         assert set(finding.rows) <= set(table.rows)
         assert set(finding.columns) <= set(heads)

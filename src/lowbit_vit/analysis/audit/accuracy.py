@@ -1,15 +1,18 @@
-"""Checks of what accuracies can carry: their order, how small a difference they resolve, and F1 beside Top-1."""
+"""Checks of what accuracies can carry: how small a difference they resolve, and F1 beside Top-1."""
 
 import math
+from collections.abc import Iterator
 from itertools import groupby
 from statistics import NormalDist
 
-from lowbit_vit.analysis.audit.context import Context
-from lowbit_vit.analysis.audit.finding import Finding, Verdict, about, not_checked
-from lowbit_vit.analysis.audit.table import Cell, ResultsTable, above
+from lowbit_vit.analysis.audit.check import Need, check
+from lowbit_vit.analysis.audit.context import Case, given
+from lowbit_vit.analysis.audit.finding import Finding, about
+from lowbit_vit.analysis.audit.table import Cell
 
 _Z = NormalDist().inv_cdf(0.975)
-# Share of the images on which two variants of one network disagree in being right: a usual one for low-bit weights.
+# Share of the images on which two variants of one network disagree in being right: a usual one for low-bit weights. On the same
+# images it is the variance of the difference of their rates, for one image.
 DISCORDANT = 0.05
 # F1 and Top-1 are of the same predictions: beyond this, and twice what the images resolve, the one moves without the other.
 _F1_ALONE = 0.01
@@ -17,200 +20,123 @@ _F1_ALONE = 0.01
 _FAR_BELOW = 0.10
 
 
-def rate_half_width(rate: float, images: int) -> float:
-    """Half of the 95 % interval of one rate (normal approximation)."""
-    return _Z * math.sqrt(rate * (1 - rate) / images)
-
-
-def unpaired_half_width(one: float, other: float, images: int) -> float:
-    """Half of the 95 % interval of a difference of two rates of `images` images each, as if the images were others."""
-    return _Z * math.sqrt((one * (1 - one) + other * (1 - other)) / images)
-
-
-def paired_half_width(images: int, *, discordant: float = DISCORDANT) -> float:
-    """The same on the same images, of which a share `discordant` is right in one model only."""
-    return _Z * math.sqrt(discordant / images)
-
-
-def order(table: ResultsTable, context: Context) -> list[Finding]:
-    """Top-5 is at least Top-1."""
-    if not table.column("top1") or not table.column("top5"):
-        return not_checked("top-5-order", {"column Top-1": table.column("top1"), "column Top-5": table.column("top5")})
-    found = []
-    for row in table.rows:
-        top1, top5 = table.cell(row, "top1"), table.cell(row, "top5")
-        if top1 is not None and top5 is not None and above(top1, top5):
-            words = (
-                f"{table.labels[row]}: {top1.heading} {top1.text} is above {top5.heading} {top5.text}, which counts those images too: "
-                f"the two cannot both be right"
-            )
-            numbers = {"top1": top1.value, "top5": top5.value}
-            found.append(about("top-5-order", (top1, top5), verdict="impossible", words=words, **numbers))
-    return found
-
-
-def _images(context: Context) -> int | None:
+def _most_images(case: Case) -> int | None:
     """Test images: as stated, else the most that they can be."""
-    return context.claims.images or context.test_images
+    return case.context.claims.images or case.context.test_images
 
 
-def resolution(table: ResultsTable, context: Context) -> list[Finding]:
+IMAGES = Need("claims.images or test_images in the context", _most_images)
+
+
+def _half_width(variance: float, images: int) -> float:
+    """Half of the 95 % interval of a rate or a difference of rates (normal approximation), from the variance of one image."""
+    return _Z * math.sqrt(variance / images)
+
+
+def _unpaired(one: float, other: float, images: int) -> float:
+    """Of a difference of two rates, of as many different images each."""
+    return _half_width(one * (1 - one) + other * (1 - other), images)
+
+
+@check("resolution", "top1", "reference", IMAGES)
+def resolution(case: Case) -> Iterator[Finding]:
     """Is a row's difference from the reference beyond what that many images resolve?"""
-    images = _images(context)
-    reference = _reference(table, context)
-    if images is None or reference is None:
-        return not_checked(
-            "resolution",
-            {
-                "column Top-1": table.column("top1"),
-                "reference in the context": context.reference,
-                "claims.images or test_images in the context": images,
-            },
-        )
-    found = []
-    for cell in table.column("top1"):
+    images, reference = given(_most_images(case)), given(case.of_reference("top1"), "Top-1 in the reference row")
+    for cell in case.table.column("top1"):
         if cell.row == reference.row:
             continue
         difference = cell.value - reference.value
-        unpaired, paired = unpaired_half_width(cell.value, reference.value, images), paired_half_width(images)
-        verdict: Verdict = "holds" if abs(difference) > unpaired else "underpowered"
+        unpaired, paired = _unpaired(cell.value, reference.value, images), _half_width(DISCORDANT, images)
         words = (
-            f"{table.labels[cell.row]}: Top-1 differs by {100 * difference:+.2f} points; {images} images resolve "
+            f"{case.label(cell)}: Top-1 differs by {100 * difference:+.2f} points; {images} images resolve "
             f"{100 * unpaired:.2f} unpaired, {100 * paired:.2f} paired at {DISCORDANT:.0%} discordance"
         )
         numbers = {
             "difference_points": 100 * difference,
-            "rate_half_width_points": 100 * rate_half_width(reference.value, images),
+            "rate_half_width_points": 100 * _half_width(reference.value * (1 - reference.value), images),
             "unpaired_half_width_points": 100 * unpaired,
             "paired_half_width_points": 100 * paired,
             "images": images,
         }
-        found.append(about("resolution", (reference, cell), verdict=verdict, words=words, **numbers))
-    return found
+        yield about((reference, cell), verdict="holds" if abs(difference) > unpaired else "underpowered", words=words, **numbers)
 
 
-def negligible_gain(table: ResultsTable, context: Context) -> list[Finding]:
+@check("negligible-gain", "top1", "claims.negligible_gain", IMAGES)
+def negligible_gain(case: Case) -> Iterator[Finding]:
     """Can a gain be called none on that many images?"""
-    images, gain = _images(context), context.claims.negligible_gain
-    column = table.column("top1")
-    if images is None or gain is None or not column:
-        return not_checked(
-            "negligible-gain",
-            {
-                "column Top-1": table.column("top1"),
-                "claims.negligible_gain in the context": context.claims.negligible_gain,
-                "claims.images or test_images in the context": images,
-            },
-        )
-    rate = column[0].value
-    unpaired, paired = unpaired_half_width(rate, rate, images), paired_half_width(images)
+    images, gain, rate = given(_most_images(case)), given(case.context.claims.negligible_gain), case.table.column("top1")[0].value
+    unpaired, paired = _unpaired(rate, rate, images), _half_width(DISCORDANT, images)
     numbers = {"gain_points": 100 * gain, "unpaired_half_width_points": 100 * unpaired, "paired_half_width_points": 100 * paired}
-    resolved = f"{images} images resolve {100 * paired:.2f} points (paired) to {100 * unpaired:.2f} (unpaired)"
-    words = f"a gain below {100 * gain:.1f} points: {resolved}"
-    if gain >= paired:
-        return [about("negligible-gain", (), verdict="holds", words=words, **numbers)]
-    return [about("negligible-gain", (), verdict="underpowered", words=words, **numbers)]
-
-
-def frontier(table: ResultsTable, context: Context) -> list[Finding]:
-    """Which rows lie on the front of Top-1 and latency only by a lead that the images do not resolve?"""
-    images = _images(context)
-    rows = [(mean, top1) for row in table.rows if (top1 := table.cell(row, "top1")) and (mean := table.cell(row, "mean")) and mean.exact]
-    if images is None or context.reference is None or len(rows) < 2:
-        return not_checked(
-            "frontier",
-            {
-                "column Top-1": table.column("top1"),
-                "column latency": table.column("mean"),
-                "reference in the context": context.reference,
-                "claims.images or test_images in the context": images,
-                "two rows": len(rows) > 1,
-            },
-        )
-    found = []
-    best: tuple[Cell, Cell] | None = None
-    for _, group in groupby(sorted(rows, key=lambda pair: pair[0].exact), key=lambda pair: pair[0].exact):
-        slower = list(group)
-        if best is not None:
-            found += [_lead(table, best, pair, images) for pair in slower if _unresolved(best, pair, images)]
-        best = max([*slower, *([best] if best is not None else [])], key=lambda pair: pair[1].exact)
-    return sorted(found, key=lambda finding: finding.rows)
-
-
-def _unresolved(best: tuple[Cell, Cell], pair: tuple[Cell, Cell], images: int) -> bool:
-    lead = pair[1].value - best[1].value
-    return 0 < lead < unpaired_half_width(pair[1].value, best[1].value, images)
-
-
-def _lead(table: ResultsTable, best: tuple[Cell, Cell], pair: tuple[Cell, Cell], images: int) -> Finding:
-    (faster, lower), (mean, top1) = best, pair
-    lead, ratio = 100 * (top1.value - lower.value), mean.value / faster.value
     words = (
-        f"{table.labels[top1.row]} is {ratio:.2f} times as slow as {table.labels[lower.row]}, and lies on the front of Top-1 and "
-        f"latency by {lead:.2f} points alone, less than {images} images resolve"
+        f"a gain below {100 * gain:.1f} points: {images} images resolve {100 * paired:.2f} points (paired) to "
+        f"{100 * unpaired:.2f} (unpaired)"
     )
-    return about("frontier", (top1, mean), verdict="underpowered", words=words, lead_points=lead, latency_ratio=ratio, images=images)
+    yield about((), verdict="holds" if gain >= paired else "underpowered", words=words, **numbers)
 
 
-def f1_beside_top1(table: ResultsTable, context: Context) -> list[Finding]:
-    """F1 that moves much further than Top-1, between twins and against the reference."""
-    reference = _reference(table, context)
-    index = {label: row for row, label in enumerate(table.labels)}
-    twins = [(index[twin.plain], index[twin.fused]) for twin in context.twins]
-    pairs = twins + [(reference.row, row) for row in table.rows if reference is not None and row != reference.row]
-    images = _images(context)
-    if not table.column("f1") or not table.column("top1") or not pairs or images is None:
-        return not_checked(
-            "f1-beside-top1",
-            {
-                "column Top-1": table.column("top1"),
-                "column F1": table.column("f1"),
-                "reference or twins in the context": pairs,
-                "claims.images or test_images in the context": images,
-            },
-        )
-    alone = max(_F1_ALONE, 2 * paired_half_width(images))
+def _timed(case: Case) -> list[tuple[Cell, ...]]:
+    """Latency above zero and Top-1 of the rows that have both."""
+    return [pair for pair in case.table.together("mean", "top1") if pair[0].exact]
+
+
+@check("frontier", "top1", "mean", "reference", IMAGES, Need("two rows", lambda case: len(_timed(case)) > 1))
+def frontier(case: Case) -> Iterator[Finding]:
+    """Which rows lie on the front of Top-1 and latency only by a lead that the images do not resolve?"""
+    images = given(_most_images(case))
+    timed = sorted(_timed(case), key=lambda pair: pair[0].exact)
+    first, *groups = [list(group) for _, group in groupby(timed, key=lambda pair: pair[0].exact)]
+    best = max(first, key=lambda pair: pair[1].exact)
     found = []
-    for one, other in pairs:
-        cells = [table.cell(one, "top1"), table.cell(other, "top1"), table.cell(one, "f1"), table.cell(other, "f1")]
-        given = [cell for cell in cells if cell is not None]
-        if len(given) < len(cells):
+    for group in groups:
+        faster, lower = best
+        for mean, top1 in group:
+            lead, ratio = top1.value - lower.value, mean.value / faster.value
+            if 0 < lead < _unpaired(top1.value, lower.value, images):
+                words = (
+                    f"{case.label(top1)} is {ratio:.2f} times as slow as {case.label(lower)}, and lies on the front of Top-1 and "
+                    f"latency by {100 * lead:.2f} points alone, less than {images} images resolve"
+                )
+                numbers = {"lead_points": 100 * lead, "latency_ratio": ratio, "images": images}
+                found.append(about((top1, mean), verdict="underpowered", words=words, **numbers))
+        best = max([*group, best], key=lambda pair: pair[1].exact)
+    yield from sorted(found, key=lambda finding: finding.rows)
+
+
+def _compared(case: Case) -> list[tuple[int, int]]:
+    """Twins, then the reference with each other row."""
+    reference = case.of_reference("top1")
+    return case.twins + [(reference.row, row) for row in case.table.rows if reference is not None and row != reference.row]
+
+
+@check("f1-beside-top1", "top1", "f1", Need("reference or twins in the context", _compared), IMAGES)
+def f1_beside_top1(case: Case) -> Iterator[Finding]:
+    """F1 that moves much further than Top-1, between twins and against the reference."""
+    alone = max(_F1_ALONE, 2 * _half_width(DISCORDANT, given(_most_images(case))))
+    whole = {top1.row: (top1, f1) for top1, f1 in case.table.together("top1", "f1")}
+    for one, other in _compared(case):
+        if one not in whole or other not in whole:
             continue
-        top1, f1 = given[1].value - given[0].value, given[3].value - given[2].value
-        if abs(f1 - top1) <= alone or abs(f1) <= abs(top1):
+        (top1, f1), (other_top1, other_f1) = whole[one], whole[other]
+        moved, f1_moved = other_top1.value - top1.value, other_f1.value - f1.value
+        if abs(f1_moved - moved) <= alone or abs(f1_moved) <= abs(moved):
             continue
-        verdict: Verdict = "suspicious" if (one, other) in twins else "not supported"
-        means = "another attention kernel on the same weights" if (one, other) in twins else "equal accuracy by one measure alone"
+        twins = (one, other) in case.twins
         words = (
-            f"{table.labels[one]} to {table.labels[other]}: F1 {given[2].text} to {given[3].text} ({100 * f1:+.2f} points) "
-            f"while Top-1 moves by {100 * top1:+.2f}: {means}"
+            f"{case.label(f1)} to {case.label(other_f1)}: F1 {f1.text} to {other_f1.text} ({100 * f1_moved:+.2f} points) while Top-1 moves "
+            f"by {100 * moved:+.2f}: {'another attention kernel on the same weights' if twins else 'equal accuracy by one measure alone'}"
         )
-        found.append(about("f1-beside-top1", given, verdict=verdict, words=words, f1_points=100 * f1, top1_points=100 * top1))
-    return found
+        numbers = {"f1_points": 100 * f1_moved, "top1_points": 100 * moved}
+        yield about((top1, other_top1, f1, other_f1), verdict="suspicious" if twins else "not supported", words=words, **numbers)
 
 
-def published(table: ResultsTable, context: Context) -> list[Finding]:
+@check("published-accuracy", "top1", "reference", "published_top1")
+def published(case: Case) -> Iterator[Finding]:
     """The reference row beside published accuracies of the same model and data."""
-    reference = _reference(table, context)
-    if reference is None or not context.published_top1:
-        return not_checked(
-            "published-accuracy",
-            {
-                "column Top-1": table.column("top1"),
-                "reference in the context": context.reference,
-                "published_top1 in the context": context.published_top1,
-            },
-        )
-    below = {source: rate - reference.value for source, rate in context.published_top1.items()}
-    said = ", ".join(f"{100 * context.published_top1[source]:.1f} % {source}" for source in below)
-    far = min(below.values()) > _FAR_BELOW
-    words = f"{table.labels[reference.row]}: {100 * reference.value:.1f} % where {said}" + (
-        f": {100 * min(below.values()):.0f} to {100 * max(below.values()):.0f} points below" if far else ""
-    )
-    numbers = {"least_points_below": 100 * min(below.values()), "most_points_below": 100 * max(below.values())}
-    return [about("published-accuracy", (reference,), verdict="suspicious" if far else "holds", words=words, **numbers)]
-
-
-def _reference(table: ResultsTable, context: Context) -> Cell | None:
-    """Top-1 of the row that the others are compared with."""
-    return None if context.reference is None else table.cell(table.labels.index(context.reference), "top1")
+    reference, rates = given(case.of_reference("top1"), "Top-1 in the reference row"), case.context.published_top1
+    below = [100 * (rate - reference.value) for rate in rates.values()]
+    words = f"{case.label(reference)}: {100 * reference.value:.1f} % where "
+    words += ", ".join(f"{100 * rate:.1f} % {source}" for source, rate in rates.items())
+    far = min(rates.values()) - reference.value > _FAR_BELOW
+    words += f": {min(below):.0f} to {max(below):.0f} points below" if far else ""
+    numbers = {"least_points_below": min(below), "most_points_below": max(below)}
+    yield about((reference,), verdict="suspicious" if far else "holds", words=words, **numbers)

@@ -1,18 +1,17 @@
-"""What an audit may know beside the table: what the text claims, the model, the card, the splits, what each row is.
+"""What is known beside a table: what the text claims, the model, the GPU, the splits, what each row is. Everything is optional."""
 
-Everything is optional. A check that lacks its key says which one it needs.
-"""
-
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from lowbit_vit.analysis.audit.table import Cell, ResultsTable
+from lowbit_vit.analysis.audit.table import Cell, Quantity, ResultsTable
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import read_yaml, validate
 from lowbit_vit.schema.plan import Frozen
 
+Given = TypeVar("Given")
 # JSON and YAML know infinity and NaN; no size, peak or rate is one.
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Share = Annotated[FiniteFloat, Field(gt=0, lt=1)]
@@ -47,8 +46,8 @@ class Model(Frozen):
     adapter_parameters: int | None = Field(default=None, ge=1, description="of adapters of rank 1")
 
 
-class Card(Frozen):
-    """The device of latency and kernel time."""
+class Gpu(Frozen):
+    """The GPU of latency and kernel time."""
 
     name: str
     peak_tflops: dict[Dtype, Positive] = Field(description="dense, by dtype of the factors")
@@ -97,7 +96,7 @@ class Context(Frozen):
     test_images: Images | None = Field(default=None, description="images of the largest split without training images")
     published_top1: dict[str, Share] = Field(default={}, description="of the same model and data, by source, as shares of 1")
     model: Model | None = None
-    card: Card | None = None
+    card: Gpu | None = None
     cpu_peak_tflops: Positive | None = Field(default=None, description="fp32, of the fastest host that may be meant")
     rows: dict[str, Row] = Field(default={}, description="by the row's name")
     twins: tuple[Twin, ...] = ()
@@ -109,23 +108,6 @@ class Context(Frozen):
                 if self.card is not None and dtype not in self.card.peak_tflops:
                     raise ValueError(f"card.peak_tflops lacks {dtype}, in which row {name!r} computes")
         return self
-
-    def row(self, table: ResultsTable, index: int) -> Row | None:
-        """What the table's row `index` is, if that is known."""
-        return self.rows.get(table.labels[index])
-
-    def images(self, table: ResultsTable, index: int) -> int | None:
-        """Test images that are stated of a row: in `rows`, in the table's column, or for the whole table."""
-        return self._stated(self.row(table, index), table.cell(index, "images"), "images")
-
-    def batch_size(self, table: ResultsTable, index: int) -> int | None:
-        """Images a forward that are stated of a row, likewise."""
-        return self._stated(self.row(table, index), table.cell(index, "batch"), "batch_size")
-
-    def _stated(self, row: Row | None, cell: Cell | None, name: Literal["images", "batch_size"]) -> int | None:
-        of_row: int | None = None if row is None else getattr(row, name)
-        of_table: int | None = getattr(self.claims, name)
-        return of_row or (int(cell.exact) if cell is not None else of_table)
 
 
 def load_context(path: Path) -> Context:
@@ -139,14 +121,78 @@ def load_context(path: Path) -> Context:
     return validate(Context, read_yaml(path), path)
 
 
-def check_labels(table: ResultsTable, context: Context) -> None:
-    """Every row that the context names must be one of the table's.
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A table with its context: the input of every check. Cases are compared by identity, so that results can be cached by case.
 
     Raises:
-        ConfigError: a name that the table does not have.
+        ConfigError: the context names a row that the table does not have.
     """
-    named = [*context.rows, *(name for twin in context.twins for name in (twin.plain, twin.fused))]
-    named += [] if context.reference is None else [context.reference]
-    for name in named:
-        if name not in table.labels:
-            raise ConfigError(f"context: row {name!r} is not in the table; its rows: {', '.join(table.labels)}")
+
+    table: ResultsTable
+    context: Context
+
+    def __post_init__(self) -> None:
+        context = self.context
+        twins = [name for twin in context.twins for name in (twin.plain, twin.fused)]
+        for name in (*context.rows, *twins, *([] if context.reference is None else [context.reference])):
+            if name not in self.table.labels:
+                raise ConfigError(f"context: row {name!r} is not in the table; its rows: {', '.join(self.table.labels)}")
+
+    @property
+    def model(self) -> Model:
+        """For checks that need it."""
+        return given(self.context.model)
+
+    @property
+    def gpu(self) -> Gpu:
+        """For checks that need it."""
+        return given(self.context.card)
+
+    @property
+    def twins(self) -> list[tuple[int, int]]:
+        """Rows of each pair, the plain one first."""
+        index = self.table.labels.index
+        return [(index(twin.plain), index(twin.fused)) for twin in self.context.twins]
+
+    def label(self, cell: Cell) -> str:
+        """Name of a cell's row."""
+        return self.table.labels[cell.row]
+
+    def row(self, index: int) -> Row | None:
+        """What the table's row `index` is, if that is known."""
+        return self.context.rows.get(self.table.labels[index])
+
+    def described(self, quantity: Quantity) -> list[tuple[Cell, Row]]:
+        """The cells of a column whose rows the context describes, with what they are."""
+        return [(cell, row) for cell in self.table.column(quantity) if (row := self.row(cell.row)) is not None]
+
+    def of_reference(self, quantity: Quantity) -> Cell | None:
+        """The cell of the row that the others are compared with."""
+        name = self.context.reference
+        return None if name is None else self.table.cell(self.table.labels.index(name), quantity)
+
+    def images(self, index: int) -> int | None:
+        """Test images that are stated of a row: in `rows`, in the table's column, or for the whole table."""
+        row, cell = self.row(index), self.table.cell(index, "images")
+        return (row and row.images) or (int(cell.exact) if cell is not None else self.context.claims.images)
+
+    def batch_size(self, index: int) -> int | None:
+        """Images a forward that are stated of a row, likewise."""
+        row, cell = self.row(index), self.table.cell(index, "batch")
+        return (row and row.batch_size) or (int(cell.exact) if cell is not None else self.context.claims.batch_size)
+
+
+class Lacking(Exception):
+    """A check cannot be made: names what the case lacks beyond what the check declares to need."""
+
+
+def given(value: Given | None, name: str = "a key that the check does not declare") -> Given:
+    """A value that a check needs.
+
+    Raises:
+        Lacking: there is none; `name` says what it is, where the check does not declare it.
+    """
+    if value is None:
+        raise Lacking(name)
+    return value

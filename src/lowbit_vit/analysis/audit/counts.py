@@ -3,15 +3,18 @@
 The test of granularity is Brown and Heathers', "The GRIM test", Social Psychological and Personality Science 8, 2017.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 from math import ceil
 
-from lowbit_vit.analysis.audit.context import Context
-from lowbit_vit.analysis.audit.finding import LEVEL, Finding, Verdict, about, not_checked
+from lowbit_vit.analysis.audit.check import LEVEL, Need, check
+from lowbit_vit.analysis.audit.context import Case, Lacking
+from lowbit_vit.analysis.audit.finding import Finding, about
 from lowbit_vit.analysis.audit.mixtures import MOST_IMAGES, Mixture, best_mixture, least_readings
 from lowbit_vit.analysis.audit.readings import PUBLIC, Reading, Split, resolution
-from lowbit_vit.analysis.audit.table import Cell, ResultsTable
+from lowbit_vit.analysis.audit.table import Cell, ResultsTable, above
 
 _NAMED = 3
 
@@ -21,76 +24,93 @@ def rates(table: ResultsTable) -> list[Cell]:
     return [*table.column("top1"), *table.column("top5")]
 
 
+def _not_stated(case: Case) -> list[Cell]:
+    """The rates whose number of images is not stated."""
+    return [cell for cell in rates(case.table) if case.images(cell.row) is None]
+
+
 def _printed_alike(cells: list[Cell]) -> list[Cell]:
     """Those of the commonest last digit, the finest of several: only rates of one resolution are compared."""
     last = {cell: cell.scale / 10**cell.decimals for cell in cells}
     number = Counter(last.values())
-    chosen = max(number, key=lambda digit: (number[digit], -digit))
+    chosen = max(number, key=lambda digit: (number[digit], -digit), default=None)
     return [cell for cell in cells if last[cell] == chosen]
 
 
-def split_sizes(table: ResultsTable, context: Context) -> list[Finding]:
+@check("top-5-order", "top1", "top5")
+def order(case: Case) -> Iterator[Finding]:
+    """Top-5 is at least Top-1."""
+    for top1, top5 in case.table.together("top1", "top5"):
+        if above(top1, top5):
+            words = (
+                f"{case.label(top1)}: {top1.heading} {top1.text} is above {top5.heading} {top5.text}, which counts those images too: "
+                f"the two cannot both be right"
+            )
+            yield about((top1, top5), verdict="impossible", words=words, top1=top1.value, top5=top5.value)
+
+
+@check("split-size", Need("column Top-1 or Top-5", lambda case: rates(case.table)))
+def split_sizes(case: Case) -> Iterator[Finding]:
     """Are the rates whole numbers of the images that are stated, or of a split that is known?"""
-    cells = rates(table)
-    if not cells:
-        return not_checked("split-size", {"column Top-1 or Top-5": cells})
-    stated: dict[int, list[Cell]] = {}
-    for cell in cells:
-        images = context.images(table, cell.row)
-        if images is not None:
-            stated.setdefault(images, []).append(cell)
-    found = [finding for images, of_them in stated.items() for finding in _stated(table, Split(images), of_them)]
-    if len(cells) == sum(map(len, stated.values())):
-        return found
-    return [*found, *_listed([cell for cell in cells if context.images(table, cell.row) is None], context)]
+    stated: defaultdict[int, list[Cell]] = defaultdict(list)
+    for cell in rates(case.table):
+        if (images := case.images(cell.row)) is not None:
+            stated[images].append(cell)
+    for images, cells in stated.items():
+        yield from _stated(case, Split(images), cells)
+    if _not_stated(case):
+        yield _listed(case)
 
 
-def _stated(table: ResultsTable, split: Split, cells: list[Cell]) -> list[Finding]:
+def _stated(case: Case, split: Split, cells: list[Cell]) -> Iterator[Finding]:
     """The rates of rows whose number of images is stated."""
     called = f"{split.images:,} images"
     if all(split.images >= resolution(cell) for cell in cells):
         words = f"{len(cells)} rates have too few digits to tell whether they are whole numbers of {called}"
-        return [about("split-size", cells, verdict="not checked", words=words, images=split.images, rates=len(cells))]
+        yield about(cells, verdict="not checked", words=words, images=split.images, rates=len(cells))
+        return
     best = min(split.readings, key=lambda reading: len(reading.misfits(cells)))
-    wrong = [cell for cell in cells if not any(reading.allows(cell) for reading in split.readings)]
-    tried = f"tried: {split.images:,} and what dropped last batches leave of it; rounded half up, half to even, truncated"
+    wrong = [cell for cell in cells if split.explains([cell]) is None]
     misfits = best.misfits(cells)
     numbers = {"images": split.images, "rates": len(cells), "misfits": len(wrong), "misfits_of_best_reading": len(misfits)}
-    if wrong:
-        return [_impossible(table, split, cell, tried=tried, numbers=numbers) for cell in wrong]
     way = "" if best.rounding == "rounded" else ", truncated"
     left = "" if best.images == split.images else f" ({best.images:,} of them: without a last batch)"
-    if not misfits:
+    if wrong:
+        for cell in wrong:
+            yield _impossible(case, split, cell, numbers=numbers)
+    elif not misfits:
         words = f"all {len(cells)} rates are whole numbers of the stated {called}{left}{way}"
-        return [about("split-size", cells, verdict="holds", words=words, **numbers)]
-    shown = "; ".join(f"{table.labels[cell.row]}, {cell.heading} {cell.text}" for cell in misfits[:_NAMED])
-    words = (
-        f"{len(cells) - len(misfits)} of {len(cells)} rates are whole numbers of the stated {called}{left}{way}; the others need another "
-        f"rounding or another dropped batch than those ({shown})"
-    )
-    return [about("split-size", misfits, verdict="suspicious", words=words, **numbers)]
+        yield about(cells, verdict="holds", words=words, **numbers)
+    else:
+        shown = "; ".join(f"{case.label(cell)}, {cell.heading} {cell.text}" for cell in misfits[:_NAMED])
+        words = (
+            f"{len(cells) - len(misfits)} of {len(cells)} rates are whole numbers of the stated {called}{left}{way}; the others need "
+            f"another rounding or another dropped batch than those ({shown})"
+        )
+        yield about(misfits, verdict="suspicious", words=words, **numbers)
 
 
-def _impossible(table: ResultsTable, split: Split, cell: Cell, *, tried: str, numbers: dict[str, int]) -> Finding:
+def _impossible(case: Case, split: Split, cell: Cell, *, numbers: dict[str, int]) -> Finding:
     below, over = split.nearest(cell)
-    digits = cell.decimals + 1
-    near = " and ".join(f"{float(rate / cell.scale):.{digits}f} ({rate * split.images} images)" for rate in (below, over))
+    near = " and ".join(f"{float(rate / cell.scale):.{cell.decimals + 1}f} ({rate * split.images} images)" for rate in (below, over))
     words = (
-        f"{table.labels[cell.row]}: {cell.heading} {cell.text} is {float(cell.exact * split.images):.2f} of the stated {split.images:,} "
-        f"images; the nearest rates are {near}; {tried}. A mean of several runs or of batches would explain it"
+        f"{case.label(cell)}: {cell.heading} {cell.text} is {float(cell.exact * split.images):.2f} of the stated {split.images:,} "
+        f"images; the nearest rates are {near}; tried: {split.images:,} and what dropped last batches leave of it; rounded half up, "
+        f"half to even, truncated. A mean of several runs or of batches would explain it"
     )
-    values = {"below": float(below), "above": float(over), **{name: float(number) for name, number in numbers.items()}}
-    return about("split-size", (cell,), verdict="impossible", words=words, **values)
+    return about((cell,), verdict="impossible", words=words, below=float(below), above=float(over), **numbers)
 
 
-def _known(cells: list[Cell], context: Context) -> tuple[Reading, str, float] | None:
-    """The known split that explains rates best: in which reading, its name, and the chance that one of all splits does.
+@lru_cache(maxsize=1)
+def _known(case: Case) -> tuple[Reading, str, float] | None:
+    """The known split that explains the rates without stated images best: its reading, its name, and the chance that one of all does.
 
     At or above what the digits resolve, any rate is of that many images.
     """
+    cells = _not_stated(case)
     alike = _printed_alike(cells)
     finest = max(map(resolution, cells))
-    listed = {name: images for name, images in {**context.split_sizes, **PUBLIC}.items() if images < finest}
+    listed = {name: images for name, images in {**case.context.split_sizes, **PUBLIC}.items() if images < finest}
     best: tuple[Reading, str, float] | None = None
     for name, images in listed.items():
         reading = Split(images).explains(cells)
@@ -106,42 +126,40 @@ def _known(cells: list[Cell], context: Context) -> tuple[Reading, str, float] | 
     return best
 
 
-def _listed(cells: list[Cell], context: Context) -> list[Finding]:
+def _listed(case: Case) -> Finding:
     """Rates whose number of images is not stated: which of the known splits explains all of them?"""
-    known = _known(cells, context)
+    cells, known = _not_stated(case), _known(case)
     if known is None:
         words = f"the number of images is not stated, and no listed split explains all {len(cells)} rates: no evidence either way"
-        return [about("split-size", cells, verdict="not checked", words=words, rates=len(cells))]
-    reading, name, chance = known
+        return about(cells, verdict="not checked", words=words, rates=len(cells))
+    reading, name, p = known
     words = f"all {len(cells)} rates are whole numbers of {reading.images:,} images ({name})"
-    words += "" if chance <= LEVEL else f": no evidence, since rates of other images fit some listed split as well (p = {chance:.2g})"
-    verdict: Verdict = "holds" if chance <= LEVEL else "not checked"
-    return [about("split-size", cells, verdict=verdict, words=words, images=reading.images, rates=len(cells), p=chance)]
+    words += "" if p <= LEVEL else f": no evidence, since rates of other images fit some listed split as well (p = {p:.2g})"
+    return about(cells, verdict="holds" if p <= LEVEL else "not checked", words=words, images=reading.images, rates=len(cells), p=p)
 
 
-def hidden_images(table: ResultsTable, context: Context) -> list[Finding]:
+@check("hidden-images")
+def hidden_images(case: Case) -> Iterator[Finding]:
     """Rates whose number of images is not stated: are they better explained by two numbers of images than by one?"""
-    every = rates(table)
-    cells = [cell for cell in every if context.images(table, cell.row) is None]
-    if every and not cells:
-        return []
-    alike = _printed_alike(cells) if cells else []
+    alike = _printed_alike(_not_stated(case))
+    if rates(case.table) and not alike:
+        return
     different = list({cell.exact: cell for cell in alike}.values())
     if len(different) < _NAMED:
-        need = {"three different rates of equally many digits, of rows without a stated number of images": False}
-        return not_checked("hidden-images", need)
-    known = _known(cells, context)
+        raise Lacking("three different rates of equally many digits, of rows without a stated number of images")
+    known = _known(case)
     if known is not None and known[2] <= LEVEL:
-        return []
-    mixture = best_mixture(different, listed=frozenset([*context.split_sizes.values(), *PUBLIC.values()]))
+        return
+    mixture = best_mixture(different, listed=frozenset([*case.context.split_sizes.values(), *PUBLIC.values()]))
     if mixture is not None and mixture.p <= LEVEL:
-        return [_two_numbers(different, mixture)]
+        yield _two_numbers(different, mixture)
+        return
     for reading in least_readings(different):
         p = 2 * min(MOST_IMAGES, resolution(alike[0])) * reading.chance(different)
         if p <= LEVEL:
             words = f"all {len(different)} different rates are whole numbers of {reading.images:,} images, and of no fewer (p = {p:.1g})"
-            return [about("hidden-images", alike, verdict="exact", words=words, images=reading.images, rates=len(different), p=p)]
-    return []
+            yield about(alike, verdict="exact", words=words, images=reading.images, rates=len(different), p=p)
+            return
 
 
 def _two_numbers(cells: list[Cell], mixture: Mixture) -> Finding:
@@ -153,24 +171,28 @@ def _two_numbers(cells: list[Cell], mixture: Mixture) -> Finding:
         f"number explains all nearly as well (p = {mixture.p:.1g}, for all numbers up to a million). Rows of two splits would "
         f"explain it, or rates quoted with fewer digits"
     )
-    fewer = min(first, rest, key=len)
     numbers = {"first": mixture.first, "second": mixture.second or 0, "of_first": len(first), "rates": len(cells), "p": mixture.p}
-    return about("hidden-images", fewer, verdict="suspicious", words=words, **numbers)
+    return about(first if len(first) <= len(rest) else rest, verdict="suspicious", words=words, **numbers)
 
 
-def smallest_difference(table: ResultsTable, context: Context) -> list[Finding]:
+def _neighbours(case: Case) -> list[tuple[Cell, Cell]]:
+    """Rates of Top-1 next to each other that differ."""
+    column = sorted(case.table.column("top1"), key=lambda cell: cell.exact)
+    return [(one, other) for one, other in pairwise(column) if one.exact != other.exact]
+
+
+@check("whole-image", Need("two different rates in column Top-1", _neighbours))
+def smallest_difference(case: Case) -> Iterator[Finding]:
     """Two rows whose rates differ do so by one image at least."""
-    column = sorted(table.column("top1"), key=lambda cell: cell.exact)
-    pairs = [(other.high - one.low, one, other) for one, other in pairwise(column) if one.exact != other.exact]
-    if not pairs:
-        return not_checked("whole-image", {"two different rates in column Top-1": pairs})
-    most, one, other = min(pairs, key=lambda pair: pair[0])
+    one, other = min(_neighbours(case), key=lambda pair: pair[1].high - pair[0].low)
+    most = other.high - one.low
     needed = ceil(1 / most)
     words = f"{one.heading} {one.text} and {other.text} are at most {float(most):.3g} apart: one image of {needed:,} at least"
     numbers = {"difference": float(other.exact - one.exact), "least_images": needed}
-    images = {context.images(table, cell.row) for cell in (one, other)}
-    stated = next(iter(images)) if len(images) == 1 else None
+    images = {case.images(cell.row) for cell in (one, other)}
+    stated = images.pop() if len(images) == 1 else None
     if stated is None or stated >= needed:
-        return [about("whole-image", (one, other), verdict="exact" if stated is None else "holds", words=words, **numbers)]
-    words += f", and both rows state {stated:,}: they cannot both be right, unless a last batch was dropped in one of them"
-    return [about("whole-image", (one, other), verdict="suspicious", words=words, images=stated, **numbers)]
+        yield about((one, other), verdict="exact" if stated is None else "holds", words=words, **numbers)
+    else:
+        words += f", and both rows state {stated:,}: they cannot both be right, unless a last batch was dropped in one of them"
+        yield about((one, other), verdict="suspicious", words=words, images=stated, **numbers)

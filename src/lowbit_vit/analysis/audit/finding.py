@@ -1,10 +1,9 @@
 """What a check of a published table says: a verdict on some of its cells, in one sentence and as numbers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field, FiniteFloat
-from scipy.special import bdtrc
 
 from lowbit_vit.analysis.audit.table import Cell
 from lowbit_vit.schema.plan import Frozen
@@ -22,12 +21,10 @@ Verdict = Literal[
     "underpowered",
     "not checked",
 ]
-# What is no fault of the table: two that agree, and one that could not be asked.
+# No fault of the table; "not checked" is none either.
 GOOD: tuple[Verdict, ...] = ("holds", "exact")
 # What no honest reading of the table allows; every other fault is a doubt, or a gap in what is stated.
 HARD: tuple[Verdict, ...] = ("impossible", "contradicts itself")
-# A check that goes by chance doubts a sound table at most this often, all its numbers and readings tried together.
-LEVEL = 0.002
 
 
 class Finding(Frozen):
@@ -51,25 +48,19 @@ class Finding(Frozen):
         return self.verdict in HARD
 
 
-def about(check: str, cells: Iterable[Cell], /, *, verdict: Verdict, words: str, **numbers: float) -> Finding:
-    """A finding on these cells; rows in the table's order, columns in the order in which the cells come."""
-    given = list(cells)
+def about(cells: Iterable[Cell], /, *, verdict: Verdict, words: str, **numbers: float) -> Finding:
+    """A finding on these cells; rows in the table's order, columns in the order of the cells. `Check` fills in its name."""
+    cells = list(cells)
     return Finding(
-        check=check,
-        rows=tuple(sorted({cell.row for cell in given})),
-        columns=tuple(dict.fromkeys(cell.heading for cell in given)),
+        check="",
+        rows=tuple(sorted({cell.row for cell in cells})),
+        columns=tuple(dict.fromkeys(cell.heading for cell in cells)),
         verdict=verdict,
         words=words,
         numbers={name: float(number) for name, number in numbers.items()},
     )
 
 
-def not_checked(check: str, needs: Mapping[str, object]) -> list[Finding]:
-    """A check that lacks its input says which: those of `needs` whose value is empty."""
-    lacking = " and ".join(name for name, value in needs.items() if not value)
-    return [Finding(check=check, rows=(), columns=(), verdict="not checked", words=f"not checked: needs {lacking}")]
-
-
-def at_least(count: int, *, of: int, share: float) -> float:
-    """Chance that `count` or more of `of` have a property that each has with the chance `share`."""
-    return float(bdtrc(count - 1, of, share)) if count else 1.0
+def lacks(*needs: str) -> Finding:
+    """The finding of a check that lacks its input."""
+    return about((), verdict="not checked", words=f"not checked: needs {' and '.join(needs)}")

@@ -1,13 +1,15 @@
 """Checks of file sizes and peak memory: what must be in them, by the number of parameters and their formats."""
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations_with_replacement
 
-from lowbit_vit.analysis.audit.context import DTYPE_BYTES, WEIGHT_BYTES, Context, Model, Row
-from lowbit_vit.analysis.audit.finding import LEVEL, Finding, Verdict, about, at_least, not_checked
-from lowbit_vit.analysis.audit.table import Cell, Quantity, ResultsTable
+from lowbit_vit.analysis.audit.check import LEVEL, Need, at_least, check
+from lowbit_vit.analysis.audit.context import DTYPE_BYTES, WEIGHT_BYTES, Case, Lacking, Model, Row, given
+from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
+from lowbit_vit.analysis.audit.table import Cell, Quantity
 
 MIB = 2**20
 # Double quantization keeps the constants in 8 bits, with one fp32 constant for 256 of them (QLoRA, 2023, section 3).
@@ -41,9 +43,18 @@ class Bytes:
     double: float
 
     @property
+    def whole(self) -> float:
+        """Parameters with constants in fp32."""
+        return self.plain + self.constants
+
+    @property
     def least(self) -> float:
         """Parameters with the smallest constants that the format can have."""
         return self.plain + min(self.constants, self.double)
+
+    def gives(self, cell: Cell) -> bool:
+        """Whether a size is one of these sums to the last digit."""
+        return any(_near(cell, size) for size in (self.plain, self.whole, self.plain + self.double))
 
 
 def parameter_bytes(model: Model, row: Row) -> Bytes:
@@ -62,277 +73,200 @@ def _near(cell: Cell, size: float) -> bool:
     return cell.low <= Fraction(size) <= cell.most
 
 
-def _is_sum(cell: Cell, bytes_: Bytes) -> bool:
-    """Whether a size is to the last digit one that arithmetic gives."""
-    return any(_near(cell, size) for size in (bytes_.plain, bytes_.plain + bytes_.constants, bytes_.plain + bytes_.double))
+def _both(size: float) -> str:
+    """Bytes in both units that are called a megabyte."""
+    return f"{size / 1e6:.2f} MB ({size / MIB:.2f} MiB)"
 
 
-def sizes(table: ResultsTable, context: Context) -> list[Finding]:
+def _most(case: Case, cell: Cell, quantity: Quantity) -> Fraction:
+    """The most bytes that a cell can mean: where the context does not say what a megabyte is, as units of 1024."""
+    binary = case.table.binary.cell(cell.row, quantity)
+    return cell.most if binary is None or case.context.megabyte is not None else binary.most
+
+
+@check("size", "size", "model", "rows")
+def sizes(case: Case) -> Iterator[Finding]:
     """Does a model's size follow from its parameters, and are the constants of quantization in it?"""
-    if not table.column("size") or context.model is None or not context.rows:
-        return not_checked(
-            "size", {"column model size": table.column("size"), "model in the context": context.model, "rows in the context": context.rows}
-        )
-    found = []
-    for decimal, binary in zip(table.column("size"), table.binary.column("size"), strict=True):
-        row = context.row(table, decimal.row)
-        if row is not None:
-            # MB that can only be MiB are said once, by `megabytes`.
-            cell = binary if _is_sum(binary, parameter_bytes(context.model, row)) else decimal
-            most = _most(table, context, decimal, "size")
-            found += _size(table, cell, most=most, bytes_=parameter_bytes(context.model, row), row=row, model=context.model)
-    return found
+    for decimal, row in case.described("size"):
+        bytes_, binary = parameter_bytes(case.model, row), case.table.binary.cell(decimal.row, "size")
+        # MB that can only be MiB are said once, by `megabytes`.
+        cell = binary if binary is not None and bytes_.gives(binary) else decimal
+        known = {"parameters": bytes_.plain}
+        if row.quantized:
+            known |= {"parameters and fp32 constants": bytes_.whole, "double-quantized": bytes_.least}
+        match = next((name for name, size in known.items() if _near(cell, size)), None)
+        mib = {"plain_mib": bytes_.plain / MIB, "constants_mib": bytes_.constants / MIB, "double_mib": bytes_.double / MIB}
+        numbers = {"printed_mib": cell.value / MIB, **mib}
+        if match is None:
+            yield _inexact(case, cell, most=_most(case, decimal, "size"), bytes_=bytes_, row=row, numbers=numbers)
+            continue
+        words = f"{case.label(cell)}: {cell.text} is {known[match] / MIB:.2f} MiB, {case.model.parameters:,} parameters in {row.weights}"
+        if match == "parameters" and row.quantized and cell.most < bytes_.least:
+            yield from _without_constants(case, cell, words=words, row=row, numbers=numbers)
+        else:
+            yield about((cell,), verdict="exact", words=words + ("" if match == "parameters" else f" ({match})"), **numbers)
 
 
-def _size(table: ResultsTable, cell: Cell, *, most: Fraction, bytes_: Bytes, row: Row, model: Model) -> list[Finding]:
-    label = table.labels[cell.row]
-    mib = {"plain_mib": bytes_.plain / MIB, "constants_mib": bytes_.constants / MIB, "double_mib": bytes_.double / MIB}
-    numbers = {"printed_mib": cell.value / MIB, **mib}
-    known = {"parameters": bytes_.plain, "parameters and fp32 constants": bytes_.plain + bytes_.constants, "double-quantized": bytes_.least}
-    named = {name: size for name, size in known.items() if name == "parameters" or row.quantized}
-    match = next((name for name, size in named.items() if _near(cell, size)), None)
-    if match is None:
-        return [_inexact(label, cell, most=most, bytes_=bytes_, row=row, numbers=numbers)]
-    words = f"{label}: {cell.text} is {named[match] / MIB:.2f} MiB, {model.parameters:,} parameters in {row.weights}"
-    if match != "parameters" or not row.quantized or cell.most >= bytes_.least:
-        return [about("size", (cell,), verdict="exact", words=f"{words}{'' if match == 'parameters' else f' ({match})'}", **numbers)]
-    short = f"{label}: {cell.text} leaves out the constants of {row.weights}, {mib['constants_mib']:.2f} MiB in fp32"
-    short += f" ({mib['double_mib']:.2f} double-quantized)" if row.block_size is not None else ""
-    short += f": {mib['plain_mib'] + mib['constants_mib']:.1f} MiB"
-    if model.adapter_parameters is not None:
-        adapter = 2 * model.adapter_parameters / MIB
-        numbers["adapter_mib"] = adapter
-        if 2 * model.adapter_parameters > cell.half:
-            short += f"; adapters of rank 1 ({adapter:.2f} MiB in fp16) are not in it either"
-    exact = about("size", (cell,), verdict="exact", words=f"{words}, to the last digit", **numbers)
-    return [exact, about("size-constants", (cell,), verdict="understated", words=short, **numbers)]
+def _without_constants(case: Case, cell: Cell, *, words: str, row: Row, numbers: dict[str, float]) -> Iterator[Finding]:
+    """A size that is the low-bit weights to the last digit."""
+    short = f"{case.label(cell)}: {cell.text} leaves out the constants of {row.weights}, {numbers['constants_mib']:.2f} MiB in fp32"
+    short += f" ({numbers['double_mib']:.2f} double-quantized)" if row.block_size is not None else ""
+    short += f": {numbers['plain_mib'] + numbers['constants_mib']:.1f} MiB"
+    if case.model.adapter_parameters is not None:
+        adapter = 2 * case.model.adapter_parameters
+        numbers = {**numbers, "adapter_mib": adapter / MIB}
+        short += f"; adapters of rank 1 ({adapter / MIB:.2f} MiB in fp16) are not in it either" if adapter > cell.half else ""
+    yield about((cell,), verdict="exact", words=f"{words}, to the last digit", **numbers)
+    yield about((cell,), verdict="understated", words=short, **numbers).model_copy(update={"check": "size-constants"})
 
 
-def _inexact(label: str, cell: Cell, *, most: Fraction, bytes_: Bytes, row: Row, numbers: dict[str, float]) -> Finding:
+def _inexact(case: Case, cell: Cell, *, most: Fraction, bytes_: Bytes, row: Row, numbers: dict[str, float]) -> Finding:
     """A size that is none of the sums: too small in every unit that the heading may mean, or so large that more is in it."""
-    whole = bytes_.plain + bytes_.constants
-    words = f"{label}: {cell.shown} printed; {row.weights} needs {_both(bytes_.plain)} for parameters alone"
-    words += f", {_both(whole)} with constants" if row.quantized else ""
+    words = f"{case.label(cell)}: {cell.shown} printed; {row.weights} needs {_both(bytes_.plain)} for parameters alone"
+    words += f", {_both(bytes_.whole)} with constants" if row.quantized else ""
     verdict: Verdict = "suspicious"
     if most < bytes_.plain:
         verdict = "impossible"
         words += ": a compressed file, or fewer parameters than stated, would explain it"
     elif most < bytes_.least:
         verdict = "understated"
-    elif cell.low <= whole * _FILE_OVERHEAD:
+    elif cell.low <= bytes_.whole * _FILE_OVERHEAD:
         verdict = "holds"
-    return about("size", (cell,), verdict=verdict, words=words, **numbers)
+    return about((cell,), verdict=verdict, words=words, **numbers)
 
 
-def _both(size: float) -> str:
-    """Bytes in both units that are called a megabyte."""
-    return f"{size / 1e6:.2f} MB ({size / MIB:.2f} MiB)"
-
-
-def _most(table: ResultsTable, context: Context, cell: Cell, quantity: Quantity) -> Fraction:
-    """The most bytes that a cell can mean: where the context does not say what a megabyte is, as units of 1024."""
-    binary = table.binary.cell(cell.row, quantity)
-    return cell.most if binary is None or context.megabyte is not None else binary.most
-
-
-def megabytes(table: ResultsTable, context: Context) -> list[Finding]:
+@check("megabytes", "size", "model", "rows")
+def megabytes(case: Case) -> Iterator[Finding]:
     """A column in MB that is exact in MiB understates its bytes."""
-    heading = table.headings.get("size")
-    if heading is None or context.model is None or not context.rows:
-        return not_checked(
-            "megabytes",
-            {"column model size": table.column("size"), "model in the context": context.model, "rows in the context": context.rows},
+    heading = case.table.headings["size"]
+    sizes = [(cell, case.row(cell.row)) for cell in case.table.binary.column("size")]
+    binary = [cell for cell, row in sizes if row is not None and parameter_bytes(case.model, row).gives(cell)]
+    if binary and "mib" not in heading.lower() and "gib" not in heading.lower():
+        cell = max(binary, key=lambda one: one.exact)
+        words = (
+            f"{heading}: {cell.text} counts units of 1024, to the last digit, as {len(binary)} of the rows do; in units of 1000 it is "
+            f"{cell.value / 1e6:.1f} MB (megabyte: MiB in the context reads all columns so)"
         )
-    binary = [
-        cell
-        for cell in table.binary.column("size")
-        if (row := context.row(table, cell.row)) and _is_sum(cell, parameter_bytes(context.model, row))
-    ]
-    if not binary or "mib" in heading.lower() or "gib" in heading.lower():
-        return []
-    cell = max(binary, key=lambda one: one.exact)
-    words = (
-        f"{heading}: {cell.text} counts units of 1024, to the last digit, as {len(binary)} of the rows do; in units of 1000 it is "
-        f"{cell.value / 1e6:.1f} MB (megabyte: MiB in the context reads all columns so)"
-    )
-    return [about("megabytes", binary, verdict="understated", words=words, printed=float(cell.text), mb=cell.value / 1e6)]
+        yield about(binary, verdict="understated", words=words, printed=float(cell.text), mb=cell.value / 1e6)
 
 
-def size_reduction(table: ResultsTable, context: Context) -> list[Finding]:
+@check("size-reduction", "size", "reference", "claims.size_reduction")
+def size_reduction(case: Case) -> Iterator[Finding]:
     """How much smaller is the smallest model than the reference, as printed and with constants?"""
-    least = context.claims.size_reduction
-    column = table.column("size")
-    reference = None if context.reference is None else table.cell(table.labels.index(context.reference), "size")
-    if least is None or reference is None or not column or reference.exact == 0:
-        return not_checked(
-            "size-reduction",
-            {
-                "column model size": table.column("size"),
-                "reference in the context": context.reference,
-                "claims.size_reduction in the context": context.claims.size_reduction,
-            },
-        )
-    cell = min(column, key=lambda one: one.exact)
+    least, reference = given(case.context.claims.size_reduction), case.of_reference("size")
+    if reference is None or not reference.exact:
+        raise Lacking("a size above zero in the reference row")
+    cell = min(case.table.column("size"), key=lambda one: one.exact)
     reduction = 1 - cell.value / reference.value
-    words = f"{table.labels[cell.row]} is {reduction:.1%} smaller than {table.labels[reference.row]} as printed"
+    words = f"{case.label(cell)} is {reduction:.1%} smaller than {case.label(reference)} as printed"
     numbers = {"reduction": reduction, "claimed": least}
-    row = context.row(table, cell.row)
-    if context.model is not None and row is not None and row.quantized:
-        bytes_ = parameter_bytes(context.model, row)
-        numbers["reduction_with_constants"] = 1 - (bytes_.plain + bytes_.constants) / reference.value
+    row = case.row(cell.row)
+    if case.context.model is not None and row is not None and row.quantized:
+        numbers["reduction_with_constants"] = 1 - parameter_bytes(case.model, row).whole / reference.value
         words += f", {numbers['reduction_with_constants']:.1%} with constants"
     # What was rounded up to the claim is no contradiction of it.
-    at_most = float(1 - cell.low / reference.most)
-    verdict: Verdict = "contradicts itself" if at_most < least - _CLAIM_ROUNDED else "holds"
-    if verdict == "holds" and numbers.get("reduction_with_constants", least) < least - _CLAIM_ROUNDED:
+    claimed = least - _CLAIM_ROUNDED
+    verdict: Verdict = "holds"
+    if float(1 - cell.low / reference.most) < claimed:
+        verdict = "contradicts itself"
+    elif numbers.get("reduction_with_constants", least) < claimed:
         verdict = "understated"
-    said = f"{words}; claimed: at least {least:.0%}"
-    return [about("size-reduction", (reference, cell), verdict=verdict, words=said, **numbers)]
+    yield about((reference, cell), verdict=verdict, words=f"{words}; claimed: at least {least:.0%}", **numbers)
 
 
-def fits_already(table: ResultsTable, context: Context) -> list[Finding]:
-    """Is the reference too large for the memory that it is said to strain?"""
-    gib = context.claims.memory_gib
-    reference = None if context.reference is None else table.cell(table.labels.index(context.reference), "vram")
-    if gib is None or reference is None:
-        return not_checked(
-            "fits-already",
-            {
-                "column peak VRAM": table.column("vram"),
-                "reference in the context": context.reference,
-                "claims.memory_gib in the context": context.claims.memory_gib,
-            },
-        )
-    share = reference.value / (gib * 2**30)
-    words = f"{table.labels[reference.row]} peaks at {reference.text}, {share:.1%} of {gib:g} GiB"
-    verdict: Verdict = "not supported" if share < 0.5 else "holds"
-    return [about("fits-already", (reference,), verdict=verdict, words=words, share=share, memory_gib=gib)]
-
-
-def weights_fit(table: ResultsTable, context: Context) -> list[Finding]:
+@check("vram-weights", "vram", "model", "rows")
+def weights_fit(case: Case) -> Iterator[Finding]:
     """Peak memory is at least the weights, constants included, and for nf4 one dequantized layer beside them."""
-    if not table.column("vram") or context.model is None or not context.rows:
-        return not_checked(
-            "vram-weights",
-            {"column peak VRAM": table.column("vram"), "model in the context": context.model, "rows in the context": context.rows},
-        )
-    found = []
-    for cell in table.column("vram"):
-        row = context.row(table, cell.row)
-        if row is None:
-            continue
-        bytes_ = parameter_bytes(context.model, row)
+    for cell, row in case.described("vram"):
+        bytes_, most = parameter_bytes(case.model, row), _most(case, cell, "vram")
+        # Dequantize, then multiply: the layer in the compute dtype, and its output, beside all weights.
+        beside = DTYPE_BYTES[row.compute] * (case.model.largest_layer + case.model.layer_output)
+        needed, double = bytes_.whole + beside, bytes_.least + beside
         numbers = {"peak_mib": cell.value / MIB, "weights_mib": bytes_.plain / MIB, "with_constants_mib": bytes_.least / MIB}
-        label = table.labels[cell.row]
-        most = _most(table, context, cell, "vram")
         if most < bytes_.least:
             words = (
-                f"{label}: the peak {cell.shown} is below the weights' {_both(bytes_.least)}, whatever a megabyte is: a peak that was "
-                f"counted from the loaded model on would explain it"
+                f"{case.label(cell)}: the peak {cell.shown} is below the weights' {_both(bytes_.least)}, whatever a megabyte is: a peak "
+                f"that was counted from the loaded model on would explain it"
             )
-            found.append(about("vram-weights", (cell,), verdict="impossible", words=words, **numbers))
-        elif row.weights == "nf4":
-            # Dequantize, then multiply: the layer in the compute dtype, and its output, beside all weights.
-            beside = DTYPE_BYTES[row.compute] * (context.model.largest_layer + context.model.layer_output)
-            needed = bytes_.plain + bytes_.constants + beside
-            if most < needed:
-                double = bytes_.least + beside
-                fits = "double quantization" if double <= most else "a kernel that dequantizes by tiles"
-                words = (
-                    f"{label}: fp32 constants, one dequantized layer and its output for one image come to {_both(needed)}, above the peak "
-                    f"{cell.shown}; {fits} would fit, and is not stated"
-                )
-                numbers |= {"needed_mib": needed / MIB, "needed_double_mib": double / MIB}
-                found.append(about("vram-weights", (cell,), verdict="underspecified", words=words, **numbers))
-    return found
+            yield about((cell,), verdict="impossible", words=words, **numbers)
+        elif row.weights == "nf4" and most < needed:
+            fits = "double quantization" if double <= most else "a kernel that dequantizes by tiles"
+            words = (
+                f"{case.label(cell)}: fp32 constants, one dequantized layer and its output for one image come to {_both(needed)}, above "
+                f"the peak {cell.shown}; {fits} would fit, and is not stated"
+            )
+            numbers |= {"needed_mib": needed / MIB, "needed_double_mib": double / MIB}
+            yield about((cell,), verdict="underspecified", words=words, **numbers)
 
 
-def batch_fits(table: ResultsTable, context: Context) -> list[Finding]:
+def _batches(case: Case) -> dict[int, int]:
+    """The stated batch size of each row with a peak."""
+    return {cell.row: batch for cell in case.table.column("vram") if (batch := case.batch_size(cell.row)) is not None}
+
+
+@check("vram-batch", "vram", Need("the batch size, in the context or in a column", _batches), "model", "rows")
+def batch_fits(case: Case) -> Iterator[Finding]:
     """Has the peak room for one layer's output at the claimed batch size?"""
-    stated = {cell.row: batch for cell in table.column("vram") if (batch := context.batch_size(table, cell.row)) is not None}
-    if not stated or context.model is None or not context.rows:
-        return not_checked(
-            "vram-batch",
-            {
-                "column peak VRAM": table.column("vram"),
-                "the batch size, in the context or in a column": stated,
-                "model in the context": context.model,
-                "rows in the context": context.rows,
-            },
-        )
-    found = []
-    for cell in table.column("vram"):
-        row, batch = context.row(table, cell.row), stated.get(cell.row)
-        if row is None or batch is None:
-            continue
-        room = float(_most(table, context, cell, "vram")) - parameter_bytes(context.model, row).plain
-        output = batch * context.model.layer_output * DTYPE_BYTES[row.compute]
+    batches = _batches(case)
+    for cell, row in case.described("vram"):
+        batch = batches.get(cell.row, 0)
+        room = float(_most(case, cell, "vram")) - parameter_bytes(case.model, row).plain
+        output = batch * case.model.layer_output * DTYPE_BYTES[row.compute]
         if 0 <= room < output:
             words = (
-                f"{table.labels[cell.row]}: the peak is {_both(room)} above the weights, and one layer's output at batch {batch} is "
+                f"{case.label(cell)}: the peak is {_both(room)} above the weights, and one layer's output at batch {batch} is "
                 f"{_both(output)}: a peak of another batch size would explain it"
             )
-            numbers = {"room_mib": room / MIB, "output_mib": output / MIB, "batch": batch}
-            found.append(about("vram-batch", (cell,), verdict="suspicious", words=words, **numbers))
-    return found
+            yield about((cell,), verdict="suspicious", words=words, room_mib=room / MIB, output_mib=output / MIB, batch=batch)
 
 
-def twin_memory(table: ResultsTable, context: Context) -> list[Finding]:
+@check("twin-memory", "vram", "twins")
+def twin_memory(case: Case) -> Iterator[Finding]:
     """A fused attention kernel needs no more memory than a plain one."""
-    if not table.column("vram") or not context.twins:
-        return not_checked("twin-memory", {"column peak VRAM": table.column("vram"), "twins in the context": context.twins})
-    found = []
-    for twin in context.twins:
-        plain, fused = (table.cell(table.labels.index(name), "vram") for name in (twin.plain, twin.fused))
-        if plain is None or fused is None or fused.exact <= plain.exact * Fraction(1 + _TWINS_APART):
+    peaks = {cell.row: cell for cell in case.table.column("vram")}
+    for twins in case.twins:
+        if not set(twins) <= set(peaks):
             continue
-        more = (fused.value - plain.value) / MIB
-        words = f"{twin.fused} peaks {more:.2f} MiB above {twin.plain}, whose weights are the same"
-        found.append(about("twin-memory", (plain, fused), verdict="suspicious", words=words, more_mib=more))
-    return found
+        plain, fused = (peaks[row] for row in twins)
+        if fused.exact > plain.exact * Fraction(1 + _TWINS_APART):
+            more = (fused.value - plain.value) / MIB
+            words = f"{case.label(fused)} peaks {more:.2f} MiB above {case.label(plain)}, whose weights are the same"
+            yield about((plain, fused), verdict="suspicious", words=words, more_mib=more)
 
 
-def resident_models(table: ResultsTable, context: Context) -> list[Finding]:
+@check("resident-models", "vram", "size", Need("two rows with both", lambda case: len(case.table.together("vram", "size")) > 1))
+def resident_models(case: Case) -> Iterator[Finding]:
     """Do peaks far above their weights equal the weights of other rows, left in memory?"""
-    rows = [(vram, size) for row in table.rows if (vram := table.cell(row, "vram")) and (size := table.cell(row, "size"))]
-    if len(rows) < 2:
-        return not_checked(
-            "resident-models",
-            {"column peak VRAM": table.column("vram"), "column model size": table.column("size"), "two rows with both": len(rows) > 1},
-        )
-    smallest = min(size.exact for _, size in rows)
+    rows = [(vram, size, vram.exact - size.exact) for vram, size in case.table.together("vram", "size")]
+    sizes = sorted({size.exact for _, size, _ in rows})
     # What rows without a second model need beside their weights.
-    usual = [vram.exact - size.exact for vram, size in rows if 0 <= vram.exact - size.exact < smallest / 2]
+    usual = [excess for _, _, excess in rows if 0 <= excess < sizes[0] / 2]
     if not usual:
-        return not_checked("resident-models", {"a row whose peak is less than half a model above its weights": usual})
+        raise Lacking("a row whose peak is less than half a model above its weights")
+    if len(sizes) > _MOST_SIZES:
+        raise Lacking(f"at most {_MOST_SIZES} different sizes, whose sums leave room")
     low, high = min(usual) * Fraction(_REMAINDER[0]), max(usual) * Fraction(_REMAINDER[1])
-    others = sorted({size.exact for _, size in rows})
-    if len(others) > _MOST_SIZES:
-        return not_checked("resident-models", {f"at most {_MOST_SIZES} different sizes, whose sums leave room": False})
-    left = [models for count in range(1, _MOST_MODELS + 1) for models in combinations_with_replacement(others, count)]
-    sums = sorted(sum(models, start=Fraction(0)) for models in left)
-    far = [vram.exact - size.exact for vram, size in rows if vram.exact - size.exact > high]
+    left = {models: sum(models) for count in range(1, _MOST_MODELS + 1) for models in combinations_with_replacement(sizes, count)}
+    sums = sorted(map(Fraction, left.values()))
+    far = [excess for _, _, excess in rows if excess > high]
     matched = sum(bisect_left(sums, excess - high) < bisect_right(sums, excess - low) for excess in far)
     p = at_least(matched, of=len(far), share=_covered(sums, low=low, high=high, most=max(far))) if far else 1.0
     if p > LEVEL:
-        return []
-    found = []
-    for vram, size in rows:
-        excess = vram.exact - size.exact
-        fitting = [(models, excess - sum(models)) for models in left if low <= excess - sum(models) <= high]
+        return
+    for vram, size, excess in rows:
+        fitting = {models: excess - total for models, total in left.items() if low <= excess - total <= high}
         if not fitting or excess <= high:
             continue
-        counts = " or ".join(sorted({str(len(parts)) for parts, _ in fitting}))
-        readings = [(size.exact, *parts, rest) for parts, rest in fitting]
+        counts = " or ".join(sorted({str(len(models)) for models in fitting}))
+        readings = [(size.exact, *models, rest) for models, rest in fitting.items()]
         parted = " or ".join(" + ".join(f"{float(part / vram.scale):.1f}" for part in reading) for reading in readings[:_MOST_NAMED])
         words = (
-            f"{table.labels[vram.row]}: the peak {vram.shown} is {parted}: its weights, those of {counts} more, and what other "
+            f"{case.label(vram)}: the peak {vram.shown} is {parted}: its weights, those of {counts} more, and what other "
             f"rows need beside theirs ({float(min(usual) / vram.scale):.1f} to {float(max(usual) / vram.scale):.1f}; p = {p:.1g})"
         )
         numbers = {"excess_mib": float(excess) / MIB, "p": p}
-        numbers |= {f"remainder_{len(parts)}_mib": float(rest) / MIB for parts, rest in fitting}
-        found.append(about("resident-models", (vram, size), verdict="suspicious", words=words, **numbers))
-    return found
+        numbers |= {f"remainder_{len(models)}_mib": float(rest) / MIB for models, rest in fitting.items()}
+        yield about((vram, size), verdict="suspicious", words=words, **numbers)
 
 
 def _covered(sums: list[Fraction], *, low: Fraction, high: Fraction, most: Fraction) -> float:
@@ -343,3 +277,12 @@ def _covered(sums: list[Fraction], *, low: Fraction, high: Fraction, most: Fract
         if stop > start:
             covered, end = covered + stop - start, stop
     return float(covered / (most - high))
+
+
+@check("fits-already", "vram", "reference", "claims.memory_gib")
+def fits_already(case: Case) -> Iterator[Finding]:
+    """Is the reference too large for the memory that it is said to strain?"""
+    gib, reference = given(case.context.claims.memory_gib), given(case.of_reference("vram"), "peak VRAM in the reference row")
+    share = reference.value / (gib * 2**30)
+    words = f"{case.label(reference)} peaks at {reference.text}, {share:.1%} of {gib:g} GiB"
+    yield about((reference,), verdict="not supported" if share < 0.5 else "holds", words=words, share=share, memory_gib=gib)

@@ -9,11 +9,12 @@ exceeds c with a probability of at most 1 / c (Markov), so the ratio over the nu
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from math import exp, lgamma, log
+from functools import cache
+from math import exp, log
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betaln
 
 from lowbit_vit.analysis.audit.readings import ROUNDINGS, Reading, printable
 from lowbit_vit.analysis.audit.table import Cell
@@ -47,34 +48,25 @@ class Mixture:
     p: float
 
 
-@dataclass(frozen=True)
 class _Rates:
     """Different rates of equally many digits.
 
     Attributes:
-        middles: middle of the values that print each rate, by rounding: (2, N), of rounded and truncated ones.
-        half: half the width of those values.
         resolution: number of steps from 0 to 1.
         reach: values that one count may be printed as, at this resolution.
+        half: half the width of the values that print one rate.
+        middles: middle of those values, by rounding: (2, N), of rounded and truncated ones.
+        numbers: numbers of images that these digits tell from others.
     """
 
-    middles: Numbers
-    half: float
-    resolution: int
-    reach: float
-
-    @classmethod
-    def of(cls, cells: Sequence[Cell]) -> "_Rates":
-        resolution = min(10**_DIGITS, int(1 / (2 * cells[0].half)))
-        fine = 2 * cells[0].half * resolution < 1
-        half = 0.5 / resolution
-        printed = np.array([float(cell.exact) for cell in cells])
-        return cls(np.stack([printed, printed + half]), half * (1.5 if fine else 1), resolution, 1.5 if fine else 1)
-
-    @cached_property
-    def numbers(self) -> Numbers:
-        """Numbers of images that these digits tell from others."""
-        return np.arange(2, min(self.resolution, MOST_IMAGES + 1), dtype=np.float64)
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        step = 2 * cells[0].half
+        self.resolution = min(10**_DIGITS, int(1 / step))
+        self.reach = 1.5 if step * self.resolution < 1 else 1.0
+        self.half = 0.5 / self.resolution * self.reach
+        printed = np.array([cell.value for cell in cells])
+        self.middles: Numbers = np.stack([printed, printed + 0.5 / self.resolution])
+        self.numbers: Numbers = np.arange(2, min(self.resolution, MOST_IMAGES + 1), dtype=np.float64)
 
     def fit(self, numbers: Numbers | np.float64, middles: Numbers | np.float64) -> npt.NDArray[np.bool_]:
         """Which numbers of images reach a rate, or which rates one number reaches."""
@@ -97,7 +89,7 @@ class _Rates:
 
 def least_readings(cells: Sequence[Cell]) -> list[Reading]:
     """For each rounding the least number of images below the resolution that prints all of these rates, if there is one."""
-    rates = _Rates.of(cells)
+    rates = _Rates(cells)
     every = np.ones(len(cells), dtype=bool)
     least = [(rates.least(at, every, rates.numbers), rounding) for at, rounding in enumerate(ROUNDINGS)]
     return [Reading(images, rounding) for images, rounding in least if images is not None]
@@ -112,7 +104,7 @@ def best_mixture(cells: Sequence[Cell], *, listed: frozenset[int]) -> Mixture | 
         cells: rates of equally many digits, all different.
         listed: images of known splits.
     """
-    rates = _Rates.of(cells)
+    rates = _Rates(cells)
     if len(rates.numbers) < 2:
         return None
     single = min((reading.images for reading in least_readings(cells)), default=rates.resolution)
@@ -147,7 +139,8 @@ def _candidates(rates: _Rates, rounding: int, known: Numbers) -> list[tuple[int,
 @cache
 def _mixing(count: int) -> Numbers:
     """Log of the integral of w^a (1 - w)^b over w, by b from 0 to `count` = a + b."""
-    return np.array([lgamma(count - b + 1) + lgamma(b + 1) - lgamma(count + 2) for b in range(count + 1)])
+    b = np.arange(count + 1)
+    return np.asarray(betaln(count - b + 1, b + 1))
 
 
 def _with_second(rates: _Rates, rounding: int, first: int, *, known: Numbers, seconds: tuple[Numbers, ...], null: float) -> Mixture | None:

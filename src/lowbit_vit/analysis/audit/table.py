@@ -18,21 +18,7 @@ from typing import Literal
 from lowbit_vit.errors import DataError
 
 Quantity = Literal[
-    "size",
-    "mean",
-    "p50",
-    "p95",
-    "p99",
-    "throughput",
-    "vram",
-    "cpu",
-    "top1",
-    "top5",
-    "f1",
-    "kernel",
-    "attention",
-    "images",
-    "batch",
+    "size", "mean", "p50", "p95", "p99", "throughput", "vram", "cpu", "top1", "top5", "f1", "kernel", "attention", "images", "batch"
 ]
 _TIME = {"s": Fraction(1000), "ms": Fraction(1), "us": Fraction(1, 1000), "µs": Fraction(1, 1000), "ns": Fraction(1, 10**6)}
 _BYTES = {name: Fraction(size) for name, size in (("b", 1), ("kb", 10**3), ("mb", 10**6), ("gb", 10**9))}
@@ -101,7 +87,7 @@ class Cell:
     def shown(self) -> str:
         """As printed, with the heading's unit."""
         bracketed = _BRACKETED.fullmatch(self.heading)
-        return f"{self.text} {bracketed[2] if bracketed else _unit(self.heading)}".strip()
+        return f"{self.text} {bracketed[2] if bracketed else _split(self.heading)[1]}".strip()
 
     @property
     def decimals(self) -> int:
@@ -161,15 +147,18 @@ class ResultsTable:
         """The numbers of a column, from top to bottom."""
         return [cell for row in self.rows if (cell := self.cell(row, quantity)) is not None]
 
+    def together(self, *quantities: Quantity) -> list[tuple[Cell, ...]]:
+        """The numbers of each row that has all of these quantities."""
+        rows = [[self.cells.get((row, quantity)) for quantity in quantities] for row in self.rows]
+        return [tuple(cell for cell in cells if cell is not None) for cells in rows if None not in cells]
+
     @cached_property
     def binary(self) -> "ResultsTable":
         """The same table with KB, MB and GB read as powers of 1024."""
-        cells = {}
-        for key, cell in self.cells.items():
-            unit = _unit(self.headings[key[1]])
-            in_bytes = QUANTITIES[key[1]][0] is _BYTES
-            cells[key] = replace(cell, scale=_BINARY.get(unit, cell.scale)) if in_bytes else cell
-        return replace(self, cells=MappingProxyType(cells))
+        cells = {
+            key: replace(cell, scale=_BINARY[unit]) for key, cell in self.cells.items() if (unit := _split(cell.heading)[1]) in _BINARY
+        }
+        return replace(self, cells=MappingProxyType({**self.cells, **cells}))
 
 
 def load_table(path: Path) -> ResultsTable:
@@ -181,61 +170,50 @@ def load_table(path: Path) -> ResultsTable:
     if not path.is_file():
         raise DataError(f"{path}: no such table")
     try:
-        lines = [line for line in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if any(cell.strip() for cell in line)]
+        lines = [[cell.strip() for cell in line] for line in csv.reader(path.read_text(encoding="utf-8-sig").splitlines())]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV in UTF-8: {error}") from None
+    lines = [line for line in lines if any(line)]
     if len(lines) < 2:
         raise DataError(f"{path}: expected a line of headings and at least one row")
-    headings = [heading.strip() for heading in lines[0]]
-    known = _columns(path, headings)
-    if "label" not in known.values():
+    headings, *rows = lines
+    columns = _columns(path, headings)
+    if "label" not in columns:
         raise DataError(f"{path}: no column with the models' names; call it Model")
-    labels: list[str] = []
-    cells: dict[tuple[int, Quantity], Cell] = {}
-    for row, line in enumerate(lines[1:]):
+    for row, line in enumerate(rows):
         if len(line) != len(headings):
             raise DataError(f"{path}: row {row}: {len(line)} cells under {len(headings)} headings")
-        for index, what in known.items():
-            text = line[index].strip()
-            if what == "label":
-                labels.append(text)
-            elif text.lower() not in MISSING:
-                cells[row, what] = _cell(path, row=row, heading=headings[index], quantity=what, text=text)
-    for what in QUANTITIES:
-        column = {key: cell for key, cell in cells.items() if key[1] == what}
-        significant = max((_significant(cell.text) for cell in column.values()), default=0)
-        # A share is a quotient of counts: what single precision makes of it can be computed (audit/readings.py).
-        noise = Fraction(0) if QUANTITIES[what][0] is _SHARE else _SINGLE
-        cells |= {key: replace(cell, step=_step(cell.text, significant, noise)) for key, cell in column.items()}
+    index = columns.pop("label")
+    labels = [line[index] for line in rows]
+    named = {what: headings[at] for what, at in columns.items() if what != "label"}
+    cells: dict[tuple[int, Quantity], Cell] = {}
+    for quantity, heading in named.items():
+        printed = [line[columns[quantity]] for line in rows]
+        cells |= {(cell.row, quantity): cell for cell in _cells(path, printed, heading=heading, units=QUANTITIES[quantity][0])}
     number = Counter(labels)
     twice = [label for label in labels if number[label] > 1 or not label]
     if twice:
-        raise DataError(f"{path}: {headings[_index(known)]} {twice[0]!r} must be there and be there once; give each row its own name")
-    named = {what: headings[index] for index, what in known.items() if what != "label"}
+        raise DataError(f"{path}: {headings[index]} {twice[0]!r} must be there and be there once; give each row its own name")
     return ResultsTable(labels=tuple(labels), headings=MappingProxyType(named), cells=MappingProxyType(cells))
 
 
-def _index(known: dict[int, Quantity | Literal["label"]]) -> int:
-    return next(index for index, what in known.items() if what == "label")
-
-
-def _columns(path: Path, headings: list[str]) -> dict[int, Quantity | Literal["label"]]:
-    """What each column holds, by its position."""
-    known: dict[int, Quantity | Literal["label"]] = {}
+def _columns(path: Path, headings: list[str]) -> dict[Quantity | Literal["label"], int]:
+    """The position of each column that counts."""
+    known: dict[Quantity | Literal["label"], int] = {}
     for index, heading in enumerate(headings):
         name, unit = _split(heading)
         if heading.startswith("#") or name in NUMBERS:
             continue
-        what = "label" if name in LABELS else _quantity(name)
+        what = "label" if name in LABELS else next((quantity for quantity, (_, names) in QUANTITIES.items() if name in names), None)
         if what is None:
             raise DataError(f"{path}: heading {heading!r} is not known{_nearest(name, unit)}; a heading that starts with # is left out")
-        if what in known.values():
+        if what in known:
             raise DataError(f"{path}: heading {heading!r} is the second column of {what}; start one of the two with # to leave it out")
         if what != "label" and unit not in QUANTITIES[what][0]:
             units = [allowed for allowed in QUANTITIES[what][0] if allowed]
             said = f"unit {unit!r} is not known" if unit else "the unit is missing"
             raise DataError(f"{path}: heading {heading!r}: {said}; allowed: {', '.join(units)}; write such as {name} ({units[0]})")
-        known[index] = what
+        known[what] = index
     return known
 
 
@@ -252,14 +230,6 @@ def _split(heading: str) -> tuple[str, str]:
     return " ".join(words), ""
 
 
-def _unit(heading: str) -> str:
-    return _split(heading)[1]
-
-
-def _quantity(name: str) -> Quantity | None:
-    return next((quantity for quantity, (_, names) in QUANTITIES.items() if name in names), None)
-
-
 def _nearest(name: str, unit: str) -> str:
     """The known heading nearest to an unknown one, with the given unit if it has that one."""
     names = {known: (known, units) for units, names in QUANTITIES.values() for known in names}
@@ -272,24 +242,29 @@ def _nearest(name: str, unit: str) -> str:
     return f" (did you mean {near[0]}{f' ({shown})' if shown else ''}?)"
 
 
-def _cell(path: Path, *, row: int, heading: str, quantity: Quantity, text: str) -> Cell:
-    place = f"{path}: row {row}, {heading}"
-    if not re.fullmatch(r"\d{1,30}(\.\d{1,30})?", text):
-        shown = text if len(text) <= 40 else f"{text[:40]}..."
-        raise DataError(f"{place}: {shown!r} is not a number such as 12.50 (no separators, no sign, at most 30 digits), nor N/A")
-    units = QUANTITIES[quantity][0]
-    cell = Cell(row=row, heading=heading, text=text, scale=units[_unit(heading)], step=Fraction(1))
-    if units is _SHARE and cell.exact > 1:
-        raise DataError(f"{place}: {text} is above {'100 %' if '%' in heading else '1; if it is in percent, write (%) into the heading'}")
-    if units is _COUNT and (cell.exact < 1 or cell.exact.denominator > 1):
-        raise DataError(f"{place}: {text} is no whole number of images from 1 on")
-    return cell
+def _cells(path: Path, printed: list[str], *, heading: str, units: dict[str, Fraction]) -> list[Cell]:
+    """The numbers of a column; a missing one is left out."""
+    given = {row: text for row, text in enumerate(printed) if text.lower() not in MISSING}
+    scale = units[_split(heading)[1]]
+    for row, text in given.items():
+        place = f"{path}: row {row}, {heading}"
+        if not re.fullmatch(r"\d{1,30}(\.\d{1,30})?", text):
+            shown = text if len(text) <= 40 else f"{text[:40]}..."
+            raise DataError(f"{place}: {shown!r} is not a number such as 12.50 (no separators, no sign, at most 30 digits), nor N/A")
+        if units is _SHARE and Fraction(text) * scale > 1:
+            least = "100 %" if "%" in heading else "1; if it is in percent, write (%) into the heading"
+            raise DataError(f"{place}: {text} is above {least}")
+        if units is _COUNT and (Fraction(text) < 1 or Fraction(text).denominator > 1):
+            raise DataError(f"{place}: {text} is no whole number of images from 1 on")
+    significant = max(map(_significant, given.values()), default=0)
+    # A share is a quotient of counts: what single precision makes of it can be computed (audit/readings.py).
+    noise = Fraction(0) if units is _SHARE else _SINGLE
+    return [Cell(row, heading, text, scale, step=_step(text, significant, noise)) for row, text in given.items()]
 
 
 def _significant(text: str) -> int:
     """Significant digits of a printed number; zeros at the end of a whole number are taken for none."""
-    digits = text.replace(".", "").lstrip("0") if "." in text else text.strip("0")
-    return len(digits)
+    return len(text.replace(".", "").lstrip("0") if "." in text else text.strip("0"))
 
 
 def _step(text: str, significant: int, noise: Fraction) -> Fraction:

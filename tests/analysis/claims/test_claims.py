@@ -8,6 +8,7 @@ import csv
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +16,47 @@ import pytest
 import yaml
 from typer.main import get_group
 
-from lowbit_vit.analysis.claims import combine, gather, judge, ledger, load_claims
-from lowbit_vit.analysis.evidence.grounds import Grounds, Outcome
-from lowbit_vit.analysis.evidence.measured import COLUMNS
-from lowbit_vit.analysis.evidence.predicted import family
+import synthetic
+from lowbit_vit.analysis.claims.accuracy_checks import family
+from lowbit_vit.analysis.claims.context import ClaimContext, Outcome
+from lowbit_vit.analysis.claims.ledger import Judged, Paper, combine, gather, judge, load_paper
 from lowbit_vit.analysis.results import load_all_results, read_results
 from lowbit_vit.cli import app
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.schema.claim import Judged, Stated, Verdict
+from lowbit_vit.schema.claim import Stated, Verdict
 from lowbit_vit.schema.config import STUDIES, load_profile
 from lowbit_vit.schema.workspace import Workspace
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAPER = ROOT.parent / "shared" / "paper" / "paper.txt"
-LEDGER = load_claims(ROOT)
+NAME = synthetic.PAPER.name
+LEDGER = synthetic.paper().ledger
 REFERENCES = {"cpu": "demo", "h200": "scratch"}
 EMPTY: dict[Any, Any] = {study: [] for study in STUDIES}
 
 
-def grounds(reference: str | None, *, root: Path = ROOT) -> Grounds:
+def context(reference: str | None, paper: Paper | None = None) -> ClaimContext:
     """What checks read of a committed run; without one, a profile with no records."""
     if reference is None:
-        return gather(load_profile(ROOT / "profiles" / "scratch.yaml"), EMPTY, root=root)
+        return gather(load_profile(ROOT / "profiles" / "scratch.yaml"), EMPTY, paper or synthetic.paper())
     profile = load_profile(ROOT / "profiles" / f"{REFERENCES[reference]}.yaml")
     folder = ROOT / "reports" / "reference" / reference
-    return gather(profile, load_all_results(Workspace(root=ROOT, profile=profile.name, elsewhere=folder)), root=root)
+    return gather(profile, load_all_results(Workspace(root=ROOT, profile=profile.name, elsewhere=folder)), paper or synthetic.paper())
 
 
 @pytest.fixture(scope="module")
 def judged() -> dict[str, dict[str, Judged]]:
     """Every claim of each reference run, by id."""
-    return {name: {item.claim.id: item for item in judge(LEDGER, grounds(name))} for name in REFERENCES}
+    return {name: {item.claim.id: item for item in judge(LEDGER.claims, context(name))} for name in REFERENCES}
 
 
 # --------------------------------------------------------------------------------------------------------------- the file
 
 
 def _cells() -> list[tuple[int, str, str]]:
-    with (ROOT / "paper" / "table1.csv").open(encoding="utf-8", newline="") as file:
+    with (synthetic.PAPER / "table.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return [(index, column, row[column]) for index, row in enumerate(rows) for column in COLUMNS if row[column] != "N/A"]
+    return [(index, column, row[column]) for index, row in enumerate(rows) for column in list(row)[2:] if row[column] != "N/A"]
 
 
 def test_every_number_of_the_table_has_one_claim_that_quotes_it() -> None:
@@ -80,32 +82,48 @@ def _keys(node: Any) -> Iterator[str]:
 
 
 def test_no_verdict_is_typed() -> None:
-    content = yaml.safe_load((ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((synthetic.PAPER / "claims.yaml").read_text(encoding="utf-8"))
     assert "verdict" not in set(_keys(content))
 
 
-def test_a_typed_verdict_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "paper").mkdir()
-    text = (ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8")
-    (tmp_path / "paper" / "claims.yaml").write_text(text.replace("id: method-lora\n", "id: method-lora\n    verdict: holds\n"))
-    with pytest.raises(ConfigError, match=r"claims\.yaml: .*verdict"):
-        load_claims(tmp_path)
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("id: method-lora\n", "id: method-lora\n    verdict: holds\n", r"claims\.yaml: .*verdict"),
+        (
+            "id: method-lora\n",
+            "id: method-lora\n    id: method-lora-2\n",
+            r"claims\.yaml, line \d+: not valid YAML: key id is given twice$",
+        ),
+        ("rules: [batch-size]", "rules: [batch-sizes]", "'batch-sizes'"),
+        ("cell: {row: 0, column: Top-1 Acc}", "cell: {row: 5, column: Top-1 Acc}", "the table has no number in row 5, column 'Top-1 Acc'"),
+        ("column: Model Size (MB), of_row: 1", "column: Model Size, of_row: 1", "the table has no number in row 1, column 'Model Size'"),
+        ("    section: VI\n", "    section: VII\n", "is of section 'VII', which is no key of sections"),
+    ],
+)
+def test_what_a_ledger_may_not_hold_is_named(edited: Path, old: str, new: str, message: str) -> None:
+    path = edited / "papers" / NAME / "claims.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_paper(edited, NAME)
 
 
-def test_a_claim_with_a_key_given_twice_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "paper").mkdir()
-    text = (ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8")
-    (tmp_path / "paper" / "claims.yaml").write_text(text.replace("id: method-lora\n", "id: method-lora\n    id: method-lora-2\n"))
-    with pytest.raises(ConfigError, match=r"claims\.yaml, line \d+: not valid YAML: key id is given twice$"):
-        load_claims(tmp_path)
+def test_a_paper_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"papers/another: no such paper; there are: {NAME}$"):
+        load_paper(ROOT, "another")
+    (tmp_path / "papers" / "one").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"papers/one/claims\.yaml: missing"):
+        load_paper(tmp_path, "one")
 
 
-def test_an_audit_check_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    (tmp_path / "paper").mkdir()
-    text = (ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8")
-    (tmp_path / "paper" / "claims.yaml").write_text(text.replace("rules: [batch-size]", "rules: [batch-sizes]", 1))
-    with pytest.raises(ConfigError, match="'batch-sizes'"):
-        load_claims(tmp_path)
+def test_an_arm_of_a_row_that_the_table_lacks_is_named() -> None:
+    profile = load_profile(ROOT / "profiles" / "demo.yaml")
+    arms = tuple(arm.model_copy(update={"paper_row": arm.paper_row and 7}) for arm in profile.variants.arms)
+    beyond = profile.model_copy(update={"variants": profile.variants.model_copy(update={"arms": arms})})
+    with pytest.raises(ConfigError, match=r"arm 4-bit \+ SDPA: paper_row 7 is no row of .*: 0 to 4"):
+        gather(beyond, EMPTY, synthetic.paper())
 
 
 def _quotes() -> list[tuple[str, str]]:
@@ -190,7 +208,7 @@ def test_what_does_not_transfer_is_shown_and_said(judged: dict[str, dict[str, Ju
 
 
 def test_without_records_the_missing_command_is_named() -> None:
-    found = {item.claim.id: item for item in judge(LEDGER, grounds(None))}
+    found = {item.claim.id: item for item in judge(LEDGER.claims, context(None))}
     assert found["results-low-bit-slower"].verdict_words == "not run (lowbit-vit variants scratch)"
     assert found["discussion-data-driven"].verdict_words == "not run (lowbit-vit mixed scratch)"
     assert found["results-blocks-20-23"].device == "no records"
@@ -202,30 +220,22 @@ def test_print_is_judged_alike_on_every_run(judged: dict[str, dict[str, Judged]]
         assert len({judged[name][claim].verdict for name in REFERENCES}) == 1
 
 
-def test_one_call_reads_everything() -> None:
-    profile = load_profile(ROOT / "profiles" / "scratch.yaml")
-    workspace = Workspace(root=ROOT, profile="scratch", elsewhere=ROOT / "reports" / "reference" / "h200")
-    found = ledger(profile, workspace)
-    assert [item.claim for item in found] == list(LEDGER.claims)
-    assert {item.device for item in found} == {"NVIDIA H200"}
-
-
 # ----------------------------------------------------------------------------------------------- other print, other verdict
 
 
 @pytest.fixture
 def edited(tmp_path: Path) -> Path:
-    """A project's `paper/` to change."""
-    shutil.copytree(ROOT / "paper", tmp_path / "paper")
+    """A project's `papers/` to change."""
+    shutil.copytree(ROOT / "papers", tmp_path / "papers")
     return tmp_path
 
 
 def _edit(root: Path, old: str, new: str) -> dict[str, Verdict]:
-    path = root / "paper" / "table1.csv"
+    path = root / "papers" / NAME / "table.csv"
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
-    return {item.claim.id: item.verdict for item in judge(LEDGER, grounds(None, root=root))}
+    return {item.claim.id: item.verdict for item in judge(LEDGER.claims, context(None, load_paper(root, NAME)))}
 
 
 @pytest.mark.parametrize(
@@ -247,11 +257,11 @@ def test_another_print_gets_another_verdict(edited: Path, change: tuple[str, str
 
 def test_what_is_stated_is_not_underspecified() -> None:
     told = {key: Stated(quote="there", place="here") for key in LEDGER.stated}
-    found = {item.claim.id: item.verdict for item in judge(LEDGER.model_copy(update={"stated": told}), grounds(None))}
+    found = {item.claim.id: item.verdict for item in judge(LEDGER.claims, replace(context(None), stated=told))}
     assert found["method-lora"] == "holds"
     assert found["method-distinguish"] == "holds"
     silent = dict.fromkeys(LEDGER.stated)
-    found = {item.claim.id: item.verdict for item in judge(LEDGER.model_copy(update={"stated": silent}), grounds(None))}
+    found = {item.claim.id: item.verdict for item in judge(LEDGER.claims, replace(context(None), stated=silent))}
     assert found["method-lora"] == "underspecified"
     assert found["method-distinguish"] == "not supported"
 
@@ -286,7 +296,7 @@ def test_which_outcome_decides(of_print: list[Verdict], of_runs: list[Verdict], 
 
 def test_holm_counts_every_comparison_of_the_ledger_once() -> None:
     """A comparison is one test, however many claims make it; more comparisons never make a p value smaller."""
-    known = grounds("h200")
+    known = context("h200")
     checks = [check for claim in LEDGER.claims for check in claim.tests]
     whole = family(checks, known)
     assert family([*checks, *checks], known) == whole

@@ -1,10 +1,12 @@
-"""The ledger's schema: what a claims file may not hold, and how a judged claim names itself."""
+"""The ledger's documents: what a claims file may not hold, and how a judged claim names itself."""
 
 import pytest
 from pydantic import ValidationError
 
-from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Cell, Claim, Cost, Evidence, Judged, Ledger, Tolerance
-from lowbit_vit.schema.claim_checks import SumCheck
+import synthetic
+from lowbit_vit.analysis.claims.ledger import Claim, Judged, Ledger
+from lowbit_vit.analysis.claims.paper_checks import SumCheck
+from lowbit_vit.schema.claim import VERDICT_MEANS, VERDICTS, Cell, Cost, Evidence, Stated, Tolerance
 
 CLAIM = Claim(
     id="a-claim",
@@ -21,6 +23,13 @@ CLAIM = Claim(
 )
 
 
+def _ledger(*claims: Claim, stated: dict[str, Stated | None] | None = None) -> Ledger:
+    whole = synthetic.paper().ledger
+    return Ledger(
+        title=whole.title, setup=whole.setup, notes=whole.notes, sections={"Others": "Others"}, stated=stated or {}, claims=claims
+    )
+
+
 def test_every_verdict_says_what_it_means() -> None:
     assert set(VERDICTS) == set(VERDICT_MEANS)
     assert len(VERDICTS) == len(set(VERDICTS))
@@ -33,22 +42,22 @@ def test_a_claim_cannot_bring_its_verdict() -> None:
 
 def test_ids_are_unique() -> None:
     with pytest.raises(ValidationError, match="given twice"):
-        Ledger(stated={}, claims=(CLAIM, CLAIM))
+        _ledger(CLAIM, CLAIM)
 
 
 def test_a_need_must_be_a_key_of_stated() -> None:
     claim = Claim.model_validate(CLAIM.model_dump() | {"tests": [{"check": "stated", "what": "method", "needs": ["lora.rank"]}]})
     with pytest.raises(ValidationError, match=r"lora\.rank"):
-        Ledger(stated={}, claims=(claim,))
-    assert Ledger(stated={"lora.rank": None}, claims=(claim,)).claims == (claim,)
+        _ledger(claim)
+    assert _ledger(claim, stated={"lora.rank": None}).claims == (claim,)
 
 
 def test_a_check_of_a_cell_needs_the_cell() -> None:
     tests = [{"check": "cell", "within": 0.1}]
     with pytest.raises(ValidationError, match="no cell"):
-        Ledger(stated={}, claims=(Claim.model_validate(CLAIM.model_dump() | {"tests": tests}),))
+        _ledger(Claim.model_validate(CLAIM.model_dump() | {"tests": tests}))
     placed = Claim.model_validate(CLAIM.model_dump() | {"tests": tests, "cell": Cell(row=0, column="Latency (ms)").model_dump()})
-    assert Ledger(stated={}, claims=(placed,)).claims[0].cell == Cell(row=0, column="Latency (ms)")
+    assert _ledger(placed).claims[0].cell == Cell(row=0, column="Latency (ms)")
 
 
 def test_a_judged_claim_names_its_reason_and_its_records_once() -> None:

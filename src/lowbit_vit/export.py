@@ -1,7 +1,7 @@
-"""A plan made usable: the model of one cell as a folder of two files, which `lowbit_vit.load` reads where there is no study.
+"""The model of one cell as a folder of two files, which `lowbit_vit.load` reads without a study.
 
-The cell is that of a record, or the one that `mixed` runs for a plan file. It is made again from the weights that are there, with
-the code of a trial, so it is the model that the record measured; what was made by other code or of other weights is refused.
+The cell is that of a record, or the one that `mixed` runs for a plan file. The code of a trial makes its model again from the
+weights in the workspace, so it is the model that the record measured; records of other code or weights are refused.
 """
 
 import json
@@ -47,17 +47,18 @@ def export_model(profile: Profile, workspace: Workspace, plan: str, folder: Path
 
     Raises:
         ConfigError: the folder holds something else, or there is no such plan, or it does not fit, or cannot be exported.
-        DataError: images or weights are missing or damaged, or others than those that the plan or the record was made from; or the
-            disk is full.
+        DataError: images or weights are missing or damaged, or others than those of the plan or the record; or the disk is full.
         Unavailable: this machine cannot make the cell.
     """
     folder = folder.resolve()
     refuse_other_content(folder)
-    file = load_plan_file(Path(plan)) if plan.endswith(PLAN_SUFFIXES) else None
-    record = None if file is not None else _recorded(profile, workspace, plan)
-    trial = record.trial if record is not None else plan_cell(profile, file) if file is not None else None
-    if trial is None:
-        raise ConfigError(f"export: {plan!r} is neither a plan file nor a record")
+    file, record = None, None
+    if plan.endswith(PLAN_SUFFIXES):
+        file = load_plan_file(Path(plan))
+        trial = plan_cell(profile, file)
+    else:
+        record = _recorded(profile, workspace, plan)
+        trial = record.trial
     model, dataset, origin = _convert(trial, workspace)
     if file is not None:
         if file.backbone_sha256 not in (None, origin.weights):
@@ -71,18 +72,18 @@ def export_model(profile: Profile, workspace: Workspace, plan: str, folder: Path
 
 
 def refuse_other_content(folder: Path) -> None:
-    """Refuse to write where anything but an earlier export is.
+    """Refuse a folder that holds anything but an earlier export.
 
     Raises:
-        ConfigError: names what is there.
+        ConfigError: names the first file that is of none.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; name a folder for the export")
-    strange = sorted(item.name for item in folder.iterdir() if item.name not in (WEIGHTS_FILE, CARD_FILE))
-    if not strange and any(folder.iterdir()) and not _is_export(folder / CARD_FILE):
-        strange = sorted(item.name for item in folder.iterdir())
+    names = sorted(item.name for item in folder.iterdir())
+    own = (WEIGHTS_FILE, CARD_FILE) if _is_export(folder / CARD_FILE) else ()
+    strange = [name for name in names if name not in own]
     if strange:
         raise ConfigError(f"{folder}: holds {strange[0]}, which is not of an earlier export; name a new or empty folder")
 
@@ -118,7 +119,7 @@ def _recorded(profile: Profile, workspace: Workspace, name: str) -> Record:
 def _record_of_plan(trial: Trial, workspace: Workspace, origin: Origin) -> Record | None:
     """The record of the plan's cell, if `mixed` has run it with this code from these images and weights."""
     for record in read_records(workspace.records(trial.study)):
-        # A cell that was timed as well is another trial, but the same model.
+        # A cell with a timing is another trial, but the same model.
         untimed = record.trial.model_copy(update={"measurement": None}).trial_id
         if untimed == trial.trial_id and record.status == "success":
             why = _why_other(record, origin)

@@ -16,12 +16,11 @@ from torchvision.models import get_model_weights
 
 from lowbit_vit.data.remote_files import WEIGHTS
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError
-from lowbit_vit.own_data.backbone_source import EVAL_RESIZE, IMAGENET_MEAN, IMAGENET_STD
-from lowbit_vit.own_data.new_profile import NewProfile, write_profile
+from lowbit_vit.new_profile import EVAL_RESIZE, IMAGENET_MEAN, IMAGENET_STD, NewProfile, write_profile
 from lowbit_vit.schema.config import Device, Profile, TorchvisionVit, load_profile
 from lowbit_vit.study.cells import cells
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SMALL = {"name": "small", "patch_size": 4, "depth": 3, "heads": 2, "width": 64, "mlp_width": 64}
 VIEWS = {"image_size": 8, "eval_resize": 9, "train_resize": 10, "mean": [0.3, 0.3, 0.3], "std": [0.4, 0.4, 0.4]}
 
@@ -188,7 +187,7 @@ def test_what_cannot_become_a_profile_is_one_line_and_leaves_nothing(project: Pa
 
 BAD_CARDS: dict[str, tuple[dict[str, Any], type[LowbitVitError], str]] = {
     "another file's": ({"sha256": "0" * 64}, DataError, "its card says 0000000000000000"),
-    "an older version's": ({"views": None}, DataError, "backbone.json: has no key 'views'; make the weights again"),
+    "an older version's": ({"views": None}, DataError, "backbone.json: key views: Field required; make the weights again"),
     "an unknown architecture's": ({"backbone": {"architecture": "resnet50"}}, DataError, "backbone.json: key"),
     "two blocks": ({"backbone": {"architecture": SMALL | {"depth": 2}}}, ConfigError, "a backbone of 2 blocks is too shallow"),
 }
@@ -229,5 +228,5 @@ def test_outside_of_a_project_it_says_where_to_go(photos: Path, tmp_path: Path) 
 
 
 def test_no_torch_is_loaded() -> None:
-    code = "import sys, lowbit_vit.own_data.new_profile; print([name for name in ('torch', 'torchvision', 'ray') if name in sys.modules])"
+    code = "import sys, lowbit_vit.new_profile; print([name for name in ('torch', 'torchvision', 'ray') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

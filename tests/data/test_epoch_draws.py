@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from lowbit_vit.data.crops import draw_epoch
+from lowbit_vit.data.batches import draw_epoch
 from lowbit_vit.schema.config import Augmentation
 
 shares = st.floats(0.01, 1.0)

@@ -1,0 +1,79 @@
+"""A check is one function from a case to findings, with its name and what it needs declared by the decorator `check`."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from scipy.special import bdtrc
+
+from lowbit_vit.analysis.audit.context import Case, Lacking
+from lowbit_vit.analysis.audit.finding import Finding, lacks
+from lowbit_vit.analysis.audit.table import QUANTITIES, Quantity
+
+# A check that goes by chance doubts a sound table at most this often, all its numbers and readings tried together.
+LEVEL = 0.002
+_COLUMNS = {
+    "size": "model size",
+    "mean": "latency",
+    "vram": "peak VRAM",
+    "top1": "Top-1",
+    "top5": "Top-5",
+    "f1": "F1",
+    "kernel": "kernel time",
+    "attention": "attention kernel time",
+}
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a check cannot do without.
+
+    Attributes:
+        name: in the message of a check that lacks it.
+        given: whether a case has it, by truth.
+    """
+
+    name: str
+    given: Callable[[Case], object]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check with its name, what it needs, and the function that yields its findings."""
+
+    name: str
+    needs: tuple[Need, ...]
+    find: Callable[[Case], Iterator[Finding]]
+
+    def __call__(self, case: Case) -> list[Finding]:
+        """The findings, or one that names what the case lacks."""
+        lacking = [need.name for need in self.needs if not need.given(case)]
+        try:
+            found = [lacks(*lacking)] if lacking else list(self.find(case))
+        except Lacking as need:
+            found = [lacks(str(need))]
+        return [finding.model_copy(update={"check": finding.check or self.name}) for finding in found]
+
+
+def check(name: str, *needs: Quantity | Need | str) -> Callable[[Callable[[Case], Iterator[Finding]]], Check]:
+    """Declare a check.
+
+    Args:
+        name: the name that its findings bear.
+        needs: each a column's quantity, a key of the context such as `claims.batch_size`, or a Need; named in this order.
+    """
+    return lambda find: Check(name, tuple(map(_need, needs)), find)
+
+
+def _need(key: Need | Any) -> Need:
+    if isinstance(key, Need):
+        return key
+    if key in QUANTITIES:
+        return Need(f"column {_COLUMNS.get(key, key)}", lambda case: case.table.column(key))
+    return Need(f"{key} in the context", lambda case: attrgetter(key)(case.context))
+
+
+def at_least(count: int, *, of: int, share: float) -> float:
+    """Chance that `count` or more of `of` have a property that each has with the chance `share`."""
+    return float(bdtrc(count - 1, of, share)) if count else 1.0

@@ -1,1 +1,0 @@
-"""Your own images and weights: a profile made from them."""
