@@ -39,7 +39,7 @@ from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cluster import FOLDER_PREFIX, HEAD, TEMPORARY, last_line, other_code
 from lowbit_vit.study.container import Starter
-from lowbit_vit.study.launch import Finished, launch, log_file, without_result
+from lowbit_vit.study.launch import launch, log_file, without_result
 from lowbit_vit.study.node_files import NodeFile, list_files, node_workspace, read_pieces
 from lowbit_vit.study.places import keep_to_cores_of_gpu
 from lowbit_vit.study.resume import put_record
@@ -238,9 +238,9 @@ class _Submitter:
             why = "; ".join(dict.fromkeys(self._refused.values()))
             raise LowbitVitError(f"{len(self._refused)} of {len(self._units)} processes could not be run: {why}")
         reason = f"its Ray worker or node was lost, {RETRIES + 1} times in a row"
-        for trials in self._waiting:
+        for number, trials in enumerate(self._waiting):
             for trial in list(trials.values()):
-                self._put((without_result(trial, status="failed", reason=reason), None), trials)
+                self.handle(_Message(number, "record", (without_result(trial, status="failed", reason=reason), None)))
 
     def handle(self, message: _Message) -> None:
         """Do what a message asks for."""
@@ -258,7 +258,15 @@ class _Submitter:
                     self._pieces[sha256] = [ray.put(piece) for piece in read_pieces(self._workspace.root / self._files[sha256].path)]
                 answer.put(self._pieces[sha256])
             case "record":
-                self._put(message.content, waiting)
+                record, predictions = message.content
+                if not is_current(record):
+                    raise DataError(
+                        f"{record.trial_id}: ran with other code than this program's: it was changed meanwhile, or a container holds "
+                        "another version; run the same command again, with an image of this version"
+                    )
+                if waiting.pop(record.trial_id, None) is not None:  # else it was given up for lost and run again
+                    record = put_record(record, predictions, self._workspace, lost=self._lost[record.trial_id])
+                    self._progress.finish(record, predictions)
             case "log":
                 name, end = message.content
                 path = self._workspace.reports / "logs" / Path(name).name
@@ -270,18 +278,6 @@ class _Submitter:
                 self._progress.end(number)
                 if message.content is not None:
                     self._refused[number] = message.content
-
-    def _put(self, finished: Finished, waiting: dict[str, Trial]) -> None:
-        """Write a record once: a process that was given up for lost may have sent one."""
-        record, predictions = finished
-        if not is_current(record):
-            raise DataError(
-                f"{record.trial_id}: ran with other code than this program's: it was changed meanwhile, or a container holds another "
-                "version; run the same command again, with an image of this version"
-            )
-        if waiting.pop(record.trial_id, None) is not None:
-            record = put_record(record, predictions, self._workspace, lost=self._lost[record.trial_id])
-            self._progress.finish(record, predictions)
 
 
 class _StudyProgress:

@@ -1,4 +1,4 @@
-"""A process ends with whoever started it, and only then."""
+"""The process of a stage ends with DVC, and only then."""
 
 import os
 import signal
