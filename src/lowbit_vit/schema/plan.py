@@ -7,7 +7,7 @@ chooses from). Pure data: no torch.
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -334,3 +334,8 @@ class SensitivityScores(Frozen):
         sign = -1.0 if self.direction == "only" else 1.0
         ranked = sorted(self.blocks, key=lambda score: (sign * sum(score.kl) / len(score.kl), score.block))
         return tuple(sorted(score.block for score in ranked[:k]))
+
+
+def shared_blocks(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many blocks two paths of one length begin with alike."""
+    return next((boundary for boundary, (one, other) in enumerate(zip(first, second, strict=True)) if one != other), len(first))

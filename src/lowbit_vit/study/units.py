@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.plan import HighPrecision, Weights, linear_names
+from lowbit_vit.schema.plan import HighPrecision, Weights, linear_names, shared_blocks
 from lowbit_vit.study.launch import Verb
 from lowbit_vit.study.places import Places
-from lowbit_vit.trial.scan_schedule import shared_blocks
 
 # A process that starts and loads torch costs as much as some ten small cells: smaller chunks gain nothing. Larger ones than the
 # second number gain nothing either, and a lost node would take more with it.

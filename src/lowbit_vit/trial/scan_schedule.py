@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from lowbit_vit.schema.plan import shared_blocks
+
 Path = tuple[str, ...]
 
 
@@ -96,11 +98,6 @@ def _visit(paths: list[Path], free: list[int], *, source: int | None, at: int, o
         yield Step(paths[0], at, len(paths[0]), source, last_use=own)
     if own and source is not None:
         free.append(source)
-
-
-def shared_blocks(first: Sequence[object], second: Sequence[object]) -> int:
-    """How many blocks two paths of one length begin with alike."""
-    return next((boundary for boundary, (one, other) in enumerate(zip(first, second, strict=True)) if one != other), len(first))
 
 
 def _evaluations(paths: Sequence[Path], at: int) -> int:
