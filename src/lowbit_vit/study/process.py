@@ -155,10 +155,10 @@ def _without_main_script() -> Iterator[None]:
 def _run(function: str, arguments: tuple[str, ...], folder: str, output: str, environment: dict[str, str]) -> None:
     """In the fork."""
     os.setsid()
-    log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    target = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for stream in (1, 2):
-        os.dup2(log, stream)
-    os.close(log)
+        os.dup2(target, stream)
+    os.close(target)
     if (launching := multiprocessing.parent_process()) is not None:  # always, in a fork
         _kill_group_after(launching.join)
     os.chdir(folder)
