@@ -18,7 +18,7 @@ import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -137,12 +137,10 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
 @functools.cache
 def _place_sockets(folder: Path | None) -> None:
     """Put multiprocessing's sockets of this Ray worker where they are removed later: Ray ends its workers by a kill."""
-    held = temporary_folder(folder or TEMPORARY, prefix=FOLDER_PREFIX)
-    tempfile.tempdir = str(held.__enter__())
-    _held.append(held)
+    tempfile.tempdir = str(_held.enter_context(temporary_folder(folder or TEMPORARY, prefix=FOLDER_PREFIX)))
 
 
-_held: list[AbstractContextManager[Path]] = []
+_held = ExitStack()
 
 
 def _workspace_here(order: _Order, send: Callable[[_Kind, Any], None]) -> AbstractContextManager[Workspace]:
