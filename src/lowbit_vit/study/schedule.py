@@ -21,8 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import ray
 from ray import tune
@@ -249,7 +248,7 @@ class _Submitter:
                     log.warning("a Ray worker or its node was lost: its process is run again")
                     self._lost.update(list(waiting)[:1])  # the trial that it was at
                 self._running.add(number)
-                self._progress.start(number, list(waiting.values()) or self._units[number].trials)
+                self._progress.begin(number, list(waiting.values()) or self._units[number].trials)
             case "wanted":
                 sha256, answer = message.content
                 if sha256 not in self._pieces:
@@ -278,11 +277,10 @@ class _Submitter:
                     self._refused[number] = message.content
 
 
-class _StudyProgress:
+class _StudyProgress(Progress):
     """Output on stderr: a bar with the time left and the running trials, and a line for each that ends."""
 
     def __init__(self, title: str, total: int) -> None:
-        self._running: dict[int, set[str]] = {}  # process -> ids of its trials without a record
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -292,17 +290,11 @@ class _StudyProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[now]}"),
         )
-        self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=_REDRAWS, speed_estimate_period=600)
-        self._task = self._progress.add_task(title, total=total, now="")
+        super().__init__(*columns, console=Console(stderr=True), refresh_per_second=_REDRAWS, speed_estimate_period=600)
+        self._running: dict[int, set[str]] = {}  # process -> ids of its trials without a record
+        self._task = self.add_task(title, total=total, now="")
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._progress.stop()
-
-    def start(self, process: int, trials: Sequence[Trial]) -> None:
+    def begin(self, process: int, trials: Sequence[Trial]) -> None:
         """Note that a process with these trials was started."""
         self._running[process] = {trial.trial_id for trial in trials}
         self._say(f"running   {trials[0].label}" if len(trials) == 1 else f"running   {len(trials)} cells in one process")
@@ -314,7 +306,7 @@ class _StudyProgress:
         word = "finished" if record.status == "success" else record.status
         top1 = f"  Top-1 {parse_predictions(predictions, source=record.trial_id).accuracy().top1:.1%}" if predictions else ""
         why = f": {record.reason}" if record.reason else ""
-        self._progress.advance(self._task)
+        self.advance(self._task)
         self._say(f"{word:9} {record.trial.label}{top1}{why}")
 
     def end(self, process: int) -> None:
@@ -323,10 +315,10 @@ class _StudyProgress:
         self._show()
 
     def _say(self, line: str) -> None:
-        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._show()
 
     def _show(self) -> None:
         waiting = sum(map(len, self._running.values()))
         processes = "process" if len(self._running) == 1 else "processes"
-        self._progress.update(self._task, now=f"{len(self._running)} {processes}, {waiting} cells in them" if self._running else "")
+        self.update(self._task, now=f"{len(self._running)} {processes}, {waiting} cells in them" if self._running else "")
