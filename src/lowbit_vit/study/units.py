@@ -11,6 +11,7 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -163,31 +164,23 @@ def expected_seconds(trials: Sequence[Trial], folder: Path) -> dict[str, float]:
 
     Args:
         trials: of one study.
-        folder: with records of that study, whatever made them: a record of older code still tells how long it took.
+        folder: with records of that study, whatever made them: a record of older code has a duration, too.
 
     Returns:
         trial_id -> seconds; infinite where nothing like it has run, so that it starts before all that is known.
     """
     by_kind: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    of_all: list[float] = []
     for path in folder.glob("[!.]*.json"):
-        found = _duration(path)
-        if found is not None:
-            by_kind[found[0]].append(found[1])
-            of_all.append(found[1])
+        # Read as JSON alone: 10,000 records are validated elsewhere, and one that is damaged has no duration.
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            record = json.loads(path.read_bytes())
+            seconds = sum(record["durations_s"].values())
+            if seconds > 0:
+                by_kind[_kind(record["trial"])].append(seconds)
+    of_all = [seconds for group in by_kind.values() for seconds in group]
     typical = statistics.median(of_all) if of_all else float("inf")
     known = {kind: statistics.median(seconds) for kind, seconds in by_kind.items()}
     return {trial.trial_id: known.get(_kind(trial.model_dump(mode="json")), typical) for trial in trials}
-
-
-def _duration(path: Path) -> tuple[tuple[str, ...], float] | None:
-    """Kind and seconds of a record; None where it has none. Read as JSON alone: 10,000 records are validated elsewhere."""
-    try:
-        record = json.loads(path.read_bytes())
-        seconds = sum(record["durations_s"].values())
-        return (_kind(record["trial"]), seconds) if seconds > 0 else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def _kind(trial: dict[str, Any]) -> tuple[str, ...]:
