@@ -100,7 +100,7 @@ def compare(first: tuple[Record, Predictions | None], second: tuple[Record, Pred
     pairs = {name: (results(one)[name], results(other)[name]) for name in results(one)}
     equal: dict[str, Any] = {name: None if left is None else left == right for name, (left, right) in pairs.items()}
     if not equal["predictions"]:
-        equal["flipped_images"] = int(after.flips(before).sum())
+        equal["flipped_images"] = int((after.best != before.best).sum())
         equal["max_abs_margin_difference"] = float(np.abs(before.margin - after.margin).max())
     return {"status": one.status, "equal": equal}
 

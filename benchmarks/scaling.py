@@ -88,7 +88,8 @@ def main() -> None:
 
 def studies_of(profile: Profile) -> dict[str, list[Trial]]:
     """The three studies' cells; which blocks are most sensitive changes no count but that of coincidences."""
-    blocks = tuple(BlockScore(block=index, kl=(float(index),), flips=(0.0,)) for index in range(profile.backbone.depth))
+    made_up = {"flips": (0,), "margin": (0,), "top1": (0,), "kl_interval": (0, 0), "excess_interval": (0, 0)}
+    blocks = tuple(BlockScore.model_validate({"block": index, "kl": (index,), **made_up}) for index in range(profile.backbone.depth))
     scores = SensitivityScores(
         profile=profile.name, backbone_sha256="0" * 64, weights=profile.mixed.weights, direction="only", images=1, blocks=blocks
     )

@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lowbit_vit.analysis.allocation import study_plans
+from lowbit_vit.analysis.block_cells import gather_cells
 from lowbit_vit.analysis.claims.ledger import Paper, load_paper
 from lowbit_vit.analysis.results import load_results
-from lowbit_vit.analysis.scores import scores, write_scores
+from lowbit_vit.analysis.sensitivity import scores, write_scores
 from lowbit_vit.analysis.tables import Findings, find
 from lowbit_vit.schema.allocation import plan_files_json
 from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
 from lowbit_vit.schema.estimate import Estimates, LinearEstimate
-from lowbit_vit.schema.plan import SensitivityScores, linear_names
+from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
 from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.record import (
     Ceilings,
@@ -268,10 +269,10 @@ def _filled(profile: Profile, studies: tuple[Study, ...]) -> Path:
         write_trials(cells(profile, "sensitivity"), workspace)
         write_scores(profile, workspace)
     if "mixed" in studies:
-        results = load_results(workspace, "sensitivity")
-        found = scores(results, profile)
+        alone = gather_cells(load_results(workspace, "sensitivity"))
+        found = scores(alone, profile)
         estimates = estimates_of(profile, found)
-        plans = study_plans(profile, found, results, estimates)
+        plans = study_plans(profile, found, alone, estimates)
         write_atomic(workspace.estimates, estimates.model_dump_json().encode())
         write_atomic(workspace.plans, plan_files_json(plans))
         write_trials(cells(profile, "mixed", scores=found, plans=plans), workspace)
@@ -289,6 +290,14 @@ def findings(*studies: Study) -> Findings:
     """What is found in the demo's synthetic records of these studies; read, not changed, so that many tests share it."""
     with tempfile.TemporaryDirectory() as folder:
         return find(*fill(Path(folder), studies=studies))
+
+
+def block_score(block: int, kl: tuple[float, ...], *, flips: int = 0, module: str | None = None) -> BlockScore:
+    """A score of these KL a draw; all else is made up."""
+    rest = {"flips": (flips,) * len(kl), "margin": (0.0,) * len(kl), "top1": (1.0,) * len(kl)}
+    return BlockScore.model_validate(
+        {"block": block, "module": module, "kl": kl, **rest, "kl_interval": (min(kl), max(kl)), "excess_interval": (0.0, 0.0)}
+    )
 
 
 def estimates_of(profile: Profile, found: Sequence[SensitivityScores]) -> Estimates:
@@ -331,6 +340,7 @@ def relabel(profile: Profile, old: str, new: str) -> Profile:
 
 __all__ = [
     "PROJECT",
+    "block_score",
     "estimates_of",
     "fill",
     "fill_many",

@@ -8,15 +8,16 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.additivity import additivity, additivity_fits
+from lowbit_vit.analysis.block_cells import gather_cells
 from lowbit_vit.analysis.results import load_results
-from lowbit_vit.analysis.scores import scores
+from lowbit_vit.analysis.sensitivity import scores
 
 
 @pytest.fixture(scope="module")
 def frame(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
     profile, workspace = synthetic.fill(tmp_path_factory.mktemp("additivity") / "root", studies=("sensitivity", "mixed"))
-    sensitivity = load_results(workspace, "sensitivity")
-    return additivity(load_results(workspace, "mixed"), sensitivity, scores(sensitivity, profile), profile)
+    sensitivity, mixed = (gather_cells(load_results(workspace, study)) for study in ("sensitivity", "mixed"))
+    return additivity(mixed, sensitivity, scores(sensitivity, profile), profile)
 
 
 def test_every_plan_that_quantizes_is_there_and_its_bytes_are_predicted_exactly(frame: pl.DataFrame) -> None:
@@ -48,7 +49,7 @@ def test_the_fit_is_perfect_where_losses_add_up_and_says_by_how_much_where_they_
 
 def test_a_study_that_was_not_run_gives_no_row(tmp_path: Path) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root", studies=("sensitivity",))
-    sensitivity = load_results(workspace, "sensitivity")
-    frame = additivity([], sensitivity, scores(sensitivity, profile), profile)
+    sensitivity = gather_cells(load_results(workspace, "sensitivity"))
+    frame = additivity(gather_cells([]), sensitivity, scores(sensitivity, profile), profile)
     assert frame.is_empty()
     assert additivity_fits(frame).is_empty()

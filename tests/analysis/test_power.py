@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowbit_vit.analysis.power import detectable_paired, power_paired
-from lowbit_vit.analysis.statistics import mcnemar
+from lowbit_vit.analysis.statistics import detectable_paired, mcnemar, power_paired
 
 
 def test_paired_power_needs_connors_sample_size() -> None:

@@ -9,7 +9,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 import synthetic
-from lowbit_vit.analysis.results import Result, cells_by_role, load_all_results, load_results, require_one_origin
+from lowbit_vit.analysis.block_cells import gather_cells
+from lowbit_vit.analysis.results import Result, load_all_results, load_results, require_one_origin
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Study
 from lowbit_vit.schema.record import Record, read_record, write_record
@@ -58,11 +59,13 @@ def test_a_study_that_was_not_run_is_empty(tmp_path: Path) -> None:
 
 def test_a_cell_is_found_under_each_part_that_it_plays(filled: Workspace) -> None:
     results = load_results(filled, "mixed")
-    found = cells_by_role(results)
+    found = dict(gather_cells(results).parts)
     assert list(found) == [role for result in results for role in result.record.trial.roles]
     assert len(found) > len(results)
     assert all(role in result.record.trial.roles for role, result in found.items())
-    assert list(cells_by_role([Result(results[0].record, None), *results[1:]])) == list(found)[len(results[0].record.trial.roles) :]
+    failed = gather_cells([Result(results[0].record, None), *results[1:]])
+    assert [role for role, _ in failed.parts] == list(found)
+    assert list(failed.place) == list(found)[len(results[0].record.trial.roles) :]
 
 
 @pytest.mark.parametrize("of_another", [False, True], ids=["none", "another's"])

@@ -7,8 +7,9 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.additivity import additivity, additivity_fits
+from lowbit_vit.analysis.block_cells import gather_cells
 from lowbit_vit.analysis.results import Result, load_results
-from lowbit_vit.analysis.scores import scores
+from lowbit_vit.analysis.sensitivity import scores
 from lowbit_vit.analysis.timed_plans import predicted_ms, timed_plans
 from lowbit_vit.report.allocation_tables import timed_table
 from lowbit_vit.schema.config import Profile
@@ -59,8 +60,8 @@ def test_half_the_blocks_cost_half_the_difference(runs: Runs) -> None:
 
 def test_the_additivity_table_holds_the_latency_of_the_largest_batch(runs: Runs) -> None:
     profile, workspace, mixed, variants = runs
-    sensitivity = load_results(workspace, "sensitivity")
-    frame = additivity(mixed, sensitivity, scores(sensitivity, profile), profile, variants=variants)
+    sensitivity = gather_cells(load_results(workspace, "sensitivity"))
+    frame = additivity(gather_cells(mixed), sensitivity, scores(sensitivity, profile), profile, variants=variants)
     timed = frame.drop_nulls("p50_ms")
     assert timed.height == 2
     assert set(timed.get_column("batch_size")) == {32}

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torchvision.models import vit_l_16
 
+import synthetic
 from loopback import serving
 from lowbit_vit.data.download import fetch
 from lowbit_vit.data.prepare import prepare_dataset
 from lowbit_vit.data.remote_files import WEIGHTS, RemoteFile
 from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Profile, Study, load_profile
-from lowbit_vit.schema.plan import BlockScore, SensitivityScores
+from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.predictions import read_predictions
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
@@ -72,7 +73,7 @@ def prepared(served: RemoteFile, flowers_root: Path, tmp_path_factory: pytest.Te
 @pytest.mark.parametrize("study", CHOSEN)
 def test_a_cell_of_each_study_runs_from_the_downloaded_checkpoint(study: Study, prepared: tuple[Profile, Workspace]) -> None:
     profile, workspace = prepared
-    blocks = tuple(BlockScore(block=index, kl=(1.0,), flips=(0.0,)) for index in range(profile.backbone.depth))
+    blocks = tuple(synthetic.block_score(index, (1.0,)) for index in range(profile.backbone.depth))
     scores = SensitivityScores(
         profile=profile.name, backbone_sha256="0" * 64, weights=profile.mixed.weights, direction="only", images=1, blocks=blocks
     )

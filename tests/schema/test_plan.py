@@ -3,10 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
+import synthetic
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.plan import (
     NF4,
-    BlockScore,
     HighPrecision,
     Int8,
     Plan,
@@ -84,7 +84,7 @@ def test_names_are_short_and_distinct(plan: Plan, name: str) -> None:
 
 
 def scores(direction: str, means: list[float]) -> SensitivityScores:
-    blocks = tuple(BlockScore(block=block, kl=(mean, mean), flips=(0, 0)) for block, mean in enumerate(means))
+    blocks = tuple(synthetic.block_score(block, (mean, mean)) for block, mean in enumerate(means))
     return SensitivityScores.model_validate(
         {"profile": "demo", "backbone_sha256": "0" * 64, "weights": NF4_PLAIN, "direction": direction, "images": 10, "blocks": blocks}
     )

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import synthetic
 from lowbit_vit.data.arrays import MANIFEST
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.cell_role import GivenPlan, label_of
 from lowbit_vit.schema.code import code_sha256
 from lowbit_vit.schema.config import Profile, TimedPlan, Trial
-from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores
+from lowbit_vit.schema.plan import NF4, SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
@@ -142,7 +143,7 @@ def sensitivity_file(workspace: Workspace, *, backbone_sha256: str) -> str:
         weights=NF4(format="nf4", double_quantization=False),
         direction="only",
         images=10,
-        blocks=(BlockScore(block=0, kl=(0.25,), flips=(1,)),),
+        blocks=(synthetic.block_score(0, (0.25,)),),
     )
     text = f"[{scores.model_dump_json()}]"
     workspace.sensitivity.parent.mkdir(parents=True)

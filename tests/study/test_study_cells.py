@@ -6,11 +6,12 @@ from typing import Literal
 
 import pytest
 
+import synthetic
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.vit import ARCHITECTURES
 from lowbit_vit.schema.cell_role import AllBlocks, Chosen, NoneSpared, OneUnit, Random, Reference, label_of
 from lowbit_vit.schema.config import TORCHVISION_DEPTH, MixedStudy, Profile, Study, Trial, load_profile
-from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names, spared_blocks
+from lowbit_vit.schema.plan import SensitivityScores, linear_names, spared_blocks
 from lowbit_vit.study.cells import cells, draw_blocks
 
 PROFILES = Path(__file__).parents[2] / "profiles"
@@ -19,7 +20,7 @@ DEMO = load_profile(PROFILES / "demo.yaml")
 
 def scores_of(profile: Profile) -> SensitivityScores:
     """Block b costs (5 b mod 8) nats: neither end of the network wins."""
-    blocks = tuple(BlockScore(block=b, kl=(float(5 * b % 8),), flips=(1,)) for b in range(profile.backbone.depth))
+    blocks = tuple(synthetic.block_score(b, (float(5 * b % 8),)) for b in range(profile.backbone.depth))
     return SensitivityScores(
         profile=profile.name, backbone_sha256="0" * 64, weights=profile.mixed.weights, direction="only", images=10, blocks=blocks
     )

@@ -19,10 +19,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+import synthetic
 from lowbit_vit.errors import Busy, DataError, TrialsFailed
 from lowbit_vit.schema import file_lock
 from lowbit_vit.schema.config import Arm, Profile
-from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
+from lowbit_vit.schema.plan import HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import read_record, read_records, sha256
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
@@ -324,7 +325,7 @@ def test_cells_that_left_the_grid_and_half_written_files_are_deleted(finished: t
 def test_scores_of_other_weights_are_refused(workspace: Workspace, profile_of: ProfileOf) -> None:
     with pytest.raises(DataError, match=r"sensitivity\.json: no such file; run lowbit-vit sensitivity demo"):
         run_study(profile_of("finish"), "mixed", workspace, command=NEVER)
-    block = BlockScore(block=0, kl=(0.1,), flips=(1,))
+    block = synthetic.block_score(0, (0.1,))
     for digest, fits in ((sha256(workspace.adapted(0).read_bytes()), True), ("0" * 64, False)):
         scores = SensitivityScores(
             profile="demo",

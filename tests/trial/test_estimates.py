@@ -56,7 +56,7 @@ def test_the_gradient_score_is_the_squared_gradient_times_the_squared_error_of_t
     assert score.activation_error == pytest.approx(np.mean(outputs), rel=1e-4)
     assert score.gradient == pytest.approx(np.mean(weighted), rel=1e-3)
     assert score.fisher > 0
-    assert found.of_blocks("nf4", "gradient")[1] == pytest.approx(
+    assert found.of("blocks.1", "nf4", "gradient") == pytest.approx(
         sum(item.gradient for item in found.linears if item.weights == "nf4" and item.name.startswith("blocks.1."))
     )
 

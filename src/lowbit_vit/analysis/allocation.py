@@ -2,18 +2,17 @@
 
 What a unit costs and loses in a format was measured with that unit alone in it, and is added up: bytes from the sensitivity study's
 records (exact), KL from its scores (an assumption, which `additivity` checks), latency from the timed arms in that format
-throughout, shared out evenly over the blocks, which are all of one shape. A plan's flips are read off its KL (`flips`): a budget of
+throughout, shared out evenly over the blocks, which are all of one shape. A plan's flips are read off its KL (`flip_model`): a budget of
 flips is one of KL. `programme` chooses.
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-
-from lowbit_vit.analysis.flips import FlipCurve, flip_curve
+from lowbit_vit.analysis.block_cells import BlockCells
+from lowbit_vit.analysis.flip_model import FlipCurve, flip_curve
 from lowbit_vit.analysis.programme import MIB, Budget, Choice, Limited, PairTerm, Problem, Quantity, solve
-from lowbit_vit.analysis.results import Result, cells_by_role
+from lowbit_vit.analysis.results import Result
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import Entry, PlanFile, Predicted
 from lowbit_vit.schema.cell_role import CellRole, Reference, label_of, unit_role
@@ -28,7 +27,7 @@ Units = Literal["blocks", "modules"]
 def build_problem(
     profile: Profile,
     scores: Sequence[SensitivityScores],
-    results: Sequence[Result],
+    cells: BlockCells,
     *,
     units: Units,
     formats: Sequence[str] | None = None,
@@ -41,7 +40,7 @@ def build_problem(
     Args:
         profile: the profile.
         scores: of the sensitivity study.
-        results: its records, for the bytes.
+        cells: its cells, for the bytes.
         units: blocks, or each linear.
         formats: names of those that may be used; None: all that were measured.
         estimates: for the gradient scores; None: they are 0.
@@ -55,12 +54,12 @@ def build_problem(
     usable = _scores_of(formats, scores)
     if latencies is not None and units == "modules":
         raise ConfigError("allocate: latency is measured of whole blocks; give --units blocks, or a budget of bytes or flips")
-    facts = {role: result.record.model for role, result in cells_by_role(results).items()}
-    if {model.backbone_sha256 for model in facts.values() if model is not None} - {usable[0].backbone_sha256}:
+    models = cells.models
+    if {model.backbone_sha256 for model in models.values()} - {usable[0].backbone_sha256}:
         raise DataError(
             f"sensitivity.json of {profile.name}: of other weights than the records; run lowbit-vit sensitivity {profile.name} again"
         )
-    base = _bytes_of(facts, Reference(), profile)
+    base = _bytes_of(models, Reference(), profile)
     if estimates is not None and estimates.backbone_sha256 != usable[0].backbone_sha256:
         raise DataError(f"estimates.json of {profile.name}: of other weights than the scores; run lowbit-vit estimate {profile.name} again")
     names = [unit.name for unit in (usable[0].blocks if units == "blocks" else usable[0].modules)]
@@ -77,11 +76,11 @@ def build_problem(
             choice = Choice(
                 unit=name,
                 weights=weights,
-                weight_bytes=_bytes_of(facts, role, profile) - base,
-                kl=float(np.mean(unit.kl)),
-                flips=1000 * float(np.mean(unit.flips)) / score.images,
+                weight_bytes=_bytes_of(models, role, profile) - base,
+                kl=unit.mean_kl,
+                flips=score.flips_per_1000(unit),
                 ms=0.0 if latencies is None else (latencies[weights.name] - latencies["high"]) / len(names),
-                gradient=_gradient(estimates, weights.name, name) if estimates is not None else 0.0,
+                gradient=0.0 if estimates is None else estimates.of(name, weights.name, "gradient"),
             )
             choices.append(choice)
     terms = tuple(pair for pair in pairs if pair.weights in {score.weights.name for score in usable})
@@ -99,21 +98,11 @@ def _scores_of(formats: Sequence[str] | None, scores: Sequence[SensitivityScores
     return usable
 
 
-def _bytes_of(facts: dict[CellRole, ModelFacts | None], role: CellRole, profile: Profile) -> int:
-    found = facts.get(role)
+def _bytes_of(models: dict[CellRole, ModelFacts], role: CellRole, profile: Profile) -> int:
+    found = models.get(role)
     if found is None:
         raise DataError(f"sensitivity: {label_of(role)}: no successful record; run lowbit-vit sensitivity {profile.name}")
     return found.weight_bytes
-
-
-def _gradient(estimates: Estimates, weights: str, unit: str) -> float:
-    found = estimates.of_linears(weights, "gradient")
-    under = [value for name, value in found.items() if name == unit or name.startswith(f"{unit}.")]
-    if not under:
-        raise DataError(
-            f"estimates.json of {estimates.profile}: nothing on {weights}, {unit}; run lowbit-vit estimate {estimates.profile} again"
-        )
-    return sum(under)
 
 
 def measured_latencies(
@@ -202,17 +191,15 @@ def _limit_kl(problem: Problem, flips: Budget, curve: FlipCurve) -> Budget:
     return Budget("kl", min(curve.most_kl(flips.limit), every) * (1 + 1e-12))
 
 
-def study_plans(
-    profile: Profile, scores: Sequence[SensitivityScores], results: Sequence[Result], estimates: Estimates | None
-) -> list[PlanFile]:
+def study_plans(profile: Profile, scores: Sequence[SensitivityScores], cells: BlockCells, estimates: Estimates | None) -> list[PlanFile]:
     """The plans of the mixed study: within the bytes of sparing the first and last k / 2 blocks, by measurement and by gradients.
 
     Raises:
         ConfigError: as `build_problem`.
         DataError: as `build_problem`.
     """
-    problem = build_problem(profile, scores, results, units="blocks", estimates=estimates)
-    curve = _curve(profile, scores, results, "blocks")
+    problem = build_problem(profile, scores, cells, units="blocks", estimates=estimates)
+    curve = _curve(profile, scores, cells, "blocks")
     low = {choice.unit: choice.weight_bytes for choice in problem.choices if choice.weights == profile.mixed.weights}
     if not low:
         raise ConfigError(f"allocate: mixed.weights {profile.mixed.weights.name} is not among sensitivity.formats; add it there")
@@ -246,7 +233,7 @@ def allocate_within(
     budget: Budget,
     profile: Profile,
     scores: Sequence[SensitivityScores],
-    results: Sequence[Result],
+    cells: BlockCells,
     *,
     timed: Sequence[Result],
     units: Units,
@@ -268,15 +255,15 @@ def allocate_within(
         latencies = measured_latencies(profile, timed, formats or measured, batch_size=size, execution=execution)
     if pairs and units == "modules":
         raise ConfigError("allocate: pairs were measured of whole blocks; give --units blocks, or leave --pairs out")
-    problem = build_problem(profile, scores, results, units=units, formats=formats, latencies=latencies, pairs=pairs)
+    problem = build_problem(profile, scores, cells, units=units, formats=formats, latencies=latencies, pairs=pairs)
     amount = budget.limit / MIB if budget.quantity == "weight_bytes" else budget.limit
     name = f"{'mib' if budget.quantity == 'weight_bytes' else budget.quantity}-{amount:g}"
-    curve = _curve(profile, scores, results, units)
+    curve = _curve(profile, scores, cells, units)
     return allocate(profile, problem, budget, curve=curve, name=name, backbone_sha256=scores[0].backbone_sha256)
 
 
-def _curve(profile: Profile, scores: Sequence[SensitivityScores], results: Sequence[Result], units: Units) -> FlipCurve:
-    curve = flip_curve(results, scores, units=units)
+def _curve(profile: Profile, scores: Sequence[SensitivityScores], cells: BlockCells, units: Units) -> FlipCurve:
+    curve = flip_curve(cells, scores, units=units)
     if curve is None:
         raise DataError(f"sensitivity: no high-precision reference to count flips from; run lowbit-vit sensitivity {profile.name} again")
     return curve

@@ -15,7 +15,7 @@ import numpy as np
 
 from lowbit_vit.analysis.archive import is_archived, read_archive
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.cell_role import CellRole, label_of
+from lowbit_vit.schema.cell_role import label_of
 from lowbit_vit.schema.config import STUDIES, Study, Trial
 from lowbit_vit.schema.metrics import Accuracy, LatencySummary, summarize_latency
 from lowbit_vit.schema.predictions import Predictions, read_predictions
@@ -159,16 +159,6 @@ def _loose(folder: Path, study: Study) -> Iterator[Result]:
         if record.evaluation is None and arrays.exists():
             raise DataError(f"{arrays}: predictions, though {path.name} has no evaluation; delete it, or {_ADVICE}")
         yield Result(record, None if record.evaluation is None else read_predictions(arrays, record))
-
-
-def cell_roles(results: Iterable[Result]) -> list[tuple[CellRole, Result]]:
-    """Every part that a cell of the sensitivity or the mixed study plays, with its result."""
-    return [(role, result) for result in results for role in result.record.trial.roles]
-
-
-def cells_by_role(results: Iterable[Result]) -> dict[CellRole, Result]:
-    """The cell that plays each part, of those that have predictions."""
-    return {role: result for role, result in cell_roles(results) if result.predictions is not None}
 
 
 # ------------------------------------------------------------------------------------------------------- all together

@@ -1,27 +1,23 @@
 """Records of a profile -> every table of the report, written as CSV; nothing but the records and the profile is read."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import polars as pl
 
-from lowbit_vit.analysis import arms, blocks
+from lowbit_vit.analysis import arms, mixed, sensitivity
 from lowbit_vit.analysis.additivity import additivity, additivity_fits
+from lowbit_vit.analysis.block_cells import gather_cells
 from lowbit_vit.analysis.classes import classes
-from lowbit_vit.analysis.contests import contests
-from lowbit_vit.analysis.estimates import estimator_agreement
 from lowbit_vit.analysis.footprints import invariances, memory_parts
 from lowbit_vit.analysis.fronts import fronts
 from lowbit_vit.analysis.graphs import graphs
-from lowbit_vit.analysis.pairs import pairs
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.rooflines import rooflines
-from lowbit_vit.analysis.scores import scores
 from lowbit_vit.analysis.timed_plans import timed_plans
 from lowbit_vit.schema.config import STUDIES, Profile, Study
 from lowbit_vit.schema.estimate import read_estimates
-from lowbit_vit.schema.plan import HighPrecision, SensitivityScores, family_of
+from lowbit_vit.schema.plan import HighPrecision, family_of
 from lowbit_vit.schema.record import Record, write_atomic
 from lowbit_vit.schema.workspace import Workspace
 
@@ -111,10 +107,11 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
     results = load_all_results(workspace)
     labels = [arm.label for arm in profile.variants.arms]
     variants = arms.variants(results["variants"], arms=labels, margin=profile.statistics.margin)
-    scored = _scores_if_complete(results["sensitivity"], profile)
+    alone, plans, depth = gather_cells(results["sensitivity"]), gather_cells(results["mixed"]), profile.backbone.depth
+    scored = sensitivity.scores_if_complete(alone, profile)
     estimates = read_estimates(workspace.estimates, profile=profile.name) if workspace.estimates.exists() else None
-    mixed = blocks.mixed(results["mixed"], depth=profile.backbone.depth)
-    added = additivity(results["mixed"], results["sensitivity"], scored, profile, variants=results["variants"])
+    mixed_table = mixed.mixed(plans, depth=depth)
+    added = additivity(plans, alone, scored, profile, variants=results["variants"])
     timed = timed_plans(results["mixed"], results["variants"], profile)
     table = _with_rows(arms.paper_table(variants))
     tables = Tables(
@@ -126,29 +123,22 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         memory_parts=memory_parts(results["variants"], arms=labels),
         invariance=invariances(results["variants"], arms=labels),
         classes=_with_rows(classes(results["variants"], arms=labels)),
-        sensitivity=_with_family(blocks.sensitivity(results["sensitivity"], scored)),
-        units=blocks.units(scored),
-        draw_agreement=blocks.draw_agreement(scored),
-        estimators=estimator_agreement(estimates, scored),
-        mixed=mixed,
+        sensitivity=_with_family(sensitivity.sensitivity(alone, scored)),
+        units=sensitivity.units(scored),
+        draw_agreement=sensitivity.draw_agreement(scored),
+        estimators=sensitivity.estimator_agreement(estimates, scored),
+        mixed=mixed_table,
         additivity=added,
         additivity_fits=additivity_fits(added),
-        pairs=pairs(results["mixed"], results["sensitivity"]),
+        pairs=mixed.block_interactions(plans, alone),
         timed_plans=timed,
-        contests=contests(results["mixed"], depth=profile.backbone.depth),
-        random_bands=blocks.random_bands(mixed),
-        beats_random=blocks.beats_random(mixed),
-        fronts=fronts(table, mixed, timed),
+        contests=mixed.equal_bytes(plans, depth=depth),
+        random_bands=mixed.random_bands(mixed_table),
+        beats_random=mixed.beats_random(mixed_table),
+        fronts=fronts(table, mixed_table, timed),
         not_successful=_not_successful({study: [result.record for result in results[study]] for study in STUDIES}),
     )
     return Findings(results=results, tables=tables)
-
-
-def _scores_if_complete(results: Sequence[Result], profile: Profile) -> list[SensitivityScores]:
-    """Scores need every cell; a study that was not run or has failed cells is shown without them, cell by cell."""
-    if not results or any(result.predictions is None for result in results):
-        return []
-    return scores(results, profile)
 
 
 def _with_rows(frame: pl.DataFrame) -> pl.DataFrame:

@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,11 +11,8 @@ import typer
 from lowbit_vit.cli.options import HERE, ProfileName, Root, console, open_profile
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import Device, Execution
-from lowbit_vit.schema.workspace import Workspace
 
 if TYPE_CHECKING:
-    from lowbit_vit.analysis.programme import PairTerm
-    from lowbit_vit.analysis.results import Result
     from lowbit_vit.schema.allocation import PlanFile
 
 app = typer.Typer()
@@ -45,6 +41,8 @@ def allocate(
     Without a budget: the plans that `mixed` runs, each within the bytes of sparing the first and last blocks.
     """
     from lowbit_vit.analysis.allocation import allocate_within, asked_budget, study_plans
+    from lowbit_vit.analysis.block_cells import gather_cells
+    from lowbit_vit.analysis.mixed import block_interactions, pair_terms
     from lowbit_vit.analysis.results import load_results
     from lowbit_vit.schema.allocation import plan_files_json
     from lowbit_vit.schema.estimate import read_estimates
@@ -52,7 +50,7 @@ def allocate(
     from lowbit_vit.study.resume import load_scores
 
     settings, workspace = open_profile(profile, root)
-    scores, results = load_scores(workspace), load_results(workspace, "sensitivity")
+    scores, cells = load_scores(workspace), gather_cells(load_results(workspace, "sensitivity"))
     asked = asked_budget(mib=budget_mib, ms=budget_ms, flips=max_flips)
     if asked is None:
         if out is not None or skip_list is not None or formats or pairs:
@@ -60,15 +58,19 @@ def allocate(
         if not workspace.estimates.exists():
             logging.getLogger(__name__).warning("allocate: no plans by gradients: run lowbit-vit estimate %s before", profile)
         estimates = read_estimates(workspace.estimates, profile=profile) if workspace.estimates.exists() else None
-        plans = study_plans(settings, scores, results, estimates)
+        plans = study_plans(settings, scores, cells, estimates)
         write_atomic(workspace.plans, plan_files_json(plans))
         print("\n".join(line for plan in plans for line in _plan_lines(plan)))
         print(workspace.plans.relative_to(workspace.root))
         return
     timed = [*load_results(workspace, "variants"), *load_results(workspace, "mixed")] if budget_ms is not None else []
-    terms = _pair_terms(workspace, results) if pairs else ()
+    terms = pair_terms(block_interactions(gather_cells(load_results(workspace, "mixed")), cells)) if pairs else ()
+    if pairs and not terms:
+        raise ConfigError(
+            f"allocate: no pairs were measured; put mixed.pairs: 4 into profiles/{profile}.yaml and run lowbit-vit mixed {profile}"
+        )
     plan = allocate_within(
-        asked, settings, scores, results, timed=timed, units=units, formats=formats, batch=batch, execution=execution, pairs=terms
+        asked, settings, scores, cells, timed=timed, units=units, formats=formats, batch=batch, execution=execution, pairs=terms
     )
     path = out or workspace.root / "plans" / f"{profile}-{plan.name}.json"
     write_atomic(path, (plan.model_dump_json(indent=1) + "\n").encode())
@@ -77,18 +79,6 @@ def allocate(
     if skip_list is not None:
         write_atomic(skip_list, (json.dumps(plan.skip_list(settings.backbone.depth), indent=1) + "\n").encode())
         print(skip_list)
-
-
-def _pair_terms(workspace: Workspace, sensitivity: "Sequence[Result]") -> "tuple[PairTerm, ...]":
-    # Tables need polars, which a machine that only runs studies may lack.
-    from lowbit_vit.analysis.pairs import pair_terms, pairs
-    from lowbit_vit.analysis.results import load_results
-
-    terms = pair_terms(pairs(load_results(workspace, "mixed"), sensitivity))
-    if not terms:
-        where = f"profiles/{workspace.profile}.yaml and run lowbit-vit mixed {workspace.profile}"
-        raise ConfigError(f"allocate: no pairs were measured; put mixed.pairs: 4 into {where}")
-    return terms
 
 
 @app.command(epilog="Example: lowbit-vit export demo plans/demo-mib-1.json exported")

@@ -103,7 +103,7 @@ def variants(profile: str, root: Path, place: _Place) -> None:
 @_study_verb("Example: lowbit-vit sensitivity demo")
 def sensitivity(profile: str, root: Path, place: _Place) -> None:
     """Quantize each block alone and spare each block alone; write the scores that `mixed` chooses from."""
-    from lowbit_vit.analysis.scores import write_scores
+    from lowbit_vit.analysis.sensitivity import write_scores
 
     _run("sensitivity", profile, root, place)
     settings, workspace = open_profile(profile, root)

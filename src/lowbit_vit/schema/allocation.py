@@ -38,7 +38,7 @@ class Predicted(Frozen):
 
     weight_bytes: int
     kl: float = Field(description="mean KL from high precision in nats, on the selection half")
-    flips_per_1000: float = Field(description="images of 1,000 whose Top-1 class changes, read off the summed KL (analysis.flips)")
+    flips_per_1000: float = Field(description="images of 1,000 whose Top-1 class changes, read off the summed KL (analysis.flip_model)")
     flips_interval: tuple[float, float] | None = Field(default=None, description="95 % of counts on as many images lie in it")
     flips_summed_per_1000: float | None = Field(default=None, description="the units' flips, none of them in common: far too many")
     ms: float | None = Field(default=None, description="latency of one batch; null: no budget of it was given")

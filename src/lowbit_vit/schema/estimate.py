@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from lowbit_vit.errors import DataError
 from lowbit_vit.schema.plan import Frozen
 from lowbit_vit.schema.stage_documents import read_stage_document
 
@@ -36,18 +37,16 @@ class Estimates(Frozen):
     seconds: float = Field(description="wall time of making them, the backbone loaded")
     linears: tuple[LinearEstimate, ...] = Field(min_length=1)
 
-    def of_blocks(self, weights: str, estimator: Estimator) -> dict[int, float]:
-        """Sum over each block's linears; block -> estimate."""
-        sums: dict[int, float] = {}
-        for linear in self.linears:
-            if linear.weights == weights:
-                block = int(linear.name.split(".")[1])
-                sums[block] = sums.get(block, 0.0) + float(getattr(linear, estimator))
-        return sums
+    def of(self, unit: str, weights: str, estimator: Estimator) -> float:
+        """The estimate of a linear, or the sum over a block's, by name, in the format of this name.
 
-    def of_linears(self, weights: str, estimator: Estimator) -> dict[str, float]:
-        """Name of the linear -> estimate."""
-        return {linear.name: float(getattr(linear, estimator)) for linear in self.linears if linear.weights == weights}
+        Raises:
+            DataError: there is none.
+        """
+        found = [item for item in self.linears if item.weights == weights and f"{item.name}.".startswith(f"{unit}.")]
+        if not found:
+            raise DataError(f"estimates.json of {self.profile}: nothing on {weights}, {unit}; run lowbit-vit estimate {self.profile} again")
+        return sum(float(getattr(item, estimator)) for item in found)
 
 
 _ESTIMATES: TypeAdapter[Estimates] = TypeAdapter(Estimates)

@@ -300,10 +300,10 @@ class BlockScore(Frozen):
         min_length=1, description="mean KL(high precision || quantized) in nats, one a draw"
     )
     flips: tuple[int, ...] = Field(min_length=1, description="images whose Top-1 class changed, one count a draw")
-    margin: tuple[float, ...] = Field(default=(), description="mean change of the margin, logits, one a draw; empty: an older file")
-    top1: tuple[float, ...] = Field(default=(), description="Top-1, one a draw; empty: an older file")
-    kl_interval: tuple[float, float] | None = Field(default=None, description="of the mean KL; null: an older file")
-    excess_interval: tuple[float, float] | None = Field(default=None, description="of the excess; null: an older file")
+    margin: tuple[float, ...] = Field(min_length=1, description="mean change of the margin, logits, one a draw")
+    top1: tuple[float, ...] = Field(min_length=1, description="Top-1, one a draw")
+    kl_interval: tuple[float, float] = Field(description="of the mean KL")
+    excess_interval: tuple[float, float] = Field(description="of the excess")
 
     @property
     def name(self) -> str:
@@ -311,9 +311,14 @@ class BlockScore(Frozen):
         return f"blocks.{self.block}" + ("" if self.module is None else f".{self.module}")
 
     @property
-    def sensitive(self) -> bool | None:
-        """Whether it surely costs more than the mean unit; None: an older file, which has no interval."""
-        return None if self.excess_interval is None else self.excess_interval[0] > 0
+    def mean_kl(self) -> float:
+        """Mean KL over the draws."""
+        return sum(self.kl) / len(self.kl)
+
+    @property
+    def sensitive(self) -> bool:
+        """Whether it surely costs more than the mean unit."""
+        return self.excess_interval[0] > 0
 
 
 class SensitivityScores(Frozen):
@@ -327,13 +332,29 @@ class SensitivityScores(Frozen):
     blocks: tuple[BlockScore, ...] = Field(min_length=1)
     modules: tuple[BlockScore, ...] = Field(default=(), description="each linear, where sensitivity.units names modules")
 
-    def most_sensitive(self, k: int) -> tuple[int, ...]:
-        """The k blocks that cost most in mean KL, ties broken by the smaller block number, in ascending order."""
+    @property
+    def units(self) -> tuple[BlockScore, ...]:
+        """The blocks, then the linears."""
+        return (*self.blocks, *self.modules)
+
+    def cost(self, kl: float) -> float:
+        """What a unit with this KL costs: of a spared unit the negative, for it costs what sparing it saves."""
+        return kl if self.direction == "only" else -kl
+
+    def flips_per_1000(self, unit: BlockScore) -> float:
+        """Mean over the draws of the images in 1,000 whose Top-1 class one of the units changes."""
+        return 1000 * (sum(unit.flips) / len(unit.flips)) / self.images
+
+    def most_sensitive(self, k: int, *, draw: int | None = None) -> tuple[int, ...]:
+        """The k blocks that cost most, in mean KL or in that of one draw, ties broken by the smaller block number; ascending.
+
+        Raises:
+            ConfigError: there are fewer blocks.
+        """
         if not 1 <= k <= len(self.blocks):
             raise ConfigError(f"mixed: k = {k} is outside 1..{len(self.blocks)}, the number of blocks that were scored")
-        sign = -1.0 if self.direction == "only" else 1.0
-        ranked = sorted(self.blocks, key=lambda score: (sign * sum(score.kl) / len(score.kl), score.block))
-        return tuple(sorted(score.block for score in ranked[:k]))
+        ranked = sorted(self.blocks, key=lambda unit: (-self.cost(unit.mean_kl if draw is None else unit.kl[draw]), unit.block))
+        return tuple(sorted(unit.block for unit in ranked[:k]))
 
 
 def shared_blocks(first: Sequence[object], second: Sequence[object]) -> int:

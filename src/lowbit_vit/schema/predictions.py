@@ -52,16 +52,6 @@ class Predictions:
         found: npt.NDArray[np.bool_] = self.best == self.label
         return found
 
-    def flips(self, reference: "Predictions") -> npt.NDArray[np.bool_]:
-        """Which images' most likely class is not the reference's, bool [N]."""
-        found: npt.NDArray[np.bool_] = self.best != reference.best
-        return found
-
-    @property
-    def report_kl(self) -> npt.NDArray[np.float64] | None:
-        """KL of the report half's images; float64, for a mean of float32 would depend on numpy's order of summation."""
-        return None if self.kl is None else self.kl[~self.selection].astype(np.float64)
-
     def accuracy(self, images: npt.NDArray[np.bool_] | None = None) -> Accuracy:
         """Metrics of the images of a mask, bool [N]; None: of all."""
         chosen = slice(None) if images is None else images

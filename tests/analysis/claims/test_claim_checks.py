@@ -26,7 +26,7 @@ from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.schema.cell_role import CellRole, Chosen, NoneSpared, Random
 from lowbit_vit.schema.claim import Cell, Verdict
 from lowbit_vit.schema.config import load_profile
-from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores, all_but, uniform
+from lowbit_vit.schema.plan import NF4, SensitivityScores, all_but, uniform
 from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
@@ -248,11 +248,7 @@ def _scores(most: Sequence[int], *, noise: float) -> SensitivityScores:
     """24 blocks of which some cost much; `noise` decides whether the draws rank alike."""
     random = np.random.default_rng(0)
     blocks = tuple(
-        BlockScore(
-            block=block,
-            kl=tuple(float((10 if block in most else 1) + 0.01 * block + noise * random.random()) for _ in range(5)),
-            flips=(0,) * 5,
-        )
+        synthetic.block_score(block, tuple(float((10 if block in most else 1) + 0.01 * block + noise * random.random()) for _ in range(5)))
         for block in range(24)
     )
     return SensitivityScores(profile="scratch", backbone_sha256="ab", weights=NF4_WEIGHTS, direction="only", images=100, blocks=blocks)

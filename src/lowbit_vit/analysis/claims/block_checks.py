@@ -4,21 +4,16 @@ A statement on blocks 20-23 is about a model of 24 blocks; on another it cannot 
 half of the test images is compared on the report half alone.
 """
 
-from collections.abc import Sequence
 from itertools import combinations
 from typing import ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
-from lowbit_vit.analysis import blocks
+from lowbit_vit.analysis import mixed
 from lowbit_vit.analysis.claims.accuracy_checks import percent_interval
 from lowbit_vit.analysis.claims.context import ClaimContext, Need, Outcome, RunCheck, bounds, record_ids, spread_of, within
-from lowbit_vit.analysis.power import detectable_paired
-from lowbit_vit.analysis.ranks import agreement, kendall
-from lowbit_vit.analysis.results import Result, cells_by_role
-from lowbit_vit.analysis.statistics import compare
+from lowbit_vit.analysis.rank_correlation import agreement, kendall
+from lowbit_vit.analysis.statistics import compare, detectable_paired
 from lowbit_vit.schema.cell_role import Chosen, NoneSpared
 from lowbit_vit.schema.claim import Measured, Verdict
 from lowbit_vit.schema.config import Study
@@ -81,10 +76,10 @@ class BlocksCheck(RankingCheck):
         scored = self.scores(context)
         if scored is None:
             return None
-        k = len(self.blocks)
-        mean = scored.most_sensitive(k) if k <= len(scored.blocks) else ()
+        k, draws = len(self.blocks), range(len(scored.blocks[0].kl))
+        mean, *tops = (scored.most_sensitive(k, draw=draw) if k <= len(scored.blocks) else () for draw in (None, *draws))
         ours = Measured(text=f"blocks {', '.join(map(str, mean))}")
-        hits = [len(set(_top(scored, k, draw)) & set(self.blocks)) for draw in range(len(scored.blocks[0].kl))]
+        hits = [len(set(top) & set(self.blocks)) for top in tops]
         verdict: Verdict = "reproduced" if min(hits) >= self.at_least else "not reproduced"
         words = (
             f"Most KL from {self.weights} ({self.direction}): {ours.text}; of {', '.join(map(str, self.blocks))}, {min(hits)} to "
@@ -134,15 +129,14 @@ class SparedCheck(MixedCheck):
 
     def measure(self, context: ClaimContext) -> Outcome | None:
         """The paired gain of one choice of blocks over another or over none, its interval against the expected gain."""
-        cells = cells_by_role(context.results["mixed"])
-        one = cells.get(Chosen(kind=self.strategy, k=self.k))
-        if self.over == "fully quantized":
-            other = next((result for role, result in cells.items() if isinstance(role, NoneSpared)), None)
-        else:
-            other = cells.get(Chosen(kind=self.over, k=self.k))
-        if one is None or other is None:
+        cells, results = context.mixed, dict(context.mixed.parts)
+        none = [role for role in cells.place if isinstance(role, NoneSpared)]
+        others = none if self.over == "fully quantized" else [Chosen(kind=self.over, k=self.k)]
+        pair = [role for role in (Chosen(kind=self.strategy, k=self.k), *others) if role in cells.place]
+        if len(pair) < 2:
             return None
-        comparison = compare(_report_right(other), _report_right(one))
+        own, other = (cells.report.right[cells.place[role]] for role in pair)
+        comparison = compare(other, own)
         ours = spread_of([(100 * comparison.difference, percent_interval(comparison.interval))], "points", sign="+")
         least = detectable_paired(comparison.discordance, images=comparison.images)
         could = f"{100 * least:.2f} points could have been detected" if least is not None else "too few images change sides to detect any"
@@ -153,7 +147,7 @@ class SparedCheck(MixedCheck):
         below, above = comparison.interval.high < self.gain, comparison.interval.low > self.gain
         agrees = below if self.expects == "less" else above
         verdict: Verdict = "reproduced" if agrees else "not reproduced" if below or above else "underpowered"
-        return Outcome(verdict, words, ours=ours, records=record_ids(one, other))
+        return Outcome(verdict, words, ours=ours, records=record_ids(*(results[role] for role in pair)))
 
 
 class RandomCheck(MixedCheck):
@@ -165,7 +159,7 @@ class RandomCheck(MixedCheck):
 
     def measure(self, context: ClaimContext) -> Outcome | None:
         """Against random choices of as many blocks: the share of them that lie farther from the high-precision outputs (KL)."""
-        table = blocks.beats_random(blocks.mixed(context.results["mixed"], depth=context.profile.backbone.depth))
+        table = mixed.beats_random(mixed.mixed(context.mixed, depth=context.profile.backbone.depth))
         found = table.filter(strategy=self.strategy, k=self.k).drop_nulls("beaten_kl").select("beaten_kl", "random_plans").rows()
         beaten, plans = found[-1] if found else (0.0, 0)
         if not plans:
@@ -177,20 +171,3 @@ class RandomCheck(MixedCheck):
 
 
 RankCheck = BlocksCheck | StabilityCheck | SparedCheck | RandomCheck
-
-
-# ------------------------------------------------------------------------------------------------------------- the cells
-
-
-def _top(scored: SensitivityScores, k: int, draw: int) -> Sequence[int]:
-    """The k blocks that cost most in one draw: quantized alone they add most, spared alone they leave least."""
-    sign = -1.0 if scored.direction == "only" else 1.0
-    return [block.block for block in sorted(scored.blocks, key=lambda block: (sign * block.kl[draw], block.block))[:k]]
-
-
-def _report_right(result: Result) -> npt.NDArray[np.bool_]:
-    predictions = result.predictions
-    if predictions is None:
-        return np.zeros(0, dtype=np.bool_)
-    right: npt.NDArray[np.bool_] = (predictions.right)[~predictions.selection]
-    return right

@@ -16,6 +16,7 @@ from pydantic import Field
 from lowbit_vit.analysis.arms import weights_name
 from lowbit_vit.analysis.audit import Finding, ResultsTable
 from lowbit_vit.analysis.audit.table import Cell as PrintedCell
+from lowbit_vit.analysis.block_cells import BlockCells, gather_cells
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Evidence, Measured, Setup, Stated, Verdict
 from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Execution, Profile, Study
@@ -98,6 +99,11 @@ class ClaimContext:
         """GPUs of the records, each once."""
         found = [_gpu(result.record) for results in self.results.values() for result in results]
         return tuple(dict.fromkeys(card for card in found if card is not None))
+
+    @cached_property
+    def mixed(self) -> BlockCells:
+        """The cells of the mixed study."""
+        return gather_cells(self.results["mixed"])
 
     @cached_property
     def device(self) -> str:

@@ -12,13 +12,14 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from lowbit_vit.analysis.audit import Finding, ResultsTable, audit, load_context, load_table
+from lowbit_vit.analysis.block_cells import gather_cells
 from lowbit_vit.analysis.claims.accuracy_checks import PredictionCheck, family
 from lowbit_vit.analysis.claims.block_checks import RankCheck
 from lowbit_vit.analysis.claims.context import ClaimContext, Outcome
 from lowbit_vit.analysis.claims.paper_checks import PaperCheck, StatedCheck, TableCheck
 from lowbit_vit.analysis.claims.performance_checks import COLUMNS, CellCheck, PerformanceCheck
 from lowbit_vit.analysis.results import Result
-from lowbit_vit.analysis.scores import scores
+from lowbit_vit.analysis.sensitivity import scores_if_complete
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.claim import Cell, Cost, Evidence, Kind, Measured, Setup, Stated, Tolerance, Verdict
 from lowbit_vit.schema.config import Profile, Study, read_yaml, validate
@@ -190,12 +191,10 @@ def gather(profile: Profile, results: Mapping[Study, Sequence[Result]], paper: P
         if arm.paper_row is not None and arm.paper_row not in paper.table.rows:
             rows = f"0 to {len(paper.table.rows) - 1}"
             raise ConfigError(f"profile {profile.name}: arm {arm.label}: paper_row {arm.paper_row} is no row of {paper.name}: {rows}")
-    sensitivity = results["sensitivity"]
-    whole = sensitivity and all(result.predictions is not None for result in sensitivity)
     return ClaimContext(
         profile=profile,
         results=results,
-        scores=scores(sensitivity, profile) if whole else [],
+        scores=scores_if_complete(gather_cells(results["sensitivity"]), profile),
         table=paper.table,
         audit=paper.audit,
         setup=paper.ledger.setup,

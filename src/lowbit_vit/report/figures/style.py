@@ -59,7 +59,7 @@ def rows(
     return configured(chart.facet(row=alt.Row(f"{column}:N", sort=list(order), header=header), spacing=18).resolve_scale(**scales))
 
 
-def configured(chart: alt.FacetChart | alt.VConcatChart | alt.LayerChart) -> dict[str, Any]:
+def configured(chart: alt.FacetChart | alt.HConcatChart | alt.VConcatChart | alt.LayerChart) -> dict[str, Any]:
     """The specification with the common look; the page's style sheet recolours text and grid in the dark."""
     grey = "#dfe3e8"
     small: dict[str, Any] = {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}

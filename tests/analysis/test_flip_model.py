@@ -8,9 +8,10 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.additivity import additivity, additivity_fits
-from lowbit_vit.analysis.flips import FlipCurve, flip_curve
+from lowbit_vit.analysis.block_cells import gather_cells
+from lowbit_vit.analysis.flip_model import FlipCurve, flip_curve
 from lowbit_vit.analysis.results import load_results
-from lowbit_vit.analysis.scores import scores
+from lowbit_vit.analysis.sensitivity import scores
 from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.workspace import Workspace
 
@@ -50,7 +51,7 @@ def test_the_interval_holds_95_percent_of_counts_on_as_many_other_images() -> No
 
 def test_the_curve_rises_through_every_cell_of_both_directions(tmp_path: Path) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root", studies=("sensitivity",))
-    results = load_results(workspace, "sensitivity")
+    results = gather_cells(load_results(workspace, "sensitivity"))
     found = scores(results, profile)
     curve = flip_curve(results, found)
     assert curve is not None
@@ -58,7 +59,7 @@ def test_the_curve_rises_through_every_cell_of_both_directions(tmp_path: Path) -
     assert list(curve.roots) == sorted(curve.roots)
     assert list(curve.flips) == sorted(curve.flips)
     assert curve.flips[-1] > 0
-    assert flip_curve([], found) is None
+    assert flip_curve(gather_cells([]), found) is None
     assert flip_curve(results, []) is None
     assert flip_curve(results, found, units="modules") is None
 
@@ -72,8 +73,8 @@ def test_on_the_committed_plans_the_curve_validates_where_the_sum_does_not(profi
     root = synthetic.PROJECT
     workspace = Workspace(root=root, profile=profile, elsewhere=root / "reports" / "reference" / folder)
     settings = load_profile(workspace.profile_file)
-    sensitivity = load_results(workspace, "sensitivity")
-    frame = additivity(load_results(workspace, "mixed"), sensitivity, scores(sensitivity, settings), settings)
+    sensitivity, mixed = (gather_cells(load_results(workspace, study)) for study in ("sensitivity", "mixed"))
+    frame = additivity(mixed, sensitivity, scores(sensitivity, settings), settings)
     fits = {row["quantity"]: row for row in additivity_fits(frame).to_dicts()}
     by_kl, summed = fits["flips_per_1000 from KL"], fits["flips_per_1000"]
     assert by_kl["plans"] == summed["plans"] > 40

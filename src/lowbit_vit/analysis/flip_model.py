@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from lowbit_vit.analysis.results import Result, cells_by_role
+from lowbit_vit.analysis.block_cells import BlockCells
 from lowbit_vit.analysis.statistics import wilson
 from lowbit_vit.schema.cell_role import AllBlocks, CellRole, OneUnit, Reference
 from lowbit_vit.schema.metrics import Interval
@@ -62,14 +62,14 @@ class FlipCurve:
 
 
 def flip_curve(
-    results: Sequence[Result], scores: Sequence[SensitivityScores], *, units: Literal["blocks", "modules"] = "blocks"
+    cells: BlockCells, scores: Sequence[SensitivityScores], *, units: Literal["blocks", "modules"] = "blocks"
 ) -> FlipCurve | None:
     """Fit the curve to every cell of the sensitivity study, all formats and both directions, each with the same weight.
 
     Isotonic regression of flips on the sum of KL (pool adjacent violators): that flips do not fall as KL grows is all that is assumed.
 
     Args:
-        results: of the sensitivity study.
+        cells: of the sensitivity study.
         scores: what each unit costs alone; the KL of a cell is the sum over the units that it quantizes.
         units: whose scores are summed.
 
@@ -78,16 +78,11 @@ def flip_curve(
 
     Source: Barlow et al., "Statistical Inference under Order Restrictions", 1972, chapter 1; scipy.optimize.isotonic_regression.
     """
-    cells = {role: result.predictions for role, result in cells_by_role(results).items()}
-    reference = cells.get(Reference())
-    points: list[tuple[float, int]] = []
-    for role, predictions in cells.items():
-        kl = _summed_kl(role, scores, units)
-        if reference is not None and predictions is not None and kl is not None:
-            points.append((kl, int(predictions.flips(reference)[reference.selection].sum())))
-    if reference is None or not points:
+    summed = {role: _summed_kl(role, scores, units) for role in cells.place}
+    points = [(kl, cells.selection.flips[cells.place[role]].sum()) for role, kl in summed.items() if kl is not None]
+    if Reference() not in cells.place or not points:
         return None
-    images = int(reference.selection.sum())
+    images = cells.selection.flips.shape[1]
     places, where = np.unique([kl for kl, _ in points], return_inverse=True)
     weights = np.bincount(where)
     means = np.bincount(where, weights=[count for _, count in points]) / weights
@@ -103,9 +98,9 @@ def _summed_kl(role: CellRole, scores: Sequence[SensitivityScores], units: Liter
     found = () if score is None else score.blocks if units == "blocks" else score.modules
     if not found or (isinstance(role, OneUnit) and role.module is not None and units == "blocks"):
         return None
-    whole = sum(float(np.mean(unit.kl)) for unit in found)
+    whole = sum(unit.mean_kl for unit in found)
     if isinstance(role, AllBlocks):
         return whole
-    own = sum(float(np.mean(unit.kl)) for unit in found if unit.block == role.block and role.module in (None, unit.module))
+    own = sum(unit.mean_kl for unit in found if unit.block == role.block and role.module in (None, unit.module))
     # Rounding must not make a spared whole negative.
     return own if role.kind == "only" else max(0.0, whole - own)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import synthetic
+from lowbit_vit.analysis.block_cells import gather_cells
+from lowbit_vit.analysis.bootstrap import simultaneous_intervals
 from lowbit_vit.analysis.results import Result, load_results
-from lowbit_vit.analysis.scores import draw_images, scores, simultaneous_intervals, write_scores
+from lowbit_vit.analysis.sensitivity import draw_images, scores, write_scores
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.cell_role import OneUnit
 from lowbit_vit.schema.config import Profile
@@ -26,28 +28,26 @@ def results(study: tuple[Profile, Workspace]) -> list[Result]:
 
 
 def test_draws_are_seeded_halves_of_the_selection_half() -> None:
-    selection = np.arange(101) % 2 == 0
-    draws = draw_images(selection, draws=5, seed=3)
+    draws = draw_images(51, draws=5, seed=3)
     assert [len(draw) for draw in draws] == [25] * 5
-    assert all(selection[draw].all() and len(set(draw)) == 25 for draw in draws)
+    assert all(set(draw) <= set(range(51)) and len(set(draw)) == 25 for draw in draws)
     assert len({tuple(draw) for draw in draws}) == 5
-    assert all(np.array_equal(a, b) for a, b in zip(draws, draw_images(selection, draws=5, seed=3), strict=True))
-    assert not np.array_equal(draws[0], draw_images(selection, draws=1, seed=4)[0])
+    assert all(np.array_equal(a, b) for a, b in zip(draws, draw_images(51, draws=5, seed=3), strict=True))
+    assert not np.array_equal(draws[0], draw_images(51, draws=1, seed=4)[0])
 
 
 def test_more_draws_leave_the_first_ones_as_they_are() -> None:
-    selection = np.ones(40, dtype=bool)
-    assert np.array_equal(draw_images(selection, draws=2, seed=0)[1], draw_images(selection, draws=9, seed=0)[1])
+    assert np.array_equal(draw_images(40, draws=2, seed=0)[1], draw_images(40, draws=9, seed=0)[1])
 
 
 def test_a_selection_half_of_one_image_is_refused() -> None:
     with pytest.raises(DataError, match="selection half has 1 images"):
-        draw_images(np.array([True, False]), draws=2, seed=0)
+        draw_images(1, draws=2, seed=0)
 
 
 def test_each_format_and_direction_scores_every_block(study: tuple[Profile, Workspace], results: list[Result]) -> None:
     profile, _ = study
-    found = scores(results, profile)
+    found = scores(gather_cells(results), profile)
     assert [(score.weights.name, score.direction) for score in found] == [
         ("nf4", "only"),
         ("nf4", "all_but"),
@@ -70,7 +70,7 @@ def test_the_report_half_decides_nothing(study: tuple[Profile, Workspace], resul
         assert result.predictions.kl is not None
         kl = np.where(result.predictions.selection, result.predictions.kl, 99.0).astype(np.float32)
         changed.append(dataclasses.replace(result, predictions=dataclasses.replace(result.predictions, kl=kl)))
-    assert scores(changed, profile) == scores(results, profile)
+    assert scores(gather_cells(changed), profile) == scores(gather_cells(results), profile)
 
 
 @pytest.mark.parametrize(
@@ -80,16 +80,7 @@ def test_the_report_half_decides_nothing(study: tuple[Profile, Workspace], resul
 def test_a_missing_cell_is_named(study: tuple[Profile, Workspace], results: list[Result], label: str, message: str) -> None:
     profile, _ = study
     with pytest.raises(DataError, match=message):
-        scores([result for result in results if result.record.trial.label != label], profile)
-
-
-def test_cells_of_two_checkpoints_are_refused(study: tuple[Profile, Workspace], results: list[Result]) -> None:
-    profile, _ = study
-    model = results[0].record.model
-    assert model is not None
-    record = results[0].record.model_copy(update={"model": model.model_copy(update={"backbone_sha256": "ef" * 32})})
-    with pytest.raises(DataError, match="cells of 2 checkpoints"):
-        scores([Result(record, results[0].predictions), *results[1:]], profile)
+        scores(gather_cells([result for result in results if result.record.trial.label != label]), profile)
 
 
 def test_the_file_is_the_same_for_the_same_records(study: tuple[Profile, Workspace]) -> None:
@@ -101,11 +92,9 @@ def test_the_file_is_the_same_for_the_same_records(study: tuple[Profile, Workspa
 def test_a_block_is_called_sensitive_only_if_it_surely_costs_more_than_the_mean_block(
     study: tuple[Profile, Workspace], results: list[Result]
 ) -> None:
-    found = scores(results, study[0])
+    found = scores(gather_cells(results), study[0])
     for score in found:
         for block in score.blocks:
-            assert block.kl_interval is not None
-            assert block.excess_interval is not None
             assert block.kl_interval[0] <= np.mean(block.kl) <= block.kl_interval[1]
             assert block.sensitive == (block.excess_interval[0] > 0)
             assert len(block.margin) == len(block.top1) == 5
@@ -130,14 +119,14 @@ def test_blocks_that_are_alike_are_rarely_called_sensitive_even_once() -> None:
 
 def test_a_quantity_without_spread_gets_an_interval_without_width() -> None:
     varied = np.random.default_rng(0).normal(size=50)
-    assert simultaneous_intervals(np.stack([np.zeros(50), varied]))[0] == (0.0, 0.0)
+    assert simultaneous_intervals(np.stack([np.zeros(50), varied]))[0].tolist() == [0.0, 0.0]
 
 
 def test_each_linear_is_scored_where_the_profile_asks_for_modules(study: tuple[Profile, Workspace], results: list[Result]) -> None:
     profile, _ = study
     asks = profile.model_copy(update={"sensitivity": profile.sensitivity.model_copy(update={"units": ("blocks", "modules")})})
     with pytest.raises(DataError, match=r"nf4, only block 0 attention\.q: no successful record"):
-        scores(results, asks)
+        scores(gather_cells(results), asks)
     linears = []
     for result in results:
         (role,) = result.record.trial.roles
@@ -145,8 +134,16 @@ def test_each_linear_is_scored_where_the_profile_asks_for_modules(study: tuple[P
             if isinstance(role, OneUnit):
                 trial = result.record.trial.model_copy(update={"roles": (role.model_copy(update={"module": module}),)})
                 linears.append(dataclasses.replace(result, record=result.record.model_copy(update={"trial": trial})))
-    found = scores([*results, *linears], asks)
+    found = scores(gather_cells([*results, *linears]), asks)
     assert [len(score.modules) for score in found] == [48] * 4
     assert found[0].modules[7].name == "blocks.1.attention.k"
-    assert found[0].blocks == scores(results, profile)[0].blocks
+    assert found[0].blocks == scores(gather_cells(results), profile)[0].blocks
     assert SensitivityScores.model_validate_json(found[0].model_dump_json()) == found[0]
+
+
+def test_predictions_without_kl_are_named(results: list[Result]) -> None:
+    predictions = results[0].predictions
+    assert predictions is not None
+    without = dataclasses.replace(results[0], predictions=dataclasses.replace(predictions, kl=None))
+    with pytest.raises(DataError, match=f"^{results[0].record.trial.label}: its predictions hold no KL; delete its record"):
+        gather_cells([without, *results[1:]])

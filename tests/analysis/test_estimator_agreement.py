@@ -2,10 +2,11 @@
 
 import pytest
 
-from lowbit_vit.analysis.estimates import estimator_agreement
+import synthetic
+from lowbit_vit.analysis.sensitivity import estimator_agreement
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.estimate import Estimates, LinearEstimate
-from lowbit_vit.schema.plan import NF4, BlockScore, SensitivityScores
+from lowbit_vit.schema.plan import NF4, SensitivityScores
 
 DEPTH = 6
 NF4_PLAIN = NF4(format="nf4", double_quantization=False)
@@ -32,9 +33,9 @@ def estimates(*, backbone: str = "ab", weights: str = "nf4") -> Estimates:
 def scores(direction: str) -> SensitivityScores:
     """Block b costs b when quantized alone; sparing it saves b."""
     sign = 1 if direction == "only" else -1
-    blocks = tuple(BlockScore(block=block, kl=(10.0 + sign * block,), flips=(0,)) for block in range(DEPTH))
+    blocks = tuple(synthetic.block_score(block, (10.0 + sign * block,)) for block in range(DEPTH))
     modules = tuple(
-        BlockScore(block=block, module=place, kl=(10.0 + sign * (block + 0.1 * index),), flips=(0,))
+        synthetic.block_score(block, (10.0 + sign * (block + 0.1 * index),), module=place)
         for block in range(DEPTH)
         for index, place in enumerate(PLACES)
     )

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis import blocks
-from lowbit_vit.analysis.contests import contests
-from lowbit_vit.analysis.pairs import pair_terms, pairs
-from lowbit_vit.analysis.results import Result, cells_by_role, load_results
+from lowbit_vit.analysis.block_cells import gather_cells
+from lowbit_vit.analysis.mixed import block_interactions, equal_bytes, pair_terms
+from lowbit_vit.analysis.mixed import mixed as mixed_table
+from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.cli import plans
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.report.allocation_tables import pair_words
@@ -35,14 +35,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def test_every_two_of_the_most_sensitive_blocks_are_a_cell_and_a_row(runs: Runs) -> None:
     _, _, mixed, sensitivity = runs
-    frame = pairs(mixed, sensitivity)
+    alone = gather_cells(sensitivity)
+    frame = block_interactions(gather_cells(mixed), alone)
     # The synthetic models' later blocks cost more.
     assert frame.select("first", "second").rows() == [(4, 5), (4, 6), (4, 7), (5, 6), (5, 7), (6, 7)]
     assert frame.select((pl.col("interaction") - (pl.col("kl") - pl.col("summed_kl"))).abs().max()).item() < 1e-12
     assert frame.select((pl.col("interaction_low") < pl.col("interaction")).all()).item()
     assert frame.select((pl.col("interaction") < pl.col("interaction_high")).all()).item()
-    alone = cells_by_role(sensitivity)
-    singles = [alone[unit_role("only", "nf4", f"blocks.{block}")].predictions for block in (4, 5)]
+    results = dict(alone.parts)
+    singles = [results[unit_role("only", "nf4", f"blocks.{block}")].predictions for block in (4, 5)]
     summed = sum(float(np.mean(one.kl[one.selection], dtype=np.float64)) for one in singles if one is not None and one.kl is not None)
     assert frame.item(0, "summed_kl") == pytest.approx(summed)
     assert pair_words(frame).startswith("6 pairs of the most sensitive blocks: together they cost up to ")
@@ -53,9 +54,10 @@ def test_a_pair_is_no_choice_of_blocks(runs: Runs) -> None:
     _, _, mixed, sensitivity = runs
     without = [result for result in mixed if not isinstance(result.record.trial.roles[0], BlockPair)]
     assert len(mixed) - len(without) == 6
-    assert blocks.mixed(mixed, depth=8).equals(blocks.mixed(without, depth=8))
-    assert contests(mixed, depth=8).equals(contests(without, depth=8))
-    assert pairs(without, sensitivity).is_empty()
+    with_pairs, others = gather_cells(mixed), gather_cells(without)
+    assert mixed_table(with_pairs, depth=8).equals(mixed_table(others, depth=8))
+    assert equal_bytes(with_pairs, depth=8).equals(equal_bytes(others, depth=8))
+    assert block_interactions(others, gather_cells(sensitivity)).is_empty()
 
 
 def test_a_plan_with_pairs_predicts_their_terms(runs: Runs, tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_a_plan_with_pairs_predicts_their_terms(runs: Runs, tmp_path: Path) -> N
         assert {entry.weights.name for entry in plan.entries} == {"nf4"}
         assert plan.predicted is not None
         predicted[asked] = plan.predicted.kl
-    terms = pair_terms(pairs(mixed, sensitivity))
+    terms = pair_terms(block_interactions(gather_cells(mixed), gather_cells(sensitivity)))
     assert predicted[True] - predicted[False] == pytest.approx(sum(term.kl for term in terms))
 
 

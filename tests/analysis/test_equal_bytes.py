@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.contests import contests
+from lowbit_vit.analysis.block_cells import gather_cells
+from lowbit_vit.analysis.mixed import equal_bytes
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.schema.cell_role import Reference
 
@@ -19,7 +20,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
 
 
 def test_each_choice_is_ranked_among_the_random_plans_of_its_k(mixed: list[Result]) -> None:
-    frame = contests(mixed, depth=8)
+    frame = equal_bytes(gather_cells(mixed), depth=8)
     assert frame.select("k", "strategy").rows() == [
         (k, strategy) for k in (2, 4) for strategy in ("first+last", "gradient", "last", "milp", "most sensitive")
     ]
@@ -34,8 +35,8 @@ def test_each_choice_is_ranked_among_the_random_plans_of_its_k(mixed: list[Resul
 
 
 def test_where_every_plan_was_run_the_p_value_is_the_share_that_is_as_good(mixed: list[Result]) -> None:
-    frame = contests(mixed, depth=8).filter(pl.col("strategy") == "most sensitive")
-    deeper = contests(mixed, depth=9).filter(pl.col("strategy") == "most sensitive")
+    frame = equal_bytes(gather_cells(mixed), depth=8).filter(pl.col("strategy") == "most sensitive")
+    deeper = equal_bytes(gather_cells(mixed), depth=9).filter(pl.col("strategy") == "most sensitive")
     both = frame.join(deeper, on="k", suffix="_of_more").sort("k")
     assert both.get_column("rank_p_kl").to_list()[0] == pytest.approx(1 / 28)
     assert both.get_column("rank_p_kl_of_more").to_list()[0] == pytest.approx(2 / 29)
@@ -43,7 +44,7 @@ def test_where_every_plan_was_run_the_p_value_is_the_share_that_is_as_good(mixed
 
 
 def test_the_heuristic_is_fought_image_by_image(mixed: list[Result]) -> None:
-    for row in contests(mixed, depth=8).to_dicts():
+    for row in equal_bytes(gather_cells(mixed), depth=8).to_dicts():
         if row["strategy"] == "first+last":
             assert row["p_flips"] is None
             assert row["kl_difference"] is None
@@ -65,10 +66,10 @@ def test_the_selection_half_decides_nothing(mixed: list[Result]) -> None:
         kl = np.where(predictions.selection, 99.0, predictions.kl).astype(np.float32)
         best = np.where(predictions.selection, 7, predictions.best).astype(np.uint16)
         changed.append(dataclasses.replace(result, predictions=dataclasses.replace(predictions, kl=kl, best=best)))
-    assert contests(changed, depth=8).equals(contests(mixed, depth=8))
+    assert equal_bytes(gather_cells(changed), depth=8).equals(equal_bytes(gather_cells(mixed), depth=8))
 
 
 def test_without_the_reference_there_is_no_contest(mixed: list[Result]) -> None:
     others = [result for result in mixed if Reference() not in result.record.trial.roles]
-    assert contests(others, depth=8).is_empty()
-    assert contests([], depth=8).is_empty()
+    assert equal_bytes(gather_cells(others), depth=8).is_empty()
+    assert equal_bytes(gather_cells([]), depth=8).is_empty()
