@@ -22,7 +22,7 @@ from lowbit_vit.analysis.check import (
     misses,
 )
 from lowbit_vit.analysis.results import Result
-from lowbit_vit.analysis.sides import Side, load_side
+from lowbit_vit.analysis.runs import Run, load_run
 from lowbit_vit.schema.config import STUDIES
 from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.record import Memory, Record
@@ -30,16 +30,16 @@ from lowbit_vit.schema.record import Memory, Record
 REFERENCES = sorted(folder.parent for folder in (synthetic.PROJECT / "reports" / "reference").glob("*/records"))
 
 
-def reference_run(name: str) -> Side:
-    return load_side(name, root=synthetic.PROJECT)
+def reference_run(name: str) -> Run:
+    return load_run(name, root=synthetic.PROJECT)
 
 
 @pytest.fixture(scope="module")
-def made_up(tmp_path_factory: pytest.TempPathFactory) -> Side:
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root = tmp_path_factory.mktemp("check") / "root"
     synthetic.fill(root)
     shutil.copy(synthetic.PROJECT / "profiles" / "demo.yaml", root / "profiles")
-    return load_side("demo", root=root)
+    return load_run("demo", root=root)
 
 
 @pytest.mark.parametrize("folder", REFERENCES, ids=lambda folder: folder.name)
@@ -52,7 +52,7 @@ def test_a_reference_run_repeats_itself(folder: Any) -> None:
     }
 
 
-def test_a_run_without_an_arm_of_the_reference_misses_it(made_up: Side) -> None:
+def test_a_run_without_an_arm_of_the_reference_misses_it(made_up: Run) -> None:
     gone = next(result for result in made_up.results["variants"] if result.record.status == "success")
     others = [result for result in made_up.results["variants"] if result is not gone]
     (miss,) = misses(check_run(replace(made_up, results={**made_up.results, "variants": others}), made_up))
@@ -60,7 +60,7 @@ def test_a_run_without_an_arm_of_the_reference_misses_it(made_up: Side) -> None:
     assert (miss.outcome.expected, miss.outcome.found) == ("success", "not in the run")
 
 
-def test_an_arm_that_the_reference_has_not_is_not_asked_for(made_up: Side) -> None:
+def test_an_arm_that_the_reference_has_not_is_not_asked_for(made_up: Run) -> None:
     lines = check_run(made_up, replace(made_up, results={**made_up.results, "variants": made_up.results["variants"][1:]}))
     assert not misses(lines)
     assert [line.outcome.verdict for line in lines if line.outcome.expected == "not in the reference"] == ["not compared"]
@@ -172,7 +172,7 @@ def test_what_is_counted_must_be_equal() -> None:
     assert (miss.verdict, miss.expected, miss.found) == ("miss", "48 nf4", "47 nf4, 1 high")
 
 
-def test_what_both_skipped_is_within_and_what_the_reference_skipped_is_not_asked_for(made_up: Side) -> None:
+def test_what_both_skipped_is_within_and_what_the_reference_skipped_is_not_asked_for(made_up: Run) -> None:
     skipped = next(result.record for result in made_up.results["variants"] if result.record.status == "skipped")
     done = next(result.record for result in made_up.results["variants"] if result.record.status == "success")
     assert compare_status(skipped, skipped).verdict == "within"
@@ -200,7 +200,7 @@ def test_peak_memory_may_move_a_little_on_the_same_card() -> None:
     assert [line.outcome.metric for line in grown(1.06)] == ["peak allocated bytes, batch 1", "peak allocated bytes, batch 32"]
 
 
-def test_the_lines_are_a_table(made_up: Side) -> None:
+def test_the_lines_are_a_table(made_up: Run) -> None:
     lines = check_run(made_up, made_up)
     frame = check_frame(lines)
     assert frame.columns == ["study", "arm", "seed", "metric", "expected", "found", "tolerance", "verdict", "because"]

@@ -16,7 +16,7 @@ from lowbit_vit.analysis.archive import PREDICTIONS, SAMPLES, TRIALS, round_cell
 from lowbit_vit.analysis.claims.ledger import gather, judge
 from lowbit_vit.analysis.packing import pack_records
 from lowbit_vit.analysis.results import load_all_results, load_results
-from lowbit_vit.analysis.sides import load_side
+from lowbit_vit.analysis.runs import load_run
 from lowbit_vit.analysis.tables import find
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import STUDIES, Profile
@@ -107,7 +107,7 @@ def test_the_ledger_judges_alike(forms: Forms) -> None:
 
 
 def test_a_folder_of_packed_studies_is_a_side(forms: Forms) -> None:
-    side = load_side(str(forms.packed.reports), root=forms.loose.root)
+    side = load_run(str(forms.packed.reports), root=forms.loose.root)
     assert {study: len(results) for study, results in side.results.items()} == {
         study: len(read_records(forms.loose.records(study))) for study in STUDIES
     }

@@ -14,8 +14,8 @@ import synthetic
 from command_line import call
 from lowbit_vit.analysis.archive import TRIALS
 from lowbit_vit.analysis.check import check_run
-from lowbit_vit.analysis.compare import compare_sides
-from lowbit_vit.analysis.sides import load_side
+from lowbit_vit.analysis.compare import compare_runs
+from lowbit_vit.analysis.runs import load_run
 from lowbit_vit.report.columns import Table, escape_markdown, to_markdown, to_terminal
 from lowbit_vit.report.comparison import check_summary, check_table, comparison_notes, comparison_table
 from lowbit_vit.schema.config import STUDIES
@@ -38,8 +38,8 @@ def lowbit_vit(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess
 
 
 def test_the_table_has_every_arm_of_both_sides_and_says_what_is_missing() -> None:
-    first, second = load_side(CPU, root=ROOT), load_side(H200, root=ROOT)
-    frame = compare_sides(first, second, studies=STUDIES, margin=0.01)
+    first, second = load_run(CPU, root=ROOT), load_run(H200, root=ROOT)
+    frame = compare_runs(first, second, studies=STUDIES, margin=0.01)
     text = shown(comparison_table(frame, first, second, margin=0.01))
     markdown = call("compare", CPU, H200, "--markdown").stdout
     for side in (first, second):
@@ -52,7 +52,7 @@ def test_the_table_has_every_arm_of_both_sides_and_says_what_is_missing() -> Non
 
 
 def test_a_check_shows_expected_found_tolerance_and_verdict_of_every_line() -> None:
-    side = load_side(H200, root=ROOT)
+    side = load_run(H200, root=ROOT)
     lines = check_run(side, side)
     text, markdown = shown(check_table(lines)), to_markdown(check_table(lines))
     assert check_summary(lines) == "337 numbers: 337 within tolerance, 0 out of it, 0 not compared"
@@ -63,12 +63,12 @@ def test_a_check_shows_expected_found_tolerance_and_verdict_of_every_line() -> N
 
 
 def test_text_of_records_stays_text_in_markdown(tmp_path: Path) -> None:
-    profile = load_side(CPU, root=ROOT).profile
+    profile = load_run(CPU, root=ROOT).profile
     label = "<script>alert(1)</script> | x"
     synthetic.fill(tmp_path / "root", profile=synthetic.relabel(profile, profile.variants.arms[0].label, label), studies=("variants",))
     shutil.copy(ROOT / "profiles" / "demo.yaml", tmp_path / "root" / "profiles")
-    side = load_side("demo", root=tmp_path / "root")
-    compared = comparison_table(compare_sides(side, side, studies=("variants",), margin=0.01), side, side, margin=0.01)
+    side = load_run("demo", root=tmp_path / "root")
+    compared = comparison_table(compare_runs(side, side, studies=("variants",), margin=0.01), side, side, margin=0.01)
     for markdown in (to_markdown(compared), to_markdown(check_table(check_run(side, side)))):
         assert "<script>" not in markdown
         assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| x" in markdown

@@ -2,9 +2,10 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.footprints import invariances
+from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.tables import Tables
+from lowbit_vit.analysis.variants import invariances
 from lowbit_vit.report.number_format import DASH
 from lowbit_vit.report.roofline_tables import invariance_table, memory_table, roofline_table
 from lowbit_vit.study.cells import cells
@@ -30,7 +31,7 @@ PARTS = pl.DataFrame(
 @pytest.fixture(scope="module")
 def invariance() -> pl.DataFrame:
     trial = synthetic.with_invariance(cells(synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml"), "variants")[0])
-    return invariances([Result(synthetic.succeeded(trial)[0], None)], arms=[])
+    return invariances(Frames([Result(synthetic.succeeded(trial)[0], None)]))
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,6 @@ def cell_rows(cells: BlockCells, *, against: CellRole | None = None) -> pl.DataF
             row |= {"images": len(right), "top1": float(right.mean()), "top1_low": interval.low, "top1_high": interval.high}
             row |= {"kl": float(cells.report.kl[place].mean()), "flips": None if np.isnan(flips) else int(flips)}
             if baseline is not None and record.trial_id != baseline_id:
-                row |= compare(baseline, right).columns
+                row |= compare(baseline, right).columns()
         rows.append(row)
     return pl.DataFrame(rows, schema=_COLUMNS)

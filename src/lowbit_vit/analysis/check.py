@@ -12,13 +12,14 @@ from typing import Literal
 import polars as pl
 
 from lowbit_vit.analysis.bootstrap import macro_f1_difference
+from lowbit_vit.analysis.frames import typed
 from lowbit_vit.analysis.latencies import ratio_of_medians
 from lowbit_vit.analysis.results import Result, require_same_labels
-from lowbit_vit.analysis.sides import Pair, Side, match, timing_obstacle
+from lowbit_vit.analysis.runs import Pair, Run, match, timing_obstacle
 from lowbit_vit.analysis.statistics import compare, compare_unpaired
 from lowbit_vit.schema.config import Statistics, Study
 from lowbit_vit.schema.metrics import Interval, percentile
-from lowbit_vit.schema.record import Memory, Record
+from lowbit_vit.schema.record import Record
 
 # The allocator's peak is not exactly repeatable: libraries choose their workspaces by what they find free.
 MEMORY_FACTOR = 1.05
@@ -62,12 +63,8 @@ class Line:
         return f"{self.study}, {self.arm}, seed {self.seed}: {self.outcome.metric}"
 
 
-def check_run(run: Side, reference: Side) -> list[Line]:
-    """Compare every arm of the reference with the run's; tolerances are those of the reference's profile.
-
-    Raises:
-        DataError: a side holds one arm twice.
-    """
+def check_run(run: Run, reference: Run) -> list[Line]:
+    """Compare every arm of the reference with the run's; tolerances are those of the reference's profile."""
     return [
         Line(study=pair.trial.study, arm=pair.trial.label, seed=pair.trial.seed, outcome=outcome)
         for pair in match(reference, run)
@@ -83,8 +80,7 @@ def misses(lines: Sequence[Line]) -> list[Line]:
 def check_frame(lines: Sequence[Line]) -> pl.DataFrame:
     """The lines as a table, for CSV."""
     rows = [{"study": line.study, "arm": line.arm, "seed": line.seed, **asdict(line.outcome)} for line in lines]
-    names = ("study", "arm", "seed", *(field.name for field in fields(Outcome)))
-    return pl.DataFrame(rows, schema={name: pl.Int64 if name == "seed" else pl.String for name in names})
+    return typed(rows, "study", "arm", "seed", *(field.name for field in fields(Outcome)))
 
 
 def _outcomes(pair: Pair, statistics: Statistics) -> Iterator[Outcome]:
@@ -168,13 +164,10 @@ def compare_latencies(metric: str, expected: Sequence[float], found: Sequence[fl
 def _sizes(expected: Record, found: Record) -> Iterator[Outcome]:
     if expected.model is None or found.model is None:
         return
-    for name, metric in (
-        ("parameters", "parameters"),
-        ("trainable_parameters", "trainable parameters"),
-        ("weight_bytes", "weights, bytes"),
-        ("file_bytes", "file, bytes"),
-    ):
-        yield compare_exactly(metric, getattr(expected.model, name), getattr(found.model, name))
+    for metric in ("parameters", "trainable_parameters"):
+        yield compare_exactly(metric.replace("_", " "), getattr(expected.model, metric), getattr(found.model, metric))
+    yield compare_exactly("weights, bytes", expected.model.weight_bytes, found.model.weight_bytes)
+    yield compare_exactly("file, bytes", expected.model.file_bytes, found.model.file_bytes)
     yield compare_exactly("linears by format", expected.model.layers.by_format, found.model.layers.by_format)
 
 
@@ -183,55 +176,50 @@ def _accuracy(expected: Result, found: Result, *, margin: float) -> Iterator[Out
     before, after = expected.whole, found.whole
     if one is None or two is None or before is None or after is None:
         return
-    paired = require_same_labels(expected, found)
-    counts = [(int(predictions.right.sum()), len(predictions.right)) for predictions in (one, two)]
-    interval = compare(one.right, two.right).interval if paired else compare_unpaired(*counts).interval
-    images = "paired, same images" if paired else "unpaired, other images"
-    yield compare_rates("Top-1", before.top1, after.top1, interval=interval, margin=margin, images=images)
-    if not paired:
-        because = "other images: macro-F1 has no unpaired test here"
-        text, found_text = (f"{100 * accuracy.macro_f1:.2f} %" for accuracy in (before, after))
-        yield Outcome("macro-F1", text, found_text, "paired images", "not compared", because)
+    if not require_same_labels(expected, found):
+        counts = [(int(predictions.right.sum()), len(predictions.right)) for predictions in (one, two)]
+        apart = compare_unpaired(*counts).interval
+        yield compare_rates("Top-1", before.top1, after.top1, interval=apart, margin=margin, images="unpaired, other images")
+        f1, after_f1 = (f"{100 * accuracy.macro_f1:.2f} %" for accuracy in (before, after))
+        yield Outcome("macro-F1", f1, after_f1, "paired images", "not compared", "other images: macro-F1 has no unpaired test here")
         return
+    paired = compare(one.right, two.right).interval
+    yield compare_rates("Top-1", before.top1, after.top1, interval=paired, margin=margin, images="paired, same images")
     # Within the margin there is nothing to ask of chance, and thousands of resamples are saved.
-    nothing = Interval(low=0.0, high=0.0)
+    chance = Interval(low=0.0, high=0.0)
     if abs(after.macro_f1 - before.macro_f1) > margin:
-        nothing = macro_f1_difference(one.label, one.best, two.best).interval
-    yield compare_rates("macro-F1", before.macro_f1, after.macro_f1, interval=nothing, margin=margin, images="paired bootstrap")
+        chance = macro_f1_difference(one.label, one.best, two.best).interval
+    yield compare_rates("macro-F1", before.macro_f1, after.macro_f1, interval=chance, margin=margin, images="paired bootstrap")
 
 
 def _speed(expected: Result, found: Result, *, factor: float) -> Iterator[Outcome]:
-    if expected.record.measurement is None:
-        return
     obstacle = timing_obstacle(expected.record, found.record)
-    memories: dict[int, Memory] = {}
-    if found.record.measurement is not None:
-        memories = {memory.batch_size: memory for memory in found.record.measurement.memory}
-    for latency in expected.latency.values():
-        metric = f"P50 latency, batch {latency.batch_size}"
-        if latency.batch_size not in found.latency:
+    for batch, latency in expected.latency.items():
+        metric, theirs = f"P50 latency, batch {batch}", found.latency.get(batch)
+        if theirs is None:
             yield _absent(metric, f"{latency.p50_ms:.4g} ms")
-            continue
-        theirs = found.latency[latency.batch_size]
-        yield compare_latencies(metric, latency.samples_ms, theirs.samples_ms, factor=factor, obstacle=obstacle)
-    for memory in expected.record.measurement.memory:
-        if memory.peak_allocated_bytes is None:
-            continue  # The resident set of a CPU process is mostly libraries: it says little of the model.
-        metric = f"peak allocated bytes, batch {memory.batch_size}"
-        peak = memories[memory.batch_size].peak_allocated_bytes if memory.batch_size in memories else None
-        yield _memory(metric, memory.peak_allocated_bytes, peak, obstacle=obstacle)
+        else:
+            yield compare_latencies(metric, latency.samples_ms, theirs.samples_ms, factor=factor, obstacle=obstacle)
+    peaks = _peaks(found.record)
+    for batch, peak in _peaks(expected.record).items():
+        yield _memory(f"peak allocated bytes, batch {batch}", peak, peaks.get(batch), obstacle=obstacle)
+
+
+def _peaks(record: Record) -> dict[int, int]:
+    """By batch size; none on a CPU: the resident set of a process is mostly libraries and says little of the model."""
+    memory = () if record.measurement is None else record.measurement.memory
+    return {item.batch_size: item.peak_allocated_bytes for item in memory if item.peak_allocated_bytes is not None}
 
 
 def _memory(metric: str, expected: int, found: int | None, *, obstacle: str | None) -> Outcome:
     if found is None:
-        return (
-            _absent(metric, f"{expected:,}") if obstacle is None else Outcome(metric, f"{expected:,}", "none", "", "not compared", obstacle)
-        )
+        absent = _absent(metric, f"{expected:,}")
+        return absent if obstacle is None else Outcome(metric, absent.expected, "none", "", "not compared", obstacle)
     tolerance = f"factor {MEMORY_FACTOR:g} (libraries' workspaces), same card"
+    outcome = Outcome(metric, f"{expected:,}", f"{found:,}", tolerance, "within")
     if obstacle is not None:
-        return Outcome(metric, f"{expected:,}", f"{found:,}", tolerance, "not compared", obstacle)
-    beyond = not expected / MEMORY_FACTOR <= found <= expected * MEMORY_FACTOR
-    return Outcome(metric, f"{expected:,}", f"{found:,}", tolerance, "miss" if beyond else "within")
+        return replace(outcome, verdict="not compared", because=obstacle)
+    return outcome if expected / MEMORY_FACTOR <= found <= expected * MEMORY_FACTOR else replace(outcome, verdict="miss")
 
 
 def _absent(metric: str, expected: str) -> Outcome:

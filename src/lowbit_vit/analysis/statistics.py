@@ -46,11 +46,14 @@ class Comparison:
         """Share of images on which only one model is right."""
         return (self.lost + self.gained) / self.images
 
-    @property
-    def columns(self) -> dict[str, float]:
-        """As tables hold it."""
-        interval = {"difference_low": self.interval.low, "difference_high": self.interval.high}
-        return {"lost": self.lost, "gained": self.gained, "difference": self.difference, **interval, "p_value": self.p_value}
+    def columns(self, margin: float | None = None) -> dict[str, float]:
+        """As tables hold it; with a margin, a share of images, also `p_inferior` and `p_equivalent` of `margin_test`."""
+        row = {"lost": self.lost, "gained": self.gained, "difference": self.difference}
+        row |= {"difference_low": self.interval.low, "difference_high": self.interval.high, "p_value": self.p_value, "p_mid": self.p_mid}
+        if margin is None:
+            return row
+        test = margin_test(self.lost, self.gained, images=self.images, margin=margin)
+        return row | {"p_inferior": test.p_inferior, "p_equivalent": test.p_equivalent}
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import polars as pl
 
-from lowbit_vit.analysis import arms, mixed, sensitivity
+from lowbit_vit.analysis import mixed, sensitivity, variants
 from lowbit_vit.analysis.additivity import additivity, additivity_fits
 from lowbit_vit.analysis.block_cells import gather_cells
-from lowbit_vit.analysis.classes import classes
-from lowbit_vit.analysis.footprints import invariances, memory_parts
-from lowbit_vit.analysis.fronts import fronts
-from lowbit_vit.analysis.graphs import graphs
+from lowbit_vit.analysis.cuda_graph_speedup import cuda_graph_speedup
+from lowbit_vit.analysis.frames import Frames
+from lowbit_vit.analysis.pareto import pareto_fronts
 from lowbit_vit.analysis.results import Result, load_all_results
-from lowbit_vit.analysis.rooflines import rooflines
 from lowbit_vit.analysis.timed_plans import timed_plans
 from lowbit_vit.schema.config import STUDIES, Profile, Study
 from lowbit_vit.schema.estimate import read_estimates
@@ -24,55 +22,30 @@ from lowbit_vit.schema.workspace import Workspace
 
 @dataclass(frozen=True)
 class Tables:
-    """Tidy frames; each is written as `tables/<field>.csv`.
+    """Tidy frames; each is written as `tables/<field>.csv`."""
 
-    Attributes:
-        paper_table: one row an arm and batch size: all columns of the paper's table, seeds averaged.
-        variants: one row a trial and batch size.
-        kernel_classes: microseconds of each kernel class for each arm and batch size.
-        graphs: arms in CUDA graphs against 16 bits with compiled blocks in one.
-        rooflines: latency over what the device's own ceilings allow, for each arm and batch size.
-        memory_parts: what the peak of device memory is made of, for each arm and batch size.
-        invariance: whether predictions depend on the size of the batch, for each arm.
-        classes: one row an arm and class of images: accuracy, images lost against the baseline, and to which class.
-        sensitivity: one row a cell of the sensitivity study.
-        units: each block and linear with its intervals, and whether it is called sensitive.
-        draw_agreement: Kendall's tau between draws.
-        estimators: Kendall's tau of each cheap estimator with what was measured.
-        mixed: one row for each part that a cell of the mixed study plays.
-        additivity: what the sum over blocks predicts of each mixed plan, beside what was measured.
-        additivity_fits: how well it predicts.
-        pairs: how the most sensitive blocks interact, two by two.
-        timed_plans: plans that were timed, beside the arms of one format throughout.
-        contests: each choice at equal bytes against the random plans and the heuristic.
-        random_bands: range and quartiles of the random plans.
-        beats_random: how many random plans each chosen plan beats.
-        fronts: Pareto fronts of the arms and of the mixed plans, dominated points included.
-        not_successful: every trial without a result, and why.
-    """
-
-    paper_table: pl.DataFrame
-    variants: pl.DataFrame
-    kernel_classes: pl.DataFrame
-    graphs: pl.DataFrame
-    rooflines: pl.DataFrame
-    memory_parts: pl.DataFrame
-    invariance: pl.DataFrame
-    classes: pl.DataFrame
-    sensitivity: pl.DataFrame
-    units: pl.DataFrame
-    draw_agreement: pl.DataFrame
-    estimators: pl.DataFrame
-    mixed: pl.DataFrame
-    additivity: pl.DataFrame
-    additivity_fits: pl.DataFrame
-    pairs: pl.DataFrame
-    timed_plans: pl.DataFrame
-    contests: pl.DataFrame
-    random_bands: pl.DataFrame
-    beats_random: pl.DataFrame
-    fronts: pl.DataFrame
-    not_successful: pl.DataFrame
+    paper_table: pl.DataFrame  # one row an arm and batch size: all columns of the paper's table, seeds averaged
+    variants: pl.DataFrame  # one row a trial and batch size
+    kernel_classes: pl.DataFrame  # microseconds of each kernel class for each arm and batch size
+    graphs: pl.DataFrame  # arms in CUDA graphs against 16 bits with compiled blocks in one
+    rooflines: pl.DataFrame  # latency over what the device's own ceilings allow, for each arm and batch size
+    memory_parts: pl.DataFrame  # what the peak of device memory is made of, for each arm and batch size
+    invariance: pl.DataFrame  # whether predictions depend on the size of the batch, for each arm
+    classes: pl.DataFrame  # one row an arm and class of images: accuracy, images lost against the baseline, and to which class
+    sensitivity: pl.DataFrame  # one row a cell of the sensitivity study
+    units: pl.DataFrame  # each block and linear with its intervals, and whether it is called sensitive
+    draw_agreement: pl.DataFrame  # Kendall's tau between draws
+    estimators: pl.DataFrame  # Kendall's tau of each cheap estimator with what was measured
+    mixed: pl.DataFrame  # one row for each part that a cell of the mixed study plays
+    additivity: pl.DataFrame  # what the sum over blocks predicts of each mixed plan, beside what was measured
+    additivity_fits: pl.DataFrame  # how well it predicts
+    pairs: pl.DataFrame  # how the most sensitive blocks interact, two by two
+    timed_plans: pl.DataFrame  # plans that were timed, beside the arms of one format throughout
+    contests: pl.DataFrame  # each choice at equal bytes against the random plans and the heuristic
+    random_bands: pl.DataFrame  # range and quartiles of the random plans
+    beats_random: pl.DataFrame  # how many random plans each chosen plan beats
+    fronts: pl.DataFrame  # Pareto fronts of the arms and of the mixed plans, dominated points included
+    not_successful: pl.DataFrame  # every trial without a result, and why
 
 
 @dataclass(frozen=True)
@@ -105,24 +78,24 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         DataError: a record or predictions file is damaged.
     """
     results = load_all_results(workspace)
-    labels = [arm.label for arm in profile.variants.arms]
-    variants = arms.variants(results["variants"], arms=labels, margin=profile.statistics.margin)
+    frames = Frames(results["variants"], arms=[arm.label for arm in profile.variants.arms])
+    trials = variants.variants(frames, margin=profile.statistics.margin)
     alone, plans, depth = gather_cells(results["sensitivity"]), gather_cells(results["mixed"]), profile.backbone.depth
     scored = sensitivity.scores_if_complete(alone, profile)
     estimates = read_estimates(workspace.estimates, profile=profile.name) if workspace.estimates.exists() else None
     mixed_table = mixed.mixed(plans, depth=depth)
     added = additivity(plans, alone, scored, profile, variants=results["variants"])
     timed = timed_plans(results["mixed"], results["variants"], profile)
-    table = _with_rows(arms.paper_table(variants))
+    table = _with_family(_with_rows(variants.paper_table(trials)))
     tables = Tables(
         paper_table=table,
-        variants=variants,
-        kernel_classes=_with_rows(arms.kernel_classes(results["variants"], arms=labels)),
-        graphs=graphs(results["variants"], arms=labels),
-        rooflines=rooflines(results["variants"], arms=labels),
-        memory_parts=memory_parts(results["variants"], arms=labels),
-        invariance=invariances(results["variants"], arms=labels),
-        classes=_with_rows(classes(results["variants"], arms=labels)),
+        variants=trials,
+        kernel_classes=_with_rows(variants.kernel_classes(frames)),
+        graphs=cuda_graph_speedup(frames),
+        rooflines=variants.rooflines(frames),
+        memory_parts=variants.memory_breakdown(frames),
+        invariance=variants.invariances(frames),
+        classes=_with_rows(variants.per_class(frames)),
         sensitivity=_with_family(sensitivity.sensitivity(alone, scored)),
         units=sensitivity.units(scored),
         draw_agreement=sensitivity.draw_agreement(scored),
@@ -135,17 +108,16 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         contests=mixed.equal_bytes(plans, depth=depth),
         random_bands=mixed.random_bands(mixed_table),
         beats_random=mixed.beats_random(mixed_table),
-        fronts=fronts(table, mixed_table, timed),
-        not_successful=_not_successful({study: [result.record for result in results[study]] for study in STUDIES}),
+        fronts=pareto_fronts(table, mixed_table, timed),
+        not_successful=_not_successful(results),
     )
     return Findings(results=results, tables=tables)
 
 
 def _with_rows(frame: pl.DataFrame) -> pl.DataFrame:
-    """Add `number` (1-based place of the arm, as on the figures), `row` (`3. 8-bit + SDPA`) and `weights_family`."""
+    """Add `number` (1-based place of the arm, as on the figures) and `row` (`3. 8-bit + SDPA`)."""
     number = pl.col("order") + 1
-    frame = frame.with_columns(number.alias("number"), pl.format("{}. {}", number, "arm").alias("row"))
-    return _with_family(frame) if "weights" in frame.columns else frame
+    return frame.with_columns(number.alias("number"), pl.format("{}. {}", number, "arm").alias("row"))
 
 
 def _with_family(frame: pl.DataFrame) -> pl.DataFrame:
@@ -153,24 +125,9 @@ def _with_family(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col("weights").fill_null("none").replace(families).alias("weights_family"))
 
 
-def _not_successful(records: dict[Study, list[Record]]) -> pl.DataFrame:
-    rows = [
-        {
-            "study": study,
-            "label": record.trial.label,
-            "seed": record.trial.seed,
-            "status": record.status,
-            "reason": record.reason,
-            "attempts": record.attempts,
-            "trial_id": record.trial_id,
-        }
-        for study in STUDIES
-        for record in records[study]
-        if record.status != "success"
-    ]
-    integers = ("seed", "attempts")
-    names = ("study", "label", "seed", "status", "reason", "attempts", "trial_id")
-    return pl.DataFrame(rows, schema={name: pl.Int64 if name in integers else pl.String for name in names})
+def _not_successful(results: dict[Study, list[Result]]) -> pl.DataFrame:
+    trials = Frames([result for study in STUDIES for result in results[study] if result.record.status != "success"]).trials
+    return trials.select("study", pl.col("arm").alias("label"), "seed", "status", "reason", "attempts", "trial_id")
 
 
 def write_tables(tables: Tables, folder: Path) -> None:

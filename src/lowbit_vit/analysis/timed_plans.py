@@ -5,46 +5,34 @@ precision, under the same compute dtype, attention and execution. Bytes are thos
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import polars as pl
 
 from lowbit_vit.analysis.allocation import uniform_latencies
-from lowbit_vit.analysis.arms import MIB, peak_memory
+from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import Plan, linear_names
-
-TIMED_SCHEMA: dict[str, Any] = {
-    "plan": pl.String,
-    "study": pl.String,
-    "batch_size": pl.Int64,
-    "weight_mib": pl.Float64,
-    "file_mib": pl.Float64,
-    "top1": pl.Float64,
-    "predicted_ms": pl.Float64,
-    "p50_ms": pl.Float64,
-    "p50_low_ms": pl.Float64,
-    "p50_high_ms": pl.Float64,
-    "ratio": pl.Float64,
-    "peak_memory_mib": pl.Float64,
-    "memory_is": pl.String,
-    "trial_id": pl.String,
-}
 
 
 def timed_plans(mixed: Sequence[Result], variants: Sequence[Result], profile: Profile) -> pl.DataFrame:
     """One row a timed cell of the mixed study and batch size, then the uniform arms that its prediction rests on.
 
     `ratio` is measured / predicted. Empty where no cell of the mixed study was timed; predictions are null where a uniform arm that
-    they need was not timed (`mixed.timed` may time high precision and the plan that spares nothing itself).
+    they need was not timed (`mixed.timed` may time high precision and the plan that spares nothing itself). Top-1 is of the report half.
     """
     cells = [result for result in mixed if result.record.measurement is not None]
-    if not cells:
-        return pl.DataFrame(schema=TIMED_SCHEMA)
-    alike = [result for result in variants if _as_the_cells(result, cells[0])]
-    rows = [row for result in (*cells, *alike) for row in _rows(result, (*alike, *cells), profile)]
-    return pl.DataFrame(rows, schema=TIMED_SCHEMA).sort("batch_size", "study", "weight_mib", "plan")
+    shown = [*cells, *(result for result in variants if cells and _as_the_cells(result, cells[0]))]
+    frames = Frames(shown)
+    timed = frames.timings.join(frames.trials, on="trial")
+    asked = ((shown[trial].record.trial.plan, batch) for trial, batch in timed.select("trial", "batch_size").rows())
+    expected = [predicted_ms(plan, profile, shown, batch_size=batch) for plan, batch in asked]
+    table = timed.with_columns(pl.Series("predicted_ms", expected, pl.Float64)).select(
+        pl.col("arm").alias("plan"), "study", "batch_size", "weight_mib", "file_mib", pl.col("report_top1").alias("top1"), "predicted_ms",
+        "p50_ms", "p50_low_ms", "p50_high_ms", (pl.col("p50_ms") / pl.col("predicted_ms")).alias("ratio"), "peak_memory_mib", "memory_is",
+        "trial_id",
+    )  # fmt: skip
+    return table.sort("batch_size", "study", "weight_mib", "plan")
 
 
 def _as_the_cells(result: Result, cell: Result) -> bool:
@@ -76,31 +64,3 @@ def predicted_ms(plan: Plan, profile: Profile, timed: Sequence[Result], *, batch
         return None
     high = latencies["high"]
     return high + sum((latencies[name] - high) * count / profile.backbone.depth for name, count in blocks.items())
-
-
-def _rows(result: Result, timed: Sequence[Result], profile: Profile) -> list[dict[str, Any]]:
-    record = result.record
-    if record.measurement is None or record.model is None or result.report is None:
-        return []
-    rows = []
-    memories = {memory.batch_size: memory for memory in record.measurement.memory}
-    for latency in result.latency.values():
-        expected = predicted_ms(record.trial.plan, profile, timed, batch_size=latency.batch_size)
-        rows.append(
-            {
-                "plan": record.trial.label,
-                "study": record.trial.study,
-                "batch_size": latency.batch_size,
-                "weight_mib": record.model.weight_bytes / MIB,
-                "file_mib": record.model.file_bytes / MIB,
-                "top1": result.report.top1,
-                "predicted_ms": expected,
-                "p50_ms": latency.p50_ms,
-                "p50_low_ms": None if latency.p50_ci_ms is None else latency.p50_ci_ms.low,
-                "p50_high_ms": None if latency.p50_ci_ms is None else latency.p50_ci_ms.high,
-                "ratio": None if expected is None else latency.p50_ms / expected,
-                **peak_memory(memories.get(latency.batch_size)),
-                "trial_id": record.trial_id,
-            }
-        )
-    return rows

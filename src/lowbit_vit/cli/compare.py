@@ -20,16 +20,16 @@ def compare(
     csv: Annotated[Path | None, typer.Option("--csv", help="also write every arm of every study to this file")] = None,
 ) -> None:
     """Put two runs side by side: paired tests of accuracy where the images are the same, latency where the GPU is."""
-    from lowbit_vit.analysis.compare import compare_sides
-    from lowbit_vit.analysis.sides import load_side
+    from lowbit_vit.analysis.compare import compare_runs
+    from lowbit_vit.analysis.runs import load_run
     from lowbit_vit.report.columns import escape_markdown, to_markdown, to_terminal
     from lowbit_vit.report.comparison import comparison_notes, comparison_table
     from lowbit_vit.schema.config import STUDIES
     from lowbit_vit.schema.record import write_atomic
 
-    first, second = load_side(a, root=root.resolve()), load_side(b, root=root.resolve())
+    first, second = load_run(a, root=root.resolve()), load_run(b, root=root.resolve())
     margin = first.profile.statistics.margin
-    frame = compare_sides(first, second, studies=STUDIES, margin=margin)
+    frame = compare_runs(first, second, studies=STUDIES, margin=margin)
     if csv is not None:
         write_atomic(csv, frame.write_csv().encode())
     table, notes = comparison_table(frame, first, second, margin=margin), comparison_notes(frame, first, second)
@@ -52,12 +52,12 @@ def check(
 ) -> None:
     """Say number by number whether a run repeats a reference within tolerance; exit 1 where it does not."""
     from lowbit_vit.analysis.check import check_frame, check_run, misses
-    from lowbit_vit.analysis.sides import load_side
+    from lowbit_vit.analysis.runs import load_run
     from lowbit_vit.report.columns import to_markdown, to_terminal
     from lowbit_vit.report.comparison import check_summary, check_table
     from lowbit_vit.schema.record import write_atomic
 
-    lines = check_run(load_side(run, root=root.resolve()), load_side(reference, root=root.resolve()))
+    lines = check_run(load_run(run, root=root.resolve()), load_run(reference, root=root.resolve()))
     if csv is not None:
         write_atomic(csv, check_frame(lines).write_csv().encode())
     table = check_table(lines)

@@ -7,7 +7,7 @@ import polars as pl
 
 from lowbit_vit.analysis.check import Line, Verdict, misses
 from lowbit_vit.analysis.compare import PAIRED
-from lowbit_vit.analysis.sides import Side, origins
+from lowbit_vit.analysis.runs import Run, origins
 from lowbit_vit.report.columns import Column, Table
 from lowbit_vit.report.number_format import milliseconds, number, percent, points, probability, within
 
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 _STYLES: dict[Verdict, str] = {"within": "green", "miss": "bold red", "not compared": "yellow"}
 
 
-def comparison_table(frame: pl.DataFrame, first: Side, second: Side, *, margin: float) -> Table:
+def comparison_table(frame: pl.DataFrame, first: Run, second: Run, *, margin: float) -> Table:
     """The variants study of both sides: one line for each arm and batch size, what is of the arm in its first line alone."""
     rows = frame.filter(pl.col("study") == "variants").to_dicts()
     arms = [(row["trial_id"], row["trial_id_b"]) for row in rows]
@@ -65,7 +65,7 @@ def _how(row: dict[str, Any]) -> str:
     return "; ".join(part for part in (row["accuracy_test"], timing) if part)
 
 
-def comparison_notes(frame: pl.DataFrame, first: Side, second: Side) -> list[str]:
+def comparison_notes(frame: pl.DataFrame, first: Run, second: Run) -> list[str]:
     """What the two sides are, in what they differ beyond the arms, and the other studies in one line each."""
     before, after = origins(first), origins(second)
     notes = [f"{name}: " + (before[name] if before[name] == after[name] else f"A {before[name]}; B {after[name]}") for name in before]

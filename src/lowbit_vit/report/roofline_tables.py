@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from lowbit_vit.analysis.graphs import MARGIN
+from lowbit_vit.analysis.cuda_graph_speedup import MARGIN
 from lowbit_vit.report.columns import Column, Table
 from lowbit_vit.report.number_format import decimals, image_changes, milliseconds, number, points, probability, within
 

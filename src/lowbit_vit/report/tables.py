@@ -5,10 +5,10 @@ from typing import Any
 
 import polars as pl
 
-from lowbit_vit.analysis.arms import paper_table, variants
-from lowbit_vit.analysis.classes import most_lost
+from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.tables import Tables
+from lowbit_vit.analysis.variants import most_lost, paper_table, variants
 from lowbit_vit.report.columns import PAGE, PLAIN, Column, Table
 from lowbit_vit.report.number_format import (
     decimals,
@@ -68,7 +68,8 @@ def result_table_of(results: Sequence[Result], *, arms: Sequence[str] = ()) -> T
     """
     trials = (result.record.trial for result in results)
     ranked = sorted(trials, key=lambda trial: (trial.paper_row is None, trial.paper_row or 0, trial.label))
-    return result_table(paper_table(variants(results, arms=list(arms) or list(dict.fromkeys(trial.label for trial in ranked)))), results)
+    frames = Frames(results, arms=list(arms) or list(dict.fromkeys(trial.label for trial in ranked)))
+    return result_table(paper_table(variants(frames)), results)
 
 
 def _result_note(results: Sequence[Result]) -> str:

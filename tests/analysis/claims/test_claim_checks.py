@@ -21,7 +21,7 @@ from lowbit_vit.analysis.claims.context import Arms, Check, ClaimContext, Outcom
 from lowbit_vit.analysis.claims.ledger import gather
 from lowbit_vit.analysis.claims.paper_checks import AgreeCheck, Statement, SumCheck, TableCheck
 from lowbit_vit.analysis.claims.performance_checks import CellCheck, NeverRunsCheck, RatioCheck, ShareCheck
-from lowbit_vit.analysis.fronts import undominated
+from lowbit_vit.analysis.pareto import undominated
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.schema.cell_role import CellRole, Chosen, NoneSpared, Random
 from lowbit_vit.schema.claim import Cell, Verdict

@@ -13,10 +13,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from lowbit_vit.analysis.arms import weights_name
 from lowbit_vit.analysis.audit import Finding, ResultsTable
 from lowbit_vit.analysis.audit.table import Cell as PrintedCell
 from lowbit_vit.analysis.block_cells import BlockCells, gather_cells
+from lowbit_vit.analysis.frames import weights_name
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Evidence, Measured, Setup, Stated, Verdict
 from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Execution, Profile, Study

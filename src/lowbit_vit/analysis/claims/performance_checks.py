@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from lowbit_vit.analysis.arms import MIB
 from lowbit_vit.analysis.audit.table import Quantity as Printed
 from lowbit_vit.analysis.claims.context import Arms, Check, ClaimContext, Need, Outcome, TwinCheck, bounds, record_ids, spread_of, within
+from lowbit_vit.analysis.frames import MIB
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Measured, Verdict
 from lowbit_vit.schema.config import Device

@@ -9,7 +9,7 @@ from lowbit_vit.report.figures.style import GREY, WIDTH, configured, weights_col
 
 
 def pareto_fronts(frame: pl.DataFrame) -> dict[str, Any] | None:
-    """One panel a pair of axes; `frame` is that of `analysis.fronts.fronts`.
+    """One panel a pair of axes; `frame` is that of `analysis.pareto.pareto_fronts`.
 
     Points of the front are filled and joined by a step line: nothing lies above and left of it. Dominated points are hollow.
     """

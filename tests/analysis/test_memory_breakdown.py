@@ -1,8 +1,9 @@
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.footprints import MIB, invariances, memory_parts
+from lowbit_vit.analysis.frames import MIB, Frames
 from lowbit_vit.analysis.results import Result
+from lowbit_vit.analysis.variants import invariances, memory_breakdown
 from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.record import Memory
 from lowbit_vit.study.cells import cells
@@ -33,18 +34,18 @@ def on_a_card(result: Result) -> Result:
 
 
 def test_the_parts_of_a_peak_add_up_to_it() -> None:
-    (row,) = memory_parts([on_a_card(a_result())], arms=[]).to_dicts()
+    (row,) = memory_breakdown(Frames([on_a_card(a_result())])).to_dicts()
     assert (row["resident_mib"], row["workspace_mib"], row["activation_mib"]) == (2, 32, 16)
     assert row["weights_mib"] + 2 + 32 + 16 == pytest.approx(row["peak_mib"])
     assert row["process_mib"] is None
 
 
 def test_records_of_a_cpu_have_no_parts() -> None:
-    assert memory_parts([a_result()], arms=[]).is_empty()
+    assert memory_breakdown(Frames([a_result()])).is_empty()
 
 
 def test_batch_invariance_sums_images_and_flips_over_seeds_and_keeps_the_worst_logit() -> None:
-    (row,) = invariances([a_result(0), a_result(1)], arms=[]).to_dicts()
+    (row,) = invariances(Frames([a_result(0), a_result(1)])).to_dicts()
     assert (row["first_batch"], row["second_batch"], row["images"], row["flips"]) == (1, 32, 128, 2)
     assert row["max_abs_logit_difference"] == pytest.approx(4e-6)
     assert row["bit_equal"] is False

@@ -4,22 +4,8 @@ A point is dominated if another is at least as good in both and better in one; o
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import polars as pl
-
-FRONTS_SCHEMA: dict[str, Any] = {
-    "panel": pl.String,
-    "x_name": pl.String,
-    "y_name": pl.String,
-    "less_is_better": pl.Boolean,
-    "name": pl.String,
-    "weights_family": pl.String,
-    "x": pl.Float64,
-    "y": pl.Float64,
-    "state": pl.String,
-    "records": pl.String,
-}
 
 
 def undominated(points: Iterable[tuple[float, ...]]) -> set[tuple[float, ...]]:
@@ -32,7 +18,7 @@ def undominated(points: Iterable[tuple[float, ...]]) -> set[tuple[float, ...]]:
     return set(front)
 
 
-def fronts(paper_table: pl.DataFrame, mixed: pl.DataFrame, timed_plans: pl.DataFrame) -> pl.DataFrame:
+def pareto_fronts(paper_table: pl.DataFrame, mixed: pl.DataFrame, timed_plans: pl.DataFrame) -> pl.DataFrame:
     """Every panel's points: arms by file size and by median latency at each batch size; plans by bytes of weights, and by latency.
 
     `paper_table` needs its columns `row`, `weights_family` and `records`; `mixed` is of the report half. Plans lose KL and flips;
@@ -69,5 +55,4 @@ def _panel(points: pl.DataFrame, panel: str, x_name: str, *, y_name: str = "Top-
     best = undominated(places)
     front = pl.Series([place in best for place in places], dtype=pl.Boolean)
     state = pl.when(front).then(pl.lit("on the front")).otherwise(pl.lit("dominated"))
-    whole = points.rename({"row": "name"}).with_columns(state.alias("state"), **words)
-    return whole.select(pl.col(name).cast(kind) for name, kind in FRONTS_SCHEMA.items())
+    return points.select(**words, name="row", weights_family="weights_family", x="x", y="y", state=state, records="records")

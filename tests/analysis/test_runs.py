@@ -7,7 +7,7 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.results import Result, arm_key
-from lowbit_vit.analysis.sides import Side, card, load_side, match, other_settings, timing_obstacle
+from lowbit_vit.analysis.runs import Run, card, load_run, match, other_settings, timing_obstacle
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import STUDIES
 
@@ -21,12 +21,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def with_variants(side: Side, results: list[Result]) -> Side:
-    return Side(name="changed", profile=side.profile, results={**side.results, "variants": results})
+def with_variants(side: Run, results: list[Result]) -> Run:
+    return Run(name="changed", profile=side.profile, results={**side.results, "variants": results})
 
 
 def test_a_profile_and_its_records_in_a_folder_are_the_same_run(root: Path) -> None:
-    by_name, by_folder = load_side("demo", root=root), load_side("elsewhere", root=root)
+    by_name, by_folder = load_run("demo", root=root), load_run("elsewhere", root=root)
     assert by_name.profile == by_folder.profile
     for study in STUDIES:
         assert [result.record for result in by_name.results[study]] == [result.record for result in by_folder.results[study]]
@@ -34,18 +34,18 @@ def test_a_profile_and_its_records_in_a_folder_are_the_same_run(root: Path) -> N
 
 def test_what_is_neither_profile_nor_folder_is_named(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"^nowhere: neither a profile \(there are: demo\) nor a folder with records/$"):
-        load_side("nowhere", root=root)
+        load_run("nowhere", root=root)
 
 
 def test_a_profile_that_was_not_run_says_what_to_run(tmp_path: Path) -> None:
     (tmp_path / "profiles").mkdir()
     shutil.copy(synthetic.PROJECT / "profiles" / "demo.yaml", tmp_path / "profiles")
     with pytest.raises(DataError, match="no records; run dvc repro report@demo first"):
-        load_side("demo", root=tmp_path)
+        load_run("demo", root=tmp_path)
 
 
 def test_every_arm_is_matched_once_in_the_profiles_order(root: Path) -> None:
-    side = load_side("demo", root=root)
+    side = load_run("demo", root=root)
     pairs = match(side, side)
     assert len(pairs) == sum(len(results) for results in side.results.values())
     assert all(pair.first is pair.second for pair in pairs)
@@ -54,7 +54,7 @@ def test_every_arm_is_matched_once_in_the_profiles_order(root: Path) -> None:
 
 
 def test_a_label_decides_nothing(root: Path) -> None:
-    side = load_side("demo", root=root)
+    side = load_run("demo", root=root)
     renamed = []
     for result in side.results["variants"]:
         trial = result.record.trial.model_copy(update={"label": f"my {result.record.trial.label}"})
@@ -65,7 +65,7 @@ def test_a_label_decides_nothing(root: Path) -> None:
 
 
 def test_an_arm_of_one_side_stands_alone(root: Path) -> None:
-    side = load_side("demo", root=root)
+    side = load_run("demo", root=root)
     results = side.results["variants"]
     pairs = match(side, with_variants(side, results[1:]))
     assert [pair.first for pair in pairs if pair.second is None] == [results[0]]
@@ -73,15 +73,8 @@ def test_an_arm_of_one_side_stands_alone(root: Path) -> None:
     assert [pair.second for pair in pairs if pair.first is None] == [results[0]]
 
 
-def test_an_arm_held_twice_is_refused(root: Path) -> None:
-    side = load_side("demo", root=root)
-    results = side.results["variants"]
-    with pytest.raises(DataError, match=f"{results[0].record.trial_id} and {results[0].record.trial_id} are the same arm"):
-        match(side, with_variants(side, [results[0], *results]))
-
-
 def test_an_arm_on_two_devices_is_matched_device_by_device(root: Path) -> None:
-    side = load_side("demo", root=root)
+    side = load_run("demo", root=root)
     first = next(result for result in side.results["variants"] if result.record.trial.attention == "math")
     trial = first.record.trial.model_copy(update={"device": "cuda"})
     other = Result(first.record.model_copy(update={"trial": trial}), first.predictions)
@@ -96,7 +89,7 @@ def test_an_arm_on_two_devices_is_matched_device_by_device(root: Path) -> None:
 
 
 def test_timings_are_compared_on_one_kind_of_card_alone(root: Path) -> None:
-    record = load_side("demo", root=root).results["variants"][0].record
+    record = load_run("demo", root=root).results["variants"][0].record
     assert record.provenance is not None
     assert card(record) == "Synthetic CPU, 2 cores, 2 threads"
     assert timing_obstacle(record, record) is None

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.arms import variants
-from lowbit_vit.analysis.classes import classes, most_lost
+from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.results import Result, load_results
+from lowbit_vit.analysis.variants import most_lost, per_class, variants
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.predictions import Predictions
 
@@ -28,8 +28,8 @@ def labels(profile: Profile) -> list[str]:
 
 def test_classes_add_up_to_the_arm(project: tuple[Profile, list[Result]]) -> None:
     profile, results = project
-    frame = classes(results, arms=labels(profile))
-    whole = variants(results, arms=labels(profile), margin=profile.statistics.margin).unique("arm", keep="first")
+    frame = per_class(Frames(results, arms=labels(profile)))
+    whole = variants(Frames(results, arms=labels(profile)), margin=profile.statistics.margin).unique("arm", keep="first")
     for row in whole.filter(pl.col("status") == "success").to_dicts():
         own = frame.filter(pl.col("arm") == row["arm"])
         assert own.height == synthetic.CLASSES
@@ -56,7 +56,7 @@ def result(project: tuple[Profile, list[Result]], predicted: list[int], *, seed:
 
 def test_counts_are_those_made_by_hand(project: tuple[Profile, list[Result]]) -> None:
     results = [result(project, [0, 0, 1, 1, 1, 0], baseline=True), result(project, [2, 2, 0, 1, 0, 0])]
-    frame = classes(results, arms=["base", "arm"]).filter(pl.col("arm") == "arm")
+    frame = per_class(Frames(results, arms=["base", "arm"])).filter(pl.col("arm") == "arm")
     columns = ("class", "images", "correct", "lost", "gained", "taken_for", "taken_for_images")
     assert frame.select(columns).rows() == [
         ("ash, white", 3, 1, 2, 1, "<i>elm", 2),
@@ -72,17 +72,17 @@ def test_seeds_are_added_and_each_is_compared_with_its_own_baseline(project: tup
     perfect, worst = [0, 0, 0, 1, 1, 2], [1, 1, 1, 0, 0, 0]
     results = [result(project, perfect, seed=seed, baseline=True) for seed in (0, 1)]
     results += [result(project, perfect, seed=0), result(project, worst, seed=1)]
-    frame = classes(results, arms=["base", "arm"]).filter(pl.col("arm") == "arm")
+    frame = per_class(Frames(results, arms=["base", "arm"])).filter(pl.col("arm") == "arm")
     assert frame.select("seeds", "images", "correct", "lost").rows() == [(2, 6, 3, 3), (2, 4, 2, 2), (2, 2, 1, 1)]
-    without = classes(results[1:], arms=["base", "arm"]).filter(pl.col("arm") == "arm")
+    without = per_class(Frames(results[1:], arms=["base", "arm"])).filter(pl.col("arm") == "arm")
     assert without["lost"].null_count() == 3
 
 
 def test_classes_have_the_names_that_the_records_give(project: tuple[Profile, list[Result]]) -> None:
-    assert set(classes(project[1], arms=[])["class"]) == {f"class {number}" for number in range(synthetic.CLASSES)}
+    assert set(per_class(Frames(project[1]))["class"]) == {f"class {number}" for number in range(synthetic.CLASSES)}
 
 
 def test_nothing_run_is_an_empty_table(tmp_path: Path) -> None:
     _, workspace = synthetic.fill(tmp_path, studies=())
-    assert classes(load_results(workspace, "variants"), arms=[]).is_empty()
-    assert most_lost(classes([], arms=[])).is_empty()
+    assert per_class(Frames(load_results(workspace, "variants"))).is_empty()
+    assert most_lost(per_class(Frames([]))).is_empty()

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.graphs import MARGIN, graphs
+from lowbit_vit.analysis.cuda_graph_speedup import MARGIN, cuda_graph_speedup
+from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.latencies import ratio_of_medians
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import margin_test
@@ -35,7 +36,7 @@ def results(*labels: str, seed: int = 0) -> dict[str, Result]:
 
 def test_arms_in_graphs_stand_beside_16_bits_with_compiled_blocks() -> None:
     found = results(*LABELS)
-    frame = graphs(list(found.values()), arms=LABELS)
+    frame = cuda_graph_speedup(Frames(list(found.values()), arms=LABELS))
     assert frame["arm"].unique(maintain_order=True).to_list() == [label for label in LABELS if label != "NF4"]  # which is eager
     (row,) = (row for row in frame.to_dicts() if (row["arm"], row["batch_size"]) == ("W8A8", 32))
     arm, reference, exact = (found[label] for label in ("W8A8", REFERENCE, EXACT))
@@ -60,21 +61,21 @@ def test_arms_in_graphs_stand_beside_16_bits_with_compiled_blocks() -> None:
 
 def test_seeds_are_not_mixed_and_what_is_missing_is_null() -> None:
     first, second = results(REFERENCE), results("W8A8", seed=1)
-    assert graphs([*first.values(), *second.values()], arms=LABELS)["arm"].unique().to_list() == [REFERENCE]
-    frame = graphs([*first.values(), *results("W8A8").values()], arms=LABELS)
+    assert cuda_graph_speedup(Frames([*first.values(), *second.values()], arms=LABELS))["arm"].unique().to_list() == [REFERENCE]
+    frame = cuda_graph_speedup(Frames([*first.values(), *results("W8A8").values()], arms=LABELS))
     assert frame["flips_of_fp32"].null_count() == frame.height
     assert frame["flips"].null_count() == 0
 
 
 def test_without_the_reference_there_is_no_table() -> None:
-    frame = graphs(list(results(EXACT, "W8A8").values()), arms=LABELS)
+    frame = cuda_graph_speedup(Frames(list(results(EXACT, "W8A8").values()), arms=LABELS))
     assert frame.is_empty()
     assert graph_words(frame) == ""
     assert not graph_table(frame).lines("html")
 
 
 def test_the_printed_table_names_the_reference_and_its_own_flips() -> None:
-    frame = graphs(list(results(*LABELS).values()), arms=LABELS)
+    frame = cuda_graph_speedup(Frames(list(results(*LABELS).values()), arms=LABELS))
     table = graph_table(frame)
     assert all(len(row.cells) == len(table.shown("html")) for row in table.lines("html"))
     rows = {(row.cells[1].text, row.cells[2].text): row for row in table.lines("html")}

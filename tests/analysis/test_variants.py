@@ -6,9 +6,10 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.arms import kernel_classes, paper_table, variants
+from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.statistics import margin_test
+from lowbit_vit.analysis.variants import kernel_classes, paper_table, variants
 from lowbit_vit.schema.config import Profile, load_profile
 from lowbit_vit.schema.record import Record, Status
 
@@ -33,13 +34,13 @@ def two_seeds() -> Profile:
 
 
 def test_one_row_for_each_trial_and_batch_size_in_the_profiles_order(results: list[Result]) -> None:
-    frame = variants(results, arms=labels())
+    frame = variants(Frames(results, arms=labels()))
     assert frame.get_column("arm").unique(maintain_order=True).to_list() == labels()
     assert frame.height == 10 * 2 + 3
 
 
 def test_every_number_is_the_records(results: list[Result]) -> None:
-    frame = variants(results, arms=labels())
+    frame = variants(Frames(results, arms=labels()))
     for result in results:
         record = result.record
         if record.model is None or result.whole is None:
@@ -55,7 +56,7 @@ def test_every_number_is_the_records(results: list[Result]) -> None:
 
 
 def test_top1_is_compared_image_by_image_with_the_papers_baseline_of_the_same_seed(results: list[Result]) -> None:
-    frame = variants(results, arms=labels())
+    frame = variants(Frames(results, arms=labels()))
     baseline = frame.filter(pl.col("paper_row") == 0)
     assert baseline.get_column("difference").null_count() == baseline.height
     for row in frame.filter((pl.col("status") == "success") & (pl.col("paper_row") != 0)).to_dicts():
@@ -64,7 +65,7 @@ def test_top1_is_compared_image_by_image_with_the_papers_baseline_of_the_same_se
 
 
 def test_skipped_arms_stay_in_the_table_with_their_reason(results: list[Result]) -> None:
-    table = paper_table(variants(results, arms=labels()))
+    table = paper_table(variants(Frames(results, arms=labels())))
     skipped = table.filter(pl.col("status") == "skipped")
     assert skipped.get_column("arm").to_list() == ["4-bit + FlashAttn2", "8-bit + FlashAttn2", "NF4, CUDA graph"]
     assert skipped.get_column("reason").unique().to_list() == ["skipped: needs CUDA"]
@@ -73,7 +74,7 @@ def test_skipped_arms_stay_in_the_table_with_their_reason(results: list[Result])
 
 def test_seeds_are_averaged_and_their_range_is_shown(tmp_path: Path) -> None:
     profile, workspace = synthetic.fill(tmp_path / "root", profile=two_seeds(), studies=("variants",))
-    frame = variants(load_results(workspace, "variants"), arms=labels(profile))
+    frame = variants(Frames(load_results(workspace, "variants"), arms=labels(profile)))
     seeds = frame.filter((pl.col("paper_row") == 1) & (pl.col("batch_size") == 1))
     row = paper_table(frame).row(by_predicate=(pl.col("paper_row") == 1) & (pl.col("batch_size") == 1), named=True)
     values = seeds.get_column("mean_ms").to_list()
@@ -89,7 +90,7 @@ def test_an_arm_with_one_bad_seed_shows_the_good_one_and_names_the_bad(tmp_path:
     profile, workspace = synthetic.fill(tmp_path / "root", profile=two_seeds(), studies=("variants",))
     results = load_results(workspace, "variants")
     broken = [_break(result, status) if result.record.trial.seed == 1 else result for result in results]
-    table = paper_table(variants(broken, arms=labels(profile))).filter(pl.col("paper_row") == 1)
+    table = paper_table(variants(Frames(broken, arms=labels(profile)))).filter(pl.col("paper_row") == 1)
     assert table.height == 2
     assert table.get_column("status").to_list() == ["success", "success"]
     assert table.get_column("reason").to_list() == [f"{status}: synthetic reason"] * 2
@@ -102,13 +103,13 @@ def _break(result: Result, status: Status) -> Result:
 
 
 def test_no_records_make_an_empty_table() -> None:
-    assert paper_table(variants([], arms=labels())).is_empty()
-    assert kernel_classes([], arms=labels()).is_empty()
+    assert paper_table(variants(Frames([]))).is_empty()
+    assert kernel_classes(Frames([])).is_empty()
 
 
 def test_kernel_classes_add_up_to_the_traced_time(results: list[Result]) -> None:
-    frame = kernel_classes(results, arms=labels())
-    table = variants(results, arms=labels()).filter(pl.col("status") == "success")
+    frame = kernel_classes(Frames(results, arms=labels()))
+    table = variants(Frames(results, arms=labels())).filter(pl.col("status") == "success")
     total = frame.group_by("arm", "batch_size").agg(pl.col("us").sum())
     joined = total.join(table.select("arm", "batch_size", "kernel_us"), on=["arm", "batch_size"])
     assert joined.height == table.height
@@ -116,7 +117,7 @@ def test_kernel_classes_add_up_to_the_traced_time(results: list[Result]) -> None
 
 
 def test_every_comparison_with_the_baseline_is_tested_against_the_margin_and_adjusted_for_their_number(results: list[Result]) -> None:
-    frame = variants(results, arms=labels(), margin=DEMO.statistics.margin)
+    frame = variants(Frames(results, arms=labels()), margin=DEMO.statistics.margin)
     compared = frame.filter(pl.col("p_value").is_not_null()).unique("trial_id")
     assert compared.height == 9
     assert (compared["p_holm"] >= compared["p_value"]).all()
@@ -129,5 +130,5 @@ def test_every_comparison_with_the_baseline_is_tested_against_the_margin_and_adj
 
 
 def test_without_a_margin_nothing_is_called_equivalent(results: list[Result]) -> None:
-    frame = variants(results, arms=labels())
+    frame = variants(Frames(results, arms=labels()))
     assert frame["p_inferior"].null_count() == frame["p_equivalent"].null_count() == frame.height

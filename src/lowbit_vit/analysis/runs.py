@@ -1,10 +1,10 @@
-"""Two runs side by side: where each is read from, which of their arms are the same, and what may be compared of them.
+"""Two runs: where each is read from, which of their arms are the same, and what may be compared of them.
 
 An arm is matched by what it is (plan, attention, layout, adaptation, execution, seed), not by its label: profiles name their
-arms freely. The device is not part of it, so that a run on a CPU can stand beside one on a card.
+arms freely. The device is not part of it, so that a run on a CPU can stand beside one on a GPU.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _SETTINGS = ("data", "backbone", "lora", "evaluation", "measurement", "device", 
 
 
 @dataclass(frozen=True)
-class Side:
+class Run:
     """One run.
 
     Attributes:
@@ -35,20 +35,20 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """One arm on both sides; None: not there. At least one is."""
+    """One arm of both runs; None: not there. At least one is."""
 
     first: Result | None
     second: Result | None
 
     @property
     def trial(self) -> Trial:
-        """The arm's trial, the first side's where it has one."""
+        """The arm's trial, the first run's where it has one."""
         result = self.first or self.second
         assert result is not None  # noqa: S101  (a pair of nothing is never made)
         return result.record.trial
 
 
-def load_side(name: str, *, root: Path) -> Side:
+def load_run(name: str, *, root: Path) -> Run:
     """Read a run: a profile's name, or a folder with records/, such as a committed reference run.
 
     Raises:
@@ -58,7 +58,7 @@ def load_side(name: str, *, root: Path) -> Side:
     if (root / "profiles" / f"{name}.yaml").is_file():
         workspace = Workspace(root=root, profile=name)
         profile = load_profile(workspace.profile_file)
-        return Side(name=name, profile=profile, results=_some(load_all_results(workspace), workspace.reports, name))
+        return Run(name=name, profile=profile, results=_some(load_all_results(workspace), workspace.reports, name))
     folder = (root / name).resolve()
     if not (folder / "records").is_dir():
         known = ", ".join(sorted(path.stem for path in (root / "profiles").glob("*.yaml"))) or "none"
@@ -69,7 +69,7 @@ def load_side(name: str, *, root: Path) -> Side:
         raise DataError(
             f"{folder / 'records'}: key trial.profile: records of {len(profiles)} profiles ({', '.join(profiles)}); one is needed"
         )
-    return Side(name=name, profile=load_profile(Workspace(root=root, profile=profiles[0]).profile_file), results=results)
+    return Run(name=name, profile=load_profile(Workspace(root=root, profile=profiles[0]).profile_file), results=results)
 
 
 def _some(results: dict[Study, list[Result]], reports: Path, profile: str) -> dict[Study, list[Result]]:
@@ -78,33 +78,24 @@ def _some(results: dict[Study, list[Result]], reports: Path, profile: str) -> di
     return results
 
 
-def match(first: Side, second: Side) -> list[Pair]:
-    """Every arm of either side, by study, in the order of the first profile's arms and then of the files.
+def match(first: Run, second: Run) -> list[Pair]:
+    """Every arm of either run, by study, in the order of the first profile's arms and then of the files.
 
-    An arm that a side holds for several devices is matched device by device.
-
-    Raises:
-        DataError: a side holds one arm twice.
+    An arm that a run holds for several devices is matched device by device.
     """
     pairs = []
     for study in STUDIES:
-        ours, theirs = (_by_key(side, study) for side in (first, second))
-        keys = list(dict.fromkeys([*ours, *theirs]))
-        of_study = [pair for key in keys for pair in _matched(ours.get(key, {}), theirs.get(key, {}))]
+        ours, theirs = (_by_key(run.results[study]) for run in (first, second))
+        of_study = [pair for key in dict.fromkeys([*ours, *theirs]) for pair in _matched(ours.get(key, {}), theirs.get(key, {}))]
         order = {arm.label: place for place, arm in enumerate(first.profile.variants.arms)} if study == "variants" else {}
         pairs += sorted(of_study, key=lambda pair: order.get(pair.trial.label, len(order)))
     return pairs
 
 
-def _by_key(side: Side, study: Study) -> dict[ArmKey, dict[str, Result]]:
+def _by_key(results: Sequence[Result]) -> dict[ArmKey, dict[str, Result]]:
     found: dict[ArmKey, dict[str, Result]] = {}
-    for result in side.results[study]:
-        trial = result.record.trial
-        devices = found.setdefault(arm_key(trial), {})
-        if trial.device in devices:
-            other = devices[trial.device].record
-            raise DataError(f"{side.name}: {other.trial_id} and {trial.trial_id} are the same arm; compare runs that hold each arm once")
-        devices[trial.device] = result
+    for result in results:
+        found.setdefault(arm_key(result.record.trial), {})[result.record.trial.device] = result
     return found
 
 
@@ -137,14 +128,14 @@ def other_settings(first: Trial, second: Trial) -> list[str]:
     return [name for name in _SETTINGS if getattr(first, name) != getattr(second, name)]
 
 
-def origins(side: Side) -> dict[str, str]:
-    """What a side was made of, for a heading: cards, torch, backbone and images; several are joined."""
-    records = [result.record for results in side.results.values() for result in results if result.record.status == "success"]
+def origins(run: Run) -> dict[str, str]:
+    """What a run was made of, for a heading: cards, torch, backbone and images; several are joined."""
+    records = [result.record for results in run.results.values() for result in results if result.record.status == "success"]
     timed = [record for record in records if record.measurement is not None] or records
     models = [record.model for record in records if record.model is not None]
     packages = [{} if record.provenance is None else record.provenance.packages for record in timed]
     return {
-        "profile": side.profile.name,
+        "profile": run.profile.name,
         "card": _joined(card(record) for record in timed),
         "torch": _joined(names.get("torch") for names in packages),
         "code": _joined(record.code_sha256[:12] for record in records),
