@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lowbit_vit.errors import DataError
+from lowbit_vit.errors import DataError, first_line
 from lowbit_vit.model.lazy_import import Deferred
 from lowbit_vit.model.vit import VisionTransformer, fuse_qkv
 from lowbit_vit.schema.record import sha256, write_atomic
@@ -128,7 +128,7 @@ def load_torchvision(path: Path, sha256_prefix: str) -> dict[str, Tensor]:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except _UNREADABLE as error:
-            raise DataError(f"{path}: not a file of plain tensors, refused ({_first_line(error)})") from error
+            raise DataError(f"{path}: not a file of plain tensors, refused ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a dict of tensors, as torchvision's checkpoints are; found {type(content).__name__}")
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
@@ -210,7 +210,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return safetensors.torch.load_file(path), card
     except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file ({_first_line(error)}); pickles are refused") from error
+        raise DataError(f"{path}: not a safetensors file ({first_line(error)}); pickles are refused") from error
 
 
 def fit_positions(state: Mapping[str, Tensor], model: VisionTransformer, *, source: str) -> dict[str, Tensor]:
@@ -231,7 +231,7 @@ def fit_positions(state: Mapping[str, Tensor], model: VisionTransformer, *, sour
         resize = torchvision.models.vision_transformer.interpolate_embeddings
         resized = resize(sizes.image_size, sizes.patch_size, {"encoder.pos_embedding": given})
     except ValueError as error:
-        raise DataError(f"{source}: position_embedding of shape {tuple(given.shape)} cannot be resized ({_first_line(error)})") from error
+        raise DataError(f"{source}: position_embedding of shape {tuple(given.shape)} cannot be resized ({first_line(error)})") from error
     before, after = (round((count - 1) ** 0.5) for count in (given.shape[1], wanted.shape[1]))
     log.warning(
         "%s: positions of %d x %d patches resized to %d x %d, for images of %d px", source, before, before, after, after, sizes.image_size
@@ -294,7 +294,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: the card of the weights cannot be read ({error.strerror}); make the weights again") from error
     except ValueError as error:
-        raise DataError(f"{path}: the card of the weights is not JSON ({_first_line(error)}); make the weights again") from error
+        raise DataError(f"{path}: the card of the weights is not JSON ({first_line(error)}); make the weights again") from error
     if not isinstance(card, dict) or not isinstance(card.get("sha256"), str):
         raise DataError(f"{path}: the card of the weights has no sha256; make the weights again")
     return card
@@ -302,7 +302,3 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 def _example(names: list[str]) -> str:
     return f" (as {names[0]})" if names else ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

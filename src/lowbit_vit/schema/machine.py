@@ -278,8 +278,8 @@ def gpu_count() -> int:
     return int(pynvml.nvmlDeviceGetCount()) if chosen is None else len(chosen.split(","))
 
 
-def card_place() -> tuple[int, int] | None:
-    """Index, among all cards of the machine, of the first GPU that CUDA would use in this process, and how many there are; or None."""
+def gpu_place() -> tuple[int, int] | None:
+    """Index, among all GPUs of the machine, of the first one that CUDA would use in this process, and their number; None without GPU."""
     gpu = visible_gpu()
     if gpu is None:
         return None
