@@ -33,16 +33,22 @@ else:
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".safetensors"
-# Of the dtypes that models of ours have: the place in safetensors' order, and the name in its header.
+# torch's dtypes that safetensors files hold, in its order, with the names in its header.
 _DTYPES = {
-    torch.uint8: (0, "U8"),
-    torch.int8: (1, "I8"),
-    torch.float8_e4m3fn: (2, "F8_E4M3"),
-    torch.float16: (3, "F16"),
-    torch.bfloat16: (4, "BF16"),
-    torch.float32: (5, "F32"),
-    torch.int64: (6, "I64"),
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
 }
+_ORDER = {dtype: place for place, dtype in enumerate(_DTYPES)}
 
 # What torch's restricted unpickler raises on damaged bytes: seen by flipping bytes of small checkpoints.
 _UNREADABLE = (
@@ -174,15 +180,15 @@ def saved_bytes(model_state: Mapping[str, Tensor], card: Mapping[str, Any]) -> i
     by descending dtype and then by name. Source: https://github.com/huggingface/safetensors, serialize.
 
     Raises:
-        KeyError: a dtype that no model of ours has.
+        KeyError: a dtype that is not among `_DTYPES`.
     """
-    order = sorted(model_state, key=lambda name: (-_DTYPES[model_state[name].dtype][0], name))
+    order = sorted(model_state, key=lambda name: (-_ORDER[model_state[name].dtype], name))
     header: dict[str, Any] = {}
     offset = 0
     for name in order:
         tensor = model_state[name]
         end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype][1], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + -(-length // 8) * 8 + offset + len(_card_content(card, "0" * 64))
