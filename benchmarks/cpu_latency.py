@@ -36,7 +36,7 @@ from lowbit_vit.model import precision
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import ARCHITECTURES, VisionTransformer, encoder_linears
 from lowbit_vit.schema.plan import NF4, ComputeDtype, HighPrecision, Int8, Weights, uniform
-from lowbit_vit.trial.call_time import timer
+from lowbit_vit.trial.measure import call_ms
 
 RECORD = Path(__file__).parent / "records" / "cpu_latency.json"
 ARCH = ARCHITECTURES["vit_l_16"]
@@ -163,10 +163,9 @@ def one_batch(batch: int) -> dict[str, object]:
             forwards.pop(name, None)
         gc.collect()
     samples: dict[str, list[float]] = {name: [] for name in forwards}
-    call_ms = timer("cpu")
     for _ in track(range(ROUNDS), f"time, batch {batch}"):
         for name, forward in forwards.items():
-            samples[name] += [call_ms(forward, images) for _ in range(CALLS)]
+            samples[name] += [call_ms("cpu", forward, images) for _ in range(CALLS)]
     medians = {name: round(median(values), 1) for name, values in samples.items()}
     truth = logits[REFERENCE]
     return {

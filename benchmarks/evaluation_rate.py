@@ -25,8 +25,8 @@ from lowbit_vit.schema.config import load_profile
 from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.call_time import ms_on_gpu
 from lowbit_vit.trial.evaluate import Forward, predict
+from lowbit_vit.trial.measure import call_ms
 
 RECORD = Path(__file__).parent / "records" / "evaluation_rate.json"
 ROUNDS, CALLS = 3, 50
@@ -54,7 +54,7 @@ def main() -> None:
         torch.randn(batch, 3, arch.image_size, arch.image_size, device="cuda").bfloat16().contiguous(memory_format=torch.channels_last)
     )
     replay = prepare(model.eval(), "cuda_graph", example)
-    latency = median(ms_on_gpu(replay, example) for _ in range(CALLS))
+    latency = median(call_ms("cuda", replay, example) for _ in range(CALLS))
 
     def captured(_: Tensor) -> Forward:
         return replay

@@ -36,7 +36,7 @@ from fast_path_ceilings import all_tiles, ceilings
 from fast_path_sides import GROUPS, OURS, REFERENCE, REFERENCE_SIDE, Forward
 from lowbit_vit.errors import Unavailable
 from lowbit_vit.schema.machine import provenance
-from lowbit_vit.trial.call_time import ms_on_gpu
+from lowbit_vit.trial.measure import call_ms
 from lowbit_vit.trial.trace import own_times
 
 RECORDS = Path(__file__).parent / "records"
@@ -120,7 +120,7 @@ def time_group(group: str, sides: dict[str, Callable[[Tensor], Forward]], batch:
     samples: dict[str, list[float]] = {name: [] for name in forwards}
     for _ in track(range(ROUNDS), f"time {group}, batch {batch}"):
         for name, forward in forwards.items():
-            samples[name] += [ms_on_gpu(forward, example) for _ in range(CALLS)]
+            samples[name] += [call_ms("cuda", forward, example) for _ in range(CALLS)]
     medians = {name: round(median(values), 4) for name, values in samples.items()}
     return {
         "prepare_s": prepared,

@@ -18,7 +18,7 @@ from lowbit_vit.model.attention import attend
 from lowbit_vit.model.flops import forward_flop
 from lowbit_vit.model.kernels import gemm, nf4, quantize
 from lowbit_vit.schema.plan import FusedNF4
-from lowbit_vit.trial.call_time import ms_on_gpu
+from lowbit_vit.trial.measure import call_ms
 
 TILES = (  # what the package has, and what was tried beside
     *gemm.TILES,
@@ -61,7 +61,7 @@ def replayed_ms(call: Callable[[], object], *, repeats: int = 20) -> float:
     with torch.cuda.graph(graph):
         for _ in range(repeats):
             call()
-    return median(ms_on_gpu(graph.replay) for _ in range(30)) / repeats
+    return median(call_ms("cuda", graph.replay) for _ in range(30)) / repeats
 
 
 def by_layers_ms(call: Callable[[Any], object], layers: list[Any]) -> float:

@@ -38,8 +38,8 @@ from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
-from lowbit_vit.study.scan_partition import cost
-from lowbit_vit.study.units import Places, Unit, blocks_of, make_units
+from lowbit_vit.study.places import Places
+from lowbit_vit.study.units import Unit, blocks_of, cost, make_units
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -204,8 +204,8 @@ def row(studies: dict[str, list[Trial]], seconds: dict[str, float], *, gpus: int
     for study, trials in studies.items():
         units = make_units(trials, Places(cpus=8 * gpus, gpus=gpus, cores=8), seconds)
         # Timing trials first: a card's scans wait for them. A scan's cells were measured with two of them on a card.
-        timed = [total(unit, seconds) for unit in units if unit.timed]
-        spans[study] = makespan(timed, gpus) + makespan(scan_lengths([unit for unit in units if not unit.timed], seconds), 2 * gpus)
+        timed = [total(unit, seconds) for unit in units if unit.verb == "trial"]
+        spans[study] = makespan(timed, gpus) + makespan(scan_lengths([unit for unit in units if unit.verb == "scan"], seconds), 2 * gpus)
     parallel = sum(spans.values())
     whole = parallel + sum(serial().values())
     used = sum(seconds[trial.trial_id] / (1 if trial.measurement else 2) for trials in studies.values() for trial in trials)

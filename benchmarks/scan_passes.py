@@ -24,7 +24,7 @@ from pathlib import Path
 from aside import empty_reports, predictions_of
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.model.execution import prepare
-from lowbit_vit.model.precision import apply_plan, compute_dtype, matmul_mode
+from lowbit_vit.model.precision import apply_plan, matmul_mode
 from lowbit_vit.schema.config import Trial, load_profile
 from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.predictions import load_predictions
@@ -107,7 +107,7 @@ def plain_seconds(trial: Trial, workspace: Workspace) -> list[float]:
     with matmul_mode(trial.plan):
         for _ in range(3):
             started = time.perf_counter()
-            evaluate(ready, dataset, trial, dtype=compute_dtype(trial.plan), reference_logits=None)
+            evaluate(ready, dataset, trial, reference_logits=None)
             seconds.append(time.perf_counter() - started)
     return seconds[1:]
 

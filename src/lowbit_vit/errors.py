@@ -5,6 +5,11 @@ defect of ours and keeps its traceback (exit code 1, which `check` has for a mis
 """
 
 
+def first_line(error: Exception) -> str:
+    """The first line of another library's error, at most 120 characters; the class's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+
+
 class LowbitVitError(Exception):
     """Base of every error whose message is meant for the user. Exit code 1."""
 

@@ -14,8 +14,7 @@ from lowbit_vit.model.precision import apply_plan, compute_dtype, matmul_mode, w
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import Execution, Views
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, uniform
-from lowbit_vit.trial.ceilings import measure_ceilings
-from lowbit_vit.trial.invariance import measure_invariance
+from lowbit_vit.trial.measure import measure_ceilings, measure_invariance
 from lowbit_vit.trial.memory import measure_memory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]

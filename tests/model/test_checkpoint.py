@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionTransformer
 
 from lowbit_vit.errors import DataError
-from lowbit_vit.model.checkpoint import fit_positions, from_torchvision, load_state, load_torchvision, restore, save_state
+from lowbit_vit.model.checkpoint import fit_positions, from_torchvision, load_state, load_torchvision, restore, save_state, saved_bytes
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import QkvLayout
 
@@ -358,3 +358,11 @@ def test_a_fused_model_takes_the_same_file_and_gives_the_same_logits() -> None:
     images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(fused(images), separate(images), rtol=0, atol=1e-6)
+
+
+def test_the_size_of_files_is_told_before_writing_for_any_dtype(tmp_path: Path) -> None:
+    dtypes = (torch.bool, torch.uint8, torch.int8, torch.float8_e5m2, torch.float8_e4m3fn, torch.int16, torch.int32, torch.int64)
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    state = {str(dtype): torch.zeros(3).to(dtype) for dtype in (*dtypes, *floats)}
+    save_state(state, tmp_path / "w.safetensors", {})
+    assert saved_bytes(state, {}) == sum(file.stat().st_size for file in tmp_path.iterdir())

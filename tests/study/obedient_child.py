@@ -32,7 +32,7 @@ from lowbit_vit.schema.record import (
     write_record,
 )
 from lowbit_vit.schema.workspace import NOW
-from lowbit_vit.study.lifeline import stop_with_parent
+from lowbit_vit.study.process import stop_with_parent
 
 
 def main() -> None:

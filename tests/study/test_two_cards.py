@@ -12,12 +12,12 @@ import pytest
 
 from lowbit_vit.schema.config import Profile, Study
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study import cluster, sweep, units
+from lowbit_vit.study import cluster, places, sweep
 
 
 @pytest.fixture
 def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cluster, units):
+    for module in (cluster, places):
         monkeypatch.setattr(module, "gpu_count", lambda: 2)
         monkeypatch.setattr(module, "cpu_cores", lambda: 4)  # a scan takes one, and each card has two scans
     monkeypatch.setattr(sweep, "why_not_here", lambda trials: {})  # which says that a GPU is missing

@@ -11,12 +11,11 @@ from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.record import read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study import units
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.cluster import Node, cluster_address, places_on
-from lowbit_vit.study.duration_estimates import expected_seconds
+from lowbit_vit.study.places import Places, this_machine
 from lowbit_vit.study.resume import missing_trials
-from lowbit_vit.study.units import Places, make_units
+from lowbit_vit.study.units import expected_seconds, make_units
 from processes import launched
 
 ALIKE: dict[str, float] = defaultdict(lambda: 1.0)
@@ -79,13 +78,13 @@ def test_cards_that_are_not_in_sight_have_their_cores_too(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name, value in {"cpu_cores": 64, "gpu_count": in_sight, "gpu_place": (0, 4)}.items():
-        monkeypatch.setattr(units, name, lambda value=value: value)
-    places = units.this_machine()
-    assert (places.slots, places.cores_of_gpu) == (slots, 16)
+        monkeypatch.setattr(f"lowbit_vit.study.places.{name}", lambda value=value: value)
+    here = this_machine()
+    assert (here.slots, here.cores_of_gpu) == (slots, 16)
     timed, scanned = (cells(profile_of("finish"), study) for study in ("variants", "sensitivity"))
-    assert {unit.threads for unit in make_units(on_card(timed), places, ALIKE)} == {16}
+    assert {unit.threads for unit in make_units(on_card(timed), here, ALIKE)} == {16}
     many = [trial.model_copy(update={"seed": seed}) for seed in range(9) for trial in scanned]
-    assert {unit.threads for unit in make_units(on_card(many), places, ALIKE)} == {threads_of_scans}
+    assert {unit.threads for unit in make_units(on_card(many), here, ALIKE)} == {threads_of_scans}
 
 
 def test_cells_fill_all_places_in_chunks_of_a_bounded_size_and_each_cell_is_in_one(profile_of: ProfileOf) -> None:

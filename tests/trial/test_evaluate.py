@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score, top_k_accuracy_score
 from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.schema.config import Views
-from lowbit_vit.trial.evaluate import Logits, predict, predictions_of_logits, selection_mask
+from lowbit_vit.trial.evaluate import Logits, predict, predictions_of_logits, selection_mask, spread_rows
 
 VIEWS = Views(image_size=4, eval_resize=4, train_resize=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -118,3 +118,8 @@ def test_logits_that_are_not_finite_raise_with_their_count() -> None:
 
     with pytest.raises(LowbitVitError, match="2 of 8 images"):
         predict(lambda _: forward, some_images(8), VIEWS, batch_size=4, device="cpu", dtype=torch.float32, title="x")
+
+
+def test_images_are_taken_from_the_whole_set_each_once() -> None:
+    assert spread_rows(10, 4).tolist() == [0, 3, 6, 9]
+    assert spread_rows(10, 50).tolist() == list(range(10))

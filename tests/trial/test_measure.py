@@ -11,7 +11,7 @@ from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import Measurement, Views
 from lowbit_vit.schema.metrics import summarize_latency
 from lowbit_vit.schema.record import LEAST_SAMPLES, MeasurementResult
-from lowbit_vit.trial.measure import measure
+from lowbit_vit.trial.measure import compare_logits, measure
 
 VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
 ARCH = Architecture(name="small", image_size=8, patch_size=4, depth=2, heads=2, width=64, mlp_width=64)
@@ -56,6 +56,26 @@ def test_batch_invariance_is_measured_where_the_profile_asks() -> None:
     assert (found.images, found.batch_sizes) == (4, (1, 4))
     assert 0 <= found.max_abs_logit_difference < 1e-4  # fp32
     assert found.bit_equal == (found.max_abs_logit_difference == 0)
+
+
+def test_equal_logits_are_bit_equal_and_one_changed_class_is_one_flip() -> None:
+    logits = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    same = compare_logits(logits, logits.copy(), batch_sizes=(1, 32))
+    assert (same.images, same.flips, same.max_abs_logit_difference, same.bit_equal) == (20, 0, 0.0, True)
+    other = logits.copy()
+    other[3, logits[3].argmin()] += 100
+    changed = compare_logits(logits, other, batch_sizes=(1, 32))
+    assert (changed.flips, changed.bit_equal) == (1, False)
+    assert 99 < changed.max_abs_logit_difference < 101
+
+
+def test_the_least_bit_counts() -> None:
+    logits = np.ones((2, 3), dtype=np.float32)
+    other = logits.copy()
+    other[0, 0] = np.nextafter(np.float32(1), np.float32(2))
+    found = compare_logits(logits, other, batch_sizes=(1, 2))
+    assert (found.flips, found.bit_equal) == (0, False)
+    assert found.max_abs_logit_difference > 0
 
 
 def test_sampling_stops_when_its_time_is_up_but_not_before_ten_samples() -> None:

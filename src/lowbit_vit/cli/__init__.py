@@ -37,7 +37,7 @@ def main() -> None:
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     if "DVC_STAGE" in os.environ:
-        from lowbit_vit.study.lifeline import stop_with_dvc
+        from lowbit_vit.study.process import stop_with_dvc
 
         stop_with_dvc()
     try:

@@ -151,7 +151,7 @@ def trial(
 ) -> None:
     """Run one trial in this process and write its record."""
     from lowbit_vit.schema.config import load_trial
-    from lowbit_vit.study.lifeline import stop_with_parent
+    from lowbit_vit.study.process import stop_with_parent
 
     stop_with_parent()
     settings = load_trial(file)
@@ -172,7 +172,7 @@ def scan(
 ) -> None:
     """Run many accuracy-only trials in this process on one resident model."""
     from lowbit_vit.schema.config import load_trials
-    from lowbit_vit.study.lifeline import stop_with_parent
+    from lowbit_vit.study.process import stop_with_parent
 
     stop_with_parent()
     trials = load_trials(file)

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lowbit_vit.errors import DataError
+from lowbit_vit.errors import DataError, first_line
 from lowbit_vit.model.lazy_import import Deferred
 from lowbit_vit.model.vit import VisionTransformer, fuse_qkv
 from lowbit_vit.schema.record import sha256, write_atomic
@@ -33,16 +33,22 @@ else:
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".safetensors"
-# Of the dtypes that models of ours have: the place in safetensors' order, and the name in its header.
+# torch's dtypes that safetensors files hold, in its order, with the names in its header.
 _DTYPES = {
-    torch.uint8: (0, "U8"),
-    torch.int8: (1, "I8"),
-    torch.float8_e4m3fn: (2, "F8_E4M3"),
-    torch.float16: (3, "F16"),
-    torch.bfloat16: (4, "BF16"),
-    torch.float32: (5, "F32"),
-    torch.int64: (6, "I64"),
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
 }
+_ORDER = {dtype: place for place, dtype in enumerate(_DTYPES)}
 
 # What torch's restricted unpickler raises on damaged bytes: seen by flipping bytes of small checkpoints.
 _UNREADABLE = (
@@ -128,7 +134,7 @@ def load_torchvision(path: Path, sha256_prefix: str) -> dict[str, Tensor]:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except _UNREADABLE as error:
-            raise DataError(f"{path}: not a file of plain tensors, refused ({_first_line(error)})") from error
+            raise DataError(f"{path}: not a file of plain tensors, refused ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a dict of tensors, as torchvision's checkpoints are; found {type(content).__name__}")
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
@@ -174,15 +180,15 @@ def saved_bytes(model_state: Mapping[str, Tensor], card: Mapping[str, Any]) -> i
     by descending dtype and then by name. Source: https://github.com/huggingface/safetensors, serialize.
 
     Raises:
-        KeyError: a dtype that no model of ours has.
+        KeyError: a dtype that is not among `_DTYPES`.
     """
-    order = sorted(model_state, key=lambda name: (-_DTYPES[model_state[name].dtype][0], name))
+    order = sorted(model_state, key=lambda name: (-_ORDER[model_state[name].dtype], name))
     header: dict[str, Any] = {}
     offset = 0
     for name in order:
         tensor = model_state[name]
         end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype][1], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + -(-length // 8) * 8 + offset + len(_card_content(card, "0" * 64))
@@ -210,7 +216,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return safetensors.torch.load_file(path), card
     except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file ({_first_line(error)}); pickles are refused") from error
+        raise DataError(f"{path}: not a safetensors file ({first_line(error)}); pickles are refused") from error
 
 
 def fit_positions(state: Mapping[str, Tensor], model: VisionTransformer, *, source: str) -> dict[str, Tensor]:
@@ -231,7 +237,7 @@ def fit_positions(state: Mapping[str, Tensor], model: VisionTransformer, *, sour
         resize = torchvision.models.vision_transformer.interpolate_embeddings
         resized = resize(sizes.image_size, sizes.patch_size, {"encoder.pos_embedding": given})
     except ValueError as error:
-        raise DataError(f"{source}: position_embedding of shape {tuple(given.shape)} cannot be resized ({_first_line(error)})") from error
+        raise DataError(f"{source}: position_embedding of shape {tuple(given.shape)} cannot be resized ({first_line(error)})") from error
     before, after = (round((count - 1) ** 0.5) for count in (given.shape[1], wanted.shape[1]))
     log.warning(
         "%s: positions of %d x %d patches resized to %d x %d, for images of %d px", source, before, before, after, after, sizes.image_size
@@ -294,7 +300,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: the card of the weights cannot be read ({error.strerror}); make the weights again") from error
     except ValueError as error:
-        raise DataError(f"{path}: the card of the weights is not JSON ({_first_line(error)}); make the weights again") from error
+        raise DataError(f"{path}: the card of the weights is not JSON ({first_line(error)}); make the weights again") from error
     if not isinstance(card, dict) or not isinstance(card.get("sha256"), str):
         raise DataError(f"{path}: the card of the weights has no sha256; make the weights again")
     return card
@@ -302,7 +308,3 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 def _example(names: list[str]) -> str:
     return f" (as {names[0]})" if names else ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from lowbit_vit.errors import ConfigError, DataError, LowbitVitError
+from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, first_line
 from lowbit_vit.model import lora, precision
 from lowbit_vit.model.checkpoint import load_state, save_state, saved_bytes
 from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
@@ -93,7 +93,7 @@ def load_model(path: Path, *, attention: AttentionName, device: torch.device | s
     except ConfigError as error:
         raise DataError(f"{path.with_suffix('.json')}: {error}") from None
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, LowbitVitError) as error:
-        raise DataError(f"{path}: not a saved model ({_first_line(error)}); delete it and its card and save it again") from error
+        raise DataError(f"{path}: not a saved model ({first_line(error)}); delete it and its card and save it again") from error
     return model.eval()
 
 
@@ -136,7 +136,3 @@ def _copy_adapters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, parameter in lora.trainable_parameters(model).items():
         if ".lora_" in name:
             parameter.data.copy_(state[name])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

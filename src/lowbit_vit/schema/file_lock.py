@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,6 +16,8 @@ log = logging.getLogger(__name__)
 
 # A run that is stopped needs some seconds to end its processes; the next run may start before.
 PATIENCE_S = 20.0
+# The file in a temporary folder that its process has locked.
+_OWNER = "owner"
 
 
 @contextmanager
@@ -47,3 +51,22 @@ def hold(path: Path, *, named: str, doing: str) -> Iterator[None]:
 
 def _holder(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip() or "another process"
+
+
+@contextmanager
+def temporary_folder(parent: Path, *, prefix: str) -> Iterator[Path]:
+    """A new folder in `parent`, gone afterwards; folders of the same prefix whose process was killed are removed first.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for left in parent.glob(f"{prefix}*/{_OWNER}"):
+        with suppress(OSError), FileLock(left, blocking=False):  # of another user, of a process that goes on, or just going
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    with FileLock(folder / f".{_OWNER}"):
+        (folder / f".{_OWNER}").rename(folder / _OWNER)  # seen by others only when it is locked
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -335,3 +335,8 @@ class SensitivityScores(Frozen):
             raise ConfigError(f"mixed: k = {k} is outside 1..{len(self.blocks)}, the number of blocks that were scored")
         ranked = sorted(self.blocks, key=lambda unit: (-self.cost(unit.mean_kl if draw is None else unit.kl[draw]), unit.block))
         return tuple(sorted(unit.block for unit in ranked[:k]))
+
+
+def shared_blocks(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many blocks two paths of one length begin with alike."""
+    return next((boundary for boundary, (one, other) in enumerate(zip(first, second, strict=True)) if one != other), len(first))

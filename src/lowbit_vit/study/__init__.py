@@ -2,8 +2,7 @@
 
 import os
 
-# A Ray of our own must listen on the loopback alone: anyone who reaches it can run programs. This is Ray's switch for that,
-# named after the systems on which it is the default; Ray reads it when it is imported, and on Linux binds to all interfaces
-# without it, whatever address it is given.
+# A local Ray must listen on the loopback alone, for it runs the programs of every client. This is Ray's switch for that, named after
+# the systems on which it is the default. Ray reads it at import, and on Linux binds to all interfaces without it, whatever its address.
 if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -7,39 +7,42 @@ driver of a Ray job is) by the address that Ray gives. Its package travels with 
 import logging
 import os
 import secrets
-import shutil
+import signal
 import socket
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
-from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lowbit_vit.errors import ConfigError, Unavailable
 from lowbit_vit.schema.code_hash import all_code_sha256
 from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.file_lock import temporary_folder
 from lowbit_vit.schema.machine import cpu_cores, gpu_count, provenance, visible_gpu
-from lowbit_vit.study.lifeline import unwinding_on_sigterm
+from lowbit_vit.study.places import Places, this_machine
 from lowbit_vit.study.resume import why_not_here
-from lowbit_vit.study.units import Places, Unit, this_machine
+from lowbit_vit.study.units import Unit
 
 log = logging.getLogger(__name__)
 
 # For the processes that run Tune and its trainables.
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # else Tune prints tables whatever its verbosity is
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files: our records are the results
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no result files: the records are the results
     "TUNE_WARN_THRESHOLD_S": "60",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its state is never restored, and grows with the number of trials
 }
 _CONNECTIONS = 3
-# The folders of own Rays, and the file in each that its run has locked.
-_PREFIX, _OWNER = "lowbit-", "owner"
+# Of the folders of own Rays and of sockets.
+FOLDER_PREFIX = "lowbit-"
+# Not TMPDIR: the names of sockets must stay below 108 bytes.
+TEMPORARY = Path("/tmp")  # noqa: S108  (only folders whose lock was free are removed)
 # A resource that the head node alone has.
 HEAD = "node:__internal_head__"
 _KIND = "accelerator_type:"
@@ -62,23 +65,19 @@ def cluster_address() -> str | None:
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """A connection to a running cluster; whatever it still runs for us ends with it.
+    """A connection to a running cluster; what it still runs for this program ends with it.
 
     Raises:
-        Unavailable: there is none, or it refuses us.
+        Unavailable: there is none, or it refuses the connection.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, ours is added to the job's own
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # in a Ray job, this one is added to the job's own
     logging.getLogger("ray").setLevel(logging.ERROR)
     environment = {**_ENVIRONMENT, "LOWBIT_VIT_REVISION": provenance("").git_revision or "unknown"}
     package = Path(__file__).parents[1]
-    with unwinding_on_sigterm() as prepare:
-        try:
-            _connect(address, {"py_modules": [str(package)], "excludes": ["__pycache__"], "env_vars": environment})
-            prepare()
-            yield
-        finally:
-            ray.shutdown()
+    runtime_env = {"py_modules": [str(package)], "excludes": ["__pycache__"], "env_vars": environment}
+    with _until_shutdown(partial(_connect, address, runtime_env)):
+        yield
 
 
 def _connect(address: str, runtime_env: dict[str, Any]) -> None:
@@ -96,13 +95,13 @@ def _connect(address: str, runtime_env: dict[str, Any]) -> None:
 
 @contextmanager
 def own_ray(units: Sequence[Unit]) -> Iterator[Path]:
-    """A Ray of one node, this machine, without a network; yields its folder in /tmp, which is gone afterwards.
+    """A local Ray of one node, this machine, without a network; yields its folder in /tmp, which is gone afterwards.
 
     Args:
         units: to be run.
 
     Raises:
-        Unavailable: this machine lacks a resource that a unit asks for; Tune would wait for it for ever.
+        Unavailable: this machine lacks a resource that a unit asks for; Tune would wait for it without end.
     """
     os.environ.update(
         _ENVIRONMENT,
@@ -110,52 +109,50 @@ def own_ray(units: Sequence[Unit]) -> Iterator[Path]:
         RAY_worker_niceness="0",  # Ray's 15 would let whatever else runs go before a timing trial
         RAY_memory_monitor_refresh_ms="0",  # launch watches memory, by the limits of the profile
     )
-    # Ray lets in only processes that know its token, and would keep one in the home folder: ours is new for each run of the program.
+    # Ray admits processes by a token, and would keep one in the home folder; this one is new for each run of the program.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with temporary_folder() as folder, unwinding_on_sigterm() as prepare:
-        try:
-            ray.init(
-                address="local",
-                num_cpus=cpu_cores(),
-                num_gpus=gpu_count() if any("GPU" in unit.resources for unit in units) else 0,
-                resources={"profile_slot": this_machine().slots},
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=str(folder),
-                _node_ip_address="127.0.0.1",
-            )
-            prepare()
+    with temporary_folder(TEMPORARY, prefix=FOLDER_PREFIX) as folder:
+        start = partial(
+            ray.init,
+            address="local",
+            num_cpus=cpu_cores(),
+            num_gpus=gpu_count() if any("GPU" in unit.resources for unit in units) else 0,
+            resources={"profile_slot": this_machine().slots},
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+        )
+        with _until_shutdown(start):
             there = ray.cluster_resources()  # type: ignore[no-untyped-call]
             for name in {name for unit in units for name in unit.resources if name not in there}:
                 raise Unavailable(f"this machine has no {name}; it has: {', '.join(sorted(there))}")
             yield folder
-        finally:
-            ray.shutdown()
 
 
 @contextmanager
-def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder of this process, by default in /tmp; those of processes that were killed are removed, which no other program would do."""
-    # Not TMPDIR: the names of sockets must stay below 108 bytes.
-    parent = parent or Path("/tmp")  # noqa: S108  (only folders whose lock was ours are removed)
-    for left in parent.glob(f"{_PREFIX}*/{_OWNER}"):
-        with suppress(OSError), FileLock(left, blocking=False):  # of another user, of a run that goes on, or just going
-            shutil.rmtree(left.parent, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    with FileLock(folder / f".{_OWNER}"):
-        (folder / f".{_OWNER}").rename(folder / _OWNER)  # seen by others only when it is locked
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+def _until_shutdown(start: Callable[[], object]) -> Iterator[None]:
+    """Start or reach a Ray, and shut it down at the end; SIGTERM unwinds as Ctrl-C does, so that processes and folders are cleared."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        start()
+        signal.signal(signal.SIGTERM, _interrupt)  # after Ray has set a handler that ends the process on the spot
+        yield
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """As Ctrl-C: the one exception that Ray passes on from everywhere."""
+    raise KeyboardInterrupt
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says, without the traceback of another process that Ray puts before it."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    """The last line of an error: its message without the traceback of another process that Ray puts before it."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 # --------------------------------------------------------------------------------------------------------------- its nodes

@@ -79,14 +79,13 @@ class Container:
 
     def remove(self, name: str) -> None:
         """Stop and remove a container that its client may have left behind; nothing happens if it is gone."""
-        subprocess.run([*_engine(self.runtime), "rm", "--force", f"lowbit-vit-{name}"], capture_output=True, check=False)
+        _call(self.runtime, "rm", "--force", f"lowbit-vit-{name}")
 
     def remove_stale(self, workspace: Workspace) -> int:
         """Remove the containers of a run that was killed with its clients; call it while holding the folder. How many."""
-        mine = ("ps", "--all", "--quiet", "--filter", f"label={_OWNER}={workspace.reports}")
-        found = subprocess.run([*_engine(self.runtime), *mine], capture_output=True, text=True, check=False).stdout.split()
+        found = _call(self.runtime, "ps", "--all", "--quiet", "--filter", f"label={_OWNER}={workspace.reports}").stdout.split()
         for identity in found:
-            subprocess.run([*_engine(self.runtime), "rm", "--force", identity], capture_output=True, check=False)
+            _call(self.runtime, "rm", "--force", identity)
         return len(found)
 
 
@@ -109,7 +108,7 @@ def find_image(image: str, *, runtime: Runtime, pin: str | None, unpinned: bool)
     """
     if shutil.which(runtime) is None:
         raise Unavailable(f"--isolation container: {runtime} is not installed; install it or choose --isolation process")
-    found = subprocess.run([*_engine(runtime), "image", "inspect", image], capture_output=True, text=True, check=False)
+    found = _call(runtime, "image", "inspect", image)
     if found.returncode:
         raise Unavailable(f"{runtime} has no image {image}; build it (docker/README.md) or pull it, then run the same command again")
     facts = json.loads(found.stdout)[0]
@@ -120,29 +119,18 @@ def find_image(image: str, *, runtime: Runtime, pin: str | None, unpinned: bool)
         raise ConfigError(f"container: the profile pins no image; add `container: {{digest: {identity}}}` to it or say --unpinned")
     if pin is not None and pin not in digests and not unpinned:
         raise ConfigError(f"{image}: its digest is {identity}, the profile pins {pin}; build or pull that one, or say --unpinned")
-    _require_same_code(runtime, identity)
+    # Records of other code would be run again and again.
+    script = "from lowbit_vit.schema.code_hash import all_code_sha256; print(all_code_sha256())"
+    inside = _call(runtime, "run", "--rm", "--network", "none", "--entrypoint", "python", identity.removeprefix("sha256:"), "-c", script)
+    if inside.stdout.strip() != all_code_sha256():
+        raise ConfigError(f"image {identity[:19]}: it holds other code than this checkout; build it again (docker/README.md)")
     pinned = pin is not None and pin in digests
     return Container(runtime=runtime, digest=identity, pinned=pinned)
 
 
-def _require_same_code(runtime: Runtime, identity: str) -> None:
-    """Records of other code would be run again and again."""
-    script = "from lowbit_vit.schema.code_hash import all_code_sha256; print(all_code_sha256())"
-    command = [
-        *_engine(runtime),
-        "run",
-        "--rm",
-        "--network",
-        "none",
-        "--entrypoint",
-        "python",
-        identity.removeprefix("sha256:"),
-        "-c",
-        script,
-    ]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    if asked.stdout.strip() != all_code_sha256():
-        raise ConfigError(f"image {identity[:19]}: it holds other code than this checkout; build it again (docker/README.md)")
+def _call(runtime: Runtime, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command of the runtime to its end, whatever its exit code is."""
+    return subprocess.run([*_engine(runtime), *arguments], capture_output=True, text=True, check=False)
 
 
 def _engine(runtime: Runtime) -> Sequence[str]:

@@ -1,6 +1,6 @@
 """Run one trial, or one scan of many accuracy-only cells, in a process or container of its own: JSON in, records out.
 
-Every trial ends as a record: the one that its process wrote, or one that says how the process died. The process works in a scratch
+Every trial ends as a record: the one that its process wrote, or one that names how the process died. The process works in a scratch
 folder beside the records.
 """
 
@@ -23,13 +23,12 @@ from lowbit_vit.schema.config import Limits, Trial
 from lowbit_vit.schema.record import Provenance, Record, Status, read_record, shorten
 from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.study.container import Container, Starter
-from lowbit_vit.study.lifeline import LIFELINE
-from lowbit_vit.study.process import RUN, SERVER_LOST, Process, exit_code, kill_group, start_fork, start_program
+from lowbit_vit.study.process import LIFELINE, RUN, SERVER_LOST, Process, exit_code, kill_group, start_fork, start_program
 
 log = logging.getLogger(__name__)
 
 Verb = Literal["trial", "scan"]
-# Seconds between two looks at the process. A look costs some 50 us, so a timing trial does not feel it.
+# Seconds between two looks at the process. A look costs some 50 us, so a timing trial is not disturbed.
 _PERIOD = 0.1
 # What docker and podman exit with when the process inside died of SIGKILL: the memory limit of a container does that.
 _KILLED_INSIDE = 137
@@ -37,7 +36,7 @@ _KILLED_INSIDE = 137
 
 @dataclass(frozen=True)
 class _Ending:
-    """How a process ended: what to say of a trial that it left without a record."""
+    """How a process ended: the status and reason of a trial that it left without a record."""
 
     status: Literal["failed", "oom", "timeout"]
     reason: str
@@ -54,7 +53,7 @@ def launch(
 ) -> Iterator[Finished]:
     """Run a trial, or accuracy-only trials one after another, in a warm process of their own, each with the whole of its limits.
 
-    If the process is killed, the record of the trial that it was at says so (of trials that share a block, the first: it fails in
+    If the process is killed, the record of the trial that ran gives the signal (of trials that share a block, the first: it fails in
     that block alone, too), and the others run in a new process. If it exits by itself before its first record (no backbone, no
     data), all trials get that reason.
 
@@ -116,7 +115,7 @@ def _run_process(
     request.write_text(documents[0] if verb == "trial" else f"[{','.join(documents)}]")
     output = log_file(workspace, trials, verb)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Relative, because the command stands in the record, and a folder of this machine says nothing elsewhere.
+    # Relative, because the command stands in the record, and a folder of this machine means nothing elsewhere.
     arguments = tuple(str(path.relative_to(workspace.root)) for path in (request, out))
     start = output.stat().st_size if output.exists() else 0
     limits = trials[0].limits
@@ -140,10 +139,8 @@ def _run_process(
             kill_group(process)
             if isinstance(command, Container):
                 command.remove(scratch.name)
-        if ending is None:
-            ending = _ending(process, output, start)
         at = (out / NOW).read_text().split() if (out / NOW).exists() else ()
-        return replace(ending, at=tuple(at))
+        return replace(ending or _ending(process, output, start), at=tuple(at))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -158,8 +155,16 @@ def _watch(process: Process, waiting: dict[str, Trial], out: Path, *, limits: Li
     started = time.monotonic()
     while True:
         exited = exit_code(process) is not None
-        for finished in _collect(out, waiting):
-            yield finished
+        # A record appears by a rename, after its predictions, so it is whole.
+        for path in sorted(out.glob("[!.]*.json"), key=lambda file: file.stat().st_mtime_ns):
+            if path.stem not in waiting:
+                raise DataError(f"{path.name}: a record of a trial that was not asked for")
+            record, arrays = read_record(path), path.with_suffix(".npz")
+            predictions = arrays.read_bytes() if record.status == "success" and arrays.exists() else None
+            for file in (path, arrays):
+                file.unlink(missing_ok=True)
+            del waiting[path.stem]
+            yield record, predictions
             started = time.monotonic()
         if exited:
             return None
@@ -172,19 +177,6 @@ def _watch(process: Process, waiting: dict[str, Trial], out: Path, *, limits: Li
         time.sleep(_PERIOD)
 
 
-def _collect(out: Path, waiting: dict[str, Trial]) -> Iterator[Finished]:
-    """Take the finished records from the process's folder; a record appears there by a rename, after its predictions, so it is whole."""
-    for path in sorted(out.glob("[!.]*.json"), key=lambda file: file.stat().st_mtime_ns):
-        if path.stem not in waiting:
-            raise DataError(f"{path.name}: a record of a trial that was not asked for")
-        record, arrays = read_record(path), path.with_suffix(".npz")
-        predictions = arrays.read_bytes() if record.status == "success" and arrays.exists() else None
-        for file in (path, arrays):
-            file.unlink(missing_ok=True)
-        del waiting[path.stem]
-        yield record, predictions
-
-
 def _own_memory_gib(pid: int | None) -> float:
     """Resident memory of the process without pages of files: a memory-mapped data set costs nothing that can run out."""
     try:
@@ -195,7 +187,7 @@ def _own_memory_gib(pid: int | None) -> float:
 
 
 def _ending(process: Process, output: Path, start: int) -> _Ending:
-    """Say how a process that ended without our doing left its missing trials."""
+    """The ending of a process that was not stopped from here."""
     code = exit_code(process) or 0  # it has ended
     if isinstance(process, BaseProcess) and code == SERVER_LOST:
         return _Ending("failed", "stopped: the process that it was forked from was killed, or the kernel was out of memory")
@@ -205,12 +197,8 @@ def _ending(process: Process, output: Path, start: int) -> _Ending:
         return _Ending("failed", f"killed by signal {-code} ({name}{hint})")
     if code == _KILLED_INSIDE:
         return _Ending("oom", "the container was killed: it held more than limits.memory_gib, or it was killed by hand")
-    return _Ending("failed", f"exit code {code} without a record: {_last_line(output, start)}", by_itself=True)
-
-
-def _last_line(output: Path, start: int) -> str:
     with output.open("rb") as stream:
         stream.seek(start)
-        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines()]
-    spoken = [line for line in lines if line]
-    return spoken[-1][:300] if spoken else f"it said nothing; see {output.name}"
+        spoken = stream.read().decode(errors="replace").splitlines()
+    said = next((line.strip()[:300] for line in reversed(spoken) if line.strip()), f"it said nothing; see {output.name}")
+    return _Ending("failed", f"exit code {code} without a record: {said}", by_itself=True)

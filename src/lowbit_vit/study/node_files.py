@@ -9,10 +9,9 @@ units/<unit>/        data/prepared/<profile>, checkpoints/<profile>, reports/<pr
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from filelock import FileLock
 from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.file_lock import temporary_folder
 from lowbit_vit.schema.record import file_digest
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.resume import starting_weights, weights_sha256
@@ -30,7 +30,6 @@ CACHE_GIB = "LOWBIT_VIT_CACHE_GIB"
 _DEFAULT_GIB = 50.0
 # What travels in one piece, so that neither side ever holds a whole checkpoint.
 PIECE_BYTES = 32 * 2**20
-_OWNER = "owner"
 # Files whose content this process has compared with their hash: inode and time of change.
 _checked: set[tuple[str, int, int]] = set()
 
@@ -104,27 +103,24 @@ def node_workspace(profile: str, files: Sequence[NodeFile], fetch: Callable[[Nod
     """
     cache = cache_folder()
     objects, units = cache / "objects", cache / "units"
-    try:
-        for folder in (objects, units):
-            folder.mkdir(parents=True, exist_ok=True)
-        root = Path(tempfile.mkdtemp(dir=units))
-    except OSError as error:
-        raise DataError(f"{cache}: cannot be written ({error.strerror}); set {CACHE} on this node to a folder that can") from error
-    try:
-        with FileLock(root / f".{_OWNER}"):
-            (root / f".{_OWNER}").rename(root / _OWNER)  # seen by others only when it is locked
-            # One unit at a time: the others of this node need the same files and would only fetch them twice.
-            with FileLock(cache / "lock"):
-                _remove_stale(objects, units)
-                for file in files:
-                    content = _obtain(file, objects, fetch)
-                    place = root / file.path
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    place.hardlink_to(content)
-                _evict(objects, keep={file.sha256 for file in files})
-            yield Workspace(root=root, profile=profile)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            for folder in (objects, units):
+                folder.mkdir(parents=True, exist_ok=True)
+            root = stack.enter_context(temporary_folder(units, prefix="tmp"))
+        except OSError as error:
+            raise DataError(f"{cache}: cannot be written ({error.strerror}); set {CACHE} on this node to a folder that can") from error
+        # One unit at a time: the others of this node need the same files and would only fetch them twice.
+        with FileLock(cache / "lock"):
+            for part in objects.glob(".*"):  # half-fetched by a worker that was killed
+                part.unlink(missing_ok=True)
+            for file in files:
+                content = _obtain(file, objects, fetch)
+                place = root / file.path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.hardlink_to(content)
+            _evict(objects, keep={file.sha256 for file in files})
+        yield Workspace(root=root, profile=profile)
 
 
 def _obtain(file: NodeFile, objects: Path, fetch: Callable[[NodeFile], Iterable[bytes]]) -> Path:
@@ -135,7 +131,9 @@ def _obtain(file: NodeFile, objects: Path, fetch: Callable[[NodeFile], Iterable[
         identity = (file.sha256, facts.st_ino, facts.st_mtime_ns)
         if identity in _checked or file_digest(path) == file.sha256:
             _checked.add(identity)
-            os.utime(path, ns=(_now_ns(objects), facts.st_mtime_ns))  # last used; what is used least is evicted first
+            probe = objects / ".now"  # the file system's own time, in which the other objects' times are
+            probe.touch()
+            os.utime(path, ns=(probe.stat().st_mtime_ns, facts.st_mtime_ns))  # last used; what is used least is evicted first
             return path
         path.unlink()  # damaged on this node's disk
     digest = hashlib.sha256()
@@ -160,22 +158,6 @@ def _obtain(file: NodeFile, objects: Path, fetch: Callable[[NodeFile], Iterable[
     facts = path.stat()
     _checked.add((file.sha256, facts.st_ino, facts.st_mtime_ns))
     return path
-
-
-def _now_ns(folder: Path) -> int:
-    """The file system's own time, which is what the other objects' times are in."""
-    probe = folder / ".now"
-    probe.touch()
-    return probe.stat().st_mtime_ns
-
-
-def _remove_stale(objects: Path, units: Path) -> None:
-    """What a killed worker left: half-fetched files, and workspaces whose lock is free. Called under the cache's lock."""
-    for part in objects.glob(".*"):
-        part.unlink(missing_ok=True)
-    for left in units.glob(f"*/{_OWNER}"):
-        with suppress(OSError), FileLock(left, blocking=False):  # held by its unit, or just going
-            shutil.rmtree(left.parent, ignore_errors=True)
 
 
 def _evict(objects: Path, keep: set[str]) -> None:

@@ -1,13 +1,15 @@
-"""Start the process of a trial: a fork of a server that has imported everything, or a program.
+"""The process of a trial: its start, and its end with the process that started it.
 
-The server is multiprocessing's forkserver with `trial.forked` preloaded: it starts with the first trial of a launching process,
-imports for some 12 s, and ends with that process; a fork then takes 0.05 s. A server that is importing when the launching process
-is killed ends when its imports are done.
+A trial is a fork of a server that has imported everything, or a program. The server is multiprocessing's forkserver with
+`trial.forked` preloaded: it starts with the first trial of a launching process, imports for some 12 s, and ends with that process; a
+fork then takes 0.05 s. A server that is importing when the launching process is killed ends when its imports are done.
 
 Either process has a session and process group of its own, its output goes to a log file, and it ends when its launching process
-ends, however that ended: a fork watches the launching process, a program its stdin (`lifeline`).
+ends, however that ended: a fork watches the launching process, a program its stdin. So does a stage end with DVC. Otherwise it would
+hold the machine and write beside the next run.
 """
 
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -15,15 +17,19 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lowbit_vit.errors import LowbitVitError
-from lowbit_vit.study.lifeline import LIFELINE, kill_group_after
+
+log = logging.getLogger(__name__)
 
 PRELOAD = "lowbit_vit.trial.forked"
 # By name, for importing it imports torch, which a launching process does not need.
@@ -31,7 +37,14 @@ RUN = f"{PRELOAD}:run"
 # The exit code that multiprocessing gives a fork whose server ended first.
 SERVER_LOST = 255
 # Seconds for a killed server to be gone.
-_GRACE = 0.2
+_SERVER_GRACE_S = 0.2
+# Set for the programs that are started here: a trial started by hand must not stop at the end of its stdin.
+LIFELINE = "LOWBIT_VIT_LIFELINE"
+# DVC sets it for the command of a stage.
+_OF_DVC = "DVC_STAGE"
+# Seconds between two looks at DVC, and to unwind in once it is gone. A look costs some 50 us.
+_DVC_PERIOD_S = 0.25
+_DVC_GRACE_S = 20.0
 
 
 Process = BaseProcess | subprocess.Popen[bytes]
@@ -61,7 +74,7 @@ def start_fork(function: str, arguments: Sequence[str], *, folder: Path, output:
                 _start_server(variables)
                 process.start()
             except (EOFError, OSError):  # it ended before it could fork
-                time.sleep(_GRACE)
+                time.sleep(_SERVER_GRACE_S)
                 continue
             return process
     raise LowbitVitError(
@@ -71,7 +84,7 @@ def start_fork(function: str, arguments: Sequence[str], *, folder: Path, output:
 
 
 def start_program(command: Sequence[str], *, folder: Path, output: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
-    """Start a program that ends when its stdin is closed (`lifeline.stop_with_parent`).
+    """Start a program that ends when its stdin is closed (`stop_with_parent`).
 
     Args:
         command: the program and its arguments.
@@ -142,11 +155,12 @@ def _without_main_script() -> Iterator[None]:
 def _run(function: str, arguments: tuple[str, ...], folder: str, output: str, environment: dict[str, str]) -> None:
     """In the fork."""
     os.setsid()
-    log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    target = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for stream in (1, 2):
-        os.dup2(log, stream)
-    os.close(log)
-    kill_group_after(_join_launching_process)
+        os.dup2(target, stream)
+    os.close(target)
+    if (launching := multiprocessing.parent_process()) is not None:  # always, in a fork
+        _kill_group_after(launching.join)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -157,6 +171,75 @@ def _run(function: str, arguments: tuple[str, ...], folder: str, output: str, en
         sys.exit(error.exit_code)
 
 
-def _join_launching_process() -> None:
-    if (launching := multiprocessing.parent_process()) is not None:
-        launching.join()
+# ----------------------------------------------------------------------------------------- the end with the starting process
+
+
+def stop_with_parent() -> None:
+    """In a program of `start_program`: kill the own process group when the other end of stdin is closed.
+
+    Does nothing in a process that was started by hand.
+    """
+    if os.environ.pop(LIFELINE, None) is not None:
+        _kill_group_after(_read_stdin)
+
+
+def _kill_group_after(ended: Callable[[], object]) -> None:
+    """Kill the own process group when the function returns, which a thread calls: nothing polls, and it works on every POSIX.
+
+    PR_SET_PDEATHSIG would be Linux only, and fires when the *thread* that started this process ends.
+    """
+
+    def watch() -> None:
+        ended()
+        # This process leads a group of its own, so the signal reaches its children and no other process.
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="lifeline").start()
+
+
+def _read_stdin() -> None:
+    while os.read(0, 1):
+        pass
+
+
+def stop_with_dvc() -> None:
+    """In the command of a DVC stage: end as on SIGTERM when DVC is gone.
+
+    Ctrl-C reaches DVC's whole process group, but a kill may reach DVC alone, and DVC passes nothing on. Does nothing in a
+    process that DVC did not start.
+    """
+    if _OF_DVC not in os.environ:
+        return
+    dvc = _starter()
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            while dvc is not None and dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(_DVC_PERIOD_S)
+        log.warning("dvc is gone: stopping")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_DVC_GRACE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="lifeline").start()
+
+
+def _starter() -> psutil.Process | None:
+    """The DVC process above this one, past the shell that DVC may have put between; None if it is gone already.
+
+    The process that adopts orphans is of another session: DVC leaves its commands in its own.
+    """
+    ahead = psutil.Process().parent()
+    while ahead is not None and _is_of_a_stage(ahead):
+        ahead = ahead.parent()
+    try:
+        return ahead if ahead is not None and os.getsid(ahead.pid) == os.getsid(0) else None
+    except OSError:  # it has just ended
+        return None
+
+
+def _is_of_a_stage(process: psutil.Process) -> bool:
+    try:
+        return _OF_DVC in process.environ()
+    except psutil.Error:  # of another user, or gone
+        return False

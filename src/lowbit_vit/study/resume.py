@@ -39,8 +39,8 @@ def why_not_here(trials: Sequence[Trial]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Present:
-    """What a trial that ran now would be made by and from; None: no images are prepared here, so they cannot be compared."""
+class _Present:
+    """What the record of a new run would be made by and from; None: no images are prepared here, so they cannot be compared."""
 
     code: str
     data: str | None
@@ -56,20 +56,21 @@ def missing_trials(
 ) -> list[Trial]:
     """The trials that a process has to run; every other one has its final record: it succeeded before, or cannot run here.
 
-    A result counts if this very code made it from the images and weights that are there now, and its predictions are undamaged.
+    A result counts if the same code made it from the same images and weights, and its predictions are undamaged.
     Those that do not count are counted in the log, with the reason. The label, roles and paper row of a result follow the profile,
     for they are no part of its identity; otherwise its file is not touched.
 
     Args:
         trials: of one study.
         workspace: with their records.
-        why_not: says why for those that cannot be run at all; asked once, about all that have no result.
+        why_not: gives the reasons of those that cannot be run at all; called once, with all that have no result.
         gpu_kind: that timings must have been taken on, such as H100; None: any.
 
     Raises:
         DataError: the prepared images' manifest or a card of the weights is damaged.
     """
-    present = Present(code=code_sha256(), data=_prepared_sha256(workspace), gpu_kind=gpu_kind)
+    data = read_manifest(workspace.data).content_sha256 if (workspace.data / MANIFEST).exists() else None
+    present = _Present(code=code_sha256(), data=data, gpu_kind=gpu_kind)
     ahead: list[tuple[Trial, Record | None, str | None]] = []
     for trial in trials:
         path = workspace.records(trial.study) / f"{trial.trial_id}.json"
@@ -105,11 +106,7 @@ def _read(path: Path) -> Record | None:
         return None
 
 
-def _prepared_sha256(workspace: Workspace) -> str | None:
-    return read_manifest(workspace.data).content_sha256 if (workspace.data / MANIFEST).exists() else None
-
-
-def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: Present) -> str | None:
+def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: _Present) -> str | None:
     """Why a successful record does not count, in words that follow "2 records"; None if it counts."""
     weights = weights_sha256(starting_weights(trial, workspace))
     arrays = workspace.records(trial.study) / f"{trial.trial_id}.npz"
@@ -135,8 +132,8 @@ def _is_of_kind(gpu: str | None, kind: str) -> bool:
     return kind.upper().split("-")[0] in words
 
 
-def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: Present, *, reason: str) -> None:
-    """Let the trial's record say why it is not run."""
+def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: _Present, *, reason: str) -> None:
+    """Write the reason why a trial is not run into its record."""
     if before is not None and (before.status, before.reason, before.code_sha256) == ("skipped", reason, present.code):
         _follow_profile(before, trial, workspace.records(trial.study) / f"{trial.trial_id}.json")
     else:
@@ -156,7 +153,7 @@ def starting_weights(trial: Trial, workspace: Workspace) -> Path:
 
 
 def weights_sha256(path: Path) -> str | None:
-    """What the card beside the weights says; None where there are none (records may be read far from their weights)."""
+    """The hash in the card beside the weights; None where there is none (records may be read far from their weights)."""
     card = path.with_suffix(".json")
     try:
         return str(json.loads(card.read_text())["sha256"])
@@ -170,7 +167,7 @@ def load_scores(workspace: Workspace) -> tuple[SensitivityScores, ...]:
     """Read what the sensitivity study found.
 
     Raises:
-        DataError: the file is missing or damaged, or was made from other weights than those that are there now.
+        DataError: the file is missing or damaged, or was made from other weights than those in the folder.
     """
     path = workspace.sensitivity
     advice = f"run lowbit-vit sensitivity {workspace.profile}"
@@ -218,7 +215,7 @@ def put_record(record: Record, predictions: bytes | None, workspace: Workspace, 
         lost: how often the trial was started in vain before, without leaving a record.
 
     Returns:
-        The record with `attempts`: how often the trial has now been tried without success in between.
+        The record with `attempts`: how often the trial has been tried since its last success.
 
     Raises:
         DataError: the predictions are not those of the record, or a file cannot be written.

@@ -18,7 +18,7 @@ import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,17 +26,21 @@ from typing import Any, Literal
 import ray
 from ray import tune
 from ray.util.queue import Queue
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lowbit_vit.errors import DataError, LowbitVitError
 from lowbit_vit.schema.code_hash import all_code_sha256, is_current
 from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.file_lock import temporary_folder
+from lowbit_vit.schema.predictions import parse_predictions
+from lowbit_vit.schema.record import Record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.study.cluster import HEAD, last_line, other_code, temporary_folder
+from lowbit_vit.study.cluster import FOLDER_PREFIX, HEAD, TEMPORARY, last_line, other_code
 from lowbit_vit.study.container import Starter
-from lowbit_vit.study.cpu_affinity import keep_to_cores_of_gpu
-from lowbit_vit.study.launch import Finished, launch, log_file, without_result
+from lowbit_vit.study.launch import launch, log_file, without_result
 from lowbit_vit.study.node_files import NodeFile, list_files, node_workspace, read_pieces
-from lowbit_vit.study.progress import StudyProgress
+from lowbit_vit.study.places import keep_to_cores_of_gpu
 from lowbit_vit.study.resume import put_record
 from lowbit_vit.study.units import Unit
 
@@ -48,6 +52,8 @@ RETRIES = 2
 _HELD_MESSAGES = 64
 _PERIOD_S = 0.25
 _LOG_TAIL_BYTES = 64 * 1024
+# Redraws of the bar a second: so few that a timing trial is not disturbed.
+_REDRAWS = 1.0
 _Kind = Literal["started", "wanted", "record", "log", "ended"]
 
 
@@ -102,10 +108,10 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
     number = config["unit"]
     unit = order.units[number]
     keep_to_cores_of_gpu()
-    # The processes that we start are to run this code too, whatever is installed here.
-    ours, paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
-    if paths.split(os.pathsep)[0] != ours:
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ours, paths)))
+    # The processes that are started here must run this code too, whatever is installed on the node.
+    own, paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")
+    if paths.split(os.pathsep)[0] != own:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (own, paths)))
 
     def send(kind: _Kind, content: Any = None) -> None:
         order.messages.put(_Message(number, kind, content))
@@ -120,7 +126,7 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
                 send("record", finished)
             output = log_file(workspace, unit.trials, unit.verb)
             if order.files is not None and output.exists():
-                send("log", (output.name, _tail(output)))
+                send("log", (output.name, output.read_bytes()[-_LOG_TAIL_BYTES:]))
     except Exception as error:  # noqa: BLE001  (Tune would start it again, and it would raise again)
         send("ended", last_line(error))
     else:
@@ -130,12 +136,10 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
 @functools.cache
 def _place_sockets(folder: Path | None) -> None:
     """Put multiprocessing's sockets of this Ray worker where they are removed later: Ray ends its workers by a kill."""
-    held = temporary_folder(folder)
-    tempfile.tempdir = str(held.__enter__())
-    _held.append(held)
+    tempfile.tempdir = str(_held.enter_context(temporary_folder(folder or TEMPORARY, prefix=FOLDER_PREFIX)))
 
 
-_held: list[AbstractContextManager[Path]] = []
+_held = ExitStack()
 
 
 def _workspace_here(order: _Order, send: Callable[[_Kind, Any], None]) -> AbstractContextManager[Workspace]:
@@ -151,12 +155,6 @@ def _workspace_here(order: _Order, send: Callable[[_Kind, Any], None]) -> Abstra
             yield ray.get(piece)
 
     return node_workspace(order.workspace.profile, order.files, fetch)
-
-
-def _tail(output: Path) -> bytes:
-    with output.open("rb") as file:
-        file.seek(max(0, output.stat().st_size - _LOG_TAIL_BYTES))
-        return file.read()
 
 
 @ray.remote(num_cpus=0, max_retries=0, resources={HEAD: 0.001})
@@ -188,17 +186,24 @@ def run_units(units: Sequence[Unit], workspace: Workspace, *, title: str, comman
         workspace: of the study.
         title: for the progress.
         command: as of `launch`.
-        own: the folder of a Ray of our own, whose one node is this machine; None: a running cluster, whose nodes see another disk.
+        own: the folder of a local Ray, whose one node is this machine; None: a running cluster, whose nodes see another disk.
 
     Raises:
         LowbitVitError: a process could not be run at all, or the cluster was lost.
         DataError: a record cannot be written.
         RayLost: a process of Ray's own was lost.
     """
-    with StudyProgress(title, sum(len(unit.trials) for unit in units)) as progress:
+    with _StudyProgress(title, sum(len(unit.trials) for unit in units)) as progress:
         submitter = _Submitter(units, workspace, command=command, own=own, progress=progress)
         try:
-            submitter.run()
+            tuning = _tune.remote(submitter.order, list(range(len(units))))
+            over = False
+            while not over:  # a message may be left when Tune has ended
+                over = bool(ray.wait([tuning], timeout=_PERIOD_S)[0])
+                for message in submitter.messages.get_nowait_batch(submitter.messages.qsize()):
+                    submitter.handle(message)
+            ray.get(tuning)
+            submitter.close()
         except (ray.exceptions.ActorDiedError, ray.exceptions.WorkerCrashedError) as error:
             raise RayLost(last_line(error)) from error
         except (ray.exceptions.RayError, ConnectionError) as error:
@@ -211,7 +216,7 @@ class _Submitter:
     """Handles what the units of one study send."""
 
     def __init__(
-        self, units: Sequence[Unit], workspace: Workspace, *, command: Starter | None, own: Path | None, progress: StudyProgress
+        self, units: Sequence[Unit], workspace: Workspace, *, command: Starter | None, own: Path | None, progress: "_StudyProgress"
     ) -> None:
         self._units, self._workspace, self._progress = tuple(units), workspace, progress
         self._waiting = [{trial.trial_id: trial for trial in unit.trials} for unit in units]  # those without a record, by unit
@@ -221,28 +226,21 @@ class _Submitter:
         files = list_files(workspace, [trial for unit in units for trial in unit.trials]) if own is None else None
         self._files = {file.sha256: file for file in files or ()}
         self._pieces: dict[str, list[Any]] = {}  # sha256 -> references to what was put into the object store
-        self._messages = Queue(_HELD_MESSAGES, actor_options={"num_cpus": 0, "resources": {HEAD: 0.001}})
-        order = _Order(self._units, workspace, files, command, all_code_sha256(), self._messages, own)
-        self._order = ray.put(order)
+        self.messages = Queue(_HELD_MESSAGES, actor_options={"num_cpus": 0, "resources": {HEAD: 0.001}})
+        self.order = ray.put(_Order(self._units, workspace, files, command, all_code_sha256(), self.messages, own))
 
-    def run(self) -> None:
-        """Handle messages until Tune has ended and nothing is left of them."""
-        tuning = _tune.remote(self._order, list(range(len(self._units))))
-        over = False
-        while not over:
-            over = bool(ray.wait([tuning], timeout=_PERIOD_S)[0])
-            for message in self._messages.get_nowait_batch(self._messages.qsize()):
-                self._handle(message)
-        ray.get(tuning)
+    def close(self) -> None:
+        """After Tune has ended: refuse what could not be run, and give each trial that is left without a record one that says so."""
         if self._refused:
             why = "; ".join(dict.fromkeys(self._refused.values()))
             raise LowbitVitError(f"{len(self._refused)} of {len(self._units)} processes could not be run: {why}")
         reason = f"its Ray worker or node was lost, {RETRIES + 1} times in a row"
-        for trials in self._waiting:
+        for number, trials in enumerate(self._waiting):
             for trial in list(trials.values()):
-                self._settle((without_result(trial, status="failed", reason=reason), None), trials)
+                self.handle(_Message(number, "record", (without_result(trial, status="failed", reason=reason), None)))
 
-    def _handle(self, message: _Message) -> None:
+    def handle(self, message: _Message) -> None:
+        """Do what a message asks for."""
         number, waiting = message.unit, self._waiting[message.unit]
         match message.kind:
             case "started":
@@ -250,14 +248,22 @@ class _Submitter:
                     log.warning("a Ray worker or its node was lost: its process is run again")
                     self._lost.update(list(waiting)[:1])  # the trial that it was at
                 self._running.add(number)
-                self._progress.start(number, list(waiting.values()) or self._units[number].trials)
+                self._progress.begin(number, list(waiting.values()) or self._units[number].trials)
             case "wanted":
                 sha256, answer = message.content
                 if sha256 not in self._pieces:
                     self._pieces[sha256] = [ray.put(piece) for piece in read_pieces(self._workspace.root / self._files[sha256].path)]
                 answer.put(self._pieces[sha256])
             case "record":
-                self._settle(message.content, waiting)
+                record, predictions = message.content
+                if not is_current(record):
+                    raise DataError(
+                        f"{record.trial_id}: ran with other code than this program's: it was changed meanwhile, or a container holds "
+                        "another version; run the same command again, with an image of this version"
+                    )
+                if waiting.pop(record.trial_id, None) is not None:  # else it was given up for lost and run again
+                    record = put_record(record, predictions, self._workspace, lost=self._lost[record.trial_id])
+                    self._progress.finish(record, predictions)
             case "log":
                 name, end = message.content
                 path = self._workspace.reports / "logs" / Path(name).name
@@ -270,14 +276,49 @@ class _Submitter:
                 if message.content is not None:
                     self._refused[number] = message.content
 
-    def _settle(self, finished: Finished, waiting: dict[str, Trial]) -> None:
-        """Write a record once: a process that was given up for lost may have sent one."""
-        record, predictions = finished
-        if not is_current(record):
-            raise DataError(
-                f"{record.trial_id}: ran with other code than this program's: it was changed meanwhile, or a container holds another "
-                "version; run the same command again, with an image of this version"
-            )
-        if waiting.pop(record.trial_id, None) is not None:
-            record = put_record(record, predictions, self._workspace, lost=self._lost[record.trial_id])
-            self._progress.finish(record, predictions)
+
+class _StudyProgress(Progress):
+    """Output on stderr: a bar with the time left and the running trials, and a line for each that ends."""
+
+    def __init__(self, title: str, total: int) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[now]}"),
+        )
+        super().__init__(*columns, console=Console(stderr=True), refresh_per_second=_REDRAWS, speed_estimate_period=600)
+        self._running: dict[int, set[str]] = {}  # process -> ids of its trials without a record
+        self._task = self.add_task(title, total=total, now="")
+
+    def begin(self, process: int, trials: Sequence[Trial]) -> None:
+        """Note that a process with these trials was started."""
+        self._running[process] = {trial.trial_id for trial in trials}
+        self._say(f"running   {trials[0].label}" if len(trials) == 1 else f"running   {len(trials)} cells in one process")
+
+    def finish(self, record: Record, predictions: bytes | None) -> None:
+        """Note that a trial has its record, with the content of its predictions' file."""
+        for trials in self._running.values():
+            trials.discard(record.trial_id)
+        word = "finished" if record.status == "success" else record.status
+        top1 = f"  Top-1 {parse_predictions(predictions, source=record.trial_id).accuracy().top1:.1%}" if predictions else ""
+        why = f": {record.reason}" if record.reason else ""
+        self.advance(self._task)
+        self._say(f"{word:9} {record.trial.label}{top1}{why}")
+
+    def end(self, process: int) -> None:
+        """Note that the process is gone."""
+        self._running.pop(process, None)
+        self._show()
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._show()
+
+    def _show(self) -> None:
+        waiting = sum(map(len, self._running.values()))
+        processes = "process" if len(self._running) == 1 else "processes"
+        self.update(self._task, now=f"{len(self._running)} {processes}, {waiting} cells in them" if self._running else "")

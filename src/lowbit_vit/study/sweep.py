@@ -3,15 +3,14 @@
 With RAY_ADDRESS it runs on that cluster, else on a cluster of one node: a Ray of its own on this machine (`cluster`, `schedule`).
 What is finished stays untouched: a study that was interrupted goes on where it was, from the records alone (`resume`). A timing
 trial gets all CPUs, or a whole GPU, and a `profile_slot`: a machine has one, or one for each of its GPUs where each can have cores
-of its own (`cpu_affinity`), so that nothing else of the study runs on its GPU or its cores; accuracy-only cells are scanned in
+of its own (`places`), so that nothing else of the study runs on its GPU or its cores; accuracy-only cells are scanned in
 chunks that share the machine.
 """
 
 import functools
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +22,11 @@ from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.cluster import cluster_address, connected, own_ray, places_on, reasons_on, survey
 from lowbit_vit.study.container import Container, Starter
-from lowbit_vit.study.duration_estimates import expected_seconds
 from lowbit_vit.study.launch import scratch_folder
+from lowbit_vit.study.places import this_machine
 from lowbit_vit.study.resume import load_plans, load_scores, missing_trials, prune, starting_weights, why_not_here
 from lowbit_vit.study.schedule import RETRIES, RayLost, run_units
-from lowbit_vit.study.units import make_units, this_machine
+from lowbit_vit.study.units import expected_seconds, make_units
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,10 @@ def run_study(
         DataError: weights or scores are missing, a record cannot be written, or the code was changed during the study.
         LowbitVitError: a trial's process could not be run at all, or the cluster was lost.
     """
-    with _only_run(workspace, study):
+    with ExitStack() as held:
+        held.enter_context(hold(workspace.reports / ".lock", named=f"reports/{workspace.profile}", doing=study))
+        # No other process works in this folder; an interrupted one had no time to clear its scratch.
+        held.callback(shutil.rmtree, scratch_folder(workspace), ignore_errors=True)
         for _ in range(RETRIES + 1):
             try:
                 records = _complete(profile, study, workspace, command=command, gpu_kind=gpu_kind)
@@ -97,26 +99,10 @@ def _complete(profile: Profile, study: Study, workspace: Workspace, *, command: 
         log.info("%s: %d cells, %d to run", study, len(trials), len(missing))
         if missing:
             for path in {starting_weights(trial, workspace) for trial in missing}:
-                _require_weights(path, profile)
+                if not path.is_file():
+                    raise DataError(f"{Path(*path.parts[-3:])}: no such weights; run lowbit-vit backbone {profile.name}")
             places = replace(this_machine(), gpu_kind=gpu_kind) if nodes is None else places_on(nodes, missing, gpu_kind=gpu_kind)
             units = make_units(missing, places, expected)
             with own_ray(units) if nodes is None else nullcontext() as own:
                 run_units(units, workspace, title=f"{profile.name} {study}", command=command, own=own)
         return [read_record(folder / f"{trial.trial_id}.json") for trial in trials]
-
-
-def _require_weights(path: Path, profile: Profile) -> None:
-    if not path.is_file():
-        from_root = Path(*path.parts[-3:])
-        raise DataError(f"{from_root}: no such weights; run lowbit-vit backbone {profile.name}")
-
-
-@contextmanager
-def _only_run(workspace: Workspace, study: Study) -> Iterator[None]:
-    """Hold the profile's reports folder."""
-    with hold(workspace.reports / ".lock", named=f"reports/{workspace.profile}", doing=study):
-        try:
-            yield
-        finally:
-            # No other process works in this folder; an interrupted one had no time to clear its scratch.
-            shutil.rmtree(scratch_folder(workspace), ignore_errors=True)

@@ -27,12 +27,12 @@ from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.plan import NF4, Int8, Plan, WeightFormat
 from lowbit_vit.schema.stage_documents import Estimates, LinearEstimate
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.evaluate import selection_mask
+from lowbit_vit.trial.evaluate import selection_mask, spread_rows
 from lowbit_vit.trial.run import check_available, load_backbone, load_data
 
 log = logging.getLogger(__name__)
 
-IMAGES = 256  # ours: enough that another draw of them ranks the blocks alike (the analysis shows tau)
+IMAGES = 256  # enough that another draw of them ranks the blocks alike (the analysis shows tau)
 _BATCH = 16  # all activations of a batch are kept for its gradients: 6 GiB for a ViT-L
 _LABELS, _DRAWN = 1, 2  # places in the sums, after the outputs' error
 
@@ -57,8 +57,7 @@ def estimate(trial: Trial, formats: Sequence[WeightFormat], workspace: Workspace
     model, origin = load_backbone(plain, workspace, dataset)
     test = dataset.eval_views["test"]
     chosen = np.flatnonzero(selection_mask(len(test.labels), trial.selection_seed))
-    rows = chosen[np.linspace(0, len(chosen) - 1, min(IMAGES, len(chosen))).astype(np.int64)]
-    images = test.take(rows)
+    images = test.take(chosen[spread_rows(len(chosen), IMAGES)])
     started = time.perf_counter()
     converted = _convert(model, formats)
     sums = _Sums(model, converted)

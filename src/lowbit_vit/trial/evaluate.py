@@ -17,6 +17,7 @@ from lowbit_vit.data.arrays import Dataset, ImageSet
 from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.model.precision import compute_dtype
 from lowbit_vit.schema.config import Device, Trial, Views
 from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.record import EvaluationResult
@@ -26,31 +27,24 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def evaluate(
-    prepare: Callable[[Tensor], Forward], dataset: Dataset, trial: Trial, *, dtype: torch.dtype, reference_logits: Logits | None
+    prepare: Callable[[Tensor], Forward], dataset: Dataset, trial: Trial, *, reference_logits: Logits | None
 ) -> tuple[EvaluationResult, bytes]:
-    """Evaluate one trial's model on the test split: what `run_trial` and `run_scan` both record.
+    """Evaluate one trial's model on the test split.
 
     Args:
         prepare: as for `predict`.
         dataset: its test images are used, all of them.
-        trial: batch size, device, selection seed, label.
-        dtype: of the images given to the model.
-        reference_logits: the high-precision model's, or None.
+        trial: batch size, device, compute dtype, selection seed, label.
+        reference_logits: the high-precision model's, float32 [N, C], or None.
 
     Returns:
         What is recorded of the pass, and the bytes of the predictions file.
+
+    Raises:
+        LowbitVitError: a logit is infinite or NaN.
     """
-    images = dataset.eval_views["test"]
     started = time.perf_counter()
-    logits = predict(
-        prepare,
-        images,
-        trial.data.views,
-        batch_size=trial.evaluation.batch_size,
-        device=trial.device,
-        dtype=dtype,
-        title=f"evaluate {trial.label}",
-    )
+    logits = predict_test(prepare, dataset, trial, title=f"evaluate {trial.label}")
     return assess(logits, dataset, trial, seconds=time.perf_counter() - started, reference_logits=reference_logits)
 
 
@@ -63,9 +57,9 @@ def assess(
     reference_logits: Logits | None,
     block_evaluations: int | None = None,
 ) -> tuple[EvaluationResult, bytes]:
-    """What is recorded of the test images' logits, float32 [N, C]; arguments and results as of `evaluate`.
+    """Turn the test images' logits, float32 [N, C], into what is recorded; other arguments and results as of `evaluate`.
 
-    `seconds` and `block_evaluations` are what getting the logits took; the second only where a scan shared blocks.
+    `seconds` and `block_evaluations` are the cost of the logits; the second only where a scan shared blocks.
     """
     images = dataset.eval_views["test"]
     selection = selection_mask(len(images.labels), trial.selection_seed)
@@ -78,6 +72,19 @@ def assess(
         block_evaluations=block_evaluations,
     )
     return result, predictions.to_bytes()
+
+
+def predict_test(prepare: Callable[[Tensor], Forward], dataset: Dataset, trial: Trial, *, title: str) -> Logits:
+    """Logits of every test image, float32 [N, C], in the trial's batch size and compute dtype; see `predict`."""
+    return predict(
+        prepare,
+        dataset.eval_views["test"],
+        trial.data.views,
+        batch_size=trial.evaluation.batch_size,
+        device=trial.device,
+        dtype=compute_dtype(trial.plan),
+        title=title,
+    )
 
 
 def predict(
@@ -140,6 +147,11 @@ def finite_logits(rows: list[Tensor], *, count: int, title: str) -> Logits:
     if broken:
         raise LowbitVitError(f"{title}: {broken} of {count} images have infinite or NaN logits; use compute_dtype bf16 or fp32")
     return logits
+
+
+def spread_rows(total: int, count: int) -> npt.NDArray[np.int64]:
+    """`count` rows at equal distances of `total`, in order, int64; all of them if there are fewer."""
+    return np.linspace(0, total - 1, min(count, total)).astype(np.int64)
 
 
 def selection_mask(n: int, seed: int) -> npt.NDArray[np.bool_]:

@@ -38,7 +38,7 @@ from lowbit_vit.trial.scan import run_scan
 
 log = logging.getLogger(__name__)
 
-# What trials import beside our modules, by themselves or through bitsandbytes and peft. A test holds them to asking nothing of CUDA.
+# What trials import beside this package, by themselves or through bitsandbytes and peft. A test shows that none asks CUDA.
 _LIBRARIES = (
     "torch._dynamo",
     "torch._inductor.compile_fx",
@@ -54,7 +54,7 @@ _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 def libraries(*, gpu: bool) -> tuple[str, ...]:
-    """What is imported beside our own modules, in order."""
+    """What is imported beside this package, in order."""
     if not gpu:
         return (*_LIBRARIES, *_ASKING_CUDA)
     return tuple(name for name in _LIBRARIES if name != _IMPORTING_TORCHAO or importlib.util.find_spec("torchao") is None)

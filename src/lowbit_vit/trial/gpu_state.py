@@ -35,11 +35,11 @@ def exclusive(device: Device, demanded: Exclusive) -> bool | None:
         return None
     torch.cuda.synchronize()  # so that this process is on the GPU, too
     deadline = time.monotonic() + _PATIENCE_S
-    pids = _compute_pids()
-    while pids is not None and exclusive_among(pids, os.getpid()) is False and demanded != "waived" and time.monotonic() < deadline:
+    pids = _memory_by_pid()
+    while pids is not None and exclusive_among(set(pids), os.getpid()) is False and demanded != "waived" and time.monotonic() < deadline:
         time.sleep(0.25)
-        pids = _compute_pids()
-    return allowed(pids, os.getpid(), demanded)
+        pids = _memory_by_pid()
+    return allowed(None if pids is None else set(pids), os.getpid(), demanded)
 
 
 def exclusive_among(pids: set[int], own: int) -> bool | None:
@@ -82,16 +82,6 @@ def allowed(pids: set[int] | None, own: int, demanded: Exclusive) -> bool | None
     return found
 
 
-def _compute_pids() -> set[int] | None:
-    handle = _handle()
-    if handle is None:
-        return None
-    try:
-        return {process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-    except pynvml.NVMLError:
-        return None
-
-
 # ------------------------------------------------------------------------------------------------------- clocks, memory
 
 
@@ -126,14 +116,7 @@ def throttle_reasons(bits: int) -> str:
 
 def process_bytes() -> int | None:
     """NVML's figure of the GPU's memory used by this process; None where it does not show it."""
-    handle = _handle()
-    if handle is None:
-        return None
-    try:
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except pynvml.NVMLError:
-        return None
-    return next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None)
+    return (_memory_by_pid() or {}).get(os.getpid())
 
 
 def require_memory(needed: int, *, free: int, total: int) -> None:
@@ -155,6 +138,17 @@ def require_memory(needed: int, *, free: int, total: int) -> None:
             f"the GPU has {free / GIB:.1f} of {total / GIB:.1f} GiB free and this trial needs at least {needed / GIB:.1f} GiB: "
             "stop what holds it (nvidia-smi shows it) and run again"
         )
+
+
+def _memory_by_pid() -> dict[int, int | None] | None:
+    """Bytes of GPU memory of each compute process that NVML lists; None where it gives no list."""
+    handle = _handle()
+    if handle is None:
+        return None
+    try:
+        return {process.pid: process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+    except pynvml.NVMLError:
+        return None
 
 
 def _handle() -> Any | None:

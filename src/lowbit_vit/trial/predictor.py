@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from scipy.special import softmax
@@ -126,15 +125,15 @@ class Predictor:
                 full = torch.cat([part, part[:1].expand(size - len(part), -1, -1, -1)])
                 yield full.to(self._device, dtype).contiguous(memory_format=torch.channels_last)
                 continue
-            pixels = part.permute(0, 2, 3, 1).cpu().numpy() if isinstance(part, Tensor) else self._views(part, first)
+            if isinstance(part, Tensor):
+                pixels = part.permute(0, 2, 3, 1).cpu().numpy()
+            else:
+                pixels = np.stack([self._decode(image, f"image {number}") for number, image in enumerate(part, start=first + 1)])
             images = ImageSet(np.ascontiguousarray(pixels), np.zeros(len(pixels), dtype=np.int64), ("",) * len(pixels))
             yield from full_batches(images, self.card.views, batch_size=size, device=self._device, dtype=dtype)
 
-    def _views(self, images: list[ImageLike], first: int) -> npt.NDArray[np.uint8]:
-        """The squares that the model sees, uint8 [N, S, S, 3]; `first` is the number of the first image, for messages."""
-        return np.stack([self._decode(image, f"image {number}") for number, image in enumerate(images, start=first + 1)])
-
     def _decode(self, image: ImageLike, name: str) -> Pixels:
+        """The model's view of an image, uint8 [S, S, 3]; `name` stands for an image without a file in messages."""
         if not isinstance(image, Image.Image):
             name = str(image)
         try:

@@ -30,15 +30,25 @@ from lowbit_vit.schema.machine import command_line, provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, shorten, write_record
 from lowbit_vit.schema.workspace import Workspace
-from lowbit_vit.trial.evaluate import Logits, evaluate, predict
+from lowbit_vit.trial.evaluate import Logits, evaluate, predict_test
 from lowbit_vit.trial.gpu_state import exclusive, require_memory
 from lowbit_vit.trial.measure import measure
 from lowbit_vit.trial.train import seed_everything, train
 
 log = logging.getLogger(__name__)
 
-# Read when this process imports it: what is edited while a trial runs did not make its record.
+# Hashed at import: what is edited while a trial runs did not make its record.
 CODE_SHA256 = code_sha256()
+# In the messages of libraries; the last two are of libraries that allocate by themselves, and of cuBLAS and cuDNN.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "cannot allocate memory",
+    "cuda out of memory",
+    "cuda error: out of memory",
+    "_status_alloc_failed",
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,6 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
     if trial.adaptation == "qlora":
         import_peft()
     clock = Stopwatch()
-    dtype = compute_dtype(trial.plan)
     # Adapters over formats of this project's kernels are trained through others' layers of the same codes, with q, k and v apart.
     taken_over = trial.adaptation == "qlora" and trial.plan.trained != trial.plan
     trained = trial.model_copy(update={"plan": trial.plan.trained, "qkv": "separate"}) if taken_over else trial
@@ -108,7 +117,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
     # III-E and IV: accuracy, then latency, memory and kernels of the very same model.
     ready = partial(prepare, model, trial.execution)
     with clock.part("evaluate"), matmul_mode(trial.plan):
-        evaluation, predictions = evaluate(ready, dataset, trial, dtype=dtype, reference_logits=reference_logits)
+        evaluation, predictions = evaluate(ready, dataset, trial, reference_logits=reference_logits)
     measurement = None
     with clock.part("measure"), matmul_mode(trial.plan):
         if trial.measurement is not None:
@@ -120,7 +129,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
                 model=model,
                 attention=trial.attention,
                 device=trial.device,
-                dtype=dtype,
+                dtype=compute_dtype(trial.plan),
             )
 
     record = success(trial, origin=origin, facts=facts, evaluation=evaluation, clock=clock, training=training, measurement=measurement)
@@ -129,7 +138,7 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
 
 
 def record_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
-    """As `run_trial`, but every failure becomes a record: skipped, oom or failed, with its reason in one line.
+    """As `run_trial`, but a failure becomes a record: skipped, oom or failed, with its reason in one line.
 
     Raises:
         DataError: the record itself could not be written.
@@ -164,26 +173,12 @@ def outcome(error: Exception) -> tuple[Status, str]:
     reason = shorten(lines[0][:300]) if lines else type(error).__name__
     if isinstance(error, Unavailable):
         return "skipped", reason
-    if _is_out_of_memory(error):
+    # Python's and CUDA's own classes, and the bare RuntimeError that PyTorch raises for host memory.
+    unnamed = isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+    if unnamed or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "oom", f"out of memory: {reason}"
     named = reason if type(error).__module__.startswith("lowbit_vit") or not lines else f"{type(error).__name__}: {reason}"
     return "failed", named
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python's and CUDA's own classes, and the bare RuntimeError that PyTorch raises for host memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    signs = (
-        "can't allocate memory",
-        "not enough memory",
-        "bad_alloc",
-        "cannot allocate memory",
-        "cuda out of memory",
-        "cuda error: out of memory",  # from libraries that allocate by themselves
-        "_status_alloc_failed",  # cuBLAS, cuDNN
-    )
-    return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in signs)
 
 
 # ------------------------------------------------------------------------------------- parts that `run_scan` uses as well
@@ -269,15 +264,7 @@ def high_precision_logits(trial: Trial, workspace: Workspace, dataset: Dataset) 
     """Test logits of the same weights, kernel and compute dtype with nothing quantized: what KL is measured from."""
     model, _ = load_backbone(trial, workspace, dataset)
     apply_plan(model, Plan(compute_dtype=trial.plan.compute_dtype))
-    return predict(
-        partial(prepare, model.eval(), "eager"),
-        dataset.eval_views["test"],
-        trial.data.views,
-        batch_size=trial.evaluation.batch_size,
-        device=trial.device,
-        dtype=compute_dtype(trial.plan),
-        title="evaluate high precision",
-    )
+    return predict_test(partial(prepare, model.eval(), "eager"), dataset, trial, title="evaluate high precision")
 
 
 def model_facts(model: VisionTransformer, trial: Trial, *, origin: Origin, parameters: int, trainable: int = 0) -> ModelFacts:

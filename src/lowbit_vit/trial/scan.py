@@ -1,7 +1,7 @@
 """Many accuracy-only cells on one resident model, for the sensitivity and mixed studies.
 
 Cells that differ by their rules alone share the data, the fp32 weights, every converted block, and the activations up to the
-block where they part (`scan_schedule`, `scan_run`). The high-precision logits that the others are measured from are those of the
+block where they part (`scan_schedule`, `scan_model`). The high-precision logits that the others are measured from are those of the
 high-precision path, which goes first. Each cell still is one record, assembled from the same parts as in `run_trial`, with the
 same predictions bit for bit, and written while the next cell computes.
 """
@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,7 @@ from lowbit_vit.schema.record import Record, write_record
 from lowbit_vit.schema.workspace import NOW, Workspace
 from lowbit_vit.trial.evaluate import Logits, assess
 from lowbit_vit.trial.run import Origin, Stopwatch, check_available, load_backbone, load_data, model_facts, record_failure, success
-from lowbit_vit.trial.scan_model import ScanModel
-from lowbit_vit.trial.scan_run import ScanRun
+from lowbit_vit.trial.scan_model import ScanModel, ScanRun
 from lowbit_vit.trial.scan_schedule import Path as BlockPath
 from lowbit_vit.trial.scan_schedule import Step, schedule
 
@@ -93,134 +92,98 @@ def _scan_group(trials: list[Trial], workspace: Workspace, out: Path) -> list[Re
     return [future.result() for future in group.records]
 
 
+@dataclass
 class _Group:
-    """The cells of one resident model."""
+    """The cells of one resident model, and the records that are being written."""
 
-    def __init__(self, model: ScanModel, origin: Origin, dataset: Dataset, out: Path, writer: ThreadPoolExecutor) -> None:
-        self.records: list[Future[Record]] = []
-        self._model = model
-        self._origin = origin
-        self._dataset = dataset
-        self._out = out
-        self._writer = writer
-        self._reference: Logits | None = None
+    model: ScanModel
+    origin: Origin
+    dataset: Dataset
+    out: Path
+    writer: ThreadPoolExecutor
+    records: list[Future[Record]] = field(default_factory=list)
+    reference: Logits | None = None
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Run the cells in their order, and hand each to the writer."""
         first = trials[0]
         cells = self._paths(trials)
-        reference = None if first.study == "variants" else self._model.path(Plan(compute_dtype=first.plan.compute_dtype))
-        run = ScanRun(self._model, self._dataset.eval_views["test"], first)
+        reference = None if first.study == "variants" else self.model.path(Plan(compute_dtype=first.plan.compute_dtype))
+        run = ScanRun(self.model, self.dataset.eval_views["test"], first)
         steps = schedule(list(cells), first=reference, room=run.room()) if cells else []
-        self._model.expect([step.path for step in steps if step.finishes])
-        spent = _Spent(run, self._model)
+        self.model.expect([step.path for step in steps if step.finishes])
         with progress_bar(f"scan of {len(trials)} cells", sum(step.blocks for step in steps), "blocks of all images") as bar:
             for step in steps:
-                self._say_what_runs(step, cells)
+                self._write_running(step, cells)
                 try:
                     logits = run.run(step)
                 except Exception as error:  # noqa: BLE001  (as record_trial)
-                    # What was to be kept is missing from now on, with this error. Without the reference no cell can be measured.
+                    # What was to be kept is missing from here on, with this error. Without the reference no cell can be measured.
                     lost = [] if not step.finishes else [step.path] if step.path != reference else list(cells)
                     self._fail(error, [trial for path in lost for trial in cells.pop(path, [])])
                 else:
                     if logits is not None and step.path == reference:
-                        self._reference = logits
+                        self.reference = logits
                     if logits is not None:
-                        self._finish(step.path, cells.pop(step.path, []), logits, spent)
+                        self._finish(step.path, cells.pop(step.path, []), logits, run)
                 if step.finishes:
-                    self._model.release(step.path)
+                    self.model.release(step.path)
                 bar.advance(step.blocks)
                 if not cells:
                     break
-        log.info("%d cells cost %s", len(trials), spent.summary())
+        log.info("%d cells cost %s", len(trials), run.summary())
 
     def _paths(self, trials: Sequence[Trial]) -> dict[BlockPath, list[Trial]]:
         cells: dict[BlockPath, list[Trial]] = {}
         for trial in trials:
             try:
-                cells.setdefault(self._model.path(trial.plan), []).append(trial)
+                cells.setdefault(self.model.path(trial.plan), []).append(trial)
             except Exception as error:  # noqa: BLE001  (as record_trial)
                 self._fail(error, [trial])
         return cells
 
-    def _say_what_runs(self, step: Step, cells: Mapping[BlockPath, Sequence[Trial]]) -> None:
-        """Name every trial that has these blocks: `study` reads it after the process died."""
+    def _write_running(self, step: Step, cells: Mapping[BlockPath, Sequence[Trial]]) -> None:
+        """Write down every trial that has these blocks: `study.launch` reads the file if the process dies."""
         names = [trial.trial_id for path, under in cells.items() if path[: step.stop] == step.path[: step.stop] for trial in under]
-        self._out.mkdir(parents=True, exist_ok=True)
-        (self._out / NOW).write_text("\n".join(names))
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / NOW).write_text("\n".join(names))
 
-    def _finish(self, path: BlockPath, trials: Sequence[Trial], logits: Logits, spent: "_Spent") -> None:
+    def _finish(self, path: BlockPath, trials: Sequence[Trial], logits: Logits, run: ScanRun) -> None:
         """Let the record of each of a path's trials be written."""
         for trial in trials:
-            cost = spent.since_last()
-            clock = Stopwatch({"quantize": cost.quantizing_s, "evaluate": cost.evaluating_s})
+            seconds, evaluations = run.cost_since_last()
             try:
-                model = self._model.model(path, trial.plan)
+                model = self.model.model(path, trial.plan)
             except Exception as error:  # noqa: BLE001  (as record_trial)
                 self._fail(error, [trial])
             else:
-                self._submit(self._record, trial, logits, model, clock, cost.block_evaluations)
+                self._submit(self._record, trial, logits, model, Stopwatch(seconds), evaluations)
 
     def _fail(self, error: Exception, trials: Sequence[Trial]) -> None:
         for trial in trials:
-            self._submit(record_failure, error, trial, self._out)
+            self._submit(record_failure, error, trial, self.out)
 
     def _submit(self, work: Callable[..., Record], *arguments: Any) -> None:
         if self.records and self.records[-1].done():
-            self.records[-1].result()  # a full disk ends the scan now, not at its end
-        self.records.append(self._writer.submit(work, *arguments))
+            self.records[-1].result()  # a full disk ends the scan at once, not at its end
+        self.records.append(self.writer.submit(work, *arguments))
 
     def _record(self, trial: Trial, logits: Logits, model: VisionTransformer, clock: Stopwatch, block_evaluations: int) -> Record:
         """Count, assemble and write; runs beside the next cell."""
         try:
             with clock.part("count"):
-                facts = model_facts(model, trial, origin=self._origin, parameters=self._model.parameters)
+                facts = model_facts(model, trial, origin=self.origin, parameters=self.model.parameters)
             with clock.part("summarize"):
                 evaluation, predictions = assess(
                     logits,
-                    self._dataset,
+                    self.dataset,
                     trial,
                     seconds=clock.seconds["evaluate"],
-                    reference_logits=self._reference,
+                    reference_logits=self.reference,
                     block_evaluations=block_evaluations,
                 )
-            record = success(trial, origin=self._origin, facts=facts, evaluation=evaluation, clock=clock)
-            write_record(record, self._out, predictions)
+            record = success(trial, origin=self.origin, facts=facts, evaluation=evaluation, clock=clock)
+            write_record(record, self.out, predictions)
         except Exception as error:  # noqa: BLE001  (as record_trial)
-            return record_failure(error, trial, self._out)
+            return record_failure(error, trial, self.out)
         return record
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """What getting one cell's logits took beyond what others had computed before it."""
-
-    quantizing_s: float
-    evaluating_s: float
-    block_evaluations: int
-
-
-class _Spent:
-    """Shares the costs out: a cell bears what was done since the one before it was finished."""
-
-    def __init__(self, run: ScanRun, model: ScanModel) -> None:
-        self._run = run
-        self._model = model
-        self._started = self._time = time.perf_counter()
-        self._quantizing = model.converting_s
-        self._evaluations = 0
-
-    def since_last(self) -> _Cost:
-        """Since the last call."""
-        now, quantizing, evaluations = time.perf_counter(), self._model.converting_s, self._run.block_evaluations
-        spent = quantizing - self._quantizing
-        cost = _Cost(round(spent, 4), round(max(now - self._time - spent, 1e-4), 4), evaluations - self._evaluations)
-        self._time, self._quantizing, self._evaluations = now, quantizing, evaluations
-        return cost
-
-    def summary(self) -> str:
-        """In one line."""
-        evaluations = self._run.block_evaluations
-        seconds = time.perf_counter() - self._started
-        return f"{evaluations} block evaluations = {evaluations / self._model.depth:.2f} passes of the plain model, in {seconds:.1f} s"

@@ -13,6 +13,9 @@ before anything runs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+
+from lowbit_vit.schema.plan import shared_blocks
 
 Path = tuple[str, ...]
 
@@ -57,71 +60,44 @@ def schedule(paths: Sequence[Path], *, first: Path | None, room: int) -> list[St
         room: how many boundaries may be kept at a time.
     """
     ahead = sorted(set(paths) - {first})
-    slots = _Slots(room)
+    free = list(reversed(range(room)))
     if first is None:
-        return list(_visit(ahead, slots, source=None, at=0, own=False))
+        return list(_visit(ahead, free, source=None, at=0, own=False))
     # Two are left for what forks off the path: the boundary that advances, and one that a fork of a fork needs.
-    kept = _spread(sorted({_shared(path, first) for path in ahead}), max(0, room - 2))
-    places = {boundary: slots.take() for boundary in kept}
+    kept = _spread(sorted({shared_blocks(path, first) for path in ahead}), max(0, room - 2))
+    places = {boundary: free.pop() for boundary in kept}
     steps = [Step(first, 0, len(first), source=None, last_use=False, keep=tuple(places.items()))]
     for boundary in reversed(kept):
-        branches = [path for path in ahead if _shared(path, first) >= boundary]
-        ahead = [path for path in ahead if _shared(path, first) < boundary]
-        steps += _visit(branches, slots, source=places[boundary], at=boundary, own=True)
-    return steps + list(_visit(ahead, slots, source=None, at=0, own=False))
+        branches = [path for path in ahead if shared_blocks(path, first) >= boundary]
+        ahead = [path for path in ahead if shared_blocks(path, first) < boundary]
+        steps += _visit(branches, free, source=places[boundary], at=boundary, own=True)
+    return steps + list(_visit(ahead, free, source=None, at=0, own=False))
 
 
-class _Slots:
-    """Numbers of free places for one boundary's activations each."""
+def _visit(paths: list[Path], free: list[int], *, source: int | None, at: int, own: bool) -> Iterator[Step]:
+    """Finish paths that are alike up to the boundary `at`, whose activations are in `source`; `own`: no other path needs them.
 
-    def __init__(self, room: int) -> None:
-        self._free = list(reversed(range(room)))
-
-    def __bool__(self) -> bool:
-        return bool(self._free)
-
-    def take(self) -> int:
-        return self._free.pop()
-
-    def give_back(self, slot: int) -> None:
-        self._free.append(slot)
-
-
-def _visit(paths: list[Path], slots: _Slots, *, source: int | None, at: int, own: bool) -> Iterator[Step]:
-    """Finish paths that are alike up to the boundary `at`, whose activations are in `source`; `own`: no other path needs them."""
+    `free` are the slots that hold nothing; each takes the activations at one boundary.
+    """
     while len(paths) > 1:
-        fork = min(_shared(paths[0], path) for path in paths)
+        fork = min(shared_blocks(paths[0], path) for path in paths[1:])
         if fork > at or source is None:
-            if not own and not slots:
+            if not own and not free:
                 for path in paths:
                     yield Step(path, at, len(path), source, last_use=False)
                 return
-            slot = source if own and source is not None else slots.take()
+            slot = source if own and source is not None else free.pop()
             yield Step(paths[0], at, fork, source, last_use=own, keep=((fork, slot),))
             source, at, own = slot, fork, True
-        branches = sorted(_branches(paths, fork), key=lambda branch: _evaluations(branch, fork))
+        by_block = [list(group) for _, group in groupby(paths, key=lambda path: path[fork])]  # sorted, and alike up to the fork
+        branches = sorted(by_block, key=lambda branch: _evaluations(branch, fork))
         for branch in branches[:-1]:
-            yield from _visit(branch, slots, source=source, at=at, own=False)
+            yield from _visit(branch, free, source=source, at=at, own=False)
         paths = branches[-1]
     if paths:
         yield Step(paths[0], at, len(paths[0]), source, last_use=own)
     if own and source is not None:
-        slots.give_back(source)
-
-
-def _shared(first: Path, second: Path) -> int:
-    """How many blocks two paths begin with alike; for a path and itself one less than all, so that a boundary lies inside."""
-    for boundary, (one, other) in enumerate(zip(first, second, strict=True)):
-        if one != other:
-            return boundary
-    return len(first) - 1
-
-
-def _branches(paths: Sequence[Path], fork: int) -> list[list[Path]]:
-    by_block: dict[str, list[Path]] = {}
-    for path in paths:
-        by_block.setdefault(path[fork], []).append(path)
-    return list(by_block.values())
+        free.append(source)
 
 
 def _evaluations(paths: Sequence[Path], at: int) -> int:

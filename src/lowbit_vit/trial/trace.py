@@ -2,7 +2,7 @@
 
 On a GPU the classes are of CUDA kernels, found by name; the time in which none of them runs is `idle` (launch overhead and
 host syncs). On the CPU they are of PyTorch operators, by self time. The patterns are from traces of torch 2.11 to 2.15 on an
-H100, from bitsandbytes 0.50's operators, and our own kernels'.
+H100, from bitsandbytes 0.50's operators, and this project's kernels.
 """
 
 import functools
@@ -50,7 +50,7 @@ _PATTERNS = {
         "norm_elementwise": ["norm|elementwise|vectorized|reduce|triton|gelu", "aten::(add|mul|sub|div|where|all|mean|sum)"],
     }.items()
 }
-# What reads or makes low-bit values: bitsandbytes' own kernels and operators, cuBLAS's int8 products, and our kernels.
+# What reads or makes low-bit values: bitsandbytes' own kernels and operators, cuBLAS's int8 products, this project's kernels.
 _LOW_BIT = re.compile(r"quant|eight_bit_gemm|decode_(\w+_)?kernel|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE)
 _NAME_LENGTH = 160  # templates' names run to a thousand characters
 _SYNCS = re.compile(r"^cuda(Stream|Device|Event)Synchronize$|^cudaMemcpy$")
@@ -85,9 +85,9 @@ def confirm_attention(label: AttentionName, names: Iterable[str]) -> tuple[str, 
     """
     found: dict[AttentionName, list[str]] = {}
     for name in dict.fromkeys(names):
-        ran = attention_label(name)
-        if ran is not None:
-            found.setdefault(ran, []).append(name)
+        labels = [ran for ran, pattern in _FUSED_ATTENTION if re.search(pattern, name)]
+        if labels or re.search(_MATH_ATTENTION, name, re.IGNORECASE):
+            found.setdefault(labels[0] if labels else "math", []).append(name)
     # Elementwise softmax kernels may stand beside a fused one (none in this model, but a fused kernel says more).
     fused: set[AttentionName] = {ran for ran in found if ran != "math"}
     actual: set[AttentionName] = fused or set(found)
@@ -95,14 +95,6 @@ def confirm_attention(label: AttentionName, names: Iterable[str]) -> tuple[str, 
         seen = "; ".join(f"{ran}: {found[ran][0][:80]}" for ran in sorted(actual)) or "no attention kernel at all"
         raise LowbitVitError(f"the trial says attention {label}, but its trace shows {seen}")
     return tuple(name[:_NAME_LENGTH] for name in found[label])
-
-
-def attention_label(name: str) -> AttentionName | None:
-    """Which attention implementation a kernel or operator belongs to; None if to none."""
-    for label, pattern in _FUSED_ATTENTION:
-        if re.search(pattern, name):
-            return label
-    return "math" if re.search(_MATH_ATTENTION, name, re.IGNORECASE) else None
 
 
 def low_bit_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -115,7 +107,7 @@ def low_bit_names(names: Iterable[str]) -> tuple[str, ...]:
 
 @functools.cache
 def kernel_class(name: str) -> str:
-    """The class of one kernel or operator, by name."""
+    """The class of one kernel or operator, by its name."""
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.search(name)), "other")
 
 
@@ -168,33 +160,26 @@ def _cpu_times(events: list[FunctionEvent], *, attention: AttentionName, batch_s
     by_class = Counter(dict.fromkeys(KERNEL_CLASSES, 0.0))
     for event in events:
         by_class[_operator_class(event)] += event.self_cpu_time_total
+    ran = confirm_attention(attention, (event.name for event in events))
     return KernelTime(
         batch_size=batch_size,
         wall_us=wall_us,
         by_class_us=dict(by_class),
         launches=None,
         host_syncs=None,
-        attention_kernels=_outermost(confirm_attention(attention, (event.name for event in events))),
+        # Of math attention the operator that names the implementation, not the softmax inside it.
+        attention_kernels=tuple(name for name in ran if "_scaled_dot_product" in name) or ran,
         low_bit_kernels=low_bit_names(event.name for event in events),
     )
 
 
 def _operator_class(event: FunctionEvent) -> str:
     """The class of an operator's own time: that of the attention or (unless it is a gemm) quantization it is part of."""
-    own = kernel_class(event.name)
-    around = {kernel_class(ancestor.name) for ancestor in _ancestors(event)}
+    own, around = kernel_class(event.name), set()
+    parent = event.cpu_parent
+    while parent is not None:
+        around.add(kernel_class(parent.name))
+        parent = parent.cpu_parent
     if "attention" in around:
         return "attention"
     return "quantize" if "quantize" in around and own != "gemm" else own
-
-
-def _ancestors(event: FunctionEvent) -> Iterable[FunctionEvent]:
-    parent = event.cpu_parent
-    while parent is not None:
-        yield parent
-        parent = parent.cpu_parent
-
-
-def _outermost(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Of math attention's operators, keep the one that names the implementation, not the softmax inside it."""
-    return tuple(name for name in names if "_scaled_dot_product" in name) or names

@@ -6,14 +6,16 @@ trained is whatever requires a gradient; `model.lora` freezes the rest. `recipe.
 
 import logging
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.utils.deterministic
 from torch import Tensor, nn
 
 from lowbit_vit.data.arrays import ImageSet
@@ -24,12 +26,13 @@ from lowbit_vit.model.attention import require
 from lowbit_vit.model.vit import Attention, VisionTransformer
 from lowbit_vit.schema.config import AttentionName, Device, Training, Views
 from lowbit_vit.schema.record import TrainingResult
-from lowbit_vit.trial.deterministic import deterministic
 
 log = logging.getLogger(__name__)
 
 MAX_GRADIENT_NORM = 1.0
 MATRIX = 2  # dimensions
+# A module whose attribute is a property, which the type checker cannot see.
+_DETERMINISM: Any = torch.utils.deterministic
 AUTOCAST = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -174,6 +177,30 @@ def learning_rate(config: Training, *, step: int, steps_an_epoch: int) -> float:
         return config.learning_rate * min(1.0, (step + 1) / warmup)
     share = (step - warmup) / max(1.0, config.epochs * steps_an_epoch - warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+@contextmanager
+def deterministic(device: Device) -> Iterator[None]:
+    """On a GPU, allow only operations that add in a fixed order; the others raise RuntimeError. On the CPU nothing changes.
+
+    Weights of a ViT-L take 1.2 GB, its recipe a few lines: a recipe that gives the same weights on every run, with the same libraries
+    and model of GPU, lets records of several runs share one backbone hash. The setting governs flash attention's gradient, convolutions
+    and the compiler's choice of reductions. Source: https://docs.pytorch.org/docs/stable/notes/randomness.html.
+    """
+    if device != "cuda":
+        yield
+        return
+    # cuBLAS must share no workspace between streams, and PyTorch checks this variable. The value is its default on Hopper.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before, filled = torch.are_deterministic_algorithms_enabled(), _DETERMINISM.fill_uninitialized_memory
+    # Filling every new tensor against reads of uninitialized memory costs one kernel each.
+    _DETERMINISM.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(mode=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before)
+        _DETERMINISM.fill_uninitialized_memory = filled
 
 
 @contextmanager

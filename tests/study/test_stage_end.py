@@ -1,4 +1,4 @@
-"""A process ends with whoever started it, and only then."""
+"""The process of a stage ends with DVC, and only then."""
 
 import os
 import signal
@@ -18,11 +18,11 @@ DVC = (
     "Path(sys.argv[1]).write_text(str(process.pid)); process.wait()"
 )
 STAGE = (
-    "import sys, time; from pathlib import Path; from lowbit_vit.study.lifeline import stop_with_dvc; stop_with_dvc();"
+    "import sys, time; from pathlib import Path; from lowbit_vit.study.process import stop_with_dvc; stop_with_dvc();"
     "Path(sys.argv[1]).touch(); time.sleep(60)"
 )
 # Ignores SIGTERM, as Ray's start-up may.
-DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); import lowbit_vit.study.lifeline as l; l._GRACE = 0.5; {STAGE}"
+DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); import lowbit_vit.study.process as l; l._DVC_GRACE_S = 0.5; {STAGE}"
 
 
 def wait_until(true: Callable[[], bool]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Weights
-from lowbit_vit.study.scan_partition import Path, cost, cut
+from lowbit_vit.study.units import BlockFormats, cost, cut
 
 DEPTH = 24
 HIGH = HighPrecision()
@@ -15,11 +15,11 @@ FORMATS: tuple[Weights, ...] = (NF4(format="nf4", double_quantization=False), In
 COST = {"high": 1.0, "nf4": 1.0, "int8": 2.2}  # passes of a 16-bit block
 
 
-def one_other(block: int, inside: Weights, outside: Weights) -> Path:
+def one_other(block: int, inside: Weights, outside: Weights) -> BlockFormats:
     return tuple((inside if index == block else outside,) * 6 for index in range(DEPTH))
 
 
-def study_of_blocks() -> list[Path]:
+def study_of_blocks() -> list[BlockFormats]:
     """Each block alone in each format, each block alone spared, and the three uniform ones."""
     only = [one_other(block, weights, HIGH) for weights in FORMATS for block in range(DEPTH)]
     spared = [one_other(block, HIGH, weights) for weights in FORMATS for block in range(DEPTH)]
@@ -27,7 +27,7 @@ def study_of_blocks() -> list[Path]:
     return sorted([*only, *spared, *uniform], key=lambda path: [[weights.name for weights in block] for block in path])
 
 
-def cost_of_scan(paths: list[Path]) -> float:
+def cost_of_scan(paths: list[BlockFormats]) -> float:
     """Counted anew: every beginning that is computed, once, the high-precision path's too, and a share for each cell."""
     computed = {path[:stop] for path in (*paths, one_other(0, HIGH, HIGH)) for stop in range(1, DEPTH + 1)}
     return sum(COST[beginning[-1][0].format] for beginning in computed) + len(paths)
