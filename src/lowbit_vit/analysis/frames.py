@@ -12,7 +12,7 @@ import polars as pl
 from polars.datatypes import DataTypeClass
 
 from lowbit_vit.analysis.results import Result
-from lowbit_vit.analysis.statistics import compare_counts, wilson
+from lowbit_vit.analysis.statistics import COMPARISON, compare_counts, wilson
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.record import MeasurementResult, Memory
 
@@ -25,7 +25,6 @@ LATENCY = ("mean_ms", "p50_ms", "p50_low_ms", "p50_high_ms", "p95_ms", "p99_ms",
 KERNELS = ("kernel_us", "attention_us", "idle_us", "wall_us", "launches", "host_syncs")
 _MEMORY = ("before_bytes", "workspace_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes")
 _ROOFLINE = ("flop", "least_bytes", "matmul_flops_per_s", "copy_bytes_per_s")
-COMPARISON = ("lost", "gained", "difference", "difference_low", "difference_high", "p_value", "p_mid", "p_inferior", "p_equivalent")
 
 _TYPES: dict[DataTypeClass, tuple[str, ...]] = {  # of the columns that are not Float64
     pl.Int64: (

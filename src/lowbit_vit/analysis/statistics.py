@@ -18,6 +18,9 @@ from scipy.stats import binom, binomtest, fisher_exact, norm
 
 from lowbit_vit.schema.metrics import Interval
 
+# The columns of a paired comparison in tables, as `Comparison.columns` gives them.
+COMPARISON = ("lost", "gained", "difference", "difference_low", "difference_high", "p_value", "p_mid", "p_inferior", "p_equivalent")
+
 
 @dataclass(frozen=True)
 class Comparison:
