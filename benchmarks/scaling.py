@@ -31,7 +31,7 @@ from typing import Any
 
 from lowbit_vit.analysis.results import Result, read_results
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code_hash import code_sha256
 from lowbit_vit.schema.config import Arm, Profile, Study, Trial, load_profile
 from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.plan import BlockScore, HighPrecision, SensitivityScores

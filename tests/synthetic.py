@@ -22,7 +22,6 @@ from lowbit_vit.analysis.sensitivity import scores, write_scores
 from lowbit_vit.analysis.tables import Findings, find
 from lowbit_vit.schema.allocation import plan_files_json
 from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
-from lowbit_vit.schema.estimate import Estimates, LinearEstimate
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
 from lowbit_vit.schema.predictions import Predictions
 from lowbit_vit.schema.record import (
@@ -45,6 +44,7 @@ from lowbit_vit.schema.record import (
     write_atomic,
     write_record,
 )
+from lowbit_vit.schema.stage_documents import Estimates, LinearEstimate
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 

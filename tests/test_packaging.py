@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lowbit_vit.schema.code import imported_files
+from lowbit_vit.schema.code_hash import imported_files
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "lowbit_vit"

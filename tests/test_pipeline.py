@@ -20,10 +20,10 @@ import synthetic
 from command_line import call
 from lowbit_vit.cli import options
 from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS
-from lowbit_vit.schema.code import imported_files
+from lowbit_vit.schema.code_hash import imported_files
 from lowbit_vit.schema.config import STUDIES, Profile, load_profile
-from lowbit_vit.schema.estimate import read_estimates
 from lowbit_vit.schema.plan import FORMATS
+from lowbit_vit.schema.stage_documents import read_estimates
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import resume
 from lowbit_vit.study.process import PRELOAD

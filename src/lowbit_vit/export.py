@@ -18,11 +18,10 @@ from lowbit_vit.model.serialization import save_model
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file
 from lowbit_vit.schema.cell_role import label_of
-from lowbit_vit.schema.code import is_current
+from lowbit_vit.schema.code_hash import is_current
 from lowbit_vit.schema.config import STUDIES, Profile, Trial, one_line
-from lowbit_vit.schema.export import CARD_FILE, WEIGHTS_FILE, ExportCard, Measured, measured_of
 from lowbit_vit.schema.machine import command_line, provenance
-from lowbit_vit.schema.model_card import ModelCard
+from lowbit_vit.schema.model_card import CARD_FILE, WEIGHTS_FILE, ExportCard, Measured, ModelCard, measured_of
 from lowbit_vit.schema.predictions import read_predictions
 from lowbit_vit.schema.record import Record, read_records
 from lowbit_vit.schema.workspace import Workspace

@@ -28,8 +28,8 @@ from lowbit_vit.schema.config import (
     SmallVit,
     TorchvisionVit,
     Views,
+    load_profile,
     one_line,
-    parse_profile,
     read_yaml,
 )
 from lowbit_vit.schema.record import file_digest, write_atomic
@@ -128,7 +128,7 @@ def write_profile(
     config = FolderData.model_validate({"source": "image_folder", "views": views, "root": _shown_path(data, root), **keys})
     source = list_images(config, root)
     text = _render(name, config, source, given, device)
-    parse_profile(path, text)
+    load_profile(path, text)
     line = f"  {name}: {{images: {_quoted(config.root)}, weights: {_quoted(given.checkpoint)}}}\n"
     write_atomic(path, text.encode())
     try:

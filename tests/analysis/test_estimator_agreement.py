@@ -5,8 +5,8 @@ import pytest
 import synthetic
 from lowbit_vit.analysis.sensitivity import estimator_agreement
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.estimate import Estimates, LinearEstimate
 from lowbit_vit.schema.plan import NF4, SensitivityScores
+from lowbit_vit.schema.stage_documents import Estimates, LinearEstimate
 
 DEPTH = 6
 NF4_PLAIN = NF4(format="nf4", double_quantization=False)

@@ -1,6 +1,7 @@
 """The tables in the terminal: a line an arm, and the reason of what did not run."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,8 +10,10 @@ import synthetic
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.report.columns import Table, to_terminal
 from lowbit_vit.report.tables import result_table_of
-from lowbit_vit.report.terminal import doctor_table
+from lowbit_vit.report.terminal import doctor_table, explain
 from lowbit_vit.schema.config import load_profile
+
+PROFILES = sorted((Path(__file__).parents[2] / "profiles").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +56,11 @@ def test_no_records_make_an_empty_table() -> None:
 def test_doctor_has_a_line_for_every_arm_of_every_profile(name: str) -> None:
     profile = load_profile(synthetic.PROJECT / "profiles" / f"{name}.yaml")
     assert to_terminal(doctor_table(profile)).row_count == len(profile.variants.arms) + len(profile.sensitivity.formats) + 1
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_every_shipped_profile_loads_and_its_explanation_loads_back_to_the_same(path: Path, tmp_path: Path) -> None:
+    profile = load_profile(path)
+    copy = tmp_path / path.name
+    copy.write_text(explain(profile))
+    assert load_profile(copy) == profile

@@ -13,10 +13,8 @@ from lowbit_vit.schema.plan import (
     Rule,
     SensitivityScores,
     all_but,
-    all_but_linear,
     linear_names,
     only,
-    only_linear,
     spared_blocks,
     uniform,
 )
@@ -106,8 +104,8 @@ def test_a_score_that_is_not_finite_is_refused() -> None:
 
 def test_one_linear_is_quantized_alone_or_spared_alone() -> None:
     names = linear_names(2)
-    alone = only_linear("blocks.1.mlp.fc1", INT8, "fp32").resolve(names)
-    spared = all_but_linear("blocks.1.mlp.fc1", INT8, "fp32").resolve(names)
+    alone = only(["blocks.1.mlp.fc1"], INT8, "fp32").resolve(names)
+    spared = all_but(["blocks.1.mlp.fc1"], INT8, "fp32").resolve(names)
     assert {name for name in names if alone[name] == INT8} == {"blocks.1.mlp.fc1"}
     assert {name for name in names if spared[name] != INT8} == {"blocks.1.mlp.fc1"}
     assert linear_names(1, fused=True) == ["blocks.0.attention.qkv", "blocks.0.attention.out", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"]

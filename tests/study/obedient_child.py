@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit_vit.schema.code import code_sha256, formats_sha256
+from lowbit_vit.schema.code_hash import code_sha256, formats_sha256
 from lowbit_vit.schema.config import Trial, load_trial, load_trials
 from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.predictions import Predictions

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from lowbit_vit.errors import LowbitVitError
-from lowbit_vit.schema.code import imported_files
+from lowbit_vit.schema.code_hash import imported_files
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import FORMATS
 from lowbit_vit.schema.workspace import Workspace

@@ -12,7 +12,7 @@ import synthetic
 from lowbit_vit.data.arrays import MANIFEST
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.cell_role import GivenPlan, label_of
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code_hash import code_sha256
 from lowbit_vit.schema.config import Profile, TimedPlan, Trial
 from lowbit_vit.schema.plan import NF4, SensitivityScores
 from lowbit_vit.schema.record import Record, read_record, sha256, write_record

@@ -12,7 +12,7 @@ from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailabl
 from lowbit_vit.export import export_model, refuse_other_content
 from lowbit_vit.schema.allocation import load_plan_file
 from lowbit_vit.schema.config import Profile, Trial
-from lowbit_vit.schema.export import read_export
+from lowbit_vit.schema.model_card import read_export
 from lowbit_vit.schema.plan import NF4, Plan, linear_names, uniform
 from lowbit_vit.schema.predictions import read_predictions
 from lowbit_vit.schema.record import Record, read_record, write_record

@@ -22,7 +22,7 @@ from lowbit_vit.export import export_model
 from lowbit_vit.report.columns import to_terminal
 from lowbit_vit.report.terminal import prediction_lines, prediction_table
 from lowbit_vit.schema.config import Evaluation, Profile, Trial
-from lowbit_vit.schema.export import ExportCard, read_export
+from lowbit_vit.schema.model_card import ExportCard, read_export
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, uniform
 from lowbit_vit.schema.predictions import Predictions, load_predictions
 from lowbit_vit.schema.workspace import Workspace

@@ -9,7 +9,7 @@ import torch
 
 from lowbit_vit.data.arrays import load_dataset, read_manifest
 from lowbit_vit.errors import Busy, ConfigError, DataError, LowbitVitError, Unavailable
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code_hash import code_sha256
 from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, only, uniform
 from lowbit_vit.schema.predictions import load_predictions, read_predictions

@@ -17,9 +17,9 @@ from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import Entry, PlanFile, Predicted
 from lowbit_vit.schema.cell_role import CellRole, Reference, label_of, unit_role
 from lowbit_vit.schema.config import Execution, Profile
-from lowbit_vit.schema.estimate import Estimates
 from lowbit_vit.schema.plan import HighPrecision, SensitivityScores
 from lowbit_vit.schema.record import ModelFacts
+from lowbit_vit.schema.stage_documents import Estimates
 
 Units = Literal["blocks", "modules"]
 

@@ -21,9 +21,9 @@ from lowbit_vit.analysis.results import load_results
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.cell_role import OneUnit, Reference, label_of, unit_role
 from lowbit_vit.schema.config import Profile
-from lowbit_vit.schema.estimate import ESTIMATORS, Estimates
 from lowbit_vit.schema.plan import BlockScore, SensitivityScores, linear_names
 from lowbit_vit.schema.record import write_atomic
+from lowbit_vit.schema.stage_documents import ESTIMATORS, Estimates
 from lowbit_vit.schema.workspace import Workspace
 
 # ------------------------------------------------------------------------------------------------------------- the scores

@@ -14,9 +14,9 @@ from lowbit_vit.analysis.pareto import pareto_fronts
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.timed_plans import timed_plans
 from lowbit_vit.schema.config import STUDIES, Profile, Study
-from lowbit_vit.schema.estimate import read_estimates
 from lowbit_vit.schema.plan import HighPrecision, family_of
 from lowbit_vit.schema.record import Record, write_atomic
+from lowbit_vit.schema.stage_documents import read_estimates
 from lowbit_vit.schema.workspace import Workspace
 
 

@@ -45,8 +45,8 @@ def allocate(
     from lowbit_vit.analysis.mixed import block_interactions, pair_terms
     from lowbit_vit.analysis.results import load_results
     from lowbit_vit.schema.allocation import plan_files_json
-    from lowbit_vit.schema.estimate import read_estimates
     from lowbit_vit.schema.record import write_atomic
+    from lowbit_vit.schema.stage_documents import read_estimates
     from lowbit_vit.study.resume import load_scores
 
     settings, workspace = open_profile(profile, root)

@@ -104,7 +104,7 @@ def checkpoints(
 @app.command(epilog="Example: lowbit-vit config demo")
 def config(profile: ProfileName, root: Root = HERE) -> None:
     """Print the resolved profile, every value with what it means."""
-    from lowbit_vit.schema.config_docs import explain
+    from lowbit_vit.report.terminal import explain
 
     settings, _ = open_profile(profile, root)
     print(explain(settings), end="")

@@ -1,6 +1,9 @@
-"""What verbs print that is no part of the report: the doctor's findings, weights, predictions. Needs neither torch nor polars."""
+"""What verbs print that is no part of the report: profiles, the doctor's findings, weights, predictions. Needs neither torch nor polars."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+
+from pydantic import BaseModel
 
 from lowbit_vit.analysis.checkpoints import Checkpoint
 from lowbit_vit.report.columns import Column, Table
@@ -10,6 +13,34 @@ from lowbit_vit.schema.machine import DoctorRow, doctor
 
 MIB = 1 << 20
 Prediction = tuple[str, Sequence[tuple[str, float]]]  # an image, and its most likely classes with their probabilities
+
+
+def explain(profile: Profile) -> str:
+    """The resolved profile as YAML, with the description of each value as a comment; it loads back to an equal profile."""
+    return "".join(f"{line}\n" for line in _explained(profile, indent=""))
+
+
+def _explained(model: BaseModel, *, indent: str) -> Iterator[str]:
+    for key, field in type(model).model_fields.items():
+        value = getattr(model, key)
+        comment = f"  # {field.description}" if field.description else ""
+        if isinstance(value, BaseModel):
+            yield f"{indent}{key}:{comment}"
+            yield from _explained(value, indent=f"{indent}  ")
+        elif isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
+            yield f"{indent}{key}:{comment}"
+            yield from (f"{indent}- {_flow(item)}" for item in value)
+        else:
+            yield f"{indent}{key}: {_flow(value)}{comment}"
+
+
+def _flow(value: object) -> str:
+    """One-line YAML; JSON is YAML."""
+    if isinstance(value, BaseModel):
+        return "{" + ", ".join(f"{key}: {_flow(getattr(value, key))}" for key in type(value).model_fields) + "}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def doctor_table(profile: Profile) -> Table:

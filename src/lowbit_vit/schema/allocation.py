@@ -1,8 +1,7 @@
-"""A plan as a file: which format each block or linear takes, what that was chosen for, and what was predicted of it.
+"""A plan as a file: the format of each block or linear, why it was chosen, and its predicted cost.
 
-`allocate` writes such files and `mixed` runs them (profile key mixed.plans, and the plans of reports/<profile>/plans.json). A file
-written by hand needs its name, the compute dtype and the entries alone. Every linear is named at most once; what is not named stays
-in high precision. No torch.
+`allocate` writes such files and `mixed` runs them (mixed.plans of a profile, reports/<profile>/plans.json). A file written by hand
+needs name, compute dtype and entries alone. A linear that no entry names stays in high precision. No torch.
 """
 
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ class Entry(Frozen):
 
 
 class Predicted(Frozen):
-    """What the sum over units predicts of the whole model."""
+    """The whole model, predicted as the sum over units."""
 
     weight_bytes: int
     kl: float = Field(description="mean KL from high precision in nats, on the selection half")
@@ -45,7 +44,7 @@ class Predicted(Frozen):
 
 
 class Optimum(Frozen):
-    """What the solver says of the choice."""
+    """The solver's certificate."""
 
     minimized: Literal["kl", "flips", "gradient", "weight_bytes"]
     value: float
@@ -54,10 +53,9 @@ class Optimum(Frozen):
 
 
 class PlanFile(Frozen):
-    """One plan.
+    """One plan; `allocate` gives all keys.
 
-    Attributes of those that `allocate` made: profile, the weights whose scores it rests on, strategy, budget, k (the budget is the
-    bytes of sparing the first and last k / 2 blocks), predicted, optimum.
+    k: the budget is the bytes of sparing the first and last k / 2 blocks.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
@@ -83,9 +81,9 @@ class PlanFile(Frozen):
         return self
 
     def plan(self, depth: int) -> Plan:
-        """The plan for a model of `depth` blocks; where whole blocks are spared from one format, the one that `all_but` makes.
+        """The plan for a model of `depth` blocks.
 
-        So a plan that a heuristic makes as well is one cell with it.
+        Where whole blocks are spared from one format it is `all_but`'s, so that it is the same cell as an equal plan of a heuristic.
 
         Raises:
             ConfigError: an entry names a block that the model does not have.
@@ -109,15 +107,11 @@ class PlanFile(Frozen):
         formats = self.plan(depth).resolve(linear_names(depth))
         low = {weights.name: weights for weights in formats.values() if not isinstance(weights, HighPrecision)}
         if len(low) != 1:
-            raise ConfigError(
-                f"plan {self.name}: uses {', '.join(sorted(low)) or 'no low-bit format'}; BitsAndBytesConfig takes exactly one: "
-                "allocate with --format and one of them"
-            )
-        skipped = []
-        for name, weights in formats.items():
-            if isinstance(weights, HighPrecision):
-                _, block, place = name.split(".", 2)
-                skipped.append(f"vit.encoder.layer.{block}.{_HF_NAMES[place]}")
+            used = ", ".join(sorted(low)) or "no low-bit format"
+            advice = "BitsAndBytesConfig takes exactly one: allocate with --format and one of them"
+            raise ConfigError(f"plan {self.name}: uses {used}; {advice}")
+        high = (name.split(".", 2) for name, weights in formats.items() if isinstance(weights, HighPrecision))
+        skipped = [f"vit.encoder.layer.{block}.{_HF_NAMES[place]}" for _, block, place in high]
         (weights,) = low.values()
         if weights.transformers is None:
             raise ConfigError(f"weights {weights.name} have kernels of this project; BitsAndBytesConfig knows int8 and nf4")

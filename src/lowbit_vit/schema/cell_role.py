@@ -1,7 +1,7 @@
-"""What part a cell plays in the sensitivity and mixed studies: data of its trial, outside the trial's identity.
+"""The roles of a cell in the sensitivity and mixed studies: data of its trial, outside the trial's identity.
 
-A mixed cell may play several parts (a random plan that is also the heuristic's) and is run once. Labels are for display and are never
-parsed. Which blocks are spared stands in the plan alone: `schema.plan.spared_blocks` finds them.
+A mixed cell may have several roles (a random plan that equals a heuristic's) and is run once. Labels are for display and are never
+parsed. `schema.plan.spared_blocks` finds which blocks a plan spares.
 """
 
 from collections.abc import Iterable
@@ -103,7 +103,7 @@ def label_of(role: CellRole) -> str:  # noqa: PLR0911  (one for each kind)
 
 
 def fits(role: CellRole, plan: Plan, *, depth: int) -> bool:  # noqa: PLR0911  (one for each kind)
-    """Whether a plan for a model of so many blocks is one that the role says."""
+    """Whether a plan for a model of `depth` blocks does what the role says."""
     formats = plan.resolve(linear_names(depth))
     low_bit = {name for name, weights in formats.items() if not isinstance(weights, HighPrecision)}
     names = {formats[name].name for name in low_bit}

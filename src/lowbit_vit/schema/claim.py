@@ -1,9 +1,6 @@
-"""The parts of a claim that are no check: what a verdict can be, what a claim is about, what was found.
+"""The data of a claim: verdicts, what a claim is about, what was found. `analysis/claims/` has the claims. No torch, no polars."""
 
-`analysis/claims/ledger.py` has the claims themselves, with their checks. Pure data: no torch, no polars.
-"""
-
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -43,6 +40,7 @@ VERDICT_MEANS: dict[Verdict, str] = {
 # From the best news for a claim to the least; the page and ARTIFACT.md count in this order.
 VERDICTS = tuple(VERDICT_MEANS)
 
+Words = Annotated[str, Field(min_length=1)]
 Kind = Literal["cell", "number", "conclusion", "method", "others"]
 
 
@@ -50,42 +48,42 @@ class Cell(Frozen):
     """One cell of the paper's table."""
 
     row: int = Field(ge=0, description="from 0")
-    column: str = Field(min_length=1, description="its heading in table.csv")
+    column: Words = Field(description="its heading in table.csv")
 
 
 class Tolerance(Frozen):
     """How far our value may lie off."""
 
-    within: str = Field(min_length=1, description="such as '10 %', '0.5 points', 'sign only'")
-    reason: str = Field(min_length=1)
+    within: Words = Field(description="such as '10 %', '0.5 points', 'sign only'")
+    reason: Words
 
 
 class Cost(Frozen):
     """What it takes to test a claim."""
 
     minutes: float = Field(ge=0, description="wall minutes of the whole command on that hardware, data and weights at hand")
-    hardware: str = Field(min_length=1, description="the least that will do")
+    hardware: Words = Field(description="the least that will do")
     basis: Literal["measured", "estimated"] = Field(description="measured: the sum over a committed reference run")
 
 
 class Stated(Frozen):
     """Where the paper states a value that a repetition needs."""
 
-    quote: str = Field(min_length=1, description="verbatim")
-    place: str = Field(min_length=1)
+    quote: Words = Field(description="verbatim")
+    place: Words
 
 
 class Condition(Frozen):
     """One thing that the paper's numbers depend on."""
 
-    value: str = Field(min_length=1, description="as a profile or a record has it; of a GPU: a part of its name")
-    name: str = Field(min_length=1, description="in words, behind 'not'")
+    value: Words = Field(description="as a profile or a record has it; of a GPU: a part of its name")
+    name: Words = Field(description="in words, behind 'not'")
 
 
 class Setup(Frozen):
     """What the paper's numbers are of."""
 
-    words: str = Field(min_length=1, description="all of it in a few words")
+    words: Words = Field(description="all of it in a few words")
     architecture: Condition = Field(description="a profile's backbone.architecture")
     images: Condition = Field(description="a profile's data.source")
     weights: Condition = Field(description="a profile's backbone.weights")
@@ -96,7 +94,7 @@ class Setup(Frozen):
 class Measured(Frozen):
     """Our value beside the claim's."""
 
-    text: str = Field(min_length=1, description="as people read it, with its unit: '20.4 ms', '+0.05 points'")
+    text: Words = Field(description="as printed, with its unit: '20.4 ms', '+0.05 points'")
     value: float | None = Field(default=None, description="in `unit`; null where the answer is no single number")
     unit: str | None = None
     interval: Interval | None = Field(default=None, description="95 %, in `unit`")
@@ -105,6 +103,6 @@ class Measured(Frozen):
 class Evidence(Frozen):
     """One thing that a verdict rests on: a record, a sum, or a public source."""
 
-    says: str = Field(min_length=1, description="one sentence, with the numbers or the arithmetic")
+    says: Words = Field(description="one sentence, with the numbers or the arithmetic")
     records: tuple[str, ...] = Field(default=(), description="trial ids; empty: arithmetic or a source, no run")
     verdict: Verdict = Field(description="what this alone would say")

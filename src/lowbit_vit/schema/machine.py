@@ -1,9 +1,9 @@
-"""The facts of this machine: what a record says about where it was made, and what can run here at all.
+"""This machine: its description in records, and what it can run.
 
-Torch is never imported here: its facts are read from the running process if it is loaded. So the sweep can say that an
-arm is unavailable, and `doctor` can list every arm, without starting anything.
+Torch is not imported: its facts are read from the running process if it is loaded, else from its files.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Device, Execution, Profile, Study
-from lowbit_vit.schema.plan import Plan, uniform
+from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Device, Execution, MixedStudy, Profile, SensitivityStudy, Study
+from lowbit_vit.schema.plan import Plan, Weights, uniform
 from lowbit_vit.schema.record import Provenance, shorten
 
 try:
@@ -44,7 +44,6 @@ DECISIVE_PACKAGES = (
     "ray",
 )
 
-
 # The first driver series (Linux) of each CUDA major version.
 _DRIVER_SERIES = {11: 450, 12: 525, 13: 580}
 
@@ -63,26 +62,32 @@ class Gpu:
 
 @dataclass(frozen=True)
 class DoctorRow:
-    """One arm of a profile and whether this machine can run it; `reason` is None if it can."""
+    """One arm of a profile, or another study's cells."""
 
     study: Study
     label: str
-    precision: str
+    plan: Plan
     attention: AttentionName
     adaptation: AdaptationMethod
     execution: Execution
     device: Device
-    reason: str | None
+
+    @property
+    def precision(self) -> str:
+        """The plan's name."""
+        return self.plan.name
+
+    @functools.cached_property
+    def reason(self) -> str | None:
+        """Why this machine cannot run it; None: it can."""
+        return why_unavailable(device=self.device, attention=self.attention, execution=self.execution, plan=self.plan)
 
 
 # ---------------------------------------------------------------------------------------------------------- provenance
 
 
 def provenance(command: str) -> Provenance:
-    """Say where, when and with what this process runs; what cannot be read is null.
-
-    `git_dirty` speaks of src/ and profiles/ only: a run itself changes reports/ and dvc.lock.
-    """
+    """Where, when and with what this process runs. `git_dirty` is of src/ and profiles/ only: a run changes reports/ and dvc.lock."""
     gpu = visible_gpu()
     torch: Any = sys.modules.get("torch")
     revision, dirty = _git_state()
@@ -116,39 +121,30 @@ def command_line() -> str:
 
 
 def _package_versions() -> dict[str, str]:
-    """Versions of the decisive packages that are installed."""
     versions: dict[str, str] = {}
     for name in DECISIVE_PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
 @functools.cache
 def _cpu_name() -> str:
-    """The processor's own name; Linux keeps it in /proc only."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")  # platform.processor() is empty on Linux
+    name = re.search(r"^model name\s*:(.*)$", information.read_text(), re.MULTILINE) if information.is_file() else None
+    return name[1].strip() if name else platform.processor() or platform.machine()
 
 
 def cpu_cores() -> int:
     """Cores that this process may use; a container or taskset may allow fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
 def _git_state() -> tuple[str | None, bool | None]:
     """Commit and uncommitted changes of the checkout this code came from, or nulls where there is none.
 
-    An image, and what `ray job submit` uploads, have no .git: whoever makes them names the commit in LOWBIT_VIT_REVISION.
+    A container image and the upload of `ray job submit` have no .git; their build sets LOWBIT_VIT_REVISION.
     """
     for folder in (Path(__file__).parent, Path.cwd()):
         top = _git(folder, "rev-parse", "--show-toplevel")
@@ -174,12 +170,14 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def why_unavailable(*, device: Device, attention: AttentionName, execution: Execution, plan: Plan) -> str | None:
-    """Say in one line why this machine cannot run such a trial, or None if nothing is known against it."""
+    """Why this machine cannot run such a trial, in one line; None: no reason is known."""
     if device == "cpu":
         return _why_not_on_the_cpu(attention, execution, plan)
     gpu = visible_gpu()
     if gpu is None:
-        return _why_no_gpu()
+        hidden = "CUDA_VISIBLE_DEVICES hides every GPU" if _first_visible() is None else None
+        why = "nvidia-ml-py is not installed, so no GPU can be seen" if pynvml is None else hidden
+        return f"needs CUDA ({why})" if why else "needs CUDA"
     uncapturable = [rule.weights.host_sync for rule in plan.rules if execution in ("cuda_graph", "compile_graph")]
     return _why_not_on_the_gpu(gpu, attention) or _why_no_kernel(gpu, plan) or next(filter(None, uncapturable), None)
 
@@ -208,22 +206,17 @@ def why_driver_too_old(driver: str, *, supports: tuple[int, int], built_for: str
         supports: the newest CUDA version that it supports.
         built_for: such as 13.0.
     """
-    if built_for is None or int(built_for.split(".")[0]) <= supports[0]:
+    major = 0 if built_for is None else int(built_for.split(".")[0])
+    if major <= supports[0]:
         return None
-    major = int(built_for.split(".")[0])
     series = _DRIVER_SERIES.get(major)
     newer = f"driver {series} or newer" if series else f"a driver that supports CUDA {major}"
     return f"driver {driver} supports CUDA {supports[0]}.{supports[1]}, the installed torch needs CUDA {built_for}: install {newer}"
 
 
-def _cuda_version(number: int) -> tuple[int, int]:
-    """NVML's 12040 as (12, 4)."""
-    return number // 1000, number % 1000 // 10
-
-
 @functools.cache
 def _cuda_of_torch() -> str | None:
-    """The CUDA version that the installed torch is built for, read from its files and not imported; None: none, or a CPU build."""
+    """The CUDA version of the installed torch, read from its files; None: no torch, or a CPU build."""
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return None
@@ -251,23 +244,18 @@ def _why_not_on_the_cpu(attention: AttentionName, execution: Execution, plan: Pl
     if execution != "eager":
         return f"needs CUDA (execution {execution})"
     ours = [rule.weights.name for rule in plan.rules if rule.weights.capability is not None]
-    if ours:
-        return f"needs CUDA (weights {ours[0]})"
-    return None
-
-
-def _why_no_gpu() -> str:
-    if pynvml is None:
-        return "needs CUDA (nvidia-ml-py is not installed, so no GPU can be seen)"
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return "needs CUDA (CUDA_VISIBLE_DEVICES hides every GPU)"
-    return "needs CUDA"
+    return f"needs CUDA (weights {ours[0]})" if ours else None
 
 
 def visible_gpu() -> Gpu | None:
     """The first GPU that CUDA would use in this process, or None without driver, NVML or a visible device."""
+    chosen = _first_visible()
+    return None if chosen is None else _gpu(chosen)
+
+
+def _first_visible() -> str | None:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    return None if chosen in ("", "-1") else _gpu(chosen)
+    return None if chosen in ("", "-1") else chosen
 
 
 def gpu_count() -> int:
@@ -279,7 +267,7 @@ def gpu_count() -> int:
 
 
 def gpu_place() -> tuple[int, int] | None:
-    """Index, among all GPUs of the machine, of the first one that CUDA would use in this process, and their number; None without GPU."""
+    """Index of this process's first GPU among all GPUs of the machine, and their number; None: no GPU."""
     gpu = visible_gpu()
     if gpu is None:
         return None
@@ -296,35 +284,32 @@ def _gpu(chosen: str) -> Gpu | None:
         pynvml.nvmlInit()
         by_index = chosen.isdigit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(int(chosen)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(chosen)
+        cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()  # such as 12040 of 12.4
         return Gpu(
             name=pynvml.nvmlDeviceGetName(handle),
             uuid=pynvml.nvmlDeviceGetUUID(handle),
             memory_gib=round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30, 2),
             driver=pynvml.nvmlSystemGetDriverVersion(),
             capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-            cuda=_cuda_version(pynvml.nvmlSystemGetCudaDriverVersion_v2()),
+            cuda=(cuda // 1000, cuda % 1000 // 10),
         )
     except pynvml.NVMLError:  # no driver, no such device
         return None
 
 
 def doctor(profile: Profile) -> list[DoctorRow]:
-    """Say for each arm of a profile, and for its two other studies, whether this machine can run it."""
-    rows = []
-    for arm in profile.variants.arms:
-        plan = uniform(arm.weights, arm.compute_dtype)
-        device = arm.device or profile.device
-        reason = why_unavailable(device=device, attention=arm.attention, execution=arm.execution, plan=plan)
-        rows.append(DoctorRow("variants", arm.label, plan.name, arm.attention, arm.adaptation, arm.execution, device, reason))
+    """The arms of a profile and the cells of its two other studies, each with the reason why this machine cannot run it."""
     adaptation: AdaptationMethod = "none" if profile.lora is None else "ptq"
     sensitivity, mixed = profile.sensitivity, profile.mixed
-    for weights in sensitivity.formats:
-        plan = uniform(weights, sensitivity.compute_dtype)
-        reason = why_unavailable(device=profile.device, attention=sensitivity.attention, execution="eager", plan=plan)
-        label = f"each block, {weights.name}"
-        rows.append(DoctorRow("sensitivity", label, plan.name, sensitivity.attention, adaptation, "eager", profile.device, reason))
-    plan = uniform(mixed.weights, mixed.compute_dtype)
-    reason = why_unavailable(device=profile.device, attention=mixed.attention, execution="eager", plan=plan)
-    label = f"{', '.join(map(str, mixed.spared))} blocks spared"
-    rows.append(DoctorRow("mixed", label, plan.name, mixed.attention, adaptation, "eager", profile.device, reason))
+    blocks: list[tuple[Study, str, Weights, SensitivityStudy | MixedStudy]] = [
+        ("sensitivity", f"each block, {weights.name}", weights, sensitivity) for weights in sensitivity.formats
+    ]
+    blocks.append(("mixed", f"{', '.join(map(str, mixed.spared))} blocks spared", mixed.weights, mixed))
+    rows = []
+    for arm in profile.variants.arms:
+        plan, device = uniform(arm.weights, arm.compute_dtype), arm.device or profile.device
+        rows.append(DoctorRow("variants", arm.label, plan, arm.attention, arm.adaptation, arm.execution, device))
+    for name, label, weights, study in blocks:
+        plan = uniform(weights, study.compute_dtype)
+        rows.append(DoctorRow(name, label, plan, study.attention, adaptation, "eager", profile.device))
     return rows

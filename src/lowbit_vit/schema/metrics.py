@@ -18,7 +18,7 @@ from scipy.stats import quantile_test
 
 from lowbit_vit.schema.plan import Frozen
 
-# From 368 on the interval of P99 is finite, but its upper end is the slowest call of all; from 1000 on it is not.
+# From 368 samples the interval of P99 is finite, but up to here its upper end is the slowest call.
 LEAST_FOR_P99 = 1000
 
 Classes = npt.NDArray[np.integer]
@@ -54,15 +54,16 @@ def accuracy(label: Classes, best: Classes, among5: npt.NDArray[np.bool_]) -> Ac
         best: integers [N], the most likely class.
         among5: bool [N], whether the label is among the five most likely classes.
     """
-    return Accuracy(
-        images=len(label), top1=float((best == label).mean()), top5=float(among5.mean()), macro_f1=float(macro_f1(*_counts(label, best)))
-    )
+    classes = 1 + int(max(label.max(), best.max()))
+    counts = (np.bincount(chosen, minlength=classes).astype(np.float64) for chosen in (label, best, label[label == best]))
+    f1 = float(macro_f1(*counts))
+    return Accuracy(images=len(label), top1=float((best == label).mean()), top5=float(among5.mean()), macro_f1=f1)
 
 
 def macro_f1(labels: Floats, answers: Floats, hits: Floats) -> Floats:
-    """Mean of 2 TP / (2 TP + FP + FN) over the classes that occur as label or as answer: scikit-learn's definition.
+    """Mean of 2 TP / (2 TP + FP + FN) over the classes that occur as label or as answer, as scikit-learn defines it.
 
-    (Its import would be a third of what a trial's process takes to start.)
+    To import scikit-learn takes a third of a trial's start.
 
     Args:
         labels: images of each class [..., C].
@@ -79,24 +80,14 @@ def macro_f1(labels: Floats, answers: Floats, hits: Floats) -> Floats:
     return mean
 
 
-def _counts(label: Classes, best: Classes) -> tuple[Floats, Floats, Floats]:
-    classes = 1 + int(max(label.max(), best.max()))
-    labels, answers, hits = (np.bincount(chosen, minlength=classes).astype(np.float64) for chosen in (label, best, label[label == best]))
-    return labels, answers, hits
-
-
 # -------------------------------------------------------------------------------------------------------------- latency
 
 
 @dataclass(frozen=True)
 class LatencySummary:
-    """Latency of one batch size. A percentile without enough samples for a finite interval is None, P99 below 1000 samples, too.
+    """Latency of one batch size; images_per_s is batch_size / mean latency.
 
-    Attributes:
-        batch_size: images a call.
-        samples_ms: raw, in order.
-        mean_ms: of the samples.
-        images_per_s: batch_size / mean latency.
+    A percentile without enough samples for a finite interval is None, and so is P99 below `LEAST_FOR_P99` samples.
     """
 
     batch_size: int

@@ -1,9 +1,4 @@
-"""Which number format each linear layer's weights take, and how sensitive each block was found to be.
-
-Two of the three small JSON documents that one stage writes and a later one reads live here: a `Plan` (precision of each
-module, by ordered patterns) and `SensitivityScores` (the measured cost of quantizing each block, which the `mixed` study
-chooses from). Pure data: no torch.
-"""
+"""The weight format of each encoder linear (`Plan`), and the measured sensitivity of each block (`SensitivityScores`). No torch."""
 
 import fnmatch
 import re
@@ -26,6 +21,7 @@ def _one_line(text: str) -> str:
 
 
 Text = Annotated[str, Field(max_length=TEXT_LENGTH), AfterValidator(_one_line)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Label = Annotated[str, Field(min_length=1, max_length=LABEL_LENGTH), AfterValidator(_one_line)]
 
 
@@ -36,15 +32,13 @@ class Frozen(BaseModel):
 
 
 class Format(Frozen):
-    """What every weight format declares beside its settings; `model.formats` has its code.
-
-    To add a format: a class here, in `Weights`, and a module there with the name that `format` has.
+    """What every weight format declares beside its settings. A new one: a class here, in `Weights`, and a module model/formats/<format>.py.
 
     Attributes:
         family: the name under which tables group formats and figures colour them.
-        capability: compute capability that this project's kernels for the format need; None: it needs none of them. With them it takes
-            q, k and v as one layer and activations in 16 bits, and is for whole models, not for scans of blocks.
-        whole_blocks: whether all linears of a block must have it, since the block then runs as one.
+        capability: compute capability that this project's kernels for the format need; None: other kernels. These kernels take q, k
+            and v as one layer and activations in 16 bits, and are for whole models, not for scans of blocks.
+        whole_blocks: whether all linears of a block must have it, since the block runs as one.
     """
 
     family: ClassVar[str]
@@ -59,7 +53,7 @@ class Format(Frozen):
 
     @property
     def trained(self) -> "Format | None":
-        """The format in whose layers adapters over it are trained: its own, or one with the same weights; None: they cannot be."""
+        """The format in which adapters over it are trained: its own, or one with the same weights; None: adapters are impossible."""
         return None if self.capability else self
 
     @property
@@ -69,7 +63,7 @@ class Format(Frozen):
 
     @property
     def transformers(self) -> dict[str, object] | None:
-        """Arguments of transformers' BitsAndBytesConfig that load a model in it; None: there are none."""
+        """Arguments of transformers' BitsAndBytesConfig; None: it has no such format."""
         return None
 
 
@@ -97,7 +91,7 @@ class Int8(Format):
 
     @property
     def host_sync(self) -> str | None:
-        """With a threshold every layer asks the GPU `outliers.any()`."""
+        """With a threshold every layer waits for `outliers.any()`."""
         reason = f"int8 threshold {self.threshold:g} syncs with the host in each layer; a CUDA graph cannot hold that"
         return reason if self.threshold > 0 else None
 
@@ -152,9 +146,7 @@ class FusedNF4(Format):
     family = "NF4"
     format: Literal["nf4_fused"]
     double_quantization: bool = Field(description="as of nf4")
-    products: Literal["16-bit", "int8", "fp8"] = Field(
-        description="of the GEMMs; 16-bit: in the compute dtype; else the weights become 8-bit codes first, and all is as in w8a8 or fp8"
-    )
+    products: Literal["16-bit", "int8", "fp8"] = Field(description="of the GEMMs; 16-bit: in the compute dtype; else as in w8a8 or fp8")
 
     @property
     def name(self) -> str:
@@ -209,10 +201,9 @@ class Rule(Frozen):
 
 
 class Plan(Frozen):
-    """The precision of every encoder linear: ordered rules, the last one that matches a module wins.
+    """The precision of every encoder linear: ordered rules, the last one that matches a linear wins.
 
-    Only the encoder's linears (q, k, v or qkv, out, fc1, fc2 of each block) are ever quantized; the head, the norms, the
-    biases, the positions and the patch embedding stay in `compute_dtype`, as in the paper.
+    All other parameters (head, norms, biases, positions, patch embedding) stay in `compute_dtype`, as in the paper.
     """
 
     compute_dtype: ComputeDtype = Field(description="dtype of activations and of unquantized weights; tf32 is fp32 storage")
@@ -229,9 +220,8 @@ class Plan(Frozen):
         for rule in self.rules:
             matched = fnmatch.filter(names, rule.pattern)
             if not matched:
-                raise ConfigError(
-                    f"plan: pattern {rule.pattern!r} matches none of {len(names)} layers; names look like {names[0] if names else '-'}"
-                )
+                like = names[0] if names else "-"
+                raise ConfigError(f"plan: pattern {rule.pattern!r} matches none of {len(names)} layers; names look like {like}")
             for name in matched:
                 formats[name] = rule.weights
         return formats
@@ -257,27 +247,19 @@ def uniform(weights: Weights, compute_dtype: ComputeDtype) -> Plan:
     return Plan(compute_dtype=compute_dtype, rules=rules)
 
 
-def only(blocks: Iterable[int], weights: Weights, compute_dtype: ComputeDtype) -> Plan:
-    """The plan that gives `weights` to the linears of `blocks` and leaves every other block in high precision."""
-    rules = tuple(Rule(pattern=f"blocks.{block}.*", weights=weights) for block in sorted(blocks))
-    return Plan(compute_dtype=compute_dtype, rules=rules)
+def only(units: Iterable[int | str], weights: Weights, compute_dtype: ComputeDtype) -> Plan:
+    """The plan that gives `weights` to these blocks (3) or linears (blocks.3.attention.q), and leaves the others in high precision."""
+    return Plan(compute_dtype=compute_dtype, rules=_rules(units, weights))
 
 
-def all_but(blocks: Iterable[int], weights: Weights, compute_dtype: ComputeDtype) -> Plan:
-    """The plan that gives `weights` to every block except `blocks`, which stay in high precision."""
-    kept = tuple(Rule(pattern=f"blocks.{block}.*", weights=HighPrecision()) for block in sorted(blocks))
-    return Plan(compute_dtype=compute_dtype, rules=(Rule(pattern="blocks.*", weights=weights), *kept))
+def all_but(units: Iterable[int | str], weights: Weights, compute_dtype: ComputeDtype) -> Plan:
+    """The plan that gives `weights` to all linears except those of these blocks or with these names."""
+    return Plan(compute_dtype=compute_dtype, rules=(Rule(pattern="blocks.*", weights=weights), *_rules(units, HighPrecision())))
 
 
-def only_linear(name: str, weights: Weights, compute_dtype: ComputeDtype) -> Plan:
-    """The plan that gives `weights` to one linear, such as blocks.3.attention.q, and leaves the others in high precision."""
-    return Plan(compute_dtype=compute_dtype, rules=(Rule(pattern=name, weights=weights),))
-
-
-def all_but_linear(name: str, weights: Weights, compute_dtype: ComputeDtype) -> Plan:
-    """The plan that gives `weights` to every linear except one, which stays in high precision."""
-    rules = (Rule(pattern="blocks.*", weights=weights), Rule(pattern=name, weights=HighPrecision()))
-    return Plan(compute_dtype=compute_dtype, rules=rules)
+def _rules(units: Iterable[int | str], weights: Weights) -> tuple[Rule, ...]:
+    patterns = (unit if isinstance(unit, str) else f"blocks.{unit}.*" for unit in sorted(units))
+    return tuple(Rule(pattern=pattern, weights=weights) for pattern in patterns)
 
 
 def spared_blocks(plan: Plan, depth: int) -> tuple[int, ...]:
@@ -288,17 +270,15 @@ def spared_blocks(plan: Plan, depth: int) -> tuple[int, ...]:
 
 
 class BlockScore(Frozen):
-    """How much worse the model gets when one block, or one linear of it, is quantized, over several draws of evaluation images.
+    """The cost of quantizing one block, or one linear of it, over several draws of evaluation images.
 
-    The intervals are of the mean over the whole selection half, 95 % for all units of one format and direction together. The
-    excess is the KL that the unit costs beyond the mean unit's: where a unit is spared, what sparing it saves beyond that.
+    Intervals are of the mean over the selection half, 95 % for all units of one format and direction together. The excess is the
+    KL that quantizing the unit costs, or sparing it saves, beyond the mean unit's.
     """
 
     block: int = Field(ge=0)
     module: str | None = Field(default=None, description="the linear inside the block, such as attention.q; null: the whole block")
-    kl: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(
-        min_length=1, description="mean KL(high precision || quantized) in nats, one a draw"
-    )
+    kl: tuple[Finite, ...] = Field(min_length=1, description="mean KL(high precision || quantized) in nats, one a draw")
     flips: tuple[int, ...] = Field(min_length=1, description="images whose Top-1 class changed, one count a draw")
     margin: tuple[float, ...] = Field(min_length=1, description="mean change of the margin, logits, one a draw")
     top1: tuple[float, ...] = Field(min_length=1, description="Top-1, one a draw")
@@ -322,7 +302,7 @@ class BlockScore(Frozen):
 
 
 class SensitivityScores(Frozen):
-    """What the `sensitivity` study found for one format and direction; `mixed` reads it to choose blocks."""
+    """Result of the `sensitivity` study for one format and direction; `mixed` chooses blocks by it."""
 
     profile: str
     backbone_sha256: str

@@ -1,4 +1,4 @@
-"""What is kept of each test image of one trial, and the check that it is what the record names. No torch."""
+"""Per-image predictions of one trial, and the check that they belong to its record. No torch."""
 
 import hashlib
 import io
@@ -48,12 +48,11 @@ class Predictions:
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """Which images the most likely class gets right, bool [N]."""
-        found: npt.NDArray[np.bool_] = self.best == self.label
-        return found
+        """Whether the most likely class is the label, bool [N]."""
+        return np.equal(self.best, self.label)
 
     def accuracy(self, images: npt.NDArray[np.bool_] | None = None) -> Accuracy:
-        """Metrics of the images of a mask, bool [N]; None: of all."""
+        """Metrics of the images of a mask, bool [N], or of all."""
         chosen = slice(None) if images is None else images
         return accuracy(self.label[chosen], self.best[chosen], self.among5[chosen])
 
@@ -62,7 +61,7 @@ class Predictions:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def sha256(self) -> str:
-        """Hex digest of all names, types and values, which no way of storing them changes."""
+        """Hex digest of all names, types and values, whatever the file format."""
         digest = hashlib.sha256()
         for name, array in sorted(self.columns().items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())

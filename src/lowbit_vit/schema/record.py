@@ -1,8 +1,7 @@
 """The output of the study: one JSON record a trial, versioned, with units in the field names.
 
-A record holds raw values alone: what was configured, counted, timed. What follows from them is computed (`schema/metrics.py`), so
-that no record can contradict itself. Beside each successful record lies `<trial_id>.npz` with the per-image predictions. Records are
-written atomically: a reader sees the old file or the new one, never a part. No torch.
+A record holds raw values alone: what was configured, counted, timed. `schema/metrics.py` computes everything else. A successful
+record has its per-image predictions in `<trial_id>.npz` beside it. Files are written atomically. No torch.
 """
 
 import hashlib
@@ -31,6 +30,8 @@ KERNEL_CLASSES = ("gemm", "quantize", "attention", "norm_elementwise", "copy", "
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Positive = Annotated[int, Field(ge=1, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+GiB = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Loss = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 Microseconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=1, le=1e21, allow_inf_nan=False)]
@@ -45,26 +46,26 @@ def _is_time(text: str) -> str:
 
 
 class Provenance(Frozen):
-    """Where, when and with what a record was made. A fact that could not be read is null, never guessed."""
+    """Where, when and with what a record was made. A fact that could not be read is null."""
 
     started_utc: Annotated[Text, AfterValidator(_is_time)] = Field(description="ISO 8601")
     host_os: Text
     python: Text
-    packages: dict[Text, Text] = Field(description="name -> version of what decides a number")
+    packages: dict[Text, Text] = Field(description="name -> version, of those that can change a result")
     cpu: Text
     cpu_cores: Positive
-    threads: Positive | None = Field(description="torch intra-op threads; null: no torch in the process that wrote this")
-    memory_gib: float = Field(gt=0, le=1e9, allow_inf_nan=False)
+    threads: Positive | None = Field(description="torch intra-op threads; null: no torch in the process that wrote the record")
+    memory_gib: GiB
     gpu: Text | None
     gpu_uuid: Text | None
-    gpu_memory_gib: float | None = Field(gt=0, le=1e9, allow_inf_nan=False)
+    gpu_memory_gib: GiB | None
     driver: Text | None
     cuda: Text | None
     git_revision: Text | None
     git_dirty: bool | None
     image_digest: Text | None = Field(description="of the container; null: not run in one")
     image_pinned: bool | None = Field(default=None, description="whether the profile names that image; null: not run in a container")
-    container_runtime: Text | None = Field(default=None, description="docker or podman; null: not started by us in a container")
+    container_runtime: Text | None = Field(default=None, description="docker or podman; null: not started in a container")
     command: Text
 
 
@@ -78,7 +79,7 @@ class Clocks(Frozen):
 
 
 class LayerAudit(Frozen):
-    """What the encoder's linears became: counted on the model itself after conversion, not from the plan."""
+    """Formats of the encoder's linears, counted on the model after conversion, not from the plan."""
 
     by_format: dict[Text, Positive] = Field(min_length=1, description="format name -> number of linears")
 
@@ -105,22 +106,18 @@ class TrainingResult(Frozen):
 
     steps: Positive
     seconds: Seconds
-    loss: tuple[Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)], ...] = Field(
-        min_length=1, description="mean training loss of each epoch"
-    )
+    loss: tuple[Loss, ...] = Field(min_length=1, description="mean training loss of each epoch")
     peak_allocated_bytes: Positive | None = Field(description="CUDA allocator peak; null on the CPU")
 
 
 class EvaluationResult(Frozen):
-    """The pass over the test images; what came of each of them is in the predictions."""
+    """The pass over the test images; the result of each image is in the predictions."""
 
     split: Literal["test"]
     seconds: Seconds = Field(gt=0, description="of a scan's cell: beyond what other cells had computed before it")
     predictions_sha256: Sha256 = Field(description="of the predictions' arrays (Predictions.sha256)")
     class_names: tuple[Text, ...] = Field(min_length=2, description="in the order of the labels")
-    block_evaluations: Count | None = Field(
-        default=None, description="of all images, that a scan did for this cell alone; null: nothing was shared"
-    )
+    block_evaluations: Count | None = Field(None, description="blocks that a scan evaluated for this cell alone; null: no scan")
 
 
 class Latency(Frozen):
@@ -136,8 +133,8 @@ class Latency(Frozen):
 class Memory(Frozen):
     """Memory of one batch size: CUDA allocator and NVML on a GPU, resident set on the CPU.
 
-    On a GPU the peak is what was there before (weights and one batch of images), the libraries' workspaces, and what is left:
-    activations and the kernels' own scratch, dequantized weights among them.
+    On a GPU the peak is the sum of what was allocated before (weights, one batch of images), the libraries' workspaces, and the
+    rest: activations and the kernels' scratch, dequantized weights among them.
     """
 
     batch_size: Positive
@@ -157,7 +154,7 @@ class Memory(Frozen):
 
 
 class KernelTime(Frozen):
-    """Where one forward's time goes, by kernel class. On the CPU the classes are of operators."""
+    """Time of one forward by kernel class; on the CPU by operator class."""
 
     batch_size: Positive
     wall_us: Microseconds | None = Field(description="of the traced forward; null: a GPU, whose latency is measured without the profiler")
@@ -169,7 +166,7 @@ class KernelTime(Frozen):
 
 
 class Ceilings(Frozen):
-    """What the device itself gives, measured beside the latencies: the two lines of a roofline."""
+    """The two lines of a roofline, measured beside the latencies."""
 
     matmul_flops_per_s: Rate = Field(description="one square matrix product in the trial's compute dtype")
     matmul_side: Positive = Field(description="rows and columns of its matrices")
@@ -204,9 +201,9 @@ class Invariance(Frozen):
 
 
 class MeasurementResult(Frozen):
-    """All that a timing trial measured."""
+    """The measurements of a timing trial."""
 
-    exclusive: bool | None = Field(description="no other process on the GPU; null: unknown, or a CPU trial; false: told not to mind")
+    exclusive: bool | None = Field(description="no other process on the GPU; null: unknown, or a CPU trial; false: waived")
     latency: tuple[Latency, ...]
     memory: tuple[Memory, ...]
     kernels: tuple[KernelTime, ...]
@@ -223,8 +220,8 @@ class Record(Frozen):
     status: Status
     reason: Text | None = Field(description="null on success, else one line")
     trial: Trial
-    provenance: Provenance | None = Field(description="null if the process died before it could say")
-    code_sha256: Sha256 = Field(description="of the modules that every trial imports (schema/code.py)")
+    provenance: Provenance | None = Field(description="null if the process died before it was known")
+    code_sha256: Sha256 = Field(description="of the modules that every trial imports (schema/code_hash.py)")
     formats_sha256: Sha256 | None = Field(default=None, description="of the modules that its plan's formats add; null: none, or no result")
     data_sha256: Sha256 | None = Field(default=None, description="of the prepared images; null: no result")
     model: ModelFacts | None = None
@@ -281,22 +278,17 @@ class Record(Frozen):
 
 
 def _measurement_problems(measured: MeasurementResult, config: Measurement, device: Device) -> Iterator[str]:
-    sizes = {
-        "latency": [item.batch_size for item in measured.latency],
-        "memory": [item.batch_size for item in measured.memory],
-        "work": [item.batch_size for item in measured.work],
-        "kernels": [item.batch_size for item in measured.kernels],
-    }
-    for name, found in sizes.items():
+    for name in ("latency", "memory", "work", "kernels"):
+        found = [item.batch_size for item in getattr(measured, name)]
         wanted = list(config.batch_sizes) if name != "kernels" or config.trace else []
         if found != wanted:
             yield f"measurement.{name}: batch sizes {found}, the trial asks for {wanted}"
     most = max((len(latency.samples_ms) for latency in measured.latency), default=0)
     if most > config.samples:
         yield f"measurement.latency.samples_ms: {most} samples, the trial asks for {config.samples}"
-    for name, items in (("memory", measured.memory), ("kernels", measured.kernels)):
-        for item in items:
-            yield from (f"measurement.{name}.{problem}" for problem in _misplaced(item, device))
+    items: list[Memory | KernelTime] = [*measured.memory, *measured.kernels]
+    for item in items:
+        yield from _misplaced(item, device)
     invariance, images = measured.invariance, config.invariance_images
     if invariance is None or images is None:
         if invariance is not None or images is not None:
@@ -305,27 +297,18 @@ def _measurement_problems(measured: MeasurementResult, config: Measurement, devi
         yield f"measurement.invariance: batch_sizes or images are not those that the trial asks for, {config.batch_sizes} and {images}"
 
 
-# Whether a field is of one device: there it must be given (True) or may be (False), on the other it must be null.
-_FIELDS: dict[str, tuple[Device, bool]] = {
-    "peak_allocated_bytes": ("cuda", True),
-    "peak_reserved_bytes": ("cuda", True),
-    "before_bytes": ("cuda", True),
-    "workspace_bytes": ("cuda", True),
-    "process_bytes": ("cuda", False),
-    "peak_resident_bytes": ("cpu", False),
-    "launches": ("cuda", True),
-    "host_syncs": ("cuda", True),
-    "wall_us": ("cpu", True),
-}
+_ON_GPU = {"peak_allocated_bytes", "peak_reserved_bytes", "before_bytes", "workspace_bytes", "launches", "host_syncs"}
+_NEEDED: dict[Device, set[str]] = {"cuda": _ON_GPU, "cpu": {"wall_us"}}
+_ALLOWED: dict[Device, set[str]] = {"cuda": _ON_GPU | {"process_bytes"}, "cpu": {"wall_us", "peak_resident_bytes"}}
 
 
 def _misplaced(item: Memory | KernelTime, device: Device) -> Iterator[str]:
+    part = "memory" if isinstance(item, Memory) else "kernels"
     for name, value in item:
-        of, needed = _FIELDS.get(name, (device, False))
-        if value is None and needed and device == of:
-            yield f"{name}: must be given on {device}"
-        if value is not None and device != of:
-            yield f"{name}: must be null on {device}"
+        if value is None and name in _NEEDED[device]:
+            yield f"measurement.{part}.{name}: must be given on {device}"
+        if value is not None and name in _ALLOWED["cpu" if device == "cuda" else "cuda"]:
+            yield f"measurement.{part}.{name}: must be null on {device}"
 
 
 def sha256(content: bytes) -> str:
@@ -344,7 +327,7 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: to a temporary file beside it, flushed to disk, then renamed.
+    """Write a whole file or nothing: a temporary file beside it is flushed to disk and renamed.
 
     Raises:
         DataError: the disk is full or not writable; the old file, if any, is intact.
@@ -383,7 +366,7 @@ def write_record(record: Record, folder: Path, predictions: bytes | None = None)
 
 
 def shorten(text: str) -> str:
-    """The text as one line that a record may hold: control characters become blanks, and its end is cut."""
+    """The text as one line that a record can hold: control characters become blanks, and its end is cut."""
     line = "".join(character if character.isprintable() else " " for character in text).strip()
     return line if len(line) <= TEXT_LENGTH else f"{line[: TEXT_LENGTH - 3]}..."
 
@@ -405,10 +388,8 @@ def parse_record(text: str | bytes, *, source: str) -> Record:
         raise DataError(f"{source}: not a record ({str(error).splitlines()[0]}); {again}") from error
     version = content.get("record_version") if isinstance(content, dict) else None
     if version in (1, 2) and not isinstance(version, bool):
-        raise DataError(
-            f"{source}: record_version {version} is of the first edition; run the study again with this version, "
-            f"or read it with commit {FIRST_EDITION} of this repository"
-        )
+        advice = f"run the study again with this version, or read it with commit {FIRST_EDITION} of this repository"
+        raise DataError(f"{source}: record_version {version} is of the first edition; {advice}")
     if version != RECORD_VERSION:
         raise DataError(f"{source}: record_version {str(version)[:40]!r}; this program reads {RECORD_VERSION}; {again}")
     try:
@@ -423,15 +404,16 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
         ValueError, RecursionError: it is none.
     """
-    return json.loads(text, object_pairs_hook=_unique)
 
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"key {name[:60]!r} is there twice")
+            found[name] = value
+        return found
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)[:60]!r} is there twice")
-    return found
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def read_record(path: Path) -> Record:

@@ -1,20 +1,11 @@
-"""Where each stage's files lie, relative to one root. The only memory between stages is in these files.
-
-data/prepared/<profile>/          arrays of the decoded images and their manifest           (stage data)
-checkpoints/<profile>/            backbone.safetensors + .json, adapter-seed<N>, adapted-seed<N> (stage backbone)
-reports/<profile>/records/<study>/<trial_id>.json + .npz                                     (stages of the studies)
-reports/<profile>/sensitivity.json                                                           (stage sensitivity)
-reports/<profile>/estimates.json                                                             (stage estimate)
-reports/<profile>/plans.json                                                                 (stage allocate)
-reports/<profile>/tables, figures, report.html, metrics.json                                 (stage report)
-"""
+"""Where each stage's files lie, relative to one root. Stages share no other state."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowbit_vit.schema.config import Study
 
-# In the folder that a scan writes to: ids of the trials that it is at. Who finds it dead reads whom to blame.
+# In the folder that a scan writes to: ids of the trials that it is at, which are to blame if it dies.
 NOW = ".now"
 
 
@@ -25,7 +16,7 @@ class Workspace:
     Attributes:
         root: the project.
         profile: its name.
-        elsewhere: records and report are here instead of reports/<profile>: a committed reference run, say.
+        elsewhere: folder of records and report instead of reports/<profile>, such as a committed reference run.
     """
 
     root: Path
@@ -39,12 +30,12 @@ class Workspace:
 
     @property
     def data(self) -> Path:
-        """Decoded arrays and manifest."""
+        """Arrays of the decoded images and their manifest, made by the stage data."""
         return self.root / "data" / "prepared" / self.profile
 
     @property
     def checkpoints(self) -> Path:
-        """High-precision weights."""
+        """High-precision weights with their cards, made by the stage backbone."""
         return self.root / "checkpoints" / self.profile
 
     @property
@@ -62,24 +53,24 @@ class Workspace:
 
     @property
     def reports(self) -> Path:
-        """Everything the profile produced for people."""
+        """Records, scores and plans, and what the stage report makes of them."""
         return self.elsewhere or self.root / "reports" / self.profile
 
     def records(self, study: Study) -> Path:
-        """One study's records."""
+        """One study's `<trial_id>.json` and `<trial_id>.npz`."""
         return self.reports / "records" / study
 
     @property
     def sensitivity(self) -> Path:
-        """The scores that `mixed` chooses from."""
+        """The scores of blocks that `mixed` chooses from."""
         return self.reports / "sensitivity.json"
 
     @property
     def plans(self) -> Path:
-        """The plans that `mixed` runs beside its own."""
+        """The plans of the stage allocate, which `mixed` runs as well."""
         return self.reports / "plans.json"
 
     @property
     def estimates(self) -> Path:
-        """Cheap estimates of the same."""
+        """Estimates of those scores without evaluations."""
         return self.reports / "estimates.json"

@@ -27,7 +27,7 @@ from lowbit_vit.schema.cell_role import (
     unit_role,
 )
 from lowbit_vit.schema.config import Arm, MixedStudy, Profile, SensitivityStudy, Study, Trial, one_line
-from lowbit_vit.schema.plan import Plan, SensitivityScores, all_but, all_but_linear, linear_names, only, only_linear, uniform
+from lowbit_vit.schema.plan import Plan, SensitivityScores, all_but, linear_names, only, uniform
 
 # Cells of sensitivity and mixed start from one model; seeds are an axis of the variants only.
 CELL_SEED = 0
@@ -109,9 +109,9 @@ def _sensitivity_plans(study: SensitivityStudy, depth: int) -> list[tuple[CellRo
     for weights in study.formats:
         plans.append((AllBlocks(weights=weights.name), uniform(weights, dtype)))
         for direction in study.directions:
-            make, make_one = (only, only_linear) if direction == "only" else (all_but, all_but_linear)
+            make = only if direction == "only" else all_but
             plans += [(unit_role(direction, weights.name, f"blocks.{block}"), make([block], weights, dtype)) for block in range(depth)]
-            plans += [(unit_role(direction, weights.name, name), make_one(name, weights, dtype)) for name in linears]
+            plans += [(unit_role(direction, weights.name, name), make([name], weights, dtype)) for name in linears]
     return plans
 
 

@@ -21,7 +21,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lowbit_vit.errors import ConfigError, Unavailable
-from lowbit_vit.schema.code import all_code_sha256
+from lowbit_vit.schema.code_hash import all_code_sha256
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.file_lock import temporary_folder
 from lowbit_vit.schema.machine import cpu_cores, gpu_count, provenance, visible_gpu

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from lowbit_vit.errors import ConfigError, Unavailable
-from lowbit_vit.schema.code import all_code_sha256
+from lowbit_vit.schema.code_hash import all_code_sha256
 from lowbit_vit.schema.config import Limits
 from lowbit_vit.schema.workspace import Workspace
 
@@ -120,7 +120,7 @@ def find_image(image: str, *, runtime: Runtime, pin: str | None, unpinned: bool)
     if pin is not None and pin not in digests and not unpinned:
         raise ConfigError(f"{image}: its digest is {identity}, the profile pins {pin}; build or pull that one, or say --unpinned")
     # Records of other code would be run again and again.
-    script = "from lowbit_vit.schema.code import all_code_sha256; print(all_code_sha256())"
+    script = "from lowbit_vit.schema.code_hash import all_code_sha256; print(all_code_sha256())"
     inside = _call(runtime, "run", "--rm", "--network", "none", "--entrypoint", "python", identity.removeprefix("sha256:"), "-c", script)
     if inside.stdout.strip() != all_code_sha256():
         raise ConfigError(f"image {identity[:19]}: it holds other code than this checkout; build it again (docker/README.md)")

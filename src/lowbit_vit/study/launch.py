@@ -18,7 +18,7 @@ from typing import Literal
 import psutil
 
 from lowbit_vit.errors import DataError
-from lowbit_vit.schema.code import code_sha256
+from lowbit_vit.schema.code_hash import code_sha256
 from lowbit_vit.schema.config import Limits, Trial
 from lowbit_vit.schema.record import Provenance, Record, Status, read_record, shorten
 from lowbit_vit.schema.workspace import NOW, Workspace

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.allocation import PlanFile, load_plan_file, load_plan_files
-from lowbit_vit.schema.code import code_sha256, is_current
+from lowbit_vit.schema.code_hash import code_sha256, is_current
 from lowbit_vit.schema.config import Profile, Study, Trial
 from lowbit_vit.schema.machine import provenance, why_unavailable
 from lowbit_vit.schema.plan import SensitivityScores

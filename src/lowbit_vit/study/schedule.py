@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lowbit_vit.errors import DataError, LowbitVitError
-from lowbit_vit.schema.code import all_code_sha256, is_current
+from lowbit_vit.schema.code_hash import all_code_sha256, is_current
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.file_lock import temporary_folder
 from lowbit_vit.schema.predictions import parse_predictions

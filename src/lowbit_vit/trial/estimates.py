@@ -24,8 +24,8 @@ from lowbit_vit.errors import LowbitVitError
 from lowbit_vit.model.precision import convert_linear, restored_weight
 from lowbit_vit.model.vit import VisionTransformer, encoder_linears
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.estimate import Estimates, LinearEstimate
 from lowbit_vit.schema.plan import NF4, Int8, Plan, WeightFormat
+from lowbit_vit.schema.stage_documents import Estimates, LinearEstimate
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.evaluate import selection_mask, spread_rows
 from lowbit_vit.trial.run import check_available, load_backbone, load_data

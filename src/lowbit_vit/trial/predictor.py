@@ -26,7 +26,7 @@ from lowbit_vit.model.precision import compute_dtype, import_formats, matmul_mod
 from lowbit_vit.model.serialization import load_model
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import Device
-from lowbit_vit.schema.export import WEIGHTS_FILE, Converted, ExportCard, read_export
+from lowbit_vit.schema.model_card import WEIGHTS_FILE, Converted, ExportCard, read_export
 from lowbit_vit.trial.evaluate import Forward, Logits, finite_logits, full_batches
 
 ImageLike = str | Path | Image.Image

@@ -24,7 +24,7 @@ from lowbit_vit.model.lora import attach, import_peft, settle, trainable_paramet
 from lowbit_vit.model.precision import apply_plan, audit, compute_dtype, import_formats, matmul_mode, take_over, weight_bytes
 from lowbit_vit.model.serialization import model_bytes
 from lowbit_vit.model.vit import Architecture, VisionTransformer, architecture
-from lowbit_vit.schema.code import code_sha256, formats_sha256
+from lowbit_vit.schema.code_hash import code_sha256, formats_sha256
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.machine import command_line, provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan

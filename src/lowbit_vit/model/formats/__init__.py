@@ -1,7 +1,7 @@
 """Weight formats, a module each, with the name that the format has in a plan: what it makes of a linear layer, and how it is kept.
 
 A module's `FORMAT` is an instance of `Format`. It is imported when a plan first names the format (`precision.format_named`), so a
-process holds only what its plans use, and the hash of a record covers only that (`schema.code`).
+process holds only what its plans use, and the hash of a record covers only that (`schema.code_hash`).
 """
 
 from abc import ABC, abstractmethod

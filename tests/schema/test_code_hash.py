@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lowbit_vit.schema import code
+from lowbit_vit.schema import code_hash
 from lowbit_vit.schema.plan import FORMATS, FP8, NF4, W8A8, FusedNF4, HighPrecision, Int8, Plan, uniform
 
 ROOT = Path(__file__).parents[2]
@@ -16,17 +16,17 @@ ENTRIES = ("trial/run.py", "trial/scan.py")
 def package(tmp_path: Path) -> Path:
     """A copy of the installed package, which may be a checkout's or a wheel's."""
     copy = tmp_path / "lowbit_vit"
-    shutil.copytree(Path(code.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(code_hash.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
 
 def hash_of(package: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(code, "_PACKAGE", package)
-    code._hashes.cache_clear()
+    monkeypatch.setattr(code_hash, "_PACKAGE", package)
+    code_hash._hashes.cache_clear()
     try:
-        return code.code_sha256()
+        return code_hash.code_sha256()
     finally:
-        code._hashes.cache_clear()
+        code_hash._hashes.cache_clear()
 
 
 def append(file: Path) -> None:
@@ -36,7 +36,7 @@ def append(file: Path) -> None:
 
 def test_the_installed_package_and_the_checkout_have_one_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     # The tox environment `report` installs a wheel, the others the checkout.
-    assert code.code_sha256() == hash_of(ROOT / "src" / "lowbit_vit", monkeypatch)
+    assert code_hash.code_sha256() == hash_of(ROOT / "src" / "lowbit_vit", monkeypatch)
 
 
 @pytest.mark.parametrize("file", ["model/precision.py", "trial/measure.py", "trial/scan.py", "schema/plan.py", "data/arrays.py"])
@@ -86,9 +86,9 @@ def test_what_a_format_alone_imports_changes_its_own_hash_and_no_other(
     def hashes() -> tuple[str, str, dict[str, str | None]]:
         every = hash_of(package, monkeypatch)
         try:
-            return every, code.all_code_sha256(), {name: code.formats_sha256(plan) for name, plan in PLANS.items()}
+            return every, code_hash.all_code_sha256(), {name: code_hash.formats_sha256(plan) for name, plan in PLANS.items()}
         finally:
-            code._hashes.cache_clear()
+            code_hash._hashes.cache_clear()
 
     assert set(PLANS) == set(FORMATS)
     every, all_code, formats = hashes()
@@ -101,9 +101,9 @@ def test_what_a_format_alone_imports_changes_its_own_hash_and_no_other(
 
 def test_a_plan_of_several_formats_has_the_code_of_each() -> None:
     int8, nf4 = (rule for name in ("int8", "nf4") for rule in PLANS[name].rules)
-    both = code.formats_sha256(Plan(compute_dtype="bf16", rules=(int8, nf4)))
-    assert both == code.formats_sha256(Plan(compute_dtype="bf16", rules=(nf4, int8)))
-    assert len({both, *(code.formats_sha256(PLANS[name]) for name in ("int8", "nf4"))}) == 3
+    both = code_hash.formats_sha256(Plan(compute_dtype="bf16", rules=(int8, nf4)))
+    assert both == code_hash.formats_sha256(Plan(compute_dtype="bf16", rules=(nf4, int8)))
+    assert len({both, *(code_hash.formats_sha256(PLANS[name]) for name in ("int8", "nf4"))}) == 3
 
 
 def test_every_kind_of_import_counts(tmp_path: Path) -> None:
@@ -123,11 +123,11 @@ def test_every_kind_of_import_counts(tmp_path: Path) -> None:
     for folder in (package, package / "deep", package / "deep" / "er"):
         (folder / "__init__.py").touch()
     expected = ("__init__.py", "a.py", "b.py", "c.py", "deep/__init__.py", "deep/er/__init__.py", "deep/er/leaf.py", "start.py")
-    assert code.imported_files(package, ["start.py"]) == expected
+    assert code_hash.imported_files(package, ["start.py"]) == expected
 
 
 def test_the_same_files_elsewhere_have_the_same_hash(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "another place" / "lowbit_vit"
     shutil.copytree(package, other)
     assert hash_of(package, monkeypatch) == hash_of(other, monkeypatch)
-    assert set(ENTRIES) <= set(code.imported_files(package, ENTRIES))
+    assert set(ENTRIES) <= set(code_hash.imported_files(package, ENTRIES))

@@ -1,10 +1,8 @@
-"""Which code makes a record: hashes over the modules of ours that the process of a trial imports.
+"""Hashes of the code that makes a record: of the modules of this package that the process of a trial imports. No torch.
 
-One hash is of what every trial imports and one of what the weight formats of its plan add: their modules and kernels. So an edited kernel
-makes other results of the formats that run it, and of no others. A record made by other code is another result, even where the profile is
-the same: such a trial runs again, and `analysis.results` puts no two of them into one table. What prepares images or trains the backbone
-is in neither hash: it shows in the hashes of the images and of the weights, which a record names as well. No torch: the sources are read,
-not run.
+One hash covers what every trial imports, one what the weight formats of its plan add: an edited kernel changes the hash of those
+formats alone. A trial whose record has another hash runs again, and `analysis.results` puts no two codes into one table. Code that
+prepares images or trains the backbone is in neither: the record has the hashes of the images and the weights.
 """
 
 import ast
@@ -38,7 +36,7 @@ def all_code_sha256() -> str:
 
 
 def is_current(record: Record) -> bool:
-    """Whether this code made the record; of one without a result only what every trial imports is asked."""
+    """Whether this code made the record; the formats' hash counts for records with a result only."""
     if record.code_sha256 != code_sha256():
         return False
     return record.status != "success" or record.formats_sha256 == formats_sha256(record.trial.plan)
@@ -46,7 +44,7 @@ def is_current(record: Record) -> bool:
 
 @functools.cache
 def _hashes() -> dict[str, str]:
-    """Hash of what every trial imports, under "", and of what each format adds, under its name; as this process first saw the files."""
+    """Hash of what every trial imports, under "", and of what each format adds, under its name; read once a process."""
     every = imported_files(_PACKAGE, _ENTRIES)
     added = {name: imported_files(_PACKAGE, [f"model/formats/{name}.py"]) for name in FORMATS}
     files = {"": every} | {name: tuple(file for file in found if file not in every) for name, found in added.items()}
