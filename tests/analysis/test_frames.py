@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.frames import COMPARISON, Frames, average_over_seeds
+from lowbit_vit.analysis.frames import Frames, average_over_seeds
 from lowbit_vit.analysis.results import Result, load_results
+from lowbit_vit.analysis.statistics import COMPARISON
 from lowbit_vit.schema.predictions import Predictions
 
 

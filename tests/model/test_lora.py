@@ -149,6 +149,24 @@ def test_adapter_bytes_are_counted() -> None:
     assert precision.weight_bytes(model) == before + 4 * (2 * SMALL.depth * 2 * 4 * 128) + head
 
 
+def test_a_merged_weight_is_the_weight_plus_alpha_over_rank_times_b_a() -> None:
+    model = model_in(uniform(HIGH, "fp32"))
+    before = {name: layer.weight.detach().clone() for name, layer in encoder_linears(model).items() if isinstance(layer, nn.Linear)}
+    lora.attach(model, ADAPTATION, seed=0)
+    train_steps(model, torch.float32)
+    state = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    adapted = list(lora.adapters(model))
+    lora.merge(model)
+    assert adapted
+    for name in adapted:
+        up, down = (state[f"{name}.lora_{letter}.{lora.ADAPTER}.weight"] for letter in "BA")
+        expected = before[name].double() + ADAPTATION.alpha / ADAPTATION.rank * up @ down
+        merged = encoder_linears(model)[name].weight
+        assert isinstance(merged, torch.Tensor)
+        assert up.any()
+        assert torch.allclose(merged.double(), expected, atol=1e-7)
+
+
 @DTYPES
 def test_merging_gives_the_same_logits_under_plain_names(dtype: ComputeDtype) -> None:
     plan = uniform(HIGH, dtype)
