@@ -78,6 +78,24 @@ def test_the_least_bit_counts() -> None:
     assert found.max_abs_logit_difference > 0
 
 
+def test_each_call_of_the_warm_up_runs_and_is_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    plain = VisionTransformer.forward
+
+    def forward(self: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        return plain(self, images)
+
+    monkeypatch.setattr(VisionTransformer, "forward", forward)
+    counts = []
+    for warmup in (2, 7):
+        calls.clear()
+        latency = run(CONFIG.model_copy(update={"batch_sizes": (1,), "samples": 20, "warmup": warmup, "trace": False})).latency[0]
+        assert len(latency.samples_ms) == 20
+        counts.append(len(calls))
+    assert counts[1] - counts[0] == 5
+
+
 def test_sampling_stops_when_its_time_is_up_but_not_before_ten_samples() -> None:
     result = run(CONFIG.model_copy(update={"batch_sizes": (1,), "samples": 5000, "seconds": 1e-6, "trace": False}))
     assert len(result.latency[0].samples_ms) == LEAST_SAMPLES
