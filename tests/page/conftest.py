@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 def synthetic_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every verdict, every study, and a hostile arm and quote."""
     demo = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
-    profile = synthetic.relabel(demo, "bf16", synthetic_claims.HOSTILE)
+    profile = synthetic.relabel(demo, "bf16", synthetic_claims.HOSTILE.replace("\u2028", ""))  # a line end, which no label may hold
     profile, workspace = synthetic.fill(tmp_path_factory.mktemp("page") / "root", profile=profile)
     paper, findings = synthetic.paper(), find(profile, workspace)
     claims = synthetic_claims.judged(paper, findings.all_records, quote=synthetic_claims.HOSTILE)
