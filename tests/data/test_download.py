@@ -25,7 +25,7 @@ from loopback import Answer, Loopback, serving
 from lowbit_vit.data import download
 from lowbit_vit.data.download import RETRIES, fetch, fetch_flowers, fetch_weights, unpack
 from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS, Licence, RemoteFile
-from lowbit_vit.errors import DataError
+from lowbit_vit.errors import DataError, Unavailable
 from tar_files import archive, entry
 
 SIZE = 1 << 20
@@ -307,6 +307,12 @@ def refusal(path: Path, folder: Path) -> str:
     assert len(str(caught.value).splitlines()) == 1
     assert str(caught.value).startswith(f"{path}: could not be unpacked")
     return str(caught.value)
+
+
+def test_a_python_without_filters_unpacks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("tarfile.data_filter")
+    with pytest.raises(Unavailable, match=r"a\.tgz: Python 3\.\S+ cannot unpack it safely; use Python 3\.11\.4 or later$"):
+        unpack(tmp_path / "a.tgz", tmp_path)
 
 
 def test_an_archive_is_unpacked_without_its_modes_and_owners(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

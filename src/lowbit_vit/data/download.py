@@ -6,6 +6,7 @@ LOWBIT_VIT_OFFLINE=1 forbids the network.
 
 import logging
 import os
+import platform
 import tarfile
 import tempfile
 import zlib
@@ -18,7 +19,7 @@ import requests
 from lowbit_vit import __version__
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS, RemoteFile, check_file, find_fault
-from lowbit_vit.errors import DataError
+from lowbit_vit.errors import DataError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,10 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         DataError: the archive is damaged, a member is a link or a device or lies outside of the folder, a top entry is there
             already, or the disk is full. Nothing of the archive stays in the folder then.
+        Unavailable: Python is older than 3.11.4.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise Unavailable(f"{archive}: Python {platform.python_version()} cannot unpack it safely; use Python 3.11.4 or later")
     try:
         with (
             tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as working,
