@@ -9,7 +9,7 @@ from scipy.special import bdtrc
 
 from lowbit_vit.analysis.audit.context import Case, Lacking
 from lowbit_vit.analysis.audit.finding import Finding, lacks
-from lowbit_vit.analysis.audit.table import QUANTITIES, Quantity
+from lowbit_vit.analysis.audit.headings import QUANTITIES, Quantity
 
 # A check that goes by chance doubts a sound table at most this often, all its numbers and readings tried together.
 LEVEL = 0.002

@@ -8,12 +8,22 @@ import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 
 from lowbit_vit.errors import DataError, first_line
 
-Grid = list[list[str]]
+Rows = list[list[str]]
+
+
+class Grid(NamedTuple):
+    """The cells of a table, and what parts them in a CSV: a comma, a semicolon or a tab; "" in other forms."""
+
+    rows: Rows
+    separator: str
+
+
 # HTML's own bound for a merged cell; a file may ask for more.
 _MOST_SPANNED = 1_000
 _RULE = re.compile(r"^[ >]*\|?[ \t]*:?-+:?[ \t]*(\|[ \t]*:?-+:?[ \t]*)+\|?[ \t]*$|^[ >]*\|[ \t]*:?-+:?[ \t]*\|[ \t]*$", re.MULTILINE)
@@ -30,19 +40,20 @@ def read_grids(path: Path) -> list[Grid]:
     text = _decoded(path)
     try:
         if re.search(r"\\begin\{(tabular|longtable|array)", text):
-            grids = _latex(text)
+            grids = [Grid(rows, "") for rows in _latex(text)]
         elif _RULE.search(text):
-            grids = _html(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
+            rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+            grids = [Grid(rows, "") for rows in _html(rendered)]
         elif re.search(r"<t[rdh]\b", text, flags=re.IGNORECASE):
-            grids = _html(text)
+            grids = [Grid(rows, "") for rows in _html(text)]
         else:
             grids = [_csv(text)]
     except (DataError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 (whatever a parser says of a file is said of that file)
         raise DataError(f"{path}: not a table in CSV, Markdown, LaTeX or HTML: {ascii(first_line(error))}") from None
-    tidy = [_tidy(path, grid) for grid in grids]
-    return [grid for grid in tidy if grid]
+    tidy = [Grid(_tidy(path, grid.rows), grid.separator) for grid in grids]
+    return [grid for grid in tidy if grid.rows]
 
 
 def _decoded(path: Path) -> str:
@@ -55,7 +66,7 @@ def _decoded(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _tidy(path: Path, grid: Grid) -> Grid:
+def _tidy(path: Path, grid: Rows) -> Rows:
     """Cells on one line, without characters that have no width; control characters are refused, as they reach a terminal."""
     rows = [["".join(c for c in " ".join(cell.split()) if unicodedata.category(c) != "Cf") for cell in row] for row in grid]
     rows = [row for row in rows if any(row)]
@@ -67,20 +78,16 @@ def _tidy(path: Path, grid: Grid) -> Grid:
 
 
 def _csv(text: str) -> Grid:
-    """The separator is the one of `sep=` in the first line, else the one that parts most lines into equally many cells."""
+    """Parted by what `sep=` in the first line says, else by what parts most lines into equally many cells."""
     first, _, rest = text.partition("\n")
-    stated = re.fullmatch(r"\"?sep=(.)\"?", first.strip("\r\n"))
-    if stated:
-        return list(csv.reader(io.StringIO(rest), delimiter=stated[1], strict=True))
-    parted = [list(csv.reader(io.StringIO(text), delimiter=separator)) for separator in (",", ";", "\t")]
-    return max(parted, key=_evenness)
+    stated = re.fullmatch(r'"?sep=(.)"?', first.strip())
+    body, separators = (rest, stated[1]) if stated else (text, ",;\t")
+    return max((Grid(list(csv.reader(io.StringIO(body), delimiter=one)), one) for one in separators), key=_evenness)
 
 
 def _evenness(grid: Grid) -> tuple[float, int]:
-    widths = [len(row) for row in grid if any(map(str.strip, row))]
-    if not widths:
-        return 0.0, 0
-    width, number = Counter(widths).most_common(1)[0]
+    widths = [len(row) for row in grid.rows if any(map(str.strip, row))]
+    width, number = Counter(widths).most_common(1)[0] if widths else (0, 0)
     return (number / len(widths), width) if width > 1 else (0.0, 0)
 
 
@@ -89,7 +96,7 @@ class _Tables(html.parser.HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.grids: list[Grid] = []
+        self.grids: list[Rows] = []
         self.open: list[int] = []
         self.text: list[str] | None = None
         self.span = (1, 1)
@@ -146,7 +153,7 @@ class _Tables(html.parser.HTMLParser):
             row.append(self.merged[at, len(row)])
 
 
-def _html(text: str) -> list[Grid]:
+def _html(text: str) -> list[Rows]:
     reader = _Tables()
     reader.feed(text)
     reader.close()
@@ -159,17 +166,17 @@ _TEX_LEFT_OUT = r"\\(?:toprule|midrule|bottomrule|hline|addlinespace(?:\[[^]]*\]
 _TEX_WITH_SETTING = r"\\(?:cellcolor|rowcolor|color|textcolor|hspace|vspace|cite[pt]?|ref|label|footnote|textsuperscript|tnote)\*?(?:\[[^]]*\])?\{[^{}]*\}"
 
 
-def _latex(text: str) -> list[Grid]:
+def _latex(text: str) -> list[Rows]:
     bare = re.sub(r"(?<!\\)%.*", "", text)
     found = re.finditer(r"\\begin\{(tabular[*x]?|longtable|array)\}(.*?)\\end\{\1\}", bare, flags=re.DOTALL)
     return [grid for body in found if (grid := _tex_rows(body[2]))]
 
 
-def _tex_rows(body: str) -> Grid:
+def _tex_rows(body: str) -> Rows:
     body = re.sub(_TEX_LEFT_OUT, "", body)
     # The column types, after a width or a position.
     body = re.sub(r"^\s*(?:\[[^]]*\])?(?:\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}\s*){1,2}", "", body)
-    grid: Grid = []
+    grid: Rows = []
     for line in re.split(r"\\\\(?:\[[^]]*\])?|\\tabularnewline", body):
         row: list[str] = []
         for cell in re.split(r"(?<!\\)&", line):

@@ -70,7 +70,7 @@ QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
     "p50": (TIME, ("latency p50", "p50", "p50 latency", "median latency", "latency median")),
     "p95": (TIME, ("latency p95", "p95", "p95 latency")),
     "p99": (TIME, ("latency p99", "p99", "p99 latency")),
-    "throughput": (RATE, ("throughput", "speed", *(f"{unit.replace('/', ' ')}:{unit}" for unit in RATE))),
+    "throughput": (RATE, ("throughput", "speed", *(f"{unit}:{unit}" for unit in RATE))),
     "vram": (BYTES, ("peak vram", "vram", "peak memory", "peak gpu memory", "peak mem", "gpu memory", "gpu mem", "max memory")),
     "cpu": (TIME, ("cpu latency", "latency cpu")),
     "top1": (SHARE, ("top 1 acc", "top 1 accuracy", "top 1", "top1", "accuracy", "top1 acc", "top1 accuracy", "acc 1", "acc1", "acc")),
@@ -93,7 +93,7 @@ LABELS = ("model", "name", "variant", "method", "arm", "network", "backbone", "a
 LABELS += ("precision", "dtype", "weights", "bits", "attention", "kernel", "device", "gpu", "hardware", "dataset", "backend")
 NUMBERS = ("row", "index", "rank", "no")
 # Names that are parts of others (patch size, calibration images): a heading that says more is of something else.
-_ALONE = ("size", "images", "speed", "accuracy", "acc", "error", "err", "runtime", "b", "resolution", "batch", "params", "param", "im s", "flop")
+_ALONE = ("size", "images", "speed", "accuracy", "acc", "error", "err", "runtime", "b", "resolution", "batch", "params", "param", "flop")
 # Words that tell no column from another of its kind.
 _USUAL = ("infer", "inference", "eval", "evaluation", "val", "validation", "imagenet", "in1k", "1k", "number", "of", "the", "measured")
 _DERIVED = re.compile(
@@ -150,20 +150,20 @@ _EVERY_UNIT = {unit for units, _ in QUANTITIES.values() for unit in units if uni
 
 def read_heading(text: str) -> Heading:
     """Find the quantity, the unit and the rest: `Latency P95 (ms)`, `latency_p95_ms`, `Acc@1 [%] ↑`, `Latency on T4 (ms)`."""
-    counted = re.fullmatch(r"#\s*(param.*)", text, flags=re.IGNORECASE)
+    counted = re.fullmatch(r"#\s*((?:params?|parameters)\b.*)", text, flags=re.IGNORECASE)
     plain = (counted[1] if counted else text).replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")
     parts = [part.strip() for group in _BRACKETED.findall(plain) for part in re.split("[,;]", group)]
     shown = next((part for part in parts if _unit(part) in _EVERY_UNIT), "")
     lower = (plain.replace(shown, " ", 1) if not shown or f"({shown}" not in plain else plain.replace(f"({shown}", "(", 1)).lower()
-    words = re.findall(r"[a-zµ0-9.]*[a-zµ0-9]|%", lower)
+    words = re.findall(r"[a-zµ0-9./]*[a-zµ0-9]|%", lower)
     name, derived = " ".join(words), bool(_DERIVED.search(lower))
     quantity, implied, more = (None, "", name) if derived else _quantity(words)
-    if not shown and len(words) > 1 and words[-1] in _EVERY_UNIT and more:
+    if not shown and len(words) > 1 and _unit(words[-1]) in _EVERY_UNIT and more:
         shown, name = words[-1], " ".join(words[:-1])
         quantity, implied, more = (None, "", name) if derived else _quantity(words[:-1])
     if not shown and parts and more:
         # What stands in the place of a unit is one, known or not.
-        named, _, rest = _quantity(re.findall(r"[a-zµ0-9.]*[a-zµ0-9]", _BRACKETED.sub(" ", lower)))
+        named, _, rest = _quantity(re.findall(r"[a-zµ0-9./]*[a-zµ0-9]", _BRACKETED.sub(" ", lower)))
         if named and not rest and "" not in QUANTITIES[named][0] and parts[-1].isalpha():
             quantity, shown, more = named, parts[-1], ""
     return Heading(text, quantity, _unit(shown) or implied, shown or implied, more, derived, text.startswith("#") and not counted, name)
@@ -187,6 +187,11 @@ def _quantity(words: list[str]) -> tuple[Quantity | None, str, str]:
                 more = " ".join([*telling[:at], *telling[at + len(name) :]])
                 return (None, "", " ".join(words)) if _OTHERWISE.search(more) else (quantity, implied, more)
     return None, "", " ".join(words)
+
+
+def is_unit(text: str) -> bool:
+    """Whether a text is a unit of some quantity."""
+    return _unit(text) in _EVERY_UNIT
 
 
 def unread(heading: Heading) -> str:
