@@ -19,6 +19,7 @@ _ORDER: tuple[Verdict, ...] = (
     "suspicious",
     "underpowered",
     "underspecified",
+    "noted",
     "holds",
     "exact",
     "not checked",

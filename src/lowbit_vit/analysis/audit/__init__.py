@@ -3,18 +3,18 @@
 No check needs a run. Each is a function of a case (the table and its context), in one module a family.
 """
 
-from lowbit_vit.analysis.audit import accuracy, cells, compute, counts, latency, memory, twins
+from lowbit_vit.analysis.audit import accuracy, cells, compute, counts, derived, latency, memory, twins
 from lowbit_vit.analysis.audit.check import Check
 from lowbit_vit.analysis.audit.context import Case, Context, load_context
 from lowbit_vit.analysis.audit.finding import GOOD, Finding, Verdict
-from lowbit_vit.analysis.audit.table import ResultsTable, load_table
+from lowbit_vit.analysis.audit.table import ResultsTable, load_table, load_tables
 
-__all__ = ["CHECKS", "GOOD", "Case", "Context", "Finding", "ResultsTable", "Verdict", "audit", "load_context", "load_table"]
+__all__ = ["CHECKS", "GOOD", "Case", "Context", "Finding", "ResultsTable", "Verdict", "audit", "load_context", "load_table", "load_tables"]
 
 # By name, in the order of the families and of each module; `size` also says `size-constants`.
 CHECKS = {
     check.name: check
-    for family in (cells, latency, counts, accuracy, memory, compute, twins)
+    for family in (cells, latency, counts, accuracy, memory, compute, twins, derived)
     for check in vars(family).values()
     if isinstance(check, Check)
 }

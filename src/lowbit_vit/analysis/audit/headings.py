@@ -117,6 +117,7 @@ class Heading:
         shown: the unit as printed.
         more: words that are neither name nor unit, such as a GPU's name.
         derived: whether the column compares: a speedup, a reduction.
+        of: the quantity that a derived column names.
         aside: whether it starts with #: no column by itself.
         name: all words without the unit.
     """
@@ -129,6 +130,7 @@ class Heading:
     derived: bool
     aside: bool
     name: str
+    of: Quantity | None = None
 
     @property
     def units(self) -> Units:
@@ -166,7 +168,8 @@ def read_heading(text: str) -> Heading:
         named, _, rest = _quantity(re.findall(r"[a-zµ0-9./]*[a-zµ0-9]", _BRACKETED.sub(" ", lower)))
         if named and not rest and "" not in QUANTITIES[named][0] and parts[-1].isalpha():
             quantity, shown, more = named, parts[-1], ""
-    return Heading(text, quantity, _unit(shown) or implied, shown or implied, more, derived, text.startswith("#") and not counted, name)
+    of = _quantity([word for word in words if not _DERIVED.search(word)])[0] if derived else None
+    return Heading(text, quantity, _unit(shown) or implied, shown or implied, more, derived, text.startswith("#") and not counted, name, of)
 
 
 def _unit(text: str) -> str:

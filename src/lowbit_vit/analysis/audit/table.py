@@ -44,6 +44,8 @@ _MOST_DIGITS = 30
 # Units of a number that compares two others.
 COMPARED: Units = {"": Fraction(1), "x": Fraction(1), "\N{MULTIPLICATION SIGN}": Fraction(1), "times": Fraction(1), "%": Fraction(1, 100)}
 COMPARED |= {"pp": Fraction(1, 100), "pt": Fraction(1, 100), "pts": Fraction(1, 100), "points": Fraction(1, 100)}
+# Rates of a table whose highest is below this, in per cent, are those of models that guess.
+_LEARNED = 0.2
 # Fewer parameters or FLOP than this are a number of millions whose unit is not printed.
 _FEWEST_PARAMETERS = 100_000
 
@@ -469,18 +471,19 @@ class _Reader:
                 raise DataError(f"{self.place(at, number.row)}: {text} is no whole number of images from 1 on")
             step = _step(text.lstrip("-"), significant, noise)
             cells.append(Cell(number.row, head.text, text, units[own], step=step, unit=number.unit or unit))
-        self._ask_of_shares(at, cells)
+        if not any(number.unit for number in numbers):
+            self._ask_of_shares(at, cells)
         return cells
 
     def _ask_of_shares(self, at: int, cells: Iterable[Cell]) -> None:
-        """Rates below 1 % alone are shares of 1 under a heading in per cent: nobody prints a table of models that learned nothing."""
+        """Several rates of at most 1 % may be shares of 1 under a heading in per cent: asked, as few tables are of models that learned nothing."""
         given = [cell for cell in cells if cell.exact]
-        if self.heads[at].quantity in {"top1", "top5", "f1"} and self.heads[at].unit == "%" and given:
+        if self.heads[at].quantity in {"top1", "top5", "f1"} and self.heads[at].unit == "%" and len(given) > 1:
             most = max(given, key=lambda cell: cell.exact)
-            if Fraction(most.text) <= 1 and most.decimals > 2:
+            if _LEARNED <= Fraction(most.text) <= 1:
                 raise DataError(
-                    f"{self.place(at, most.row)}: is {most.text} a share of 1 or {most.text} %? All rates are at most 1: take (%) out of the "
-                    f"heading, or write % into the cells"
+                    f"{self.place(at, most.row)}: {most.text} is the highest rate: a share of 1, or per cent? Take (%) out of the heading, "
+                    f"or write % into the cells"
                 )
 
     def _plain(self, at: int, number: _Number) -> str:
