@@ -104,7 +104,7 @@ def test_cells_fill_all_places_in_chunks_of_a_bounded_size_and_each_cell_is_in_o
 def test_timings_are_taken_on_one_kind_of_gpu_and_need_a_slot(profile_of: ProfileOf) -> None:
     trials = on_gpu_only(cells(profile_of("finish"), "variants"))
     mixed = [node(8, gpus=("A100",)), node(16, gpus=("H100", "H100"))]
-    with pytest.raises(ConfigError, match=r"^the cluster has A100, H100: times of different GPUs cannot be compared; choose with --card$"):
+    with pytest.raises(ConfigError, match=r"^the cluster has A100, H100: times of different GPUs cannot be compared; choose with --gpu$"):
         places_on(mixed, trials, gpu_kind=None)
     assert places_on(mixed, trials, gpu_kind="A100") == Places(cpus=8, gpus=1, cores=8, gpu_kind="A100")
     # The only kind there is stays the kind, whatever joins later.
