@@ -71,6 +71,8 @@ def _need(key: Need | Any) -> Need:
         return key
     if key in QUANTITIES:
         return Need(f"column {_COLUMNS.get(key, key)}", lambda case: case.table.column(key))
+    if key == "model":
+        return Need("model in the context", lambda case: any(case.model(row) for row in case.table.rows))
     return Need(f"{key} in the context", lambda case: attrgetter(key)(case.context))
 
 

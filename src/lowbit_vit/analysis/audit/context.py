@@ -33,7 +33,7 @@ class Claims(Frozen):
 
 
 class Model(Frozen):
-    """Sizes of the model that all rows share."""
+    """Sizes of a model: of the one that all rows share, or of a row's."""
 
     parameters: int = Field(ge=1)
     quantized_parameters: int = Field(ge=0, description="those that a quantized row holds in low precision")
@@ -64,6 +64,7 @@ class Row(Frozen):
     attention: str = Field(min_length=1, description="name of the attention kernel")
     images: Images | None = Field(default=None, description="test images, where not all rows have the same")
     batch_size: Images | None = Field(default=None, description="images a forward, where not all rows have the same")
+    model: Model | None = Field(default=None, description="sizes of its model, where not all rows have the same")
 
     @model_validator(mode="after")
     def _blocks_belong_to_nf4(self) -> Self:
@@ -123,7 +124,7 @@ def load_context(path: Path) -> Context:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A table with its context: the input of every check. Cases are compared by identity, so that results can be cached by case.
+    """A table with its context, and the tables given before it: the input of every check. Cases are compared by identity, so that results can be cached by case.
 
     Raises:
         ConfigError: the context names a row that the table does not have.
@@ -131,6 +132,7 @@ class Case:
 
     table: ResultsTable
     context: Context
+    before: tuple[ResultsTable, ...] = ()
 
     def __post_init__(self) -> None:
         context = self.context
@@ -139,10 +141,10 @@ class Case:
             if name not in self.table.labels:
                 raise ConfigError(f"context: row {name!r} is not in the table; its rows: {', '.join(self.table.labels)}")
 
-    @property
-    def model(self) -> Model:
-        """For checks that need it."""
-        return given(self.context.model)
+    def model(self, index: int) -> Model | None:
+        """Sizes of a row's model: its own, or the table's, which is of one image size."""
+        row, sizes = self.row(index), {cell.exact for cell in self.table.column("image_size")}
+        return row.model if row is not None and row.model else self.context.model if len(sizes) < 2 else None
 
     @property
     def gpu(self) -> Gpu:
@@ -166,6 +168,10 @@ class Case:
     def described(self, quantity: Quantity) -> list[tuple[Cell, Row]]:
         """The cells of a column whose rows the context describes, with what they are."""
         return [(cell, row) for cell in self.table.column(quantity) if (row := self.row(cell.row)) is not None]
+
+    def sized(self, quantity: Quantity) -> list[tuple[Cell, Row, Model]]:
+        """Those of them whose model's sizes are known as well."""
+        return [(cell, row, model) for cell, row in self.described(quantity) if (model := self.model(cell.row)) is not None]
 
     def of_reference(self, quantity: Quantity) -> Cell | None:
         """The cell of the row that the others are compared with."""
