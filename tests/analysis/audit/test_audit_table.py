@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowbit_vit.analysis.audit import Case, Context, audit, load_context, load_table
-from lowbit_vit.analysis.audit.headings import QUANTITIES
 from lowbit_vit.analysis.audit.table import above
 from lowbit_vit.errors import ConfigError, DataError
 

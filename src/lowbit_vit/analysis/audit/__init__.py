@@ -53,6 +53,7 @@ def _left_out(case: Case) -> list[Finding]:
         found.append(Finding(check="rows", rows=rows, columns=(), verdict="not checked", words=words))
     unsized = tuple(row for row in case.table.rows if case.row(row) is not None and case.model(row) is None)
     if case.context.model is not None and unsized:
-        words = f"not checked: needs model in the context's rows, as image sizes differ, for {', '.join(case.table.labels[row] for row in unsized)}"
+        named = ", ".join(case.table.labels[row] for row in unsized)
+        words = f"not checked: needs model in the context's rows, as image sizes differ, for {named}"
         found.append(Finding(check="rows", rows=unsized, columns=(), verdict="not checked", words=words))
     return found

@@ -106,7 +106,8 @@ def _differ(one: Cell, other: Cell) -> bool:
     """Whether two printed numbers cannot be one, rounded or truncated; nor, of bytes, with another megabyte."""
     units = {name: float(BINARY[name] / BYTES[name]) for name in BINARY}
     times = {1.0, *(units[cell.unit.lower()] for cell in (one, other) if cell.unit.lower() in units)}
-    return all(one.low * Fraction(a) > other.most * Fraction(b) or other.low * Fraction(b) > one.most * Fraction(a) for a in times for b in times)
+    ways = [(Fraction(mine), Fraction(theirs)) for mine in times for theirs in times]
+    return all(one.low * mine > other.most * theirs or other.low * theirs > one.most * mine for mine, theirs in ways)
 
 
 def _printed_again(case: Case) -> Iterator[tuple[str, list[tuple[Cell, Cell]], bool]]:
@@ -132,7 +133,9 @@ def _printed_again(case: Case) -> Iterator[tuple[str, list[tuple[Cell, Cell]], b
         shared = [(theirs, row) for theirs, row in shared if _alike(other, theirs, table, row)]
         for quantity in quantities:
             pairs = [(other.cell(theirs, quantity), table.cell(row, quantity)) for theirs, row in shared]
-            both = [(one, cell) for one, cell in pairs if one and cell and read_heading(one.heading).more == read_heading(cell.heading).more]
+            both = [
+                (one, cell) for one, cell in pairs if one and cell and read_heading(one.heading).more == read_heading(cell.heading).more
+            ]
             # Where no cell agrees, the two tables are of two settings.
             yield f"here and in {other.name}", both, bool(both) and all(_differ(*pair) for pair in both)
 
@@ -150,8 +153,10 @@ def printed_twice(case: Case) -> Iterator[Finding]:
         wrong = [pair for pair in pairs if _differ(*pair)]
         if wrong:
             one, other = wrong[0]
-            words = f"{case.label(other)}: {other.heading} is {one.text} and {other.text} {where}, in {len(wrong)} of {len(pairs)} such cells: "
-            words += "two runs or settings, as all differ" if settings else "the same row and column; another run or setting would explain it"
+            words = f"{case.label(other)}: {other.heading} is {one.shown} and {other.shown} {where}, in {len(wrong)} of {len(pairs)} such cells: "
+            words += (
+                "two runs or settings, as all differ" if settings else "the same row and column; another run or setting would explain it"
+            )
             cells = [other for _, other in wrong] + [one for one, _ in wrong if where == "of equal names"]
             yield about(cells, verdict="noted" if settings else "suspicious", words=words, cells=len(wrong), printed=len(pairs))
 
@@ -175,9 +180,9 @@ def equal_rows(case: Case) -> Iterator[Finding]:
     for row in table.rows:
         cells = [cell for quantity in measured if (cell := table.cell(row, quantity))]
         # What is stated beside the measurements must agree as well.
-        stated = [cell.text if cell else "" for quantity in table.headings if quantity not in measured for cell in [table.cell(row, quantity)]]
+        beside = [table.cell(row, quantity) for quantity in table.headings if quantity not in measured]
         if len(cells) > 1 and sum(map(_told, cells)) > 1 and len(cells) == len(measured):
-            groups[*stated, *(cell.text for cell in cells)].append(cells[0])
+            groups[*(cell.text if cell else "" for cell in beside), *(cell.text for cell in cells)].append(cells[0])
     for same in groups.values():
         if len(same) > 1:
             words = f"{', '.join(map(case.label, same[:_MOST_NAMED]))} are equal in {', '.join(table.headings[what] for what in measured)}"

@@ -109,7 +109,9 @@ def kernel_unit(case: Case) -> Iterator[Finding]:
 def claimed_batch_flop(case: Case) -> Iterator[Finding]:
     """FLOP of the stated batch over latency is at most the peak, on the GPU and on the host."""
     of_host = case.context.cpu_peak_tflops
-    peaks = [(cell, model, *_peak(case.gpu, row.product or row.compute), f"the {case.gpu.name}") for cell, row, model in _timed(case, "mean")]
+    peaks = [
+        (cell, model, *_peak(case.gpu, row.product or row.compute), f"the {case.gpu.name}") for cell, row, model in _timed(case, "mean")
+    ]
     host = [(cell, model) for cell, row, model in _timed(case, "cpu") if row.weights == "fp32"]
     if of_host is not None:
         peaks += [(cell, model, of_host, "fp32", "the host of the context") for cell, model in host]

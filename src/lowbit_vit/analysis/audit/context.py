@@ -1,5 +1,6 @@
 """What is known beside a table: what the text claims, the model, the GPU, the splits, what each row is. Everything is optional."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -11,6 +12,7 @@ from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import read_yaml, validate
 from lowbit_vit.schema.plan import Frozen
 
+_MOST_NAMED = 30
 Given = TypeVar("Given")
 # JSON and YAML know infinity and NaN; no size, peak or rate is one.
 Positive = Annotated[FiniteFloat, Field(gt=0)]
@@ -110,6 +112,32 @@ class Context(Frozen):
                     raise ValueError(f"gpu.peak_tflops lacks {dtype}, in which row {name!r} computes")
         return self
 
+    def parted(self, tables: Sequence[ResultsTable]) -> list["Context"]:
+        """What is known beside each of several tables: of what names rows, that of rows that it has.
+
+        Raises:
+            ConfigError: a row is named that no table has.
+        """
+        every = {label for table in tables for label in table.labels}
+        named = [*self.rows, *(name for twin in self.twins for name in (twin.plain, twin.fused)), *filter(None, [self.reference])]
+        for name in named:
+            if name not in every:
+                raise _unknown(name, [label for table in tables for label in table.labels])
+        parts = []
+        for table in tables:
+            own = set(table.labels)
+            rows = {name: row for name, row in self.rows.items() if name in own}
+            twins = tuple(twin for twin in self.twins if {twin.plain, twin.fused} <= own)
+            reference = self.reference if self.reference in own else None
+            reference = self.reference if self.reference in own else None
+            parts.append(self.model_copy(update={"rows": rows, "twins": twins, "reference": reference}))
+        return parts
+
+
+def _unknown(name: str, labels: Sequence[str]) -> ConfigError:
+    more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
+    return ConfigError(f"context: row {name!r} is not in the table; its rows: {', '.join(labels[:_MOST_NAMED])}{more}")
+
 
 def load_context(path: Path) -> Context:
     """Read and validate a context file.
@@ -139,7 +167,7 @@ class Case:
         twins = [name for twin in context.twins for name in (twin.plain, twin.fused)]
         for name in (*context.rows, *twins, *([] if context.reference is None else [context.reference])):
             if name not in self.table.labels:
-                raise ConfigError(f"context: row {name!r} is not in the table; its rows: {', '.join(self.table.labels)}")
+                raise _unknown(name, self.table.labels)
 
     def model(self, index: int) -> Model | None:
         """Sizes of a row's model: its own, or the table's, which is of one image size."""

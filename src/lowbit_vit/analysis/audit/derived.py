@@ -34,8 +34,12 @@ _COMPARED += ("top1", "top5", "f1", "params", "macs", "flop", "power", "energy")
 _USUAL = 0.8
 # A number counts as wrong, not as measured in another pass, if so many others follow and it is off by more than this.
 _OTHERS, _OTHERS_SHARE, _FAR = 5, 0.9, 0.01
+# Chance at which a formula is named that gives all numbers, and the readings that have half of the weight.
+_NAMED, _PLAIN = 0.05, 16
 # Rounded twice, a number is off by up to this share of its last digit.
 _TWICE = 0.1
+# Formulas that differ by so much in a cell show it as an example.
+_SEEN = 0.1
 # Rows near by among which the one that is compared with is looked for.
 _NEAR = 64
 
@@ -180,7 +184,8 @@ def _reference(case: Case) -> int | None:
 def _followed(case: Case, heading: str, cells: list[Cell], readings: list[_Reading]) -> Iterator[Finding]:
     """The formula that a column follows, and the cells that do not follow it."""
     best: tuple[int, _Reading, list[Cell]] | None = None
-    for reading in readings:
+    order = {formula: at for at, formula in enumerate(_FORMULAS)}
+    for at, reading in enumerate(sorted(readings, key=lambda one: order.get(one.formula, 0))):
         # Where nothing changes, every formula agrees.
         told = [cell for cell in cells if cell.row in reading.told and float(cell.text) * reading.scale not in {0.0, 1.0}]
         agree = sum(not reading.off(cell) for cell in told)
@@ -189,7 +194,9 @@ def _followed(case: Case, heading: str, cells: list[Cell], readings: list[_Readi
         values = [float(cell.text) for cell in told]
         spread = max(max(values) - min(values), max(map(abs, values)) / 10)
         share = sum(reading.chance(cell, spread) for cell in told) / len(told)
-        if len(readings) * at_least(agree, of=len(told), share=share) <= LEVEL:
+        # Half of the weight of the search lies on the plainest readings. To accuse takes more than to name.
+        searched = min(len(readings), 2 * (_PLAIN if at < _PLAIN else len(readings)))
+        if searched * at_least(agree, of=len(told), share=share) <= (_NAMED if agree == len(told) else LEVEL):
             best = agree, reading, told
     if best is None:
         words = f"{heading}: no formula that is known gives its numbers from other columns"
@@ -197,7 +204,8 @@ def _followed(case: Case, heading: str, cells: list[Cell], readings: list[_Readi
         return
     agree, reading, told = best
     wrong = [cell for cell in told if reading.off(cell)]
-    yield _formula(heading, reading, [cell for cell in told if cell not in wrong], rows=len(told))
+    follow = [cell for cell in cells if cell.row in reading.told and cell not in wrong]
+    yield _formula(heading, reading, follow, rows=len(follow) + len(wrong))
     for cell in wrong:
         yield _misfit(case, cell, reading, agree=agree, rows=len(told), readings=readings)
 
@@ -214,8 +222,8 @@ def _formula(heading: str, reading: _Reading, agree: list[Cell], *, rows: int) -
             old, new = (one.value for one in reading.told[cell.row].cells)
             return _FORMULAS[other](old, new)
 
-        furthest = max(agree, key=lambda cell: abs(usual(cell) - reading.told[cell.row].value))
-        # The formula differs from the usual one by more than the digits hide.
+        off = {cell: abs(usual(cell) / reading.told[cell.row].value - 1) if reading.told[cell.row].value else 0.0 for cell in agree}
+        furthest = next((cell for cell in agree if off[cell] > _SEEN), max(agree, key=lambda cell: off[cell]))
         words += f": {furthest.text} where {other} is {usual(furthest) / reading.scale:.2f}; a way to count, and no fault"
         numbers |= {"printed": float(furthest.text), "usual": usual(furthest) / reading.scale}
         verdict = "noted"
@@ -229,7 +237,7 @@ def _misfit(case: Case, cell: Cell, reading: _Reading, *, agree: int, rows: int,
     says = reading.formula if reading.formula in _FORMULAS else reading.words
     words = (
         f"{case.label(cell)}: {cell.heading} {cell.text} does not follow from {' and '.join(one.text for one in told.cells)}: {says} is "
-        f"{told.value / reading.scale:.4g} ({told.low / reading.scale:.4g} to {told.high / reading.scale:.4g} before rounding), as it is in "
+        f"{told.value / reading.scale:.4g} ({told.low / reading.scale:.4g} to {told.high / reading.scale:.4g} before rounding), as in "
         f"{agree} of {rows} rows"
     )
     sure = agree >= max(_OTHERS, _OTHERS_SHARE * rows) and (off > _FAR or reading.formula == "100 % - rate")

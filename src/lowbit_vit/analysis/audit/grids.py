@@ -51,7 +51,7 @@ def read_grids(path: Path) -> list[Grid]:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 (whatever a parser says of a file is said of that file)
-        raise DataError(f"{path}: not a table in CSV, Markdown, LaTeX or HTML: {ascii(first_line(error))}") from None
+        raise DataError(f"{path}: not a table in CSV, Markdown, LaTeX or HTML: {first_line(error)!a}") from None
     tidy = [Grid(_tidy(path, grid.rows), grid.separator) for grid in grids]
     return [grid for grid in tidy if grid.rows]
 
@@ -73,7 +73,7 @@ def _tidy(path: Path, grid: Rows) -> Rows:
     for number, row in enumerate(rows):
         for cell in row:
             if any(unicodedata.category(character) in ("Cc", "Cs") for character in cell):
-                raise DataError(f"{path}: line {number + 1}: the cell {ascii(cell[:40])} holds control characters; take them out")
+                raise DataError(f"{path}: line {number + 1}: the cell {cell[:40]!a} holds control characters; take them out")
     return rows
 
 
@@ -147,7 +147,9 @@ class _Tables(html.parser.HTMLParser):
             row.append(self.merged[at, len(row)])
         start = len(row)
         row += [text] * columns
-        below = [(at + down, start + right) for down in range(1, rows) for right in range(columns)] if rows * columns <= _MOST_SPANNED else []
+        below = (
+            [(at + down, start + right) for down in range(1, rows) for right in range(columns)] if rows * columns <= _MOST_SPANNED else []
+        )
         self.merged |= dict.fromkeys(below, text)
         while (at, len(row)) in self.merged:
             row.append(self.merged[at, len(row)])
@@ -160,10 +162,17 @@ def _html(text: str) -> list[Rows]:
     return [[row + [""] * (max(map(len, grid)) - len(row)) for row in grid] for grid in reader.grids if grid]
 
 
-_TEX_WORDS = {"pm": "\N{PLUS-MINUS SIGN}", "times": "\N{MULTIPLICATION SIGN}", "uparrow": "\N{UPWARDS ARROW}", "downarrow": "\N{DOWNWARDS ARROW}"}
+_TEX_WORDS = {
+    "pm": "\N{PLUS-MINUS SIGN}",
+    "times": "\N{MULTIPLICATION SIGN}",
+    "uparrow": "\N{UPWARDS ARROW}",
+    "downarrow": "\N{DOWNWARDS ARROW}",
+}
 _TEX_WORDS |= {"mu": "\N{MICRO SIGN}", "Delta": "\N{INCREMENT}", "checkmark": "\N{CHECK MARK}", "sim": "~", "approx": "~"}
 _TEX_LEFT_OUT = r"\\(?:toprule|midrule|bottomrule|hline|addlinespace(?:\[[^]]*\])?|(?:cmidrule|cline)(?:\[[^]]*\])?(?:\([^)]*\))?\{[^}]*\})"
-_TEX_WITH_SETTING = r"\\(?:cellcolor|rowcolor|color|textcolor|hspace|vspace|cite[pt]?|ref|label|footnote|textsuperscript|tnote)\*?(?:\[[^]]*\])?\{[^{}]*\}"
+_TEX_WITH_SETTING = (
+    r"\\(?:cellcolor|rowcolor|color|textcolor|hspace|vspace|cite[pt]?|ref|label|footnote|textsuperscript|tnote)\*?(?:\[[^]]*\])?\{[^{}]*\}"
+)
 
 
 def _latex(text: str) -> list[Rows]:

@@ -48,7 +48,11 @@ BYTES = _units(b=1, bytes=1, kb=10**3, mb=10**6, gb=10**9, kib=2**10, mib=2**20,
 BINARY = _units(kb=2**10, mb=2**20, gb=2**30)
 RATE = dict.fromkeys(
     (
-        *(f"{image}/{second}" for image in ("img", "image", "images", "imgs", "im", "sample", "samples") for second in ("s", "sec", "second")),
+        *(
+            f"{image}/{second}"
+            for image in ("img", "image", "images", "imgs", "im", "sample", "samples")
+            for second in ("s", "sec", "second")
+        ),
         *("fps", "ips", "samples per sec", "img per sec", "images per second", "images per sec"),
     ),
     Fraction(1),
@@ -64,8 +68,10 @@ QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
     "size": (BYTES, ("model size", "size", "file size", "disk size", "size on disk", "weight size", "weights size", "checkpoint size")),
     "mean": (
         TIME,
-        ("latency", "mean latency", "latency mean", "average latency", "avg latency", "inference time", "infer time", "runtime")
-        + ("step time:ms", "infer step time:ms"),
+        (
+            *("latency", "mean latency", "latency mean", "average latency", "avg latency", "inference time", "infer time", "runtime"),
+            "step time:ms",
+        ),
     ),
     "p50": (TIME, ("latency p50", "p50", "p50 latency", "median latency", "latency median")),
     "p95": (TIME, ("latency p95", "p95", "p95 latency")),
@@ -95,7 +101,22 @@ NUMBERS = ("row", "index", "rank", "no")
 # Names that are parts of others (patch size, calibration images): a heading that says more is of something else.
 _ALONE = ("size", "images", "speed", "accuracy", "acc", "error", "err", "runtime", "b", "resolution", "batch", "params", "param", "flop")
 # Words that tell no column from another of its kind.
-_USUAL = ("infer", "inference", "eval", "evaluation", "val", "validation", "imagenet", "in1k", "1k", "number", "of", "the", "measured")
+_USUAL = (
+    "infer",
+    "inference",
+    "eval",
+    "evaluation",
+    "val",
+    "validation",
+    "imagenet",
+    "in",
+    "in1k",
+    "1k",
+    "number",
+    "of",
+    "the",
+    "measured",
+)
 _DERIVED = re.compile(
     r"speed-?\s?up|improve|\bgains?\b|reduc|saving|\bdrop\b|\bdelta\b|\bdiff|\bloss of\b|compression|overhead|faster|smaller|\bchange|"
     r"[Δδ∆]|\bdegradation\b|\bratio\b|\brelative\b"

@@ -116,9 +116,7 @@ def sizes(case: Case) -> Iterator[Finding]:
             yield about((cell,), verdict="exact", words=words + ("" if match == "parameters" else f" ({match})"), **numbers)
 
 
-def _without_constants(
-    case: Case, cell: Cell, *, words: str, row: Row, model: Model, numbers: dict[str, float]
-) -> Iterator[Finding]:
+def _without_constants(case: Case, cell: Cell, *, words: str, row: Row, model: Model, numbers: dict[str, float]) -> Iterator[Finding]:
     """A size that is the low-bit weights to the last digit."""
     short = f"{case.label(cell)}: {cell.text} leaves out the constants of {row.weights}, {numbers['constants_mib']:.2f} MiB in fp32"
     short += f" ({numbers['double_mib']:.2f} double-quantized)" if row.block_size is not None else ""
@@ -189,11 +187,12 @@ def format_sizes(case: Case) -> Iterator[Finding]:
             continue
         each = {cell.value * 8 / parameters.value, (case.table.binary.cell(row, "size") or cell).value * 8 / parameters.value}
         of = next((more for more in _BITS if more > bits and any(abs(one / more - 1) <= _AS_PRINTED for one in each)), None)
+        called = f"{case.label(cell)}: {cell.shown} for {parameters.shown} parameters"
         if of is not None and not any(bits * (1 - _AS_PRINTED) <= one <= bits * _FILE_OVERHEAD for one in each):
-            words = f"{case.label(cell)}: {cell.shown} for {parameters.text} {parameters.unit} parameters are {of} bits each, not {bits}"
+            words = f"{called} are {of} bits each, not {bits}"
             yield about((parameters, cell), verdict="suspicious", words=f"{words}: {_SIMULATED}", bits=bits, printed_bits=of)
         elif max(each) < bits * (1 - _PARTLY):
-            words = f"{case.label(cell)}: {cell.shown} for {parameters.text} {parameters.unit} parameters are {max(each):.1f} bits each, below {bits}"
+            words = f"{called} are {max(each):.1f} bits each, below {bits}"
             words += ": a compressed file, or parameters that are not stored, would explain it"
             yield about((parameters, cell), verdict="suspicious", words=words, bits=bits, printed_bits=max(each))
 

@@ -174,9 +174,7 @@ class ResultsTable:
     @cached_property
     def binary(self) -> "ResultsTable":
         """The same table with KB, MB and GB read as powers of 1024."""
-        cells = {
-            key: replace(cell, scale=BINARY[cell.unit.lower()]) for key, cell in self.cells.items() if cell.unit.lower() in BINARY
-        }
+        cells = {key: replace(cell, scale=BINARY[cell.unit.lower()]) for key, cell in self.cells.items() if cell.unit.lower() in BINARY}
         return replace(self, cells=MappingProxyType({**self.cells, **cells}))
 
 
@@ -203,7 +201,9 @@ def load_tables(path: Path, *, decimal: Point | None = None) -> list[ResultsTabl
     kept = [at for at in range(len(grids)) if known[at] or not any(known)]
     if not kept:
         raise DataError(f"{path}: expected a line of headings and at least one row")
-    return [_table(str(path) if len(grids) == 1 else f"{path}, table {at + 1}", grids[at], decimal) for at in kept[: None if any(known) else 1]]
+    return [
+        _table(str(path) if len(grids) == 1 else f"{path}, table {at + 1}", grids[at], decimal) for at in kept[: None if any(known) else 1]
+    ]
 
 
 def _table(name: str, grid: Grid, decimal: Point | None) -> ResultsTable:
@@ -211,7 +211,9 @@ def _table(name: str, grid: Grid, decimal: Point | None) -> ResultsTable:
     heads = [read_heading(heading) for heading in headings]
     # A unit may stand in the first heading of a quantity alone.
     shown = {head.quantity: head for head in reversed(heads) if head.unit}
-    heads = [replace(head, unit=shown[head.quantity].unit, shown=shown[head.quantity].shown) if _bare(head, shown) else head for head in heads]
+    heads = [
+        replace(head, unit=shown[head.quantity].unit, shown=shown[head.quantity].shown) if _bare(head, shown) else head for head in heads
+    ]
     printed = [[row[at] for row in rows] for at in range(len(headings))]
     words = [at for at, head in enumerate(heads) if _is_name(head, printed[at])]
     label = _label(name, heads, words)
@@ -221,7 +223,8 @@ def _table(name: str, grid: Grid, decimal: Point | None) -> ResultsTable:
     cells = {(cell.row, what): cell for what, at in quantities.items() for cell in reader.cells(at)}
     others = [at for at, head in enumerate(heads) if at not in {*quantities.values(), *words} and reader.units(at)]
     passed = [at for at in range(len(heads)) if at not in {label, *told_by, *quantities.values()}]
-    left = [at for at in passed if not heads[at].aside and heads[at].name not in NUMBERS and not (heads[at].derived and at in others)]
+    left = [at for at in passed if not heads[at].aside and heads[at].name not in NUMBERS and (at not in others or heads[at].more)]
+    left = [at for at in left if not (heads[at].derived and at in others)]
     not_read = tuple(unread(heads[at]) for at in left)
     if not quantities and not_read:
         raise DataError(f"{name}: no column is read; heading {'; '.join(not_read)} is not known: write such as Latency (ms), Top-1 (%)")
@@ -436,11 +439,11 @@ class _Reader:
         if told or not open_:
             return next(iter(told), ".")
         at, number = open_[0]
-        if separator != ";" and separator != "\t" and not any(self._beside_whole(at, number) for at, number in open_):
+        if separator not in {";", "\t"} and not any(self._beside_whole(at, number) for at, number in open_):
             return "."
         plain = re.sub("[.,]", "", number.digits)
         raise DataError(
-            f"{self.place(at, number.row)}: {number.digits} may be {number.digits.replace(',', '.')} or {plain}, and no other number tells: "
+            f"{self.place(at, number.row)}: {number.digits} may be {number.digits.replace(',', '.')} or {plain}, and no number tells: "
             f"give --decimal point or --decimal comma"
         )
 
@@ -476,7 +479,7 @@ class _Reader:
         return cells
 
     def _ask_of_shares(self, at: int, cells: Iterable[Cell]) -> None:
-        """Several rates of at most 1 % may be shares of 1 under a heading in per cent: asked, as few tables are of models that learned nothing."""
+        """Several rates of at most 1 % may be shares of 1 under a heading in per cent: asked, as few models learn nothing."""
         given = [cell for cell in cells if cell.exact]
         if self.heads[at].quantity in {"top1", "top5", "f1"} and self.heads[at].unit == "%" and len(given) > 1:
             most = max(given, key=lambda cell: cell.exact)
