@@ -121,7 +121,7 @@ def _printed_again(case: Case) -> Iterator[tuple[str, list[tuple[Cell, Cell]], b
     quantities = [quantity for quantity in table.headings if quantity not in _SETTINGS]
     for quantity in quantities:
         pairs = [(table.cell(rows[table.names[row]][0], quantity), table.cell(row, quantity)) for row in again]
-        yield "of equal names", [(one, other) for one, other in pairs if one and other], repeats
+        yield "in rows of one name", [(one, other) for one, other in pairs if one and other], repeats
     for column in table.columns:
         heading = column.heading
         if heading.quantity in quantities and not heading.more and not heading.aside:
@@ -153,11 +153,10 @@ def printed_twice(case: Case) -> Iterator[Finding]:
         wrong = [pair for pair in pairs if _differ(*pair)]
         if wrong:
             one, other = wrong[0]
-            words = f"{case.label(other)}: {other.heading} is {one.shown} and {other.shown} {where}, in {len(wrong)} of {len(pairs)} such cells: "
-            words += (
-                "two runs or settings, as all differ" if settings else "the same row and column; another run or setting would explain it"
-            )
-            cells = [other for _, other in wrong] + [one for one, _ in wrong if where == "of equal names"]
+            values = f"{one.shown} and {other.shown} {where}, in {len(wrong)} of {len(pairs)} such cells"
+            why = "two runs or settings, as all differ" if settings else "the same row and column; another run or setting would explain it"
+            words = f"{case.label(other)}: {other.heading} is {values}: {why}"
+            cells = [other for _, other in wrong] + [one for one, _ in wrong if where == "in rows of one name"]
             yield about(cells, verdict="noted" if settings else "suspicious", words=words, cells=len(wrong), printed=len(pairs))
 
 

@@ -152,7 +152,9 @@ def load_context(path: Path) -> Context:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A table with its context, and the tables given before it: the input of every check. Cases are compared by identity, so that results can be cached by case.
+    """A table with its context, and the tables given before it: the input of every check.
+
+    Cases are compared by identity, so that results can be cached by case.
 
     Raises:
         ConfigError: the context names a row that the table does not have.

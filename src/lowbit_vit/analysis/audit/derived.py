@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from lowbit_vit.analysis.audit.check import LEVEL, Need, at_least, check
+from lowbit_vit.analysis.audit.check import LEVEL, at_least, check
 from lowbit_vit.analysis.audit.context import Case
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
 from lowbit_vit.analysis.audit.headings import Quantity
@@ -98,14 +98,14 @@ def _compared(case: Case) -> list[Column]:
     return [column for column in case.table.columns if column.heading.derived and column.cells]
 
 
-@check("derived", Need("a column that compares, such as Speedup", _compared))
+@check("derived")
 def comparisons(case: Case) -> Iterator[Finding]:
     """Does each speedup, reduction or improvement follow from the two cells that it compares, and by which formula?"""
     for column in _compared(case):
         yield from _followed(case, column.heading.text, list(column.cells.values()), list(_comparisons(case, column)))
 
 
-@check("error", Need("columns of a rate and of its error", lambda case: case.table.together("top1", "top1_error")))
+@check("error")
 def errors(case: Case) -> Iterator[Finding]:
     """An error rate is 100 % - Top-1."""
     for rate, error in (("top1", "top1_error"), ("top5", "top5_error")):
@@ -117,7 +117,7 @@ def errors(case: Case) -> Iterator[Finding]:
             yield from _followed(case, cells[0].heading, cells, [reading])
 
 
-@check("energy", "energy", "power")
+@check("energy")
 def energies(case: Case) -> Iterator[Finding]:
     """Energy is power x time, of a forward or of one image."""
     cells, readings = case.table.column("energy"), []
@@ -129,10 +129,11 @@ def energies(case: Case) -> Iterator[Finding]:
     for words, (quantities, function) in taken.items():
         rows = case.table.together(*quantities)
         told = {row[0].row: _bounds(function, row) for row in rows if all(cell.low > 0 for cell in row)}
-        if told:
+        if cells and told:
             headings = [cell.heading for cell in rows[0]]
             readings.append(_Reading(words, words.format(*headings), float(cells[0].scale), told))
-    yield from _followed(case, cells[0].heading, cells, readings)
+    if readings:
+        yield from _followed(case, cells[0].heading, cells, readings)
 
 
 def _comparisons(case: Case, column: Column) -> Iterator[_Reading]:

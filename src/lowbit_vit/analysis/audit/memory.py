@@ -172,7 +172,7 @@ def _formats(case: Case) -> dict[int, tuple[int, frozenset[str], Cell]]:
     return {row: (bits, rest, cell) for row, (bits, rest, cell) in named.items() if bits is not None}
 
 
-@check("format-size", "size", Need("names of formats in the rows, such as fp16 and int8", _formats))
+@check("format-size")
 def format_sizes(case: Case) -> Iterator[Finding]:
     """Has a row of fewer bits the size of another format: of the same model's row, or of so many parameters?"""
     rows = _formats(case)

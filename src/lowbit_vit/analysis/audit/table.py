@@ -227,7 +227,9 @@ def _table(name: str, grid: Grid, decimal: Point | None) -> ResultsTable:
     left = [at for at in left if not (heads[at].derived and at in others)]
     not_read = tuple(unread(heads[at]) for at in left)
     if not quantities and not_read:
-        raise DataError(f"{name}: no column is read; heading {'; '.join(not_read)} is not known: write such as Latency (ms), Top-1 (%)")
+        raise DataError(
+            f"{name}: no column is known: {', '.join(not_read)}; headings are such as Latency (ms), Throughput (img/s), Top-1 (%)"
+        )
     return ResultsTable(
         labels=_numbered(names),
         headings=MappingProxyType({what: headings[at] for what, at in quantities.items()}),
