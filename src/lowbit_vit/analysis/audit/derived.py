@@ -25,6 +25,7 @@ _FORMULAS: dict[str, Callable[[float, float], float]] = {
     "(old - new) / new": lambda old, new: (old - new) / new,
     "1 + (old - new) / old": lambda old, new: 1 + (old - new) / old,
 }
+_ERROR = "100 % - rate"
 _DIFFERENCES = ("new - old", "old - new")
 # Formulas whose result is taken for another one's: said, and no fault.
 _MISTAKEN = {"1 + (old - new) / old": "old / new", "(old - new) / new": "(old - new) / old"}
@@ -32,7 +33,7 @@ _COMPARED: tuple[Quantity, ...] = ("mean", "p50", "p95", "p99", "cpu", "kernel",
 _COMPARED += ("top1", "top5", "f1", "params", "macs", "flop", "power", "energy")
 # A column follows a formula that gives this share of its numbers.
 _USUAL = 0.8
-# A number counts as wrong, not as measured in another pass, if so many others follow and it is off by more than this.
+# A number that is off by more than the last of these was not measured in another pass; that it is wrong takes so many others that follow.
 _OTHERS, _OTHERS_SHARE, _FAR = 5, 0.9, 0.01
 # Chance at which a formula is named that gives all numbers, and the readings that have half of the weight.
 _NAMED, _PLAIN = 0.05, 16
@@ -63,12 +64,19 @@ class _Reading:
         words: with the columns and rows that it takes.
         scale: of the printed number.
         told: what it gives, by row.
+        turned: whether the further column, which is the old one as a rule, is the new one.
     """
 
     formula: str
     words: str
     scale: float
     told: Mapping[int, _Told]
+    turned: bool = False
+
+    @property
+    def plainness(self) -> tuple[bool, int]:
+        """Where it stands among the readings: plainer ones are tried first, and named where several give the same."""
+        return self.turned, [*_FORMULAS, self.formula].index(self.formula)
 
     def off(self, cell: Cell) -> float | None:
         """How far a printed number lies beyond what rounding allows, as a share of it; None where the formula says nothing."""
@@ -113,7 +121,7 @@ def errors(case: Case) -> Iterator[Finding]:
         told = {wrong.row: _bounds(lambda one: 1 - one, (right,)) for right, wrong in pairs}
         if pairs:
             cells = [wrong for _, wrong in pairs]
-            reading = _Reading("100 % - rate", f"100 % - {pairs[0][0].heading}", float(cells[0].scale), told)
+            reading = _Reading(_ERROR, f"100 % - {pairs[0][0].heading}", float(cells[0].scale), told)
             yield from _followed(case, cells[0].heading, cells, [reading])
 
 
@@ -142,12 +150,14 @@ def _comparisons(case: Case, column: Column) -> Iterator[_Reading]:
     bare = not any(cell.unit for cell in column.cells.values())
     named = [column.heading.of] if column.heading.of and case.table.column(column.heading.of) else list(_COMPARED)
     pairs: dict[str, list[tuple[Cell, Cell]]] = {}
+    turned: set[str] = set()
     for quantity in named:
         own = {cell.row: cell for cell in case.table.column(quantity)}
         others = [other for other in case.table.columns if other.heading.quantity == quantity]
         for other in others:
             heading = case.table.headings.get(quantity, "")
             pairs[f"old {other.heading.text}, new {heading}"] = [(other.cells[row], own[row]) for row in own if row in other.cells]
+            turned.add(f"old {heading}, new {other.heading.text}")
             pairs[f"old {heading}, new {other.heading.text}"] = [(own[row], other.cells[row]) for row in own if row in other.cells]
         for words, base in _bases(case, column).items():
             found = [(own[base[row]], own[row]) for row in own if base.get(row) in own and base[row] != row]
@@ -157,10 +167,10 @@ def _comparisons(case: Case, column: Column) -> Iterator[_Reading]:
         for formula, function in _FORMULAS.items() if usable else ():
             told = {new.row: _bounds(function, (old, new)) for old, new in usable}
             if formula in _DIFFERENCES:
-                yield _Reading(formula, words, float(usable[0][1].scale), told)
+                yield _Reading(formula, words, float(usable[0][1].scale), told, words in turned)
                 continue
             for scale in (0.01,) if percent else (1.0, 0.01) if bare else (1.0,):
-                yield _Reading(formula, words, scale, told)
+                yield _Reading(formula, words, scale, told, words in turned)
 
 
 def _bases(case: Case, column: Column) -> dict[str, dict[int, int]]:
@@ -185,8 +195,7 @@ def _reference(case: Case) -> int | None:
 def _followed(case: Case, heading: str, cells: list[Cell], readings: list[_Reading]) -> Iterator[Finding]:
     """The formula that a column follows, and the cells that do not follow it."""
     best: tuple[int, _Reading, list[Cell]] | None = None
-    order = {formula: at for at, formula in enumerate(_FORMULAS)}
-    for at, reading in enumerate(sorted(readings, key=lambda one: order.get(one.formula, 0))):
+    for at, reading in enumerate(sorted(readings, key=lambda one: one.plainness)):
         # Where nothing changes, every formula agrees.
         told = [cell for cell in cells if cell.row in reading.told and float(cell.text) * reading.scale not in {0.0, 1.0}]
         agree = sum(not reading.off(cell) for cell in told)
@@ -204,16 +213,18 @@ def _followed(case: Case, heading: str, cells: list[Cell], readings: list[_Readi
         yield about(cells, verdict="not checked", words=words, cells=len(cells), readings=len(readings))
         return
     agree, reading, told = best
-    wrong = [cell for cell in told if reading.off(cell)]
-    follow = [cell for cell in cells if cell.row in reading.told and cell not in wrong]
-    yield _formula(heading, reading, follow, rows=len(follow) + len(wrong))
+    # What is a little off was computed from another pass; an error rate has no other.
+    far = 0.0 if reading.formula == _ERROR else _FAR
+    wrong = [cell for cell in told if (reading.off(cell) or 0.0) > far]
+    follow = [cell for cell in cells if reading.off(cell) == 0.0]
+    yield _formula(heading, reading, follow, rows=sum(cell.row in reading.told for cell in cells), near=len(told) - agree - len(wrong))
     for cell in wrong:
         yield _misfit(case, cell, reading, agree=agree, rows=len(told), readings=readings)
 
 
-def _formula(heading: str, reading: _Reading, agree: list[Cell], *, rows: int) -> Finding:
+def _formula(heading: str, reading: _Reading, agree: list[Cell], *, rows: int, near: int) -> Finding:
     says = reading.words if reading.formula not in _FORMULAS else f"{reading.formula} ({reading.words})"
-    words = f"{heading} is {says} in {len(agree)} of {rows} rows"
+    words = f"{heading} is {says} in {len(agree)} of {rows} rows" + (f", and within {_FAR:.0%} in {near} more" if near else "")
     numbers: dict[str, float] = {"rows": rows, "agree": len(agree)}
     other = _MISTAKEN.get(reading.formula)
     verdict: Verdict = "exact"
@@ -233,7 +244,7 @@ def _formula(heading: str, reading: _Reading, agree: list[Cell], *, rows: int) -
 
 def _misfit(case: Case, cell: Cell, reading: _Reading, *, agree: int, rows: int, readings: list[_Reading]) -> Finding:
     """A cell that does not follow, and the other readings of it."""
-    told, off = reading.told[cell.row], reading.off(cell) or 0.0
+    told = reading.told[cell.row]
     others = [other for other in readings if other.off(cell) == 0.0 and other.words == reading.words]
     says = reading.formula if reading.formula in _FORMULAS else reading.words
     words = (
@@ -241,7 +252,7 @@ def _misfit(case: Case, cell: Cell, reading: _Reading, *, agree: int, rows: int,
         f"{told.value / reading.scale:.4g} ({told.low / reading.scale:.4g} to {told.high / reading.scale:.4g} before rounding), as in "
         f"{agree} of {rows} rows"
     )
-    sure = agree >= max(_OTHERS, _OTHERS_SHARE * rows) and (off > _FAR or reading.formula == "100 % - rate")
+    sure = agree >= max(_OTHERS, _OTHERS_SHARE * rows)
     verdict: Verdict = "contradicts itself" if sure and not others and not _otherwise(case, cell, reading) else "suspicious"
     words += f"; {others[0].formula} would give it" if others else ": they cannot all be right" if verdict == "contradicts itself" else ""
     numbers = {"printed": float(cell.text), "computed": told.value / reading.scale, "agree": agree, "rows": rows}
