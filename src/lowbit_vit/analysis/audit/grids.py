@@ -26,6 +26,7 @@ class Grid(NamedTuple):
 
 # HTML's own bound for a merged cell; a file may ask for more.
 _MOST_SPANNED = 1_000
+_UNSEEN = ("Cf", "Cn", "Co")
 _RULE = re.compile(r"^[ >]*\|?[ \t]*:?-+:?[ \t]*(\|[ \t]*:?-+:?[ \t]*)+\|?[ \t]*$|^[ >]*\|[ \t]*:?-+:?[ \t]*\|[ \t]*$", re.MULTILINE)
 
 
@@ -67,8 +68,8 @@ def _decoded(path: Path) -> str:
 
 
 def _tidy(path: Path, grid: Rows) -> Rows:
-    """Cells on one line, without characters that have no width; control characters are refused, as they reach a terminal."""
-    rows = [["".join(c for c in " ".join(cell.split()) if unicodedata.category(c) != "Cf") for cell in row] for row in grid]
+    """Cells on one line, without characters that have no width or no shape; control characters are refused, as they reach a terminal."""
+    rows = [["".join(c for c in " ".join(cell.split()) if unicodedata.category(c) not in _UNSEEN) for cell in row] for row in grid]
     rows = [row for row in rows if any(row)]
     for number, row in enumerate(rows):
         for cell in row:

@@ -124,7 +124,6 @@ _DERIVED = re.compile(
 # Words that make another quantity of a known one.
 _OTHERWISE = re.compile(r"\b(p\d+|std|min|max|worst|best|error|err|per|cold|first|load|total|train|training|epoch|limit|rank)\b")
 _BRACKETED = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
-_SAID_MISSING = {id(TIME): "ms", id(BYTES): "mb", id(RATE): "img/s", id(_MANY): "m"}
 
 
 @dataclass(frozen=True)
@@ -220,14 +219,15 @@ def is_unit(text: str) -> bool:
 
 def unread(heading: Heading) -> str:
     """A column that is not read, with what to write if it should be."""
-    known = {name.partition(":")[0]: units for units, names in QUANTITIES.values() for name in names}
-    if heading.quantity is not None and heading.unit not in heading.units:
-        allowed = [unit for unit in heading.units if unit]
+    allowed = [unit for unit in heading.units if unit]
+    if allowed and heading.unit not in heading.units:
         said = f"unit {heading.unit!r} is not known" if heading.unit else "the unit is missing"
-        return f"{heading.text!r}: {said}; allowed: {', '.join(allowed)}; write such as {heading.name} ({_SAID_MISSING[id(heading.units)]})"
+        return f"{heading.text!r}: {said}; allowed: {', '.join(allowed)}; write such as {heading.name} ({allowed[0]})"
+    known = {name.partition(":")[0]: units for units, names in QUANTITIES.values() for name in names}
     near = difflib.get_close_matches(heading.name, [*known, *LABELS], n=1, cutoff=0.75) if heading.quantity is None else []
     # P90 is no misspelt P99.
     if not near or heading.derived or heading.aside or re.findall(r"\d", near[0]) != re.findall(r"\d", heading.name):
         return repr(heading.text)
-    shown = heading.unit if heading.unit in known.get(near[0], {}) else _SAID_MISSING.get(id(known.get(near[0])), "")
+    units = [unit for unit in known.get(near[0], {}) if unit]
+    shown = heading.unit if heading.unit in units else next(iter(units), "")
     return f"{heading.text!r} (did you mean {near[0]}{f' ({shown})' if shown else ''}?)"
