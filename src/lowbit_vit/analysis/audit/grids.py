@@ -36,8 +36,6 @@ def read_grids(path: Path) -> list[Grid]:
     Raises:
         DataError: the file is missing, not text, holds no table, or a cell holds control characters; one line.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such table")
     text = _decoded(path)
     try:
         if re.search(r"\\begin\{(tabular|longtable|array)", text):
@@ -58,11 +56,16 @@ def read_grids(path: Path) -> list[Grid]:
 
 
 def _decoded(path: Path) -> str:
-    content = path.read_bytes()
+    if not path.is_file():
+        raise DataError(f"{path}: no such table")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = content.decode(encoding)
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise DataError(f"{path}: not text in UTF-8; save the table as UTF-8 (in Excel: CSV UTF-8)") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -170,7 +173,8 @@ _TEX_WORDS = {
     "downarrow": "\N{DOWNWARDS ARROW}",
 }
 _TEX_WORDS |= {"mu": "\N{MICRO SIGN}", "Delta": "\N{INCREMENT}", "checkmark": "\N{CHECK MARK}", "sim": "~", "approx": "~"}
-_TEX_LEFT_OUT = r"\\(?:toprule|midrule|bottomrule|hline|addlinespace(?:\[[^]]*\])?|(?:cmidrule|cline)(?:\[[^]]*\])?(?:\([^)]*\))?\{[^}]*\})"
+_TEX_LEFT_OUT = r"\\(?:toprule|midrule|bottomrule|hline|hdashline|specialrule(?:\{[^}]*\}){3}|"
+_TEX_LEFT_OUT += r"addlinespace(?:\[[^]]*\])?|(?:cmidrule|cline)(?:\[[^]]*\])?(?:\([^)]*\))?\{[^}]*\})"
 _TEX_WITH_SETTING = (
     r"\\(?:cellcolor|rowcolor|color|textcolor|hspace|vspace|cite[pt]?|ref|label|footnote|textsuperscript|tnote)\*?(?:\[[^]]*\])?\{[^{}]*\}"
 )
@@ -186,8 +190,10 @@ def _tex_rows(body: str) -> Rows:
     body = re.sub(_TEX_LEFT_OUT, "", body)
     # The column types, after a width or a position.
     body = re.sub(r"^\s*(?:\[[^]]*\])?(?:\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}\s*){1,2}", "", body)
+    # Lines of one cell.
+    body = re.sub(r"\\(?:makecell|shortstack|thead)(?:\[[^]]*\])?\{[^{}]*\}", lambda cell: cell[0].replace("\\\\", " "), body)
     grid: Rows = []
-    for line in re.split(r"\\\\(?:\[[^]]*\])?|\\tabularnewline", body):
+    for line in re.split(r"\\\\\*?(?:\s*\[-?[\d.]+ *[a-z]+\])?|\\tabularnewline", body):
         row: list[str] = []
         for cell in re.split(r"(?<!\\)&", line):
             merged = re.match(r"\s*\\multicolumn\{(\d{1,4})\}\{(?:[^{}]|\{[^{}]*\})*\}", cell)

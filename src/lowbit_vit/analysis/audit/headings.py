@@ -56,7 +56,7 @@ RATE = dict.fromkeys(
         *("fps", "ips", "samples per sec", "img per sec", "images per second", "images per sec"),
     ),
     Fraction(1),
-)
+) | {"k": Fraction(1000)}
 SHARE = {"": Fraction(1), "%": Fraction(1, 100), "pct": Fraction(1, 100), "percent": Fraction(1, 100)}
 COUNT = {"": Fraction(1), "k": Fraction(1000)}
 _MANY = _units(k=10**3, m=10**6, million=10**6, millions=10**6, b=10**9, bn=10**9, g=10**9, t=10**12)
@@ -76,10 +76,13 @@ QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
     "p50": (TIME, ("latency p50", "p50", "p50 latency", "median latency", "latency median")),
     "p95": (TIME, ("latency p95", "p95", "p95 latency")),
     "p99": (TIME, ("latency p99", "p99", "p99 latency")),
-    "throughput": (RATE, ("throughput", "speed", *(f"{unit}:{unit}" for unit in RATE))),
+    "throughput": (RATE, ("throughput", "speed", *(f"{unit}:{unit}" for unit in RATE if unit != "k"))),
     "vram": (BYTES, ("peak vram", "vram", "peak memory", "peak gpu memory", "peak mem", "gpu memory", "gpu mem", "max memory")),
     "cpu": (TIME, ("cpu latency", "latency cpu")),
-    "top1": (SHARE, ("top 1 acc", "top 1 accuracy", "top 1", "top1", "accuracy", "top1 acc", "top1 accuracy", "acc 1", "acc1", "acc")),
+    "top1": (
+        SHARE,
+        ("top 1 acc", "top 1 accuracy", "top 1", "top1", "accuracy", "top1 acc", "top1 accuracy", "acc 1", "acc1", "acc", "accuracy top 1"),
+    ),
     "top5": (SHARE, ("top 5 acc", "top 5 accuracy", "top 5", "top5", "top5 acc", "top5 accuracy", "acc 5", "acc5")),
     "f1": (SHARE, ("f1 score", "f1", "macro f1", "f1 macro")),
     "kernel": (TIME, ("total cuda kernel time", "cuda kernel time", "kernel time", "total kernel time")),
@@ -97,6 +100,7 @@ QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
 }
 LABELS = ("model", "name", "variant", "method", "arm", "network", "backbone", "architecture", "arch", "quantization", "format")
 LABELS += ("precision", "dtype", "weights", "bits", "attention", "kernel", "device", "gpu", "hardware", "dataset", "backend")
+_SUGGESTED = 4
 NUMBERS = ("row", "index", "rank", "no")
 # Names that are parts of others (patch size, calibration images): a heading that says more is of something else.
 _ALONE = ("size", "images", "speed", "accuracy", "acc", "error", "err", "runtime", "b", "resolution", "batch", "params", "param", "flop")
@@ -118,11 +122,14 @@ _USUAL = (
     "measured",
 )
 _DERIVED = re.compile(
-    r"speed-?\s?up|improve|\bgains?\b|reduc|saving|\bdrop\b|\bdelta\b|\bdiff|\bloss of\b|compression|overhead|faster|smaller|\bchange|"
-    r"[Δδ∆]|\bdegradation\b|\bratio\b|\brelative\b"
+    r"speed-?\s?up|accelerat|improve|\bgains?\b|reduc|saving|\bdrop\b|\bdelta\b|\bdiff|\bloss of\b|compression|overhead|faster|smaller|"
+    r"\bchange|[Δδ∆]|\bdegradation\b|\bratio\b|\brelative\b"
 )
 # Words that make another quantity of a known one.
-_OTHERWISE = re.compile(r"\b(p\d+|std|min|max|worst|best|error|err|per|cold|first|load|total|train|training|epoch|limit|rank)\b")
+_OTHERWISE = re.compile(
+    r"\b(p\d+|std|min|max|worst|best|error|err|per|cold|first|load|total|train|training|epoch|limit|rank|top|acc|accuracy|loss)\b"
+)
+
 _BRACKETED = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
 
 
@@ -173,7 +180,8 @@ _EVERY_UNIT = {unit for units, _ in QUANTITIES.values() for unit in units if uni
 def read_heading(text: str) -> Heading:
     """Find the quantity, the unit and the rest: `Latency P95 (ms)`, `latency_p95_ms`, `Acc@1 [%] ↑`, `Latency on T4 (ms)`."""
     counted = re.fullmatch(r"#\s*((?:params?|parameters)\b.*)", text, flags=re.IGNORECASE)
-    plain = (counted[1] if counted else text).replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")
+    bare = re.sub(r"\(?(mean\s*)?(\N{PLUS-MINUS SIGN}|\+/?-)\s*[a-z.]*\)?", "", counted[1] if counted else text, flags=re.IGNORECASE)
+    plain = bare.replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")
     parts = [part.strip() for group in _BRACKETED.findall(plain) for part in re.split("[,;]", group)]
     shown = next((part for part in parts if _unit(part) in _EVERY_UNIT), "")
     lower = (plain.replace(shown, " ", 1) if not shown or f"({shown}" not in plain else plain.replace(f"({shown}", "(", 1)).lower()
@@ -222,7 +230,7 @@ def unread(heading: Heading) -> str:
     allowed = [unit for unit in heading.units if unit]
     if allowed and heading.unit not in heading.units:
         said = f"unit {heading.unit!r} is not known" if heading.unit else "the unit is missing"
-        return f"{heading.text!r}: {said}; allowed: {', '.join(allowed)}; write such as {heading.name} ({allowed[0]})"
+        return f"{heading.text!r}: {said}; allowed: {', '.join(allowed[:_SUGGESTED])}; write such as {heading.name} ({allowed[0]})"
     known = {name.partition(":")[0]: units for units, names in QUANTITIES.values() for name in names}
     near = difflib.get_close_matches(heading.name, [*known, *LABELS], n=1, cutoff=0.75) if heading.quantity is None else []
     # P90 is no misspelt P99.

@@ -219,9 +219,9 @@ def _table(name: str, grid: Grid, decimal: Point | None) -> ResultsTable:
     label = _label(name, heads, words)
     names, told_by = _names(name, label, heads=heads, printed=printed, words=words, sections=sections)
     reader = _Reader(name, grid.separator, decimal, heads, printed)
-    quantities = _quantities([(at, head) for at, head in enumerate(heads) if at not in {label, *told_by} or head.quantity], reader)
+    quantities = _quantities(reader)
     cells = {(cell.row, what): cell for what, at in quantities.items() for cell in reader.cells(at)}
-    others = [at for at, head in enumerate(heads) if at not in {*quantities.values(), *words} and reader.units(at)]
+    others = {at: found for at in range(len(heads)) if at not in {*quantities.values(), *words} and (found := reader.beside(at))}
     passed = [at for at in range(len(heads)) if at not in {label, *told_by, *quantities.values()}]
     left = [at for at in passed if not heads[at].aside and heads[at].name not in NUMBERS and (at not in others or heads[at].more)]
     left = [at for at in left if not (heads[at].derived and at in others)]
@@ -234,7 +234,7 @@ def _table(name: str, grid: Grid, decimal: Point | None) -> ResultsTable:
         labels=_numbered(names),
         headings=MappingProxyType({what: headings[at] for what, at in quantities.items()}),
         cells=MappingProxyType(cells),
-        columns=tuple(Column(heads[at], {cell.row: cell for cell in reader.cells(at)}) for at in others),
+        columns=tuple(Column(heads[at], found) for at, found in others.items()),
         names=tuple(names),
         words=tuple(frozenset(" ".join([names[row], *(printed[at][row] for at in words)]).lower().split()) for row in range(len(rows))),
         unread=not_read,
@@ -330,7 +330,7 @@ def _names(
     keys += [at for at, head in enumerate(heads) if at not in keys and not (head.quantity or head.derived or head.aside or at == label)]
     used = []
     for at, cells in [(None, sections), *((at, printed[at]) for at in keys)]:
-        longer = [f"{one} {cell}".strip() for one, cell in zip(names, cells, strict=True)]
+        longer = [f"{cell} {one}" if at is None and cell else f"{one} {cell}".strip() for one, cell in zip(names, cells, strict=True)]
         if len(set(names)) < len(names) and len(set(longer)) > len(set(names)):
             names = longer
             used += [] if at is None else [at]
@@ -347,9 +347,9 @@ def _numbered(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _quantities(heads: Sequence[tuple[int, Heading]], reader: "_Reader") -> dict[Quantity, int]:
+def _quantities(reader: "_Reader") -> dict[Quantity, int]:
     """The column of each quantity: the one whose heading says nothing more, else one of those that all say the same more."""
-    known = [(at, head) for at, head in heads if head.quantity and not head.aside and reader.units(at)]
+    known = [(at, head) for at, head in enumerate(reader.heads) if head.quantity and not head.aside and reader.units(at)]
     more = {head.more for _, head in known if head.more}
     chosen: dict[Quantity, int] = {}
     for at, head in sorted(known, key=lambda one: (bool(one[1].more), one[0])):
@@ -383,8 +383,16 @@ class _Reader:
         self, name: str, separator: str, decimal: Point | None, heads: Sequence[Heading], printed: Sequence[Sequence[str]]
     ) -> None:
         self.name, self.heads, self.printed = name, heads, printed
+        # What is wrong with a column, which matters if the column is read.
+        self.wrong: dict[int, str] = {}
         self.numbers = {at: list(self._numbers(at)) for at, head in enumerate(heads) if head.quantity or head.derived}
         self.decimal = {"point": ".", "comma": ","}.get(decimal or "") or self._decimal(separator)
+
+    def _no_number(self, at: int, row: int) -> str:
+        text = self.printed[at][row]
+        shown = repr(text if len(text) <= 40 else f"{text[:40]}...")
+        told = f"{shown} is not a number such as 12.50 (at most {_MOST_DIGITS} digits), nor N/A"
+        return f"{self.place(at, row)}: {told}; # before the heading leaves the column out"
 
     def place(self, at: int, row: int) -> str:
         """A cell's place in messages."""
@@ -406,18 +414,15 @@ class _Reader:
         for row, text in enumerate(self.printed[at]):
             bare = _pixels(text) if head.units is PIXELS else _REMARK.sub("", text.strip(_MARKS)).strip(_MARKS)
             bare = bare.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
-            # A bound, or about so much, is no value.
-            if not re.search("[0-9]", bare) or bare[0] in "<>~\N{ALMOST EQUAL TO}":
+            # A bound, about so much, or words are no value.
+            if not re.search("[0-9]", bare) or bare[0] in "<>~\N{ALMOST EQUAL TO}" or bare[0].isalpha():
                 continue
             found = _PRINTED.fullmatch(bare)
-            signed = found and found[1] == "-" and not head.derived
             unit = "" if found is None else found[4].strip().lower()
             allowed = {"", *(COMPARED if head.derived else head.units)}
-            if found is None or signed or unit not in allowed or sum(map(str.isdigit, found[2])) > 2 * _MOST_DIGITS:
-                # Columns that start with # may hold anything.
-                if head.aside or head.derived:
-                    continue
-                raise DataError(f"{self.place(at, row)}: {_short(text)} is not a number such as 12.50 (at most 30 digits), nor N/A")
+            if found is None or (found[1] == "-" and not head.derived) or unit not in allowed or len(found[2]) > 2 * _MOST_DIGITS:
+                self.wrong.setdefault(at, self._no_number(at, row))
+                continue
             yield _Number(row, found[1], found[2], found[3] or "", unit)
 
     def _decimal(self, separator: str) -> str:
@@ -455,6 +460,8 @@ class _Reader:
 
     def cells(self, at: int) -> list[Cell]:
         """The numbers of a column; a missing one is left out."""
+        if at in self.wrong:
+            raise DataError(self.wrong[at])
         head, numbers, units = self.heads[at], self.numbers[at], self.units(at)
         texts = {number.row: self._plain(at, number) for number in numbers}
         unit = head.shown
@@ -467,18 +474,22 @@ class _Reader:
         for number in numbers:
             text, own = texts[number.row], number.unit or (head.unit if unit == head.shown else unit)
             value = Fraction(text) * units[own]
-            whole = units is not COUNT or (value >= 1 and value.denominator == 1)
-            if head.aside and (not whole or (units is SHARE and value > 1)):
-                continue
             if units is SHARE and value > 1:
                 raise DataError(f"{self.place(at, number.row)}: {text} is above 100 %")
-            if not whole:
+            if units is COUNT and (value < 1 or value.denominator > 1):
                 raise DataError(f"{self.place(at, number.row)}: {text} is no whole number of images from 1 on")
             step = _step(text.lstrip("-"), significant, noise)
             cells.append(Cell(number.row, head.text, text, units[own], step=step, unit=number.unit or unit))
         if not any(number.unit for number in numbers):
             self._ask_of_shares(at, cells)
         return cells
+
+    def beside(self, at: int) -> dict[int, Cell]:
+        """The numbers by row of a column that is compared with others only; none if something is wrong with it."""
+        try:
+            return {cell.row: cell for cell in self.cells(at)} if self.units(at) else {}
+        except DataError:
+            return {}
 
     def _ask_of_shares(self, at: int, cells: Iterable[Cell]) -> None:
         """Several rates of at most 1 % may be shares of 1 under a heading in per cent: asked, as few models learn nothing."""
@@ -498,14 +509,9 @@ class _Reader:
         found = re.fullmatch(pattern, number.digits)
         whole, behind = (re.sub(r"\D", "", found[1]) or "0", found[2] or "") if found else ("", "")
         if found is None or max(len(whole), len(behind)) > _MOST_DIGITS:
-            shown = _short(self.printed[at][number.row])
-            raise DataError(f"{self.place(at, number.row)}: {shown} is not a number such as 12.50 (at most 30 digits), nor N/A")
+            raise DataError(self._no_number(at, number.row))
         text = f"{whole}.{behind}" if behind else whole
         return ("-" if number.sign == "-" else "") + (f"{Decimal(text + number.power):f}" if number.power else text)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
 def _pixels(text: str) -> str:
