@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -171,10 +172,15 @@ class Case:
             if name not in self.table.labels:
                 raise _unknown(name, self.table.labels)
 
+    @cached_property
+    def _of_all(self) -> Model | None:
+        """The model that all rows share, which is of one image size."""
+        return self.context.model if len({cell.exact for cell in self.table.column("image_size")}) < 2 else None
+
     def model(self, index: int) -> Model | None:
-        """Sizes of a row's model: its own, or the table's, which is of one image size."""
-        row, sizes = self.row(index), {cell.exact for cell in self.table.column("image_size")}
-        return row.model if row is not None and row.model else self.context.model if len(sizes) < 2 else None
+        """Sizes of a row's model: its own, or that of all rows."""
+        row = self.row(index)
+        return row.model if row is not None and row.model else self._of_all
 
     @property
     def gpu(self) -> Gpu:
