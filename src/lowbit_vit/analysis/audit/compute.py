@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from lowbit_vit.analysis.audit.check import Need, check
 from lowbit_vit.analysis.audit.context import Case, Dtype, Gpu, Model, Row, given
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about, lacks
+from lowbit_vit.analysis.audit.headings import Quantity
 from lowbit_vit.analysis.audit.latency import implied_batch
 from lowbit_vit.analysis.audit.memory import parameter_bytes
-from lowbit_vit.analysis.audit.table import Cell, Quantity, above
+from lowbit_vit.analysis.audit.table import Cell, above
 
 # Of the dense peak: no attention kernel is near it (FlashAttention-2's own paper reports up to 73 % on an A100).
 _ATTENTION_AT_MOST = 0.9

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from lowbit_vit.analysis.audit.table import Cell, Quantity, ResultsTable
+from lowbit_vit.analysis.audit.headings import Quantity
+from lowbit_vit.analysis.audit.table import Cell, ResultsTable
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import read_yaml, validate
 from lowbit_vit.schema.plan import Frozen

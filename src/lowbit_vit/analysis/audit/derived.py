@@ -37,6 +37,7 @@ _USUAL = 0.8
 _OTHERS, _OTHERS_SHARE, _FAR = 5, 0.9, 0.01
 # Chance at which a formula is named that gives all numbers, and the readings that have half of the weight.
 _NAMED, _PLAIN = 0.05, 16
+_LITTLE = 1e-3
 # Rounded twice, a number is off by up to this share of its last digit.
 _TWICE = 0.1
 # Formulas that differ by so much in a cell show it as an example.
@@ -47,12 +48,19 @@ _NEAR = 64
 
 @dataclass(frozen=True)
 class _Told:
-    """What a formula gives for a row: the cells that it takes, and the values that their rounding allows."""
+    """What a formula gives for a row.
+
+    Attributes:
+        cells: those that it takes.
+        low, value, high: the value, and those that their rounding allows.
+        sway: by how much the value changes if a cell does by 100 %: a small reduction is a difference of two large numbers.
+    """
 
     cells: tuple[Cell, ...]
     low: float
     value: float
     high: float
+    sway: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class _Reading:
         return self.turned, [*_FORMULAS, self.formula].index(self.formula)
 
     def off(self, cell: Cell) -> float | None:
-        """How far a printed number lies beyond what rounding allows, as a share of it; None where the formula says nothing."""
+        """By what share a cell would have to change, beyond rounding, to give a printed number; None where the formula says nothing."""
         told = self.told.get(cell.row)
         if told is None:
             return None
@@ -88,7 +96,7 @@ class _Reading:
         low = printed - (0.5 + _TWICE) * unit if printed >= 0 else printed - unit
         high = printed + unit if printed >= 0 else printed + (0.5 + _TWICE) * unit
         gap = max(told.low - high, low - told.high) - 1e-9 * abs(printed)
-        return max(0.0, gap) / max(abs(told.value), 1e-12)
+        return max(0.0, gap) / max(told.sway, 1e-12)
 
     def chance(self, cell: Cell, spread: float) -> float:
         """Chance that a number somewhere in `spread` would agree."""
@@ -99,7 +107,10 @@ class _Reading:
 def _bounds(function: Callable[..., float], cells: tuple[Cell, ...]) -> _Told:
     """All that a formula may give: each is monotonic in each of its numbers."""
     corners = [function(*corner) for corner in product(*((float(cell.low), float(cell.most)) for cell in cells))]
-    return _Told(cells, min(corners), function(*(cell.value for cell in cells)), max(corners))
+    values = [cell.value for cell in cells]
+    value = function(*values)
+    sways = [abs(function(*values[:at], values[at] * (1 + _LITTLE), *values[at + 1 :]) - value) / _LITTLE for at in range(len(values))]
+    return _Told(cells, min(corners), value, max(corners), max(sways))
 
 
 def _compared(case: Case) -> list[Column]:
@@ -116,7 +127,8 @@ def comparisons(case: Case) -> Iterator[Finding]:
 @check("error")
 def errors(case: Case) -> Iterator[Finding]:
     """An error rate is 100 % - Top-1."""
-    for rate, error in (("top1", "top1_error"), ("top5", "top5_error")):
+    both: tuple[tuple[Quantity, Quantity], ...] = (("top1", "top1_error"), ("top5", "top5_error"))
+    for rate, error in both:
         pairs = case.table.together(rate, error)
         told = {wrong.row: _bounds(lambda one: 1 - one, (right,)) for right, wrong in pairs}
         if pairs:

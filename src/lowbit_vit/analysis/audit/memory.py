@@ -10,7 +10,8 @@ from itertools import combinations_with_replacement
 from lowbit_vit.analysis.audit.check import LEVEL, Need, at_least, check
 from lowbit_vit.analysis.audit.context import DTYPE_BYTES, WEIGHT_BYTES, Case, Lacking, Model, Row, given
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
-from lowbit_vit.analysis.audit.table import Cell, Quantity
+from lowbit_vit.analysis.audit.headings import Quantity
+from lowbit_vit.analysis.audit.table import Cell
 
 MIB = 2**20
 # Double quantization keeps the constants in 8 bits, with one fp32 constant for 256 of them (QLoRA, 2023, section 3).

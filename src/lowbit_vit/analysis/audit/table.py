@@ -258,7 +258,9 @@ def _parted(name: str, grid: Sequence[list[str]]) -> tuple[list[str], list[list[
     body = [row for row in grid[start:] if row != top]
     full = max((at + 1 for row in [headings, *body] for at, cell in enumerate(row[: len(headings)]) if cell), default=0)
     headings = [heading or f"column {at + 1}" if at else heading for at, heading in enumerate(headings[:full])]
-    rows, sections, section = [], [], ""
+    rows: list[list[str]] = []
+    sections: list[str] = []
+    section = ""
     for row in body:
         alone = {cell for cell in row if cell}
         if full > 2 and len(alone) == 1 and (not any(row[1:]) or all(row)):
