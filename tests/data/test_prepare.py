@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import CenterCrop, Resize
 
@@ -106,6 +107,24 @@ def test_an_image_in_two_splits_stops_the_stage(image_folder: Path, out: Path) -
     with pytest.raises(DataError, match=rf"^{test} \(split test\): the same file as {train} \(split train\); keep one of them$"):
         prepare(folder_config(image_folder), out)
     assert not out.exists()
+
+
+def test_an_image_in_two_splits_in_two_formats_stops_the_stage(image_folder: Path, out: Path) -> None:
+    train, test = image_folder / "train" / "ash" / "1.jpg", image_folder / "test" / "elm" / "copy.bmp"
+    with Image.open(train) as image:
+        image.save(test)
+    with pytest.raises(DataError, match=rf"^{test} \(split test\): the same pixels as {train} \(split train\); keep one of them$"):
+        prepare(folder_config(image_folder), out)
+    assert not out.exists()
+
+
+def test_16_bit_images_of_a_low_range_are_counted(image_folder: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(generator.integers(0, 4096, (40, 40), dtype=np.uint16)).save(image_folder / "train" / "elm" / f"{name}.png")
+    prepare(folder_config(image_folder), out)
+    (said,) = caplog.messages
+    assert said.startswith(f"{image_folder}: 2 images have no value above 64 of 255, as {image_folder}/train/elm/")
 
 
 def test_other_views_are_decoded_again(out: Path) -> None:
