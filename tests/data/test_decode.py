@@ -387,4 +387,5 @@ def test_a_mutated_image_is_pixels_or_one_fault(name: str, edits: list[tuple[int
         assert str(found).startswith("a.png: ")
         assert str(found).isprintable()
     else:
-        assert (found.shape, found.dtype) == ((16, 16, 3), np.uint8)
+        assert found.shape == (16, 16, 3)
+        assert found.dtype == np.uint8

@@ -118,13 +118,15 @@ def test_an_image_in_two_splits_in_two_formats_stops_the_stage(image_folder: Pat
     assert not out.exists()
 
 
-def test_16_bit_images_of_a_low_range_are_counted(image_folder: Path, out: Path, caplog: pytest.LogCaptureFixture) -> None:
-    generator = np.random.default_rng(0)
-    for name in ("a", "b"):
-        Image.fromarray(generator.integers(0, 4096, (40, 40), dtype=np.uint16)).save(image_folder / "train" / "elm" / f"{name}.png")
+@pytest.mark.parametrize(("bits", "said"), [(10, True), (12, True), (14, True), (16, False), (5, False)])
+def test_images_that_hold_few_of_16_bits_are_counted(
+    image_folder: Path, out: Path, caplog: pytest.LogCaptureFixture, *, bits: int, said: bool
+) -> None:
+    for index in range(6):
+        values = np.random.default_rng(index).integers(0, 2**bits, (40, 40), dtype=np.uint16 if bits > 8 else np.uint8)
+        Image.fromarray(values).save(image_folder / "train" / "elm" / f"{index}.png")
     prepare(folder_config(image_folder), out)
-    (said,) = caplog.messages
-    assert said.startswith(f"{image_folder}: 2 images have no value above 64 of 255, as {image_folder}/train/elm/")
+    assert (f"{image_folder}: 6 of 6 images of 16 bits are dark, none of their values is above " in caplog.text) == said
 
 
 def test_other_views_are_decoded_again(out: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lowbit_vit.data.source import SPLITS, Content, Item, Source, Split, check_brightness, check_copies, check_source
+from lowbit_vit.data.source import SPLITS, Content, Item, Source, Split, check_copies, check_range, check_source
 from lowbit_vit.errors import DataError
 
 
@@ -40,7 +40,7 @@ def test_fewer_than_two_classes_are_named(names: tuple[str, ...], found: str) ->
         check_source(Source("/data", names, dict.fromkeys(SPLITS, items), "a tree"))
 
 
-def spread(train: str, val: str, test: str, *, brightest: int = 255) -> tuple[Source, list[Content]]:
+def spread(train: str, val: str, test: str, *, highest: int | None = None) -> tuple[Source, list[Content]]:
     """One letter an image: equal letters are equal files, capitals are of the second class."""
     contents: dict[Split, str] = {"train": train, "val": val, "test": test}
     splits = {
@@ -49,7 +49,7 @@ def spread(train: str, val: str, test: str, *, brightest: int = 255) -> tuple[So
         )
         for split, letters in contents.items()
     }
-    contents_of = [Content(letter, letter, brightest) for letter in (train + val + test).lower()]
+    contents_of = [Content(letter, letter, highest) for letter in (train + val + test).lower()]
     return Source("/data", ("ash", "elm"), splits, "two trees"), contents_of
 
 
@@ -78,12 +78,13 @@ def test_no_copies_no_word(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_equal_pixels_in_two_formats_are_copies() -> None:
     source, contents = spread("aBc", "da", "Bd")
-    other_files = [Content(f"{content.file} {number}", content.pixels, 255) for number, content in enumerate(contents)]
+    other_files = [Content(f"{content.file} {number}", content.pixels, None) for number, content in enumerate(contents)]
     with pytest.raises(DataError, match=r"^/data/val/1\.png \(split val\): the same pixels as /data/train/0\.png \(split train\)"):
         check_copies(source, other_files)
 
 
-@pytest.mark.parametrize(("brightest", "dark"), [(0, True), (16, True), (64, True), (65, False)])
-def test_images_that_are_all_dark_are_counted(*, brightest: int, dark: bool, caplog: pytest.LogCaptureFixture) -> None:
-    check_brightness(*spread("aBc", "d", "E", brightest=brightest))
-    assert ("/data: 5 images have no value above 64 of 255, as /data/train/0.png" in caplog.text) == dark
+@pytest.mark.parametrize(("highest", "said"), [(0, True), (16, True), (64, True), (65, False), (None, False)])
+def test_16_bit_images_that_are_all_dark_are_counted(*, highest: int | None, said: bool, caplog: pytest.LogCaptureFixture) -> None:
+    check_range(*spread("aBc", "d", "E", highest=highest))
+    found = f"/data: 5 of 5 images of 16 bits are dark, none of their values is above {highest} of 255, as /data/val/0.png"
+    assert (found in caplog.text) == said

@@ -14,6 +14,7 @@ Alpha is dropped as by torchvision: the colours below transparent pixels show. O
 
 import hashlib
 import io
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -42,8 +43,9 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 89_478_485  # of one decoded image; Pillow's own limit: a quarter of a GiB as RGB
 _JPEG = b"\xff\xd8\xff"
 _SHRINKS = (2, 4, 8)  # by which libjpeg can divide the sides while it decodes
+_DEEP = "16 bits"  # key of `info`: whether the file has more than 8 bits a channel
 _WHITE_IS_ZERO = 0  # of PHOTOMETRIC_INTERPRETATION
-_UPRIGHT = {
+_UPRIGHT: dict[object, Transpose] = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -52,6 +54,8 @@ _UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it names no file, and what matters is raised
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ class Decoded:
 def name_fault(name: object) -> Iterator[None]:
     """Turn whatever is raised while one image is read, decoded and resized into one line, and keep Pillow's warnings quiet.
 
-    Damaged files raise OSError, ValueError, SyntaxError, NotImplementedError, struct.error, OverflowError, IndexError and more,
-    by Pillow's own fuzz tests and ours; its warnings are about damage that leaves the pixels sound.
+    Damaged files raise OSError, ValueError, SyntaxError, NotImplementedError, RuntimeError, struct.error and more. The warnings
+    are about damage that leaves the pixels sound.
 
     Raises:
         DataError: the name and the reason.
@@ -147,10 +151,14 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         Exception: truncated, or of a mode without a fixed range.
     """
+    deep = image.mode.startswith("I") or ";16" in str(getattr(image, "tile", ""))  # loading empties the tiles
     image.load()
     turn = _turn(image)
     rgb = _to_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    rgb.info[_DEEP] = deep
+    return rgb
 
 
 def _turn(image: Image.Image) -> Transpose | None:
@@ -252,8 +260,8 @@ def decode_chunk(images: Sequence[Path | Pixels], first_row: int, destinations: 
             except DataError as fault:
                 faults.append(str(fault))
                 continue
-            seen = views[-1]
-            contents.append(Content(hashlib.sha256(content).hexdigest(), hashlib.sha256(seen).hexdigest(), int(seen.max())))
+            highest = int(views[-1].max()) if image.info.get(_DEEP) else None
+            contents.append(Content(hashlib.sha256(content).hexdigest(), hashlib.sha256(views[-1].data).hexdigest(), highest))
             for file, destination, view in zip(files, destinations, views, strict=True):
                 _write(file, view.data.cast("B"), destination.offset + row * view.nbytes)
     finally:

@@ -124,7 +124,7 @@ def find_splits(folder: Path) -> dict[Split, Path]:
     """
     found: dict[Split, Path] = {}
     for entry in _entries(folder, Counter()):
-        split = next((split for split, names in SPLIT_NAMES.items() if entry.name.lower() in names), None)
+        split = _split_of(entry)
         if split is None or not entry.is_dir():
             continue
         if split in found:
@@ -220,6 +220,10 @@ def _items(classes: Classes, names: tuple[str, ...], folder: Path) -> tuple[Item
     )
 
 
+def _split_of(folder: Path) -> Split | None:
+    return next((split for split, names in SPLIT_NAMES.items() if folder.name.lower() in names), None)
+
+
 def _refuse_split_folders(place: Path, splits: dict[Split, Path]) -> None:
     """Refuse to take splits for classes: two of `SPLIT_NAMES`, or folders of which each has such a word in its name."""
     named = {split: path.name for split, path in splits.items()}
@@ -240,20 +244,16 @@ def _refuse_split_folders(place: Path, splits: dict[Split, Path]) -> None:
 
 def _refuse_one_too_high(folder: Path, classes: Classes) -> None:
     """Refuse a folder whose folders hold the classes' folders: none holds an image itself, and they share names further down."""
-    holders = {name: Counter(image.parent for image in images) for name, images in classes.items()}
-    images_in = sum(holders.values(), Counter[Path]())
+    images_in = Counter(image.parent for images in classes.values() for image in images)
     if not images_in or any(holder.parent == folder for holder in images_in):
         return
-    shared = [
-        name for name, count in Counter(name for own in holders.values() for name in {path.name for path in own}).items() if count > 1
-    ]
-    largest = max(images_in, key=lambda holder: images_in[holder])
-    if len(classes) == 1 or len(shared) > 1:
-        raise DataError(
-            f"{folder}: no class holds images itself, each holds folders, such as {largest}; "
-            f"if the classes are the folders in {largest.parent}, give that one or move them up"
-        )
-    if any(len(own) > 1 for own in holders.values()):
+    ((largest, _),) = images_in.most_common(1)
+    classes_with = Counter(name for images in classes.values() for name in {image.parent.name for image in images})
+    if len(classes) == 1 or sum(count > 1 for count in classes_with.values()) > 1:
+        meant = largest.parent.parent if largest.parent.parent != folder and _split_of(largest.parent) else largest.parent
+        said = f"no class holds images itself, each holds folders, such as {largest}"
+        raise DataError(f"{folder}: {said}; if {meant} is the folder that is meant, give that one, or move what is in it up")
+    if len(images_in) > len(classes):
         log.warning("%s: no class holds images itself; those in folders within it are taken, such as %s", folder, largest)
 
 

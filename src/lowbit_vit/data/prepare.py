@@ -31,7 +31,7 @@ from lowbit_vit.data.arrays import (
 )
 from lowbit_vit.data.decode import Chunk, Destination, View, decode_chunk, decode_in_processes
 from lowbit_vit.data.progress import progress_bar
-from lowbit_vit.data.source import SPLITS, Content, Source, Split, check_brightness, check_copies, refuse
+from lowbit_vit.data.source import SPLITS, Content, Source, Split, check_copies, check_range, refuse
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Views
 from lowbit_vit.schema.file_lock import hold
@@ -99,7 +99,7 @@ def _decode(source: Source, config: DataConfig, folder: Path, workers: int) -> N
     digests = [content.file for content in contents]
     if isinstance(config, FolderData):  # the others are published with their splits
         check_copies(source, contents)
-        check_brightness(source, contents)
+        check_range(source, contents)
         image_folder.write_split(source, digests, folder)
     keys = [(purpose, split) for purpose, splits in VIEW_SPLITS.items() for split in splits]
     paths = [destinations[key].path for key in keys]

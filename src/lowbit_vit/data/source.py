@@ -22,7 +22,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 # The test split is halved into selection and report, and the draws of the sensitivity study are halves of the first.
 LEAST_TEST_IMAGES = 4
-DARK = 64  # 14 bits in 16, scaled to 8
+LOW = 64  # 14 bits in 16, scaled to 8
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Content:
     Attributes:
         file: sha256 of the file's bytes; of the pixels, where there is no file.
         pixels: sha256 of the evaluation view, by which copies in other formats are found.
-        brightest: the largest value in that view, 0..255.
+        highest: the largest value in that view, 0..255, of a file with 16 bits a channel; None elsewhere.
     """
 
     file: str
     pixels: str
-    brightest: int
+    highest: int | None
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,15 @@ def check_copies(source: Source, contents: Sequence[Content]) -> None:
     refuse(across, "keep one of them")
 
 
-def check_brightness(source: Source, contents: Sequence[Content]) -> None:
-    """Log images whose pixels are all dark, as 10 to 14 bits in a 16-bit file are, and label masks."""
-    dark = [(item, content) for (_, item), content in zip(source.items, contents, strict=True) if content.brightest <= DARK]
-    if dark:
-        item, content = max(dark, key=lambda pair: pair[1].brightest)
-        said = "%s: %d images have no value above %d of 255, as %s (at most %d); scale 16-bit files that hold fewer bits to all 16"
-        log.warning(said, source.place, len(dark), DARK, _name(item), content.brightest)
+def check_range(source: Source, contents: Sequence[Content]) -> None:
+    """Log 16-bit images that are nearly black, as 10 to 14 bits in 16 are."""
+    highest = [
+        (content.highest, _name(item)) for (_, item), content in zip(source.items, contents, strict=True) if content.highest is not None
+    ]
+    low = [pair for pair in highest if pair[0] <= LOW]
+    if low:
+        said = "%s: %d of %d images of 16 bits are dark, none of their values is above %d of 255, as %s; scale them if they hold fewer bits"
+        log.warning(said, source.place, len(low), len(highest), max(low)[0], max(low)[1])
 
 
 def refuse(faults: Sequence[str], remedy: str) -> None:
