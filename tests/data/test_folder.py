@@ -300,6 +300,7 @@ def test_split_folders_are_not_taken_for_classes(tmp_path: Path, case: str) -> N
         (("archive",), "archive"),
         (("a/b",), "a/b"),
         (("archive/train", "archive/test"), "archive"),
+        (("dataset/training_set", "dataset/test_set"), "dataset"),
         (("bottle/train", "bottle/test", "cable/train", "cable/test"), "bottle"),
     ],
 )
@@ -308,6 +309,7 @@ def test_a_folder_one_too_high_is_named_with_the_one_that_is_meant(tmp_path: Pat
     for at, holder in enumerate(holders):
         fill(root / holder / "ash", 5 - at)
         fill(root / holder / "elm", 5 - at)
+    fill(root / "labels", 0)
     said = (
         rf"^{root}: no class holds images itself, .*{root}/{holders[0]}/(ash|elm); if {root}/{meant} is the folder that is meant, give that"
     )

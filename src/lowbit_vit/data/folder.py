@@ -124,7 +124,7 @@ def find_splits(folder: Path) -> dict[Split, Path]:
     """
     found: dict[Split, Path] = {}
     for entry in _entries(folder, Counter()):
-        split = _split_of(entry)
+        split = next((split for split, names in SPLIT_NAMES.items() if entry.name.lower() in names), None)
         if split is None or not entry.is_dir():
             continue
         if split in found:
@@ -220,10 +220,6 @@ def _items(classes: Classes, names: tuple[str, ...], folder: Path) -> tuple[Item
     )
 
 
-def _split_of(folder: Path) -> Split | None:
-    return next((split for split, names in SPLIT_NAMES.items() if folder.name.lower() in names), None)
-
-
 def _refuse_split_folders(place: Path, splits: dict[Split, Path]) -> None:
     """Refuse to take splits for classes: two of `SPLIT_NAMES`, or folders of which each has such a word in its name."""
     named = {split: path.name for split, path in splits.items()}
@@ -248,9 +244,11 @@ def _refuse_one_too_high(folder: Path, classes: Classes) -> None:
     if not images_in or any(holder.parent == folder for holder in images_in):
         return
     ((largest, _),) = images_in.most_common(1)
-    classes_with = Counter(name for images in classes.values() for name in {image.parent.name for image in images})
-    if len(classes) == 1 or sum(count > 1 for count in classes_with.values()) > 1:
-        meant = largest.parent.parent if largest.parent.parent != folder and _split_of(largest.parent) else largest.parent
+    shared = Counter(name for images in classes.values() for name in {image.parent.name for image in images})
+    if sum(map(bool, classes.values())) == 1 or sum(count > 1 for count in shared.values()) > 1:
+        meant, above = largest.parent, largest.parent.parent
+        if above != folder and any(holder.parent.parent == above for holder in images_in if holder.parent != meant):
+            meant = above  # splits
         said = f"no class holds images itself, each holds folders, such as {largest}"
         raise DataError(f"{folder}: {said}; if {meant} is the folder that is meant, give that one, or move what is in it up")
     if len(images_in) > len(classes):
