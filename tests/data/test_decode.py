@@ -42,7 +42,18 @@ def test_a_view_equals_torchvisions_resize_and_centre_crop(size: tuple[int, int]
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix"), [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("L", "png"), ("RGBA", "png"), ("P", "png"), ("1", "png")]
+    ("mode", "suffix"),
+    [
+        ("RGB", "jpg"),
+        ("L", "jpg"),
+        ("CMYK", "jpg"),
+        ("L", "png"),
+        ("RGBA", "png"),
+        ("P", "png"),
+        ("1", "png"),
+        ("LA", "png"),
+        ("CMYK", "tif"),
+    ],
 )
 def test_every_colour_mode_decodes_as_in_torchvisions_datasets(tmp_path: Path, mode: str, suffix: str) -> None:
     path = tmp_path / f"image.{suffix}"
