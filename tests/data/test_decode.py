@@ -88,6 +88,7 @@ DAMAGED = {
     "end missing": (JPEG[:-40], "image file is truncated"),
     "a PNG's half": (saved(image((60, 60)), "PNG")[:2000], "image file is truncated"),
     "NotImplementedError": (dds(b"XXXX"), "Unimplemented pixel format 1482184792"),
+    "PostScript": (saved(image((60, 60)), "EPS"), "PostScript, which is not decoded"),
     "an icon of nothing": (b"\0\0\1\0\0\0", "not an image"),
 }
 

@@ -41,6 +41,7 @@ from lowbit_vit.errors import DataError
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485  # of one decoded image; Pillow's own limit: a quarter of a GiB as RGB
+_POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _JPEG = b"\xff\xd8\xff"
 _SHRINKS = (2, 4, 8)  # by which libjpeg can divide the sides while it decodes
 _DEEP = "16 bits"  # key of `info`: whether the file has more than 8 bits a channel
@@ -171,6 +172,8 @@ def _turn(image: Image.Image) -> Transpose | None:
 
 def _open(content: bytes) -> Image.Image:
     """Open without decoding; a JPEG above `MAX_PIXELS` is set to decode at the largest reduced size below it."""
+    if content.startswith(_POSTSCRIPT):  # Pillow would give it to Ghostscript: a program in a file of unknown origin
+        raise ValueError("PostScript, which is not decoded")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
