@@ -217,10 +217,17 @@ def comparison_off(chance: random.Random) -> Planted:
     new = f"{moved:.{decimals}f}" + "x" * text.endswith("x")
     units = abs(float(new.rstrip("x")) - float(text.rstrip("x"))) * 10**decimals
     table.cells[row][table.derived] = new
-    latencies = [float(own[table.at("Latency (ms)")]) for own in table.cells]
-    fine = all(len(own[table.at("Latency (ms)")].replace(".", "").lstrip("0")) >= 4 for own in table.cells)
-    changed = sum(abs(latencies[table.old[at]] / latencies[at] - 1) > 0.05 for at in rows) if table.old[row] >= 0 else len(rows)
-    return Planted(table, None, "derived", row, table.follows and units > 4 and fine and changed >= 8)
+    column, before = table.at("Latency (ms)"), table.at("Latency v1 (ms)")
+    latencies = [float(own[column]) for own in table.cells]
+    old = [float(own[before]) if table.old[at] < 0 else latencies[table.old[at]] for at, own in enumerate(table.cells)]
+    fine = all(len(own[column].replace(".", "").lstrip("0")) >= 4 for own in table.cells)
+    changed = sum(abs(old[at] / latencies[at] - 1) > 0.05 for at in rows)
+    # Latencies of another pass, which is no fault, are up to 1 % apart.
+    formula, scale = FORMULAS[table.formula], 100 if "%" in table.headings[table.derived] else 1
+    passes = [formula(old[row] * 1.01, latencies[row]), formula(old[row], latencies[row] * 1.01)]
+    apart = scale * max(abs(value - formula(old[row], latencies[row])) for value in passes)
+    beyond = abs(moved - float(text.rstrip("x"))) > 1.5 * apart
+    return Planted(table, None, "derived", row, table.follows and beyond and units > 4 and fine and changed >= 8)
 
 
 def error_off(chance: random.Random) -> Planted:

@@ -132,6 +132,10 @@ def test_the_page_has_the_numbers_of_the_record() -> None:
     assert f"| all | {every['tables']:,} | {every['hard']:,} | {every['doubted']:,} |" in page
     assert every["hard"] == 0
     assert every["doubted"] <= 0.05 * every["tables"]
+    compared = record["compared"]
+    assert f"| that compare | {compared['tables']:,} | {compared['hard']:,} | {compared['doubted']:,} |" in page
+    assert compared["hard"] == 0
+    assert compared["doubted"] <= 0.05 * compared["tables"]
     for fault, counts in record["planted"].items():
         row = " | ".join(f"{counts.get(name, 0):,}" for name in ("decidable", "decidable, found", "decidable, found hard"))
         assert f"| {row} |" in page, fault
