@@ -98,20 +98,8 @@ QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
     "top1_error": (SHARE, ("top 1 error", "top 1 err", "top1 error", "top1 err", "error", "error rate", "err")),
     "top5_error": (SHARE, ("top 5 error", "top 5 err", "top5 error", "top5 err")),
 }
-LABELS: tuple[str, ...] = (
-    "model",
-    "name",
-    "variant",
-    "method",
-    "arm",
-    "network",
-    "backbone",
-    "architecture",
-    "arch",
-    "quantization",
-    "format",
-)
-LABELS += ("quantization", "format", "precision", "dtype", "weights", "bits", "attention", "kernel", "device", "gpu", "hardware", "dataset", "backend")
+LABELS: tuple[str, ...] = ("model", "name", "variant", "method", "arm", "network", "backbone", "architecture", "arch", "quantization")
+LABELS += ("format", "precision", "dtype", "weights", "bits", "attention", "kernel", "device", "gpu", "hardware", "dataset", "backend")
 _SUGGESTED = 4
 NUMBERS = ("row", "index", "rank", "no")
 # Names that are parts of others (patch size, calibration images): a heading that says more is of something else.
