@@ -5,17 +5,17 @@ they are to be timed, without adapters on low-bit weights); random plans are con
 high-precision model of the same weights whose compute dtype and attention are its own, or else come nearest.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 
 from lowbit_vit.analysis.latencies import Ratio, ratio_of_medians
-from lowbit_vit.analysis.programme import Budget
+from lowbit_vit.analysis.programme import Budget, Limited
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import Comparison, compare, wilson
 from lowbit_vit.analysis.timed_plans import predicted_ms
-from lowbit_vit.errors import ConfigError
+from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import PlanFile
 from lowbit_vit.schema.cell_role import Random
 from lowbit_vit.schema.config import Execution, Profile, Study, Trial
@@ -96,14 +96,19 @@ def choose(models: Sequence[Recommendation], budget: Budget) -> Recommendation:
 
     Raises:
         ConfigError: no model keeps within it; the message says which comes nearest.
+        DataError: a budget of milliseconds, and nothing was timed.
     """
-    of_each = {
+    measures: dict[Limited, Callable[[Recommendation], float]] = {
         "weight_bytes": lambda model: float(model.weight_bytes),
         "flips": lambda model: 1000 * model.selected,
         "ms": lambda model: float("inf") if model.speed is None else model.speed.ms,
-    }[budget.quantity]
+    }
+    of_each = measures[budget.quantity]
     budget.require_some()
     within = [model for model in models if of_each(model) <= budget.limit]
+    if budget.quantity == "ms" and all(model.speed is None for model in models):
+        name = models[0].reference.record.trial.profile
+        raise DataError(f"recommend: nothing was timed at this batch size and execution; lowbit-vit variants {name} does")
     if not within:
         nearest = Budget(budget.quantity, min(map(of_each, models))).words
         raise ConfigError(f"recommend: no model that was run keeps within {budget.words}; the nearest has {nearest}")

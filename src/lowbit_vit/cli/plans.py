@@ -105,7 +105,7 @@ def recommend(
     from lowbit_vit.analysis.programme import Budget
     from lowbit_vit.analysis.recommendation import as_planned, choose, measured_models
     from lowbit_vit.analysis.results import load_all_results
-    from lowbit_vit.report.verdict import Sentence, evidence, planned_evidence, recommendation, why_none
+    from lowbit_vit.report.recommendation import evidence, planned_evidence, sentence, why_none, without_mixed
 
     settings, workspace = open_profile(profile, root)
     asked = asked_budget(mib=budget_mib, ms=budget_ms, flips=max_flips)
@@ -113,18 +113,19 @@ def recommend(
     models = measured_models(settings, results, batch=batch, execution=execution)
     if not any(model.low_bit for model in models):
         raise DataError(f"recommend: {why_none(settings)}")
-    if asked is None or not results["sensitivity"]:
+    studied = workspace.sensitivity.exists()
+    if asked is None or not studied:
+        if formats or pairs or units != "blocks":
+            raise ConfigError("recommend: --units, --format and --pairs need a budget and the sensitivity study")
         limit = asked or Budget("flips", 1000 * settings.statistics.margin)
         model = choose(models, limit)
-        said = evidence(settings, model, limit)
-        if not results["sensitivity"]:
-            said.append(Sentence("Mixed precision", f"was not measured; lowbit-vit sensitivity {profile} does"))
+        said = [*evidence(settings, model, limit), *([] if studied else [without_mixed(settings)])]
     else:
         plan = _best_plan(settings, workspace, asked, units=units, formats=formats, batch=batch, execution=execution, pairs=pairs)
         path = _write_plan(plan, workspace.root / "plans" / f"{profile}-{plan.name}.json").relative_to(workspace.root)
         model = as_planned(plan, settings, results, models, batch=batch, execution=execution)
         said = planned_evidence(settings, plan, str(path), model)
-    print(recommendation(model), *(f"  {sentence.about}: {sentence.text}" for sentence in said), sep="\n")
+    print(sentence(model), *(f"  {line.about}: {line.text}" for line in said), sep="\n")
 
 
 @app.command(epilog="Example: lowbit-vit export demo plans/demo-mib-1.json exported")

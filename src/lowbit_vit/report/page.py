@@ -25,6 +25,7 @@ from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.metrics import metrics, status_counts
 from lowbit_vit.report.missing import Missing, not_run
 from lowbit_vit.report.paper_comparison import Beside, beside_paper, paper_table
+from lowbit_vit.report.recommendation import Sentence
 from lowbit_vit.schema.claim import VERDICT_MEANS
 from lowbit_vit.schema.config import STUDIES, Profile
 from lowbit_vit.schema.record import write_atomic
@@ -121,7 +122,7 @@ def printed_tables(findings: Findings) -> dict[str, Table]:
 
 
 def report_markdown(
-    *, title: str, headline: str, sentences: Sequence[verdict.Sentence], tables: Sequence[Table], missing: Sequence[Missing]
+    *, title: str, headline: str, sentences: Sequence[Sentence], tables: Sequence[Table], missing: Sequence[Missing]
 ) -> str:
     """The page of Markdown, short enough for a pull request: verdict, tables, what was not run."""
     parts = [f"# {escape_markdown(headline or title)}", escape_markdown(title) if headline else ""]
