@@ -27,8 +27,8 @@ _COLUMNS = (
     "top1_high",
     "records",
 )
-_PANEL = (190, 180)  # px, in which the labels' letters have this width and height
-_LETTER, _HEIGHT = 7, 12
+_PANEL = (280, 200)  # px, in which the labels' letters have this width and height
+_LETTER, _HEIGHT = 6.5, 11
 _MOST_NUMBERS = 4  # at one point; the others are counted
 _TOOLTIP = [
     alt.Tooltip("row:N", title="arm"),

@@ -37,6 +37,8 @@ async function drawFigure(place) {
   const target = document.createElement("div");
   target.ariaHidden = "true";
   place.replaceChildren(target);
+  // On a phone, legends beside each other would be wider than the page, and leave the panels nothing.
+  if (place.parentElement.clientWidth < 500) specification.config.legend.layout = { bottom: { direction: "vertical" } };
   const columns = setColumns(specification, place.parentElement.clientWidth);
   for (let round = 0; round < 3; round += 1) {
     const drawn = await vegaEmbed(target, specification, options);
