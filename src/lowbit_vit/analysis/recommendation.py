@@ -113,13 +113,8 @@ def choose(models: Sequence[Recommendation], budget: Budget) -> Recommendation:
         nearest = Budget(budget.quantity, min(map(of_each, models))).words
         raise ConfigError(f"recommend: no model that was run keeps within {budget.words}; the nearest has {nearest}")
     order = ("weight_bytes", "selected") if budget.quantity == "flips" else ("selected", "weight_bytes")
-
-    def rank(model: Recommendation) -> tuple[float, ...]:
-        # One model may be there as an arm and as a cell: the one that was timed says more.
-        late = (2, 0.0) if model.speed is None else (int(model.speed.predicted), model.speed.ms)
-        return (*attrgetter(*order)(model), *late)
-
-    return min(within, key=rank)
+    # One model may be there as an arm and as a cell: the one that was timed says more.
+    return min(within, key=lambda model: (*attrgetter(*order)(model), model.speed is None or model.speed.predicted))
 
 
 def as_planned(

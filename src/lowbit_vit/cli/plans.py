@@ -74,7 +74,8 @@ def allocate(
         print(workspace.plans.relative_to(workspace.root))
         return
     plan = _best_plan(settings, workspace, asked, units=units, formats=formats, batch=batch, execution=execution, pairs=pairs)
-    path = _write_plan(plan, out or workspace.root / "plans" / f"{profile}-{plan.name}.json")
+    path = out or workspace.root / "plans" / f"{profile}-{plan.name}.json"
+    write_atomic(path, (plan.model_dump_json(indent=1) + "\n").encode())
     print("\n".join(_plan_lines(plan)))
     print(path)
     if skip_list is not None:
@@ -106,6 +107,7 @@ def recommend(
     from lowbit_vit.analysis.recommendation import as_planned, choose, measured_models
     from lowbit_vit.analysis.results import load_all_results
     from lowbit_vit.report.recommendation import evidence, planned_evidence, sentence, why_none, without_mixed
+    from lowbit_vit.schema.record import write_atomic
 
     settings, workspace = open_profile(profile, root)
     asked = asked_budget(mib=budget_mib, ms=budget_ms, flips=max_flips)
@@ -122,9 +124,10 @@ def recommend(
         said = [*evidence(settings, model, limit), *([] if studied else [without_mixed(settings)])]
     else:
         plan = _best_plan(settings, workspace, asked, units=units, formats=formats, batch=batch, execution=execution, pairs=pairs)
-        path = _write_plan(plan, workspace.root / "plans" / f"{profile}-{plan.name}.json").relative_to(workspace.root)
+        path = f"plans/{profile}-{plan.name}.json"
+        write_atomic(workspace.root / path, (plan.model_dump_json(indent=1) + "\n").encode())
         model = as_planned(plan, settings, results, models, batch=batch, execution=execution)
-        said = planned_evidence(settings, plan, str(path), model)
+        said = planned_evidence(settings, plan, path, model)
     print(sentence(model), *(f"  {line.about}: {line.text}" for line in said), sep="\n")
 
 
@@ -192,13 +195,6 @@ def _best_plan(
     return allocate_within(
         budget, settings, scores, cells, timed=timed, units=units, formats=formats, batch=batch, execution=execution, pairs=terms
     )
-
-
-def _write_plan(plan: "PlanFile", path: Path) -> Path:
-    from lowbit_vit.schema.record import write_atomic
-
-    write_atomic(path, (plan.model_dump_json(indent=1) + "\n").encode())
-    return path
 
 
 def _plan_lines(plan: "PlanFile") -> list[str]:

@@ -21,7 +21,6 @@ MOST_ARMS = 40
 BY_ORDER = alt.EncodingSortField(field="order", op="min", order="ascending")
 # A longer name would leave a phone's screen no room for the bars beside it.
 _LINE = 28
-NAMES = alt.Axis(labelLimit=0, labelExpr="split(datum.label, '\\n')")  # of `wrapped` names
 FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
 
 
@@ -36,11 +35,14 @@ def first_arms(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.filter(pl.col("order").is_in(kept.implode()))
 
 
-def wrapped(frame: pl.DataFrame, column: str) -> tuple[pl.DataFrame, alt.Step]:
-    """A column's names broken into lines, and the height of a bar beside the most of them."""
+def named_bars(
+    frame: pl.DataFrame, column: str, sort: alt.EncodingSortField | list[str] = BY_ORDER
+) -> tuple[pl.DataFrame, alt.Y, alt.Step]:
+    """The frame with a column's names broken into lines, their axis, and the height of a bar beside the most lines."""
     lines = frame.with_columns(pl.col(column).map_elements(lambda name: "\n".join(textwrap.wrap(name, _LINE)), return_dtype=pl.String))
     most = max((name.count("\n") for name in lines.get_column(column)), default=0)
-    return lines, alt.Step(17 + 13 * most)
+    axis = alt.Axis(labelLimit=0, labelExpr="split(datum.label, '\\n')")
+    return lines, alt.Y(f"{column}:N", title=None, sort=sort, axis=axis), alt.Step(17 + 13 * most)
 
 
 def cut_words(frame: pl.DataFrame) -> str:
