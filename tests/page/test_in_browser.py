@@ -17,7 +17,7 @@ from lowbit_vit.report.page import build_report
 pytestmark = pytest.mark.page
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
-SIZES = [(width, scheme) for width in WIDTHS.values() for scheme in SCHEMES]
+SIZES = [(WIDTHS[place], scheme) for place in ("desk", "phone") for scheme in SCHEMES]
 
 
 def visit(browser: Browser, page: Path, *, width: int = 1440, scheme: Scheme = "light", touch: bool = False) -> Visit:
