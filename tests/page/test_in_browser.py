@@ -93,6 +93,8 @@ def test_nothing_is_cut_and_figures_take_the_pages_width(browser: Browser, reque
     assert seen.cut == []
     shares = "all => all.map(svg => svg.getBoundingClientRect().width / document.querySelector('main h1').clientWidth)"
     assert min(seen.page.locator(".plot svg").evaluate_all(shares)) > 0.95
+    shrunk = "all => all.map(svg => svg.getBoundingClientRect().width / svg.getAttribute('width'))"
+    assert min(seen.page.locator(".plot svg").evaluate_all(shrunk)) > 0.99
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
     seen.page.context.close()
 

@@ -23,6 +23,14 @@ function setColumns(specification, width) {
   return Math.min(columns, specification.concat?.length ?? columns);
 }
 
+// On a phone, long rows of a legend, or two legends beside each other, would be wider than the page and leave the panels nothing.
+function withNarrowLegends(name) {
+  const narrow = (key, value) => (key === "legend" && value ? { ...value, columns: 2 } : value);
+  const specification = JSON.parse(JSON.stringify(specifications[name]), narrow);
+  specification.config.legend.layout = { bottom: { direction: "vertical" } };
+  return specification;
+}
+
 // What is left of the page's width beside the drawing.
 function room(place, target) {
   return place.parentElement.clientWidth - Number(target.querySelector("svg").getAttribute("width"));
@@ -31,15 +39,14 @@ function room(place, target) {
 // Axes, labels and numbers beside bars take what they take: draw, see what is left over, draw again.
 async function drawFigure(place) {
   place.dataset.drawn = "drawing";
-  const specification = structuredClone(specifications[place.dataset.figure]);
+  const width = place.parentElement.clientWidth;
+  const specification = width < 500 ? withNarrowLegends(place.dataset.figure) : structuredClone(specifications[place.dataset.figure]);
   const options = { actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } };
   // Vega names every grid line to a screen reader; the figure's own name leads to its table.
   const target = document.createElement("div");
   target.ariaHidden = "true";
   place.replaceChildren(target);
-  // On a phone, legends beside each other would be wider than the page, and leave the panels nothing.
-  if (place.parentElement.clientWidth < 500) specification.config.legend.layout = { bottom: { direction: "vertical" } };
-  const columns = setColumns(specification, place.parentElement.clientWidth);
+  const columns = setColumns(specification, width);
   for (let round = 0; round < 3; round += 1) {
     const drawn = await vegaEmbed(target, specification, options);
     drawn.view.addEventListener("click", (event, item) => {
