@@ -94,7 +94,7 @@ def test_nothing_is_cut_and_figures_take_the_pages_width(browser: Browser, reque
     shares = "all => all.map(svg => svg.getBoundingClientRect().width / document.querySelector('main h1').clientWidth)"
     assert min(seen.page.locator(".plot svg").evaluate_all(shares)) > 0.95
     shrunk = "all => all.map(svg => svg.getBoundingClientRect().width / svg.getAttribute('width'))"
-    assert min(seen.page.locator(".plot svg").evaluate_all(shrunk)) > 0.99
+    assert min(seen.page.locator(".plot svg").evaluate_all(shrunk)) > 0.9
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
     seen.page.context.close()
 

@@ -46,5 +46,5 @@ def _panel(frame: pl.DataFrame, colour: alt.Color) -> alt.LayerChart | alt.Facet
         layers.insert(1, dominated.transform_filter(~on_front))
     data = frame.select("name", "x", "y", "state", "weights_family", "records")
     return alt.layer(*layers, data=data).properties(
-        width=WIDTH - 60, height=200, title=alt.Title(str(words["panel"]), anchor="start", fontSize=12)
+        width=WIDTH - 60, height=200, title=alt.Title(words["panel"].split(": "), anchor="start", fontSize=12)
     )

@@ -25,7 +25,7 @@ function setColumns(specification, width) {
 
 // On a phone, long rows of a legend, or two legends beside each other, would be wider than the page and leave the panels nothing.
 function withNarrowLegends(name) {
-  const narrow = (key, value) => (key === "legend" && value ? { ...value, columns: 2 } : value);
+  const narrow = (key, value) => (key === "legend" && value ? { ...value, columns: 1 } : value);
   const specification = JSON.parse(JSON.stringify(specifications[name]), narrow);
   specification.config.legend.layout = { bottom: { direction: "vertical" } };
   return specification;
