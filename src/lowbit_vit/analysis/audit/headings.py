@@ -31,8 +31,11 @@ _PER_SECOND += ("fps", "ips", "samples per sec", "img per sec", "images per seco
 RATE = dict.fromkeys(_PER_SECOND, Fraction(1)) | {"k": Fraction(1000)}
 SHARE = {"": Fraction(1), "%": Fraction(1, 100), "pct": Fraction(1, 100), "percent": Fraction(1, 100)}
 COUNT = {"": Fraction(1), "k": Fraction(1000)}
-_MANY = _units(k=10**3, m=10**6, million=10**6, millions=10**6, b=10**9, bn=10**9, g=10**9, t=10**12)
+MANY = _units(k=10**3, m=10**6, million=10**6, millions=10**6, b=10**9, bn=10**9, g=10**9, t=10**12)
 PIXELS = {"": Fraction(1), "px": Fraction(1)}
+# Of a number that compares two others.
+COMPARED = dict.fromkeys(("", "x", "\N{MULTIPLICATION SIGN}", "times"), Fraction(1))
+COMPARED |= dict.fromkeys(("%", "pp", "pt", "pts", "points"), Fraction(1, 100))
 
 _RUNTIMES = ("inference time", "infer time", "runtime", "step time:ms")
 # Names as they are met in tables, without unit, in lower case; the first is the one that messages suggest. Behind a colon stands the
@@ -57,9 +60,9 @@ QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
     "images": (COUNT, ("images", "test images", "eval images", "number of images", "num images", "n images")),
     "batch": (COUNT, ("batch size", "batch", "bs", "batchsize")),
     "image_size": (PIXELS, ("image size", "img size", "input size", "resolution", "input resolution", "image resolution")),
-    "params": (_MANY, ("params", "param", "parameters", "param count:m", "parameter count", "number of parameters", "num params")),
-    "macs": (_MANY, ("macs", "gmacs:g", "mmacs:m", "macs g")),
-    "flop": (_MANY, ("flops", "flop", "gflops:g", "gflop:g", "mflops:m", "tflops:t")),
+    "params": (MANY, ("params", "param", "parameters", "param count:m", "parameter count", "number of parameters", "num params")),
+    "macs": (MANY, ("macs", "gmacs:g", "mmacs:m", "macs g")),
+    "flop": (MANY, ("flops", "flop", "gflops:g", "gflop:g", "mflops:m", "tflops:t")),
     "power": (_units(w=1, kw=1000, mw=Fraction(1, 1000)), ("power", "average power", "avg power", "mean power", "power draw")),
     "energy": (_units(j=1, mj=Fraction(1, 1000), kj=1000, wh=3600), ("energy", "energy per image", "energy image")),
     "top1_error": (SHARE, ("top 1 error", "top 1 err", "top1 error", "top1 err", "error", "error rate", "err")),
