@@ -120,6 +120,11 @@ class Heading:
         """The units that its quantity has."""
         return {} if self.quantity is None else QUANTITIES[self.quantity][0]
 
+    @property
+    def allowed(self) -> Units:
+        """The units that its cells may have."""
+        return COMPARED if self.derived else self.units
+
 
 _EVERY_UNIT = {unit for units, _ in QUANTITIES.values() for unit in units if unit}
 _EVERY_NAME = [(name.partition(":"), quantity) for quantity, (_, names) in QUANTITIES.items() for name in names]
