@@ -19,7 +19,7 @@ Rows = list[list[str]]
 
 
 class Grid(NamedTuple):
-    """The cells of a table, and what parts them in a CSV: a comma, a semicolon or a tab; "" in other forms."""
+    """The cells of a table, and what parts them in a CSV; "" in other forms."""
 
     rows: Rows
     separator: str

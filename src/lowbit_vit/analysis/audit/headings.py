@@ -70,7 +70,6 @@ QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
 }
 LABELS: tuple[str, ...] = ("model", "name", "variant", "method", "arm", "network", "backbone", "architecture", "arch", "quantization")
 LABELS += ("format", "precision", "dtype", "weights", "bits", "attention", "kernel", "device", "gpu", "hardware", "dataset", "backend")
-_SUGGESTED = 4
 NUMBERS = ("row", "index", "rank", "no")
 # Names that are parts of others (patch size, calibration images): a heading that says more is of something else.
 _ALONE = ("size", "images", "speed", "accuracy", "acc", "error", "err", "runtime", "b", "resolution", "batch", "params", "param", "flop")
@@ -188,7 +187,7 @@ def unread(heading: Heading) -> str:
     allowed = [unit for unit in heading.units if unit]
     if allowed and heading.unit not in heading.units:
         said = f"unit {heading.unit!r} is not known" if heading.unit else "the unit is missing"
-        return f"{heading.text!r}: {said}; allowed: {', '.join(allowed[:_SUGGESTED])}; write such as {heading.name} ({allowed[0]})"
+        return f"{heading.text!r}: {said}; allowed: {', '.join(allowed[:4])}; write such as {heading.name} ({allowed[0]})"
     names: dict[str, Units] = {" ".join(name): QUANTITIES[quantity][0] for name, (quantity, _) in _NAMES.items()}
     near = difflib.get_close_matches(heading.name, [*names, *LABELS], n=1, cutoff=0.75) if heading.quantity is None else []
     # P90 is no misspelt P99.

@@ -191,21 +191,13 @@ def _quantities(columns: Sequence["_Printed"]) -> dict[Quantity, "_Printed"]:
 
 
 class _Printed:
-    """A column as printed; its numbers can be read once it is known which sign parts the decimals.
-
-    Attributes:
-        table: name of its table.
-        head: what its heading says.
-        texts: its cells.
-        allowed: the units that it may have.
-        numbers: parts of the printed numbers, by row.
-        wrong: what is wrong with a cell, which matters if the column is read.
-    """
+    """A column of the named table, as printed; its numbers can be read once it is known which sign parts the decimals."""
 
     def __init__(self, table: str, head: Heading, texts: list[str]) -> None:
         self.table, self.head, self.texts = table, head, texts
         self.allowed = head.allowed
         self.numbers: dict[int, re.Match[str]] = {}
+        # Of a cell, which matters if the column is read.
         self.wrong = ""
         for row, text in enumerate(texts if self.allowed else ()):
             bare = _pixels(text) if self.allowed is PIXELS else _REMARK.sub("", text.strip(_MARKS)).strip(_MARKS)
@@ -219,6 +211,7 @@ class _Printed:
                 self.wrong = self.wrong or self._no_number(row)
             else:
                 self.numbers[row] = found
+        self.in_cells = any(number["unit"] for number in self.numbers.values())
 
     @property
     def is_name(self) -> bool:
@@ -227,11 +220,6 @@ class _Printed:
             return False
         numbers = [_NUMBER.fullmatch(cell.strip(_MARKS)) for cell in self.texts if cell]
         return self.head.name in LABELS or 2 * numbers.count(None) > len(numbers)
-
-    @property
-    def in_cells(self) -> bool:
-        """Whether a unit stands in a cell."""
-        return any(number["unit"] for number in self.numbers.values())
 
     @property
     def digits(self) -> list[str]:
@@ -248,7 +236,6 @@ class _Printed:
         return self.allowed if given <= set(self.allowed) else {}
 
     def place(self, row: int) -> str:
-        """A cell's place in messages."""
         return f"{self.table}: row {row}, {self.head.text}"
 
     def _no_number(self, row: int) -> str:
