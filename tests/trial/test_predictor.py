@@ -1,6 +1,7 @@
 """An exported cell predicts as it was measured, bit for bit, in three lines of Python where there is no Ray and no DVC."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, uniform
 from lowbit_vit.schema.predictions import Predictions, load_predictions
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.evaluate import predictions_of_logits
-from lowbit_vit.trial.predictor import Predictor
+from lowbit_vit.trial.predictor import Faults, Predictor
 from lowbit_vit.trial.run import run_trial
 
 SINGLE = NF4(format="nf4", double_quantization=False)
@@ -252,9 +253,81 @@ def test_the_verb_prints_a_line_an_image(export_of: Callable[[str, str], Exporte
     assert [line[1] for line in lines[:3]] == recorded.best[:3].astype(str).tolist()
     assert [str(label) in line[1::2] for label, line in zip(recorded.label, lines[:3], strict=False)] == recorded.among5[:3].tolist()
     assert all(0 <= float(share) <= 1 for line in lines for share in line[2::2])
-    bad = call("predict", str(folder), str(tmp_path / "none.png"))
+
+
+def test_bad_images_are_counted_and_listed_while_the_rest_is_predicted(exported: Path, held_out: ImageSet, tmp_path: Path) -> None:
+    good = [tmp_path / "photos" / name for name in ("a.png", "b.JPG", "deep/er/c.png")]
+    for path, image in zip(good, opened(held_out), strict=False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, format="PNG")
+    (tmp_path / "photos" / "broken.png").write_bytes(good[0].read_bytes()[:60])
+    (tmp_path / "photos" / "dangling.png").symlink_to("nowhere")
+    (tmp_path / "photos" / "up").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / ".hidden.png").write_bytes(good[0].read_bytes())
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    (tmp_path / "none").mkdir()
+    whole = call("predict", str(exported), *map(str, good))
+    assert (whole.returncode, whole.stderr) == (0, "")
+    for places in (["photos"], ["photos/*.png", "photos/*.JPG", "photos/d*/**/c.png"]):
+        run = call("predict", str(exported), *places, "none", "x" * 300, cwd=tmp_path)
+        assert run.returncode == 3
+        assert run.stdout == whole.stdout.replace(f"{tmp_path}/", "")
+        *listed, last = run.stderr.splitlines()
+        assert [line.removeprefix("lowbit-vit: ").split(":")[0] for line in listed if "passed over" not in line] == [
+            "none",
+            "photos/broken.png",
+            "photos/dangling.png",
+        ]
+        assert last == f"lowbit-vit: {'x' * 300}: File name too long; images not predicted: 4 of 7"
+        assert ("passed over 2 files" in run.stderr) == (places == ["photos"])
+    bad = call("predict", str(exported), str(tmp_path / "none.png"))
     assert (bad.returncode, bad.stdout) == (3, "")
-    assert bad.stderr == f"lowbit-vit: {tmp_path}/none.png: No such file or directory\n"
+    assert bad.stderr == f"lowbit-vit: {tmp_path}/none.png: No such file or directory; images not predicted: 1 of 1\n"
+
+
+def test_images_that_cannot_be_read_leave_the_others_logits_as_they_are(exported: Path, held_out: ImageSet, tmp_path: Path) -> None:
+    model: Predictor = lowbit_vit.load(exported)
+    images = opened(held_out)[: 2 * model.card.batch_size]
+    faults: Faults = {}
+    mixed = [*images[:5], tmp_path / "none.png", *images[5:], Image.new("F", (9, 9))]
+    np.testing.assert_array_equal(model.logits(mixed, faults=faults), model.logits(images))
+    assert {place: "none.png" in str(fault) for place, fault in faults.items()} == {5: True, len(mixed) - 1: False}
+    assert model.predict([tmp_path / "none.png"], faults={}) == []
+
+
+def test_lines_survive_any_name(exported: Path, held_out: ImageSet, tmp_path: Path) -> None:
+    names = ["tab\tbed.png", "two\nlines.png", "back\\slash.png", "esc\x1b[31m.png", "caf\udce9.png", "caf\xe9.png", "\u202egnp.png"]
+    for name in names:
+        opened(held_out)[0].save(tmp_path / "image.png")
+        (tmp_path / "image.png").rename(tmp_path / name)
+    run = call("predict", str(exported), *names, "miss\x1bing\n.png", cwd=tmp_path)
+    assert run.returncode == 3
+    lines = [line.split("\t") for line in run.stdout.splitlines()]
+    shown = ["tab\\tbed.png", "two\\nlines.png", "back\\\\slash.png", "esc\\x1b[31m.png", "caf\\xe9.png", "caf\xe9.png", "\\u202egnp.png"]
+    assert [line[0] for line in lines] == shown
+    assert {len(line) for line in lines} == {11}
+    assert run.stderr == "lowbit-vit: miss\\x1bing\\n.png: No such file or directory; images not predicted: 1 of 8\n"
+    # `printf %b` gives the bytes back.
+    printed = subprocess.run(["bash", "-c", 'printf "%b\\0" "$@"', "-", *shown], capture_output=True, check=True)
+    assert printed.stdout.split(b"\0")[:-1] == [os.fsencode(name) for name in names]
+    run = call("predict", str(exported), "--json", "--top", "2", *names, "missing.png", cwd=tmp_path)
+    *found, missing = map(json.loads, run.stdout.splitlines())
+    assert [line["image"] for line in found] == names
+    assert [[(one["class"], round(one["probability"], 6)) for one in line["classes"]] for line in found] == [
+        [(line[1], float(line[2])), (line[3], float(line[4]))] for line in lines
+    ]
+    assert missing == {"image": "missing.png", "error": "No such file or directory"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("utf-8", "caf\\xe9 \u2192 \xe9"), ("latin-1", "caf\\xe9 \\u2192 \xe9"), ("ascii", "caf\\xe9 \\u2192 \\xe9")]
+)
+def test_no_name_is_too_much_for_stdout(encoding: str, shown: str, exported: Path, held_out: ImageSet, tmp_path: Path) -> None:
+    with (tmp_path / "caf\udce9 \u2192 \xe9").open("wb") as file:
+        opened(held_out)[0].save(file, format="PNG")
+    run = call("predict", str(exported), "caf\udce9 \u2192 \xe9", cwd=tmp_path, encoding=encoding)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.split("\t")[0] == shown
 
 
 def test_a_terminal_shows_a_row_an_image_and_names_as_they_are() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import rich.table
 from rich.text import Text
 
+from lowbit_vit.errors import escape_controls
 from lowbit_vit.report.number_format import DASH, MINUS
 
 Target = Literal["html", "latex", "markdown", "terminal"]
@@ -163,7 +164,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_terminal(table: Table) -> rich.table.Table:
-    """A table of rich, in which no text is markup."""
+    """A table of rich, in which no text is markup, and no name a command to the terminal."""
     columns = table.shown("terminal")
     title, caption = (Text(text) if text else None for text in (table.title, table.note))
     expand = any(column.ratio for column in columns)
@@ -172,5 +173,5 @@ def to_terminal(table: Table) -> rich.table.Table:
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
         shown.add_column(Text(column.heading), justify=justify, overflow="fold", ratio=column.ratio, no_wrap=column.no_wrap)
     for line in table.lines("terminal"):
-        shown.add_row(*(Text(cell.text, style=cell.style) for cell in line.cells))
+        shown.add_row(*(Text(escape_controls(cell.text, keep="\n"), style=cell.style) for cell in line.cells))
     return shown
