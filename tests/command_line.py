@@ -17,9 +17,22 @@ from lowbit_vit.cli import main
 ROOT = Path(__file__).parents[1]
 
 
-def call(*arguments: str, cwd: Path = ROOT, encoding: str = "utf-8") -> CompletedProcess[str]:
-    """Run `lowbit-vit ARGUMENTS` in this process; what is no error for people is raised here as it is. `encoding` is that of stdout."""
-    out, err, code = TextIOWrapper(BytesIO(), encoding=encoding), TextIOWrapper(BytesIO(), encoding="utf-8"), 0
+class _Terminal(TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def call(*arguments: str, cwd: Path = ROOT, encoding: str = "utf-8", terminal: bool = False) -> CompletedProcess[str]:
+    """Run `lowbit-vit ARGUMENTS` in this process; what is no error for people is raised here as it is.
+
+    Args:
+        arguments: of the command line.
+        cwd: folder to run in.
+        encoding: of stdout.
+        terminal: whether stdout says that it is one.
+    """
+    stdout = _Terminal if terminal else TextIOWrapper
+    out, err, code = stdout(BytesIO(), encoding=encoding), TextIOWrapper(BytesIO(), encoding="utf-8"), 0
     with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["lowbit-vit", *arguments]), _fresh_logging():
         try:
             main()
@@ -39,5 +52,6 @@ def _fresh_logging() -> Iterator[None]:
     try:
         yield
     finally:
+        logging.captureWarnings(capture=False)
         root.handlers[:] = handlers
         root.setLevel(level)
