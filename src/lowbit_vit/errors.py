@@ -38,6 +38,10 @@ class LowbitVitError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The message, in which names and values that it quotes hold no line end and no other control character."""
+        return escape_controls(super().__str__())
+
 
 class ConfigError(LowbitVitError):
     """A profile, plan or trial file is wrong: names file, key, value and what is allowed. Exit code 2."""

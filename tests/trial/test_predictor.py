@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import lowbit_vit
 from command_line import call
+from fuzzing import EXAMPLES
 from lowbit_vit.data.arrays import ImageSet, load_dataset
 from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
@@ -26,6 +29,7 @@ from lowbit_vit.schema.config import Evaluation, Profile, Trial
 from lowbit_vit.schema.model_card import ExportCard, read_export
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, uniform
 from lowbit_vit.schema.predictions import Predictions, load_predictions
+from lowbit_vit.schema.record import sha256
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.trial.evaluate import predictions_of_logits
 from lowbit_vit.trial.predictor import Faults, Predictor
@@ -112,8 +116,8 @@ def test_an_image_is_turned_upright_as_when_data_is_prepared(exported: Path, hel
     tag = Image.Exif()
     tag[274] = 3  # stored upside down
     image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "turned.png", exif=tag)
-    for given in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
-        np.testing.assert_array_equal(model.logits(given), model.logits(image))
+    for turned in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        np.testing.assert_array_equal(model.logits(turned), model.logits(image))
 
 
 def test_probabilities_are_of_named_classes_best_first(exported: Path, held_out: ImageSet) -> None:
@@ -204,6 +208,73 @@ def test_a_bad_export_is_one_line(
     with pytest.raises(error, match=re.escape(message)) as caught:
         lowbit_vit.load(tmp_path / "copy")
     assert "\n" not in str(caught.value)
+
+
+VALUES = st.sampled_from([None, True, -1, 0, 1, 2**63, 10**400, 1e308, "", "x\x1b[31m\n", "cpu", [], {}, [[]], {"format": "nf4"}])
+
+
+def mutated_json(text: str, data: st.DataObject) -> str:
+    """A JSON document in which a few values are others, or gone."""
+    document = json.loads(text)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = document
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = data.draw(st.sampled_from(keys))
+            if isinstance(place[key], dict | list) and data.draw(st.integers(0, 3)):
+                place = place[key]
+                continue
+            if data.draw(st.booleans()):
+                place[key] = data.draw(VALUES)
+            else:
+                del place[key]
+            break
+    return json.dumps(document)
+
+
+def mutated_bytes(content: bytes, data: st.DataObject) -> bytes:
+    """Bytes of which a few are others, or that end early; more often in the first 2,000, where headers are."""
+    changed = bytearray(content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
+    for _ in range(data.draw(st.integers(0, 4))):
+        place = data.draw(st.one_of(st.integers(0, 2000), st.integers(0, len(content))))
+        changed[place : place + 1] = data.draw(st.binary(max_size=2))
+    return bytes(changed)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("kind", ["card", "card's bytes", "tensors"])
+def test_whatever_an_export_holds_it_predicts_or_says_one_line(
+    kind: str, export_of: Callable[[str, str], Exported], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, _ = export_of("mixed" if kind == "card" else "fp32", "ptq")
+    card, tensors = (folder / "model.json").read_text(), (folder / "model.safetensors").read_bytes()
+    copy = tmp_path_factory.mktemp("copy")
+    image = Image.new("RGB", (9, 9))
+
+    @settings(max_examples=EXAMPLES // 3, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        content, text = tensors, card.encode()
+        if kind == "card":
+            text = mutated_json(card, data).encode()
+        elif kind == "tensors":
+            content = mutated_bytes(tensors, data)
+            text = json.dumps(json.loads(card) | {"sha256": sha256(content)}).encode()
+        else:
+            text = mutated_bytes(text, data)
+        (copy / "model.json").write_bytes(text)
+        (copy / "model.safetensors").write_bytes(content)
+        said = ""
+        try:
+            lowbit_vit.load(copy).predict(image)
+        except LowbitVitError as error:
+            said = str(error)
+        assert "\n" not in said
+        assert len(said) < 600
+
+    check()
 
 
 def test_bad_images_are_one_line(exported: Path, tmp_path: Path) -> None:

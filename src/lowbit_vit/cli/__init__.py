@@ -78,5 +78,5 @@ def main() -> None:
     try:
         app()
     except LowbitVitError as error:
-        print(f"lowbit-vit: {escape_controls(str(error))}", file=sys.stderr)
+        print(f"lowbit-vit: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -121,7 +121,7 @@ def predict(
     found = predictor.predict(files, faults=unread) if files else []
     read = [str(file) for place, file in enumerate(files) if place not in unread]
     predictions = [(file, prediction.top(top)) for file, prediction in zip(read, found, strict=True)]
-    faults += [(str(files[place]), str(fault).removeprefix(f"{files[place]}: ")) for place, fault in unread.items()]
+    faults += [(str(files[place]), str(fault).removeprefix(escape_controls(f"{files[place]}: "))) for place, fault in unread.items()]
     if as_json:
         print(prediction_json(predictions, faults), end="")
     elif not sys.stdout.isatty():
