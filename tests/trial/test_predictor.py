@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,11 @@ def changed_card(folder: Path, **changes: object) -> None:
     (folder / "model.json").write_text(json.dumps(card | changes))
 
 
+def changed_model(folder: Path, key: str, **changes: object) -> None:
+    model = json.loads((folder / "model.json").read_text())["model"]
+    changed_card(folder, model=model | {key: model[key] | changes})
+
+
 def flip_a_byte(folder: Path) -> None:
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -197,6 +203,13 @@ def flip_a_byte(folder: Path) -> None:
         (lambda folder: changed_card(folder, class_names=["0", "1"]), DataError, "class_names: 2 names, the model has 10 classes"),
         (lambda folder: changed_card(folder, views=None), DataError, "model.json: key views: "),
         (lambda folder: changed_card(folder, model=None), DataError, "model.json: key model is missing"),
+        (lambda folder: changed_model(folder, "architecture", depth=10**9), DataError, "not a saved model (1000000000 blocks, but "),
+        (
+            lambda folder: changed_model(folder, "plan", compute_dtype="fp16"),
+            DataError,
+            "are torch.float32, the plan's compute_dtype is fp16",
+        ),
+        (lambda folder: (folder / "model.json").write_text("[" * 10**6), DataError, "model.json: not JSON (maximum recursion depth"),
         (lambda folder: changed_card(folder, attention="fa2"), Unavailable, "attention fa2 needs CUDA"),
     ],
 )
@@ -227,7 +240,7 @@ def mutated_json(text: str, data: st.DataObject) -> str:
                 place = place[key]
                 continue
             if data.draw(st.booleans()):
-                place[key] = data.draw(VALUES)
+                place[key] = deepcopy(data.draw(VALUES))
             else:
                 del place[key]
             break

@@ -127,11 +127,12 @@ class Predictor:
 
     def _parts(self, given: list[ImageLike] | Tensor, faults: Faults | None) -> Iterator[Tensor | Pixels]:
         """Images of one batch after another: tensors as given, or uint8 [N, S, S, 3]; the last may be smaller."""
+        size = min(self.card.batch_size, len(given))
         if isinstance(given, Tensor):
-            yield from given.split(self.card.batch_size)
+            yield from given.split(size)
             return
         views = self._views(given, faults)
-        while part := list(islice(views, self.card.batch_size)):
+        while part := list(islice(views, size)):
             yield np.stack(part)
 
     def _views(self, images: list[ImageLike], faults: Faults | None) -> Iterator[Pixels]:
