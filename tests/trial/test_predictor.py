@@ -223,7 +223,9 @@ def test_a_bad_export_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-VALUES = st.sampled_from([None, True, -1, 0, 1, 2**63, 10**400, 1e308, "", "x\x1b[31m\n", "cpu", [], {}, [[]], {"format": "nf4"}])
+VALUES: st.SearchStrategy[object] = st.sampled_from(
+    [None, True, -1, 0, 1, 2**63, 10**400, 1e308, "", "x\x1b[31m\n", "cpu", [], {}, [[]], {"format": "nf4"}]
+)
 
 
 def mutated_json(text: str, data: st.DataObject) -> str:
@@ -372,7 +374,7 @@ def test_images_that_cannot_be_read_leave_the_others_logits_as_they_are(exported
     model: Predictor = lowbit_vit.load(exported)
     images = opened(held_out)[: 2 * model.card.batch_size]
     faults: Faults = {}
-    mixed = [*images[:5], tmp_path / "none.png", *images[5:], Image.new("F", (9, 9))]
+    mixed: list[Image.Image | Path] = [*images[:5], tmp_path / "none.png", *images[5:], Image.new("F", (9, 9))]
     np.testing.assert_array_equal(model.logits(mixed, faults=faults), model.logits(images))
     assert {place: "none.png" in str(fault) for place, fault in faults.items()} == {5: True, len(mixed) - 1: False}
     assert model.predict([tmp_path / "none.png"], faults={}) == []

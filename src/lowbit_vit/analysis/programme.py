@@ -176,7 +176,9 @@ def _options(problem: Problem, limited: Quantity, minimize: Quantity) -> tuple[l
     above = 2 * sum(map(abs, second)) + 1  # the second decides where the first is equal, and nowhere else
     ranks = [one * above + other for one, other in zip(first, second, strict=True)]
     place = {(choice.unit, choice.weights.name): index for index, choice in enumerate(problem.choices)}
-    terms = {index: {place[unit, pair.weights] for unit in pair.units} for index, pair in enumerate(problem.pairs, start=len(place))}
+    terms = {
+        index: {place[unit, pair.weights] for unit in pair.units} for index, pair in enumerate(problem.pairs, start=len(problem.choices))
+    }
     units = [[place[choice.unit, choice.weights.name] for choice in choices] for choices in problem.units]
     linked = [unit for unit in units if any(both & set(unit) for both in terms.values())]
     count = prod(map(len, linked))
@@ -188,7 +190,8 @@ def _options(problem: Problem, limited: Quantity, minimize: Quantity) -> tuple[l
     for chosen in product(*linked):
         parts = [*chosen, *(index for index, both in terms.items() if both <= set(chosen))]
         joint.append((sum(weights[part] for part in parts), sum(ranks[part] for part in parts), chosen))
-    return [joint, *([(weights[index], ranks[index], (index,)) for index in unit] for unit in units if unit not in linked)], factor
+    alone: list[list[_Plan]] = [[(weights[index], ranks[index], (index,)) for index in unit] for unit in units if unit not in linked]
+    return [joint, *alone], factor
 
 
 def _whole(problem: Problem, quantity: Quantity) -> tuple[list[int], int]:

@@ -129,7 +129,7 @@ class Predictor:
         """Images of one batch after another: tensors as given, or uint8 [N, S, S, 3]; the last may be smaller."""
         size = min(self.card.batch_size, len(given))
         if isinstance(given, Tensor):
-            yield from given.split(size)
+            yield from (given[first : first + size] for first in range(0, len(given), size))
             return
         views = self._views(given, faults)
         while part := list(islice(views, size)):
