@@ -90,24 +90,25 @@ def find_images(places: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]
     faults: list[tuple[str, str]] = []
     passed_over = 0
     for place in places:
-        matches = [] if os.path.lexists(place) else sorted(glob.glob(place, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute pattern)
-        for path in map(Path, matches or [place]):
-            if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises where a name is too long)
-                files.append(path)
+        matches = [] if os.path.lexists(place) else sorted(glob.glob(place, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute one)
+        for match in matches or [place]:
+            if not os.path.isdir(match):  # noqa: PTH112  (Path.is_dir raises where a name is too long)
+                files.append(Path(match))
                 continue
             before = len(files) + len(faults)
             walk = os.walk(
-                path, followlinks=True, onerror=lambda error: faults.append((error.filename, f"could not be listed ({error.strerror})"))
+                match, followlinks=True, onerror=lambda error: faults.append((error.filename, f"could not be listed ({error.strerror})"))
             )
             for folder, folders, names in walk:
                 here = Path(folder)
                 images = [here / name for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
+                images = [path for path in images if path.is_file() or path.is_symlink()]  # reading a pipe would not end
                 inner = [name for name in sorted(folders) if not name.startswith(".")]
                 folders[:] = [name for name in inner if not here.resolve().is_relative_to((here / name).resolve())]  # no link upwards
                 passed_over += len(names) - len(images)
                 files += images
             if len(files) + len(faults) == before:
-                faults.append((str(path), "no images below it, by their names"))
+                faults.append((match, "no images below it, by their names"))
     if passed_over:
         log.warning("passed over %d files that are hidden, or no images by their names", passed_over)
     return files, faults
