@@ -93,7 +93,7 @@ def load_model(path: Path, *, attention: AttentionName, device: torch.device | s
     except ValidationError as error:
         raise DataError(f"{path.with_suffix('.json')}: {one_line(error)}") from None
     except ConfigError as error:
-        raise DataError(f"{path.with_suffix('.json')}: {error}") from None
+        raise DataError(f"{path.with_suffix('.json')}: {first_line(error)}") from None
     except Exception as error:  # whatever torch and bitsandbytes raise about tensors and sizes that do not fit
         raise DataError(f"{path}: not a saved model ({first_line(error)}); delete it and its card and save it again") from error
     return model.eval()
