@@ -15,7 +15,7 @@ from jinja2 import StrictUndefined, Template
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from lowbit_vit.data.folder import GIVEN, list_images
+from lowbit_vit.data.folder import find_layout, list_images
 from lowbit_vit.data.remote_files import WEIGHTS
 from lowbit_vit.data.source import Source
 from lowbit_vit.errors import ConfigError, DataError
@@ -24,7 +24,6 @@ from lowbit_vit.schema.config import (
     TORCHVISION_DEPTH,
     Device,
     FolderData,
-    FolderLayout,
     SmallVit,
     TorchvisionVit,
     Views,
@@ -122,7 +121,9 @@ def write_profile(
         raise ConfigError(f"{path}: there already; choose another name, or delete it and its line in {STAGES}")
     stages = _read_stages(root / STAGES, name)
     given = _read_backbone(backbone, root=root, architecture=architecture, sha256=sha256)
-    layout = _find_layout(data)
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder; --data takes a folder of images, sorted into folders by class")
+    layout = find_layout(data)
     keys = {"layout": layout, **{key: DRAWN[key] for key in DRAWN_KEYS[layout]}}
     views = _scale_views(given, image_size)
     config = FolderData.model_validate({"source": "image_folder", "views": views, "root": _shown_path(data, root), **keys})
@@ -148,20 +149,6 @@ def _read_stages(path: Path, name: str) -> str:
     if name in profiles:
         raise ConfigError(f"{path}: has a line {name} already; choose another name, or delete the line")
     return text if text.endswith("\n") else f"{text}\n"
-
-
-def _find_layout(folder: Path) -> FolderLayout:
-    """The layout of a folder by the names of its subfolders: the one with the most splits; without any, one folder of classes."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; --data takes a folder of images, sorted into folders by class")
-    names = {entry.name for entry in folder.iterdir() if entry.is_dir()}
-    for layout, splits in GIVEN.items():
-        if splits and names.issuperset(splits):
-            others = sorted(name for name in names - set(splits) if not name.startswith("."))
-            if others:
-                log.warning("%s: not used, for they are not of %s: %s", folder, "/".join(splits), ", ".join(others))
-            return layout
-    return "classes"
 
 
 def _scale_views(given: Given, image_size: int | None) -> Views:
@@ -229,6 +216,7 @@ class _Card(BaseModel):
     profile: str | None = None
     architecture: TorchvisionVit | SmallVit = Field(validation_alias=AliasPath("backbone", "architecture"))
     views: Views
+    training: object = None
 
 
 def _read_backbone(backbone: str, *, root: Path, architecture: TorchvisionVit | None, sha256: str | None) -> Given:
@@ -286,6 +274,9 @@ def _read_ours(path: Path, *, root: Path) -> Given:
     except SafetensorError as error:
         wanted = "give a backbone.safetensors or adapted-seed<N>.safetensors"
         raise DataError(f"{path}: not weights of ours with their card ({error}); {wanted}") from error
+    if card.training is not None:
+        said = "%s: trained on images of profile %s; if this folder holds them too, some may be test images here, and Top-1 be too high"
+        log.warning(said, path, card.profile)
     words = f"{path.name} of profile {card.profile}, {classes} classes"
     return Given(card.architecture, "ours", _shown_path(path, root), digest, card.views, words)
 

@@ -350,6 +350,8 @@ def test_bad_images_are_counted_and_listed_while_the_rest_is_predicted(exported:
     (tmp_path / "photos" / "up").symlink_to(tmp_path / "photos")
     (tmp_path / "photos" / ".hidden.png").write_bytes(good[0].read_bytes())
     os.mkfifo(tmp_path / "photos" / "pipe.bmp")
+    (tmp_path / "photos" / "@eaDir").mkdir()
+    (tmp_path / "photos" / "@eaDir" / "THUMB.jpg").write_bytes(good[0].read_bytes())
     (tmp_path / "none").mkdir()
     whole = call("predict", str(exported), *map(str, good))
     assert (whole.returncode, whole.stderr) == (0, "")
