@@ -203,6 +203,8 @@ def flip_a_byte(folder: Path) -> None:
         (lambda folder: changed_card(folder, class_names=["0", "1"]), DataError, "class_names: 2 names, the model has 10 classes"),
         (lambda folder: changed_card(folder, views=None), DataError, "model.json: key views: "),
         (lambda folder: changed_card(folder, model=None), DataError, "model.json: key model is missing"),
+        (lambda folder: changed_model(folder, "architecture", heads=-1), DataError, "heads -1 must be a positive whole number"),
+        (lambda folder: changed_model(folder, "architecture", heads=True), DataError, "heads True must be a positive whole number"),
         (lambda folder: changed_model(folder, "architecture", depth=10**9), DataError, "not a saved model (1000000000 blocks, but "),
         (
             lambda folder: changed_model(folder, "plan", compute_dtype="fp16"),
