@@ -4,6 +4,10 @@
 defect of ours and keeps its traceback (exit code 1, which `check` has for a miss as well).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 def first_line(error: Exception) -> str:
     """The first line of another library's error, at most 120 characters; the class's name where it says nothing."""
@@ -53,3 +57,25 @@ class Busy(LowbitVitError):
     """Another run holds the folder, or another process the device. Exit code 6."""
 
     exit_code = 6
+
+
+@contextmanager
+def reading(path: Path, what: str, advice: str) -> Iterator[None]:
+    """Around a library that reads a file which people bring: whatever it raises is one line that names the file.
+
+    Args:
+        path: the file.
+        what: what it is not; the library's first line follows in brackets.
+        advice: what to do.
+
+    Raises:
+        DataError: in place of any other exception.
+    """
+    try:
+        yield
+    except LowbitVitError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from error
+    except Exception as error:
+        raise DataError(f"{path}: {what} ({first_line(error)}); {advice}") from error

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import ScalarNode
 
-from lowbit_vit.errors import ConfigError
+from lowbit_vit.errors import ConfigError, first_line
 from lowbit_vit.schema.cell_role import CellRole
 from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Label, Plan, WeightFormat, uniform
 
@@ -474,6 +474,18 @@ class VariantsStudy(Frozen):
 
     arms: tuple[Arm, ...] = Field(min_length=1)
 
+    @field_validator("arms")
+    @classmethod
+    def _labels_are_unique(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        seen: set[str] = set()
+        for arm in arms:
+            # Tables name arms by their labels: spaces and case would tell two apart for the program alone.
+            label = " ".join(arm.label.split()).casefold()
+            if label in seen:
+                raise ValueError(f"two arms have the label {arm.label!r}; give each its own")
+            seen.add(label)
+        return arms
+
 
 class SensitivityStudy(Frozen):
     """Each block quantized alone (only), and each block spared alone (all_but); post-training, accuracy only."""
@@ -624,8 +636,9 @@ def load_profile(path: Path, text: str | None = None) -> Profile:
         ConfigError: the file is missing or not YAML, or a key or value is wrong; one line, naming file, key, value.
     """
     if text is None and not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"{path}: no such profile; there are: {known}")
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        where = f"there are: {known}" if known else "there is none; run this in the project's folder, or name it with --root"
+        raise ConfigError(f"{path}: no such profile; {where}")
     profile = validate(Profile, read_yaml(path, text), path)
     if profile.name != path.stem:
         raise ConfigError(f"{path}: key name: {profile.name!r} must equal the file's name, {path.stem!r}")
@@ -640,21 +653,36 @@ def read_yaml(path: Path, text: str | None = None) -> dict[str, Any]:
         text: its content; None: read it.
 
     Raises:
-        ConfigError: it is not YAML, or not a mapping; one line, naming file and line.
-        OSError: the file cannot be read.
+        ConfigError: it cannot be read, is not UTF-8 or YAML, or not a mapping; one line, naming file and line.
     """
+    text = read_text(path) if text is None else text
     reader = YAML(typ="safe", pure=True)  # ruamel's other loader, where its C library is installed, reads YAML 1.1
     reader.Constructor = _UniqueKeys
     try:
-        content = reader.load(path.read_text(encoding="utf-8") if text is None else text)
+        content = reader.load(text)
     except MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise ConfigError(f"{path}{line}: not valid YAML: {' '.join(str(error.problem).split())}") from None
-    except (YAMLError, ValueError, KeyError, RecursionError) as error:  # no YAMLError: no UTF-8, a wrong date or tag, deep nesting
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # noqa: BLE001  (a wrong date or tag, deep nesting, a character that YAML has not)
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(first_line(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(content).__name__}")
     return content
+
+
+def read_text(path: Path) -> str:
+    """Read a text.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8; one line, naming file and line.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        line = bytes(error.object[: error.start]).count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line}: not UTF-8; save it as UTF-8") from None
 
 
 def validate(model: type[Model], content: dict[str, Any], path: Path) -> Model:
@@ -668,8 +696,8 @@ def validate(model: type[Model], content: dict[str, Any], path: Path) -> Model:
         return model.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{path}: {one_line(error)}") from None
-    except TypeError as error:
-        raise ConfigError(f"{path}: {error}") from None  # a list or mapping as a key
+    except Exception as error:  # noqa: BLE001  (a list as a key, a value that holds itself, a number of 5,000 digits)
+        raise ConfigError(f"{path}: not what JSON can hold: {first_line(error)}") from None
 
 
 def load_trial(path: Path) -> Trial:
@@ -694,7 +722,7 @@ def _read_json(path: Path, document: TypeAdapter[Document], *, what: str) -> Doc
     if not path.is_file():
         raise ConfigError(f"{path}: no such {what}")
     try:
-        return document.validate_json(path.read_text())
+        return document.validate_json(path.read_bytes())
     except ValidationError as error:
         raise ConfigError(f"{path}: {one_line(error)}") from None
 
