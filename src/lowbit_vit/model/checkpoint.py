@@ -84,7 +84,7 @@ _OTHERS = {
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST_NESTED = 3
 # What torch's restricted unpickler stopped at; around it stands advice to load the file without restriction.
-_STOPPED_AT = re.compile(r"GLOBAL ([\w.]+)|WeightsUnpickler error: ([^\n\x1b]{1,120})")
+_STOPPED_AT = (re.compile(r"GLOBAL ([\w.]+)"), re.compile(r"WeightsUnpickler error: ([^\n\x1b]{1,120})"))
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,9 +154,8 @@ def load_torchvision(path: Path, sha256_prefix: str) -> dict[str, Tensor]:
             with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            if (stopped := _STOPPED_AT.search(str(error))) is None:
-                raise
-            raise ValueError(f"it has {stopped[1] or stopped[2]}") from error
+            found = next(filter(None, (pattern.search(str(error)) for pattern in _STOPPED_AT)), None)
+            raise ValueError(f"it has {found[1]}" if found else first_line(error)) from error
         try:
             return from_torchvision(_find_state(content, path))
         except DataError as error:
@@ -399,9 +398,9 @@ def require_tensors(model: VisionTransformer, state: Mapping[str, Tensor], sourc
             f"{source}: not the weights of {model.architecture.name}: "
             f"{len(missing)} tensors missing{_example(missing)}, {len(unknown)} left over{_example(unknown)}"
         )
-    if given["head.weight"].shape[0] != model.num_classes:
+    if given["head.weight"].ndim and len(given["head.weight"]) != model.num_classes:
         raise DataError(
-            f"{source}: its head has {given['head.weight'].shape[0]} classes, the data has {model.num_classes}; "
+            f"{source}: its head has {len(given['head.weight'])} classes, the data has {model.num_classes}; "
             "run lowbit-vit backbone again for this data"
         )
     for name, tensor in given.items():
