@@ -156,8 +156,6 @@ def test_a_number_of_the_environment_is_read_as_openmp_does(monkeypatch: pytest.
 @pytest.mark.parametrize("text", ["abc", "0", "-3", "nan", "inf", "1e999", ",4", "\x1b[1m", "9" * 5_000])
 def test_what_is_no_number_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", text)
-    with pytest.raises(
-        ConfigError, match="^environment variable OMP_NUM_THREADS='.*': expected a number, at least 1; correct or unset it$"
-    ) as e:
+    with pytest.raises(ConfigError, match=r"^environment variable OMP_NUM_THREADS='.*': expected a number, at least 1") as raised:
         environment_number("OMP_NUM_THREADS", 7, least=1)
-    assert str(e.value).isprintable()
+    assert str(raised.value).isprintable()
