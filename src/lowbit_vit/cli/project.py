@@ -116,7 +116,9 @@ def doctor(profile: Annotated[str, typer.Argument(metavar="[PROFILE]")] = "demo"
     from lowbit_vit.new_profile import require_inputs
     from lowbit_vit.report.columns import to_terminal
     from lowbit_vit.report.terminal import doctor_table
+    from lowbit_vit.study.cells import cells
 
     settings, workspace = open_profile(profile, root)
     console().print(to_terminal(doctor_table(settings)))
+    cells(settings, "variants")  # which two arms are one trial is known without the data
     require_inputs(settings, workspace)

@@ -12,7 +12,7 @@ import math
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ _BLOCK_NAMES = {
 _BLOCK = re.compile(r"encoder\.layers\.encoder_layer_(\d+)\.(.+?)[._](weight|bias)")
 # What torch.compile, FSDP and checkpointing put into the names of what they wrap.
 _WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.")
+_CLASS = re.compile(r"(?:^|\.)class_token$")
 _HEAD = re.compile(r"(?:heads?|fc|classifier)\.")  # replaced by a new one, so whatever it is
 # Names by which other libraries' ViTs are known.
 _OTHERS = {
@@ -87,25 +88,23 @@ _MOST_NESTED = 3
 _STOPPED_AT = (re.compile(r"GLOBAL ([\w.]+)"), re.compile(r"WeightsUnpickler error: ([^\n\x1b]{1,120})"))
 
 
-def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_torchvision(state_dict: Mapping[str, Tensor], *, source: str = "checkpoint") -> dict[str, Tensor]:
     """Rename a torchvision ViT's state to ours (separate layout), in_proj cut into q, k and v; every tensor is a copy.
 
     A head of other layers than torchvision's is left out.
 
     Raises:
-        DataError: an entry is not one of a torchvision ViT, or not of finite floats.
+        DataError: an entry is not one of a torchvision ViT.
     """
     ours: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         match = _BLOCK.fullmatch(name)
         place = match[2] if match else ""
-        if (match or name in _TOP_NAMES) and not _HEAD.match(name) and (fault := _fault(tensor)) is not None:
-            raise DataError(f"checkpoint: entry {_shown(name)} {fault}")
         if name in _TOP_NAMES:
             ours[_TOP_NAMES[name]] = tensor.clone()
         elif match and place == "self_attention.in_proj":
             if not tensor.ndim or tensor.shape[0] % 3:
-                raise DataError(f"checkpoint: entry {name} of shape {tuple(tensor.shape)} is not q, k and v in one")
+                raise DataError(f"{source}: entry {name} of shape {tuple(tensor.shape)} is not q, k and v in one")
             for projection, rows in zip(("q", "k", "v"), tensor.chunk(3), strict=True):
                 ours[f"blocks.{match[1]}.attention.{projection}.{match[3]}"] = rows.clone()
         elif match and place in _BLOCK_NAMES:
@@ -113,17 +112,8 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif _HEAD.match(name):
             continue
         else:
-            raise DataError(f"checkpoint: entry {_shown(name)} is not one of a torchvision VisionTransformer")
+            raise DataError(f"{source}: entry {_shown(name)} is not one of a torchvision VisionTransformer")
     return ours
-
-
-def _fault(tensor: Tensor) -> str | None:
-    """Why a tensor is no weight, or None."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu" or tensor.dtype not in _FLOATS:
-        kind = "quantized" if tensor.is_quantized else f"{tensor.layout} {tensor.dtype}".replace("torch.", "")
-        return f"is {kind}; weights are strided float32, float16, bfloat16 or float64"
-    bad = int((~tensor.float().isfinite()).sum())
-    return f"has {bad:,} NaN or infinite values of {tensor.numel():,}" if bad else None
 
 
 def load_torchvision(path: Path, sha256_prefix: str) -> dict[str, Tensor]:
@@ -156,49 +146,41 @@ def load_torchvision(path: Path, sha256_prefix: str) -> dict[str, Tensor]:
         except pickle.UnpicklingError as error:
             found = next(filter(None, (pattern.search(str(error)) for pattern in _STOPPED_AT)), None)
             raise ValueError(f"it has {found[1]}" if found else first_line(error)) from error
-        try:
-            return from_torchvision(_find_state(content, path))
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
+        state = _find_state(content, path)
+        require_finite({name: tensor for name, tensor in state.items() if not _HEAD.match(name)}, path)
+        return from_torchvision(state, source=f"{path}")
 
 
 def _find_state(content: object, path: Path) -> dict[str, Tensor]:
     """The state of the one torchvision ViT in what a checkpoint holds, without the prefix of its names."""
-    found = list(_states(content, (), depth=0))
+    dicts = dict(_dicts(content, ""))
+    found = [
+        (place, name.removesuffix("class_token"), tensors) for place, tensors in dicts.items() for name in tensors if _CLASS.search(name)
+    ]
     if len(found) > 1:
-        places = " and ".join(_shown(".".join((*keys, prefix))) for keys, prefix, _ in found[:2])
-        raise DataError(f"checkpoint: holds more than one model, below {places}; save the state_dict() of one by itself")
+        places = " and ".join(_shown(place + prefix) for place, prefix, _ in found[:2])
+        raise DataError(f"{path}: holds more than one model, below {places}; save the state_dict() of one by itself")
     if not found:
-        raise DataError(_why_none(content))
-    ((keys, prefix, tensors),) = found
-    state = {_WRAPPED.sub("", name.removeprefix(prefix)): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        raise DataError(f"{path}: {_why_none([name for tensors in dicts.values() for name in tensors], content)}")
+    ((place, prefix, tensors),) = found
     others = [name for name in tensors if not name.startswith(prefix) and name != "n_averaged" and not _HEAD.match(name)]
-    if keys or prefix:
-        log.info("%s: its weights are those below %s", path.name, _shown(".".join((*keys, prefix))))
+    if place or prefix:
+        log.info("%s: its weights are those below %s", path.name, _shown(place + prefix))
     if others:
         log.warning("%s: not used, for they are not of the ViT: %s", path.name, ", ".join(map(_shown, others[:4])))
-    return state
+    return {_WRAPPED.sub("", name.removeprefix(prefix)): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _states(content: object, keys: tuple[str, ...], *, depth: int) -> Iterator[tuple[tuple[str, ...], str, dict[str, Tensor]]]:
-    """Each torchvision ViT: the keys of the dict that it lies in, the prefix of its names, and all tensors of that dict."""
-    if not isinstance(content, Mapping) or depth > _MOST_NESTED:
-        return
-    tensors = _tensors(content)
-    for name in tensors:
-        if name == "class_token" or name.endswith(".class_token"):
-            yield keys, name.removesuffix("class_token"), tensors
-    for key, value in content.items():
-        yield from _states(value, (*keys, str(key)), depth=depth + 1)
+def _dicts(content: object, place: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tensors of each dict in a checkpoint, with the keys that lead there, such as `model.`."""
+    if isinstance(content, Mapping) and place.count(".") < _MOST_NESTED:
+        yield place, {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        for key, value in content.items():
+            yield from _dicts(value, f"{place}{key}.")
 
 
-def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-
-
-def _why_none(content: object) -> str:
-    """What a checkpoint is, in which there is no torchvision ViT."""
-    names = list(_names(content, depth=0))
+def _why_none(names: Sequence[str], content: object) -> str:
+    """What a checkpoint with these names of tensors is, which are not those of a torchvision ViT."""
     if not names:
         return f"expected a dict of tensors, as torchvision's checkpoints are; found {type(content).__name__} without any"
     for library, pattern in _OTHERS.items():
@@ -208,13 +190,6 @@ def _why_none(content: object) -> str:
                 "copy the weights into torchvision's model and save its state_dict()"
             )
     return f"entry {_shown(names[0])} is not one of a torchvision VisionTransformer, and there is no class_token"
-
-
-def _names(content: object, *, depth: int) -> Iterator[str]:
-    if isinstance(content, Mapping) and depth <= _MOST_NESTED:
-        yield from _tensors(content)
-        for value in content.values():
-            yield from _names(value, depth=depth + 1)
 
 
 def _shown(name: str) -> str:
@@ -240,14 +215,17 @@ def load_given(config: Backbone, root: Path) -> tuple[dict[str, Tensor], dict[st
 
 
 def require_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    """Look at every value of a state of ours.
+    """Look at every value.
 
     Raises:
         DataError: a tensor is not of dense floats, or has NaN or infinite values; names file and tensor.
     """
     for name, tensor in state.items():
-        if (fault := _fault(tensor)) is not None:
-            raise DataError(f"{path}: entry {_shown(name)} {fault}")
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu" or tensor.dtype not in _FLOATS:
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout} {tensor.dtype}".replace("torch.", "")
+            raise DataError(f"{path}: entry {_shown(name)} is {kind}; weights are strided float32, float16, bfloat16 or float64")
+        if bad := int((~tensor.float().isfinite()).sum()):
+            raise DataError(f"{path}: entry {_shown(name)} has {bad:,} NaN or infinite values of {tensor.numel():,}")
 
 
 def native_image_size(state: Mapping[str, Tensor], config: TorchvisionVit | SmallVit, *, source: str, new_head: bool) -> int:
