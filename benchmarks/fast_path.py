@@ -1,11 +1,11 @@
-"""The fast path against what else a user could pick, in one run on one card: ViT-L/16, batch 1 and 32, bf16, random weights.
+"""The fast path against what else a user could pick, in one run on one GPU: ViT-L/16, batch 1 and 32, bf16, random weights.
 
     python benchmarks/fast_path.py                  every side, and the products' ceilings; more than 5 minutes, most of them compiling
     python benchmarks/fast_path.py --group gemlite  one group alone, into a record of its own
     python benchmarks/fast_path.py --tiles          every candidate tile at every shape instead; a minute
 
 Sides come in groups: this package and bitsandbytes, then torchao and gemlite where they are installed; gemlite last, for it tunes its
-kernels for minutes. Sides of a group are timed in turns, `ROUNDS` times, so that a slow spell of the card meets all of them, and the
+kernels for minutes. Sides of a group are timed in turns, `ROUNDS` times, so that a slow spell of the GPU meets all of them, and the
 reference, bf16 with compiled blocks in a CUDA graph, takes part in every group. What is said of each side is the median of all its
 samples and its ratio to the reference in its group, and of one forward of ours the time of each kernel. A side that cannot run is in the
 record with the reason. Speed depends on weights only through LLM.int8's outliers, which random weights hardly have, so that side is

@@ -96,12 +96,12 @@ def products(rows: int) -> dict[str, float]:
 
 
 def drawn(rows: int, columns: int) -> Tensor:
-    """Random bf16 on the card."""
+    """Random bf16 on the GPU."""
     return torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16)
 
 
 def code_types() -> dict[str, torch.dtype]:
-    """The 8-bit codes that this card multiplies."""
+    """The 8-bit codes that this GPU multiplies."""
     fp8 = {"fp8": torch.float8_e4m3fn} if torch.cuda.get_device_capability() >= (8, 9) else {}
     return {"int8": torch.int8, **fp8}
 

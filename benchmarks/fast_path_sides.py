@@ -189,7 +189,7 @@ GROUPS = {"ours": OURS, "torchao": TORCHAO, "gemlite": GEMLITE}
 
 
 def fresh(qkv: QkvLayout = "fused") -> VisionTransformer:
-    """A ViT-L/16 in fp32 on the card, the same for every side."""
+    """A ViT-L/16 in fp32 on the GPU, the same for every side."""
     torch.manual_seed(0)
     with torch.device("cuda"):  # drawn there: on a CPU it takes seconds, once for each side
         return VisionTransformer(ARCH, num_classes=CLASSES, attention="cudnn", qkv=qkv).eval()

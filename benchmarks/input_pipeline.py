@@ -8,7 +8,7 @@ and flip), end in normalized fp32 batches on the device, and have the same cores
 machine meets both; the ratio of each round is taken, and the median reported with the least and the greatest.
 
 Ratios that are asked for, with 2 workers on 2 cores: evaluation >= 5, training >= 1.3, decoding <= 1.3 times a plain pass that only
-decodes and resizes; on a card against 16 workers: >= 20.
+decodes and resizes; on a GPU against 16 workers: >= 20.
 """
 
 import argparse
@@ -150,7 +150,7 @@ def measure_training(data: Dataset, folder: Path, rounds: int, where: Place) -> 
 
 
 def a_loader(folder: Path, steps: list[Any], where: Place, *, shuffle: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-    """The usual way; batches for a card are pinned."""
+    """The usual way; batches for a GPU are pinned."""
     images = ImageFolder(folder, transforms.Compose(steps))
     return DataLoader(images, batch_size=where.batch, num_workers=where.workers, pin_memory=where.device == "cuda", shuffle=shuffle)
 

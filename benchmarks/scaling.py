@@ -133,14 +133,14 @@ def measured() -> Known:
 
 
 def seconds_of(trial: Trial, known: Known) -> float:
-    """Seconds of a trial on one card.
+    """Seconds of a trial on one GPU.
 
     - A timing trial counts as its own arm's record: load, quantize, evaluate, measure. An arm without a record counts as the fp16
       model in a CUDA graph; a timed plan of `mixed` as eager NF4.
     - Latencies are as many as the trial asks for, each of the arm's mean, up to measurement.seconds for a batch size.
-    - A training step counts as a measured one, of 120 images: too much for steps of 32 where the card is the limit, and about right
+    - A training step counts as a measured one, of 120 images: too much for steps of 32 where the GPU is the limit, and about right
       where the host is, which launches as many kernels for either.
-    - A cell of a scan counts as the mean of its study's cells, whose scans shared a card by two.
+    - A cell of a scan counts as the mean of its study's cells, whose scans shared a GPU by two.
     """
     if trial.measurement is None:
         return float(known[trial.study]["cell"])
@@ -198,12 +198,12 @@ def bytes_of(profile: Profile) -> dict[str, int]:
 def row(studies: dict[str, list[Trial]], seconds: dict[str, float], *, gpus: int) -> dict[str, Any]:
     """The model on that many GPUs, each with eight cores: seconds of each study, and the share of GPU time that is used.
 
-    How many cards a node has makes no difference: each has a slot for timings (study.units).
+    How many GPUs a node has makes no difference: each has a slot for timings (study.units).
     """
     spans = {}
     for study, trials in studies.items():
         units = make_units(trials, Places(cpus=8 * gpus, gpus=gpus, cores=8), seconds)
-        # Timing trials first: a card's scans wait for them. A scan's cells were measured with two of them on a card.
+        # Timing trials first: a GPU's scans wait for them. A scan's cells were measured with two of them on a GPU.
         timed = [total(unit, seconds) for unit in units if unit.verb == "trial"]
         spans[study] = makespan(timed, gpus) + makespan(scan_lengths([unit for unit in units if unit.verb == "scan"], seconds), 2 * gpus)
     parallel = sum(spans.values())

@@ -1,6 +1,7 @@
 """Trials launched without Ray, and the processes that a test started, as the system sees them."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import psutil
 
@@ -26,3 +27,10 @@ def living_children() -> set[int]:
     Compare with those before a test: multiprocessing keeps a helper of its own until pytest ends.
     """
     return {child.pid for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE}
+
+
+def wait_until(true: Callable[[], object], *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)

@@ -13,8 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from lowbit_vit.schema.config import Arm, Limits, Profile, load_profile
 from lowbit_vit.schema.plan import HighPrecision
 from lowbit_vit.schema.record import sha256
 from lowbit_vit.schema.workspace import Workspace
+from processes import wait_until
 
 TESTS = Path(__file__).parent
 SOURCES = str(TESTS.parent / "src")
@@ -189,13 +188,6 @@ def free_port() -> int:
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_until(true: Callable[[], object], *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 class Submitter:

@@ -154,9 +154,9 @@ def test_a_check_of_rates_does_not_depend_on_which_side_is_the_reference(one: fl
     assert there.verdict == compare_rates("Top-1", two, one, interval=mirrored, margin=margin, images="").verdict
 
 
-def test_latencies_of_another_card_are_listed_and_never_a_miss() -> None:
-    outcome = compare_latencies("P50", [1.0] * 20, [9.0] * 20, factor=1.25, obstacle="different card: a / b")
-    assert (outcome.verdict, outcome.because) == ("not compared", "different card: a / b")
+def test_latencies_of_another_processor_are_listed_and_never_a_miss() -> None:
+    outcome = compare_latencies("P50", [1.0] * 20, [9.0] * 20, factor=1.25, obstacle="different processor: a / b")
+    assert (outcome.verdict, outcome.because) == ("not compared", "different processor: a / b")
     assert (outcome.expected, outcome.found) == ("1 ms", "9 ms")
 
 
@@ -181,7 +181,7 @@ def test_what_both_skipped_is_within_and_what_the_reference_skipped_is_not_asked
     assert compare_status(done, None).verdict == "miss"
 
 
-def test_peak_memory_may_move_a_little_on_the_same_card() -> None:
+def test_peak_memory_may_move_a_little_on_the_same_processor() -> None:
     side = reference_run("reports/reference/h200")
     arm = side.results["variants"][0]
     measurement = arm.record.measurement

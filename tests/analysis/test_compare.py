@@ -1,4 +1,4 @@
-"""Two runs compared: paired where the images are the same, unpaired and said so otherwise, timings on one card alone."""
+"""Two runs compared: paired where the images are the same, unpaired and said so otherwise, timings on one processor alone."""
 
 import shutil
 from pathlib import Path
@@ -87,20 +87,20 @@ def test_other_images_are_compared_unpaired_and_said_so(side: Run) -> None:
         assert (row["difference_low"], row["difference_high"]) == pytest.approx(tuple(vars(compare_unpaired(hits, hits).interval).values()))
 
 
-def test_times_of_another_card_are_shown_and_not_compared(side: Run) -> None:
+def test_times_of_another_processor_are_shown_and_not_compared(side: Run) -> None:
     frame = compare_runs(side, changed(side, cpu="Other CPU"), studies=("variants",), margin=0.01).filter(pl.col("status") == "success")
     assert frame["ratio"].null_count() == frame["ratio_low"].null_count() == frame.height
     assert frame["p50_ms_b"].null_count() == 0
-    assert frame["timing"].str.starts_with("different card: ").all()
-    # Accuracy is what it was: it does not hang on the card.
+    assert frame["timing"].str.starts_with("different processor: ").all()
+    # Accuracy is what it was: it does not hang on the processor.
     assert (frame["accuracy_test"] == PAIRED).all()
 
 
-def test_a_slower_run_on_the_same_card_has_its_ratio(side: Run) -> None:
+def test_a_slower_run_on_the_same_processor_has_its_ratio(side: Run) -> None:
     frame = compare_runs(side, changed(side, times=1.5), studies=("variants",), margin=0.01).filter(pl.col("status") == "success")
     assert frame["ratio"].to_list() == pytest.approx([1.5] * frame.height)
     assert (frame["ratio_low"] > 1).all()
-    assert (frame["timing"] == "same card").all()
+    assert (frame["timing"] == "same processor").all()
 
 
 def test_an_arm_of_one_side_is_listed_without_a_comparison(side: Run) -> None:

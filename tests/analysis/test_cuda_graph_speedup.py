@@ -17,7 +17,7 @@ LABELS = [EXACT, "fp16, CUDA graph", "NF4", REFERENCE, "W8A8"]
 
 
 def results(*labels: str, seed: int = 0) -> dict[str, Result]:
-    """Synthetic trials of the scratch profile's arms, with the parts of a peak that a card would have."""
+    """Synthetic trials of the scratch profile's arms, with the parts of a peak that a GPU would have."""
     profile = load_profile(synthetic.PROJECT / "profiles" / "scratch.yaml")
     found = {}
     for trial in cells(profile, "variants"):

@@ -15,7 +15,7 @@ def a_result(seed: int = 0) -> Result:
     return Result(synthetic.succeeded(trial.model_copy(update={"seed": seed}))[0], None)
 
 
-def on_a_card(result: Result) -> Result:
+def on_a_gpu(result: Result) -> Result:
     record = result.record
     assert record.measurement is not None
     assert record.model is not None
@@ -34,7 +34,7 @@ def on_a_card(result: Result) -> Result:
 
 
 def test_the_parts_of_a_peak_add_up_to_it() -> None:
-    (row,) = memory_breakdown(Frames([on_a_card(a_result())])).to_dicts()
+    (row,) = memory_breakdown(Frames([on_a_gpu(a_result())])).to_dicts()
     assert (row["resident_mib"], row["workspace_mib"], row["activation_mib"]) == (2, 32, 16)
     assert row["weights_mib"] + 2 + 32 + 16 == pytest.approx(row["peak_mib"])
     assert row["process_mib"] is None

@@ -149,7 +149,7 @@ def test_timings_of_two_cards_are_refused_and_accuracies_are_not(records: list[R
 
     timed, untimed = (next(r for r in records if (r.measurement is None) == without) for without in (False, True))
     require_one_origin([on(timed, "A100"), on(untimed, "H100"), on(timed, "A100")], Path("records"))
-    with pytest.raises(DataError, match=r"were timed on different GPUs \(A100 and H100\), .* --card KIND runs the others again$"):
+    with pytest.raises(DataError, match=r"were timed on different GPUs \(A100 and H100\), .* --gpu KIND runs the others again$"):
         require_one_origin([on(timed, "A100"), on(timed, "H100")], Path("records"))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.results import Result, arm_key
-from lowbit_vit.analysis.runs import Run, card, load_run, match, other_settings, timing_obstacle
+from lowbit_vit.analysis.runs import Run, load_run, match, other_settings, processor, timing_obstacle
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import STUDIES
 
@@ -88,13 +88,13 @@ def test_an_arm_on_two_devices_is_matched_device_by_device(root: Path) -> None:
     assert other_settings(first.record.trial, trial) == ["device"]
 
 
-def test_timings_are_compared_on_one_kind_of_card_alone(root: Path) -> None:
+def test_timings_are_compared_on_one_kind_of_processor_alone(root: Path) -> None:
     record = load_run("demo", root=root).results["variants"][0].record
     assert record.provenance is not None
-    assert card(record) == "Synthetic CPU, 2 cores, 2 threads"
+    assert processor(record) == "Synthetic CPU, 2 cores, 2 threads"
     assert timing_obstacle(record, record) is None
     faster = record.model_copy(update={"provenance": record.provenance.model_copy(update={"cpu": "Other CPU"})})
     obstacle = timing_obstacle(record, faster)
-    assert obstacle == "different card: Synthetic CPU, 2 cores, 2 threads / Other CPU, 2 cores, 2 threads"
+    assert obstacle == "different processor: Synthetic CPU, 2 cores, 2 threads / Other CPU, 2 cores, 2 threads"
     unknown = record.model_copy(update={"provenance": None})
-    assert timing_obstacle(record, unknown) == "card not recorded"
+    assert timing_obstacle(record, unknown) == "processor not recorded"

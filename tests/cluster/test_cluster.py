@@ -21,8 +21,9 @@ from ray._private.runtime_env.packaging import create_package  # what `ray job s
 
 from lowbit_vit.schema.config import STUDIES
 from lowbit_vit.schema.record import read_records
+from processes import wait_until
 from projects import ROOT, dvc, environment, make_project
-from ray_nodes import PROGRAM, RAY, Cluster, Submitter, wait_until
+from ray_nodes import PROGRAM, RAY, Cluster, Submitter
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -128,7 +129,7 @@ def test_after_the_submitter_was_killed_the_same_command_runs_only_what_is_missi
     submitter.arms("finish", "finish", "sleep 20", "sleep 20", "finish")
     study = submitter.start(cluster, cluster.address)
     wait_until(lambda: len(submitter.files) == 6, seconds=120)
-    wait_until(lambda: any(cluster.running(name) for name in cluster.nodes))
+    wait_until(lambda: any(cluster.running(name) for name in cluster.nodes), seconds=60)
     before = submitter.files
     asleep = [pid for name in cluster.nodes for pid in asleep_pids(cluster, name)]
     os.kill(study.pid, signal.SIGKILL)

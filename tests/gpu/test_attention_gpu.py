@@ -42,7 +42,7 @@ def usable(kernel: AttentionName, dtype: torch.dtype, head_width: int) -> None:
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, *, fused: bool = False, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v on the card; q three times larger, so that the softmax is far from uniform; fused: views of one tensor."""
+    """q, k and v on the GPU; q three times larger, so that the softmax is far from uniform; fused: views of one tensor."""
     images, tokens, heads, width = shape
     generator = torch.Generator(CUDA).manual_seed(seed)
     qkv = torch.randn(images, tokens, 3, heads, width, generator=generator, device=CUDA)

@@ -113,7 +113,7 @@ def test_memory_that_others_hold_is_said_before_anything_is_loaded(tmp_path: Pat
     assert "GiB free and this trial needs at least" in record.reason
 
 
-def test_another_process_on_the_card_stops_a_timing_unless_told(workspace: Workspace, tmp_path: Path) -> None:
+def test_another_process_on_the_gpu_stops_a_timing_unless_told(workspace: Workspace, tmp_path: Path) -> None:
     torch.cuda.synchronize()
     with subprocess.Popen([sys.executable, "-c", HELD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -37,7 +37,7 @@ def images(dtype: ComputeDtype) -> torch.Tensor:
 
 @FORMATS
 @DTYPES
-def test_conversion_on_the_card_is_counted_weighed_and_close(weights: HighPrecision | Int8 | NF4, dtype: ComputeDtype) -> None:
+def test_conversion_on_the_gpu_is_counted_weighed_and_close(weights: HighPrecision | Int8 | NF4, dtype: ComputeDtype) -> None:
     plan, model = uniform(weights, dtype), fp32_model()
     with torch.inference_mode():
         expected = model(images("fp32"))

@@ -38,7 +38,7 @@ def images(plan: Plan, batch_size: int) -> torch.Tensor:
     return torch.randn(batch_size, 3, 64, 64, generator=generator).to("cuda", compute_dtype(plan))
 
 
-def use_the_card_for_something_else() -> None:
+def use_the_gpu_for_something_else() -> None:
     """What training and evaluation leave: workspaces of two streams and of another thread, freed memory, a convolution's."""
 
     def work() -> None:
@@ -63,7 +63,7 @@ def test_a_memory_peak_does_not_depend_on_what_ran_before(weights: HighPrecision
     ready = partial(prepare, model, execution)
     measure_memory(ready, example, "cuda")  # kernels and generators that are made once
     first = measure_memory(ready, example, "cuda")
-    use_the_card_for_something_else()
+    use_the_gpu_for_something_else()
     second = measure_memory(ready, example, "cuda")
     # Freed memory may stay with the process, and in other pieces.
     apart = {"process_bytes", "peak_reserved_bytes"}

@@ -139,7 +139,7 @@ def test_a_trial_repeated_predicts_the_same_images_the_same_way(
     assert (load_predictions(first).best == load_predictions(tmp_path / first.name).best).all()
 
 
-def test_a_scan_on_the_card_gives_the_predictions_of_single_trials(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_scan_on_the_gpu_gives_the_predictions_of_single_trials(workspace: Workspace, tmp_path: Path) -> None:
     trials = cells(PROFILE, "sensitivity")
     records = run_scan(trials, workspace, tmp_path / "scan")
     assert {record.status for record in records} == {"success"}
@@ -155,7 +155,7 @@ def test_a_scan_on_the_card_gives_the_predictions_of_single_trials(workspace: Wo
     assert spent <= 4 * (1 + 2 * (4 + 2))
 
 
-def test_estimates_are_made_on_the_card(workspace: Workspace) -> None:
+def test_estimates_are_made_on_the_gpu(workspace: Workspace) -> None:
     found = estimate(cells(PROFILE, "sensitivity")[0], PROFILE.sensitivity.formats, workspace)
     assert len(found.linears) == 2 * 4 * 6
     assert all(linear.gradient > 0 and linear.fisher > 0 for linear in found.linears)

@@ -47,7 +47,7 @@ def test_the_table_has_every_arm_of_both_sides_and_says_what_is_missing() -> Non
             assert escape_markdown(result.record.trial.label) in markdown
     assert "B not in this run" in text
     notes = comparison_notes(frame, first, second)
-    assert "card: A AMD EPYC, 2 cores, 2 threads; B NVIDIA H200" in notes
+    assert "processor: A AMD EPYC, 2 cores, 2 threads; B NVIDIA H200" in notes
     assert all(f"- {escape_markdown(note)}\n" in markdown for note in notes)
 
 

@@ -123,7 +123,7 @@ def test_what_is_not_measured_is_said_to_be_missing(outline: Outline) -> None:
 def test_latencies_stand_over_their_rooflines_and_batch_sizes_side_by_side(outline: Outline) -> None:
     text = " ".join(outline.text)
     assert "P50 / roofline" in text
-    assert "What the memory peaks are made of" not in text  # the parts are of a card's allocator
+    assert "What the memory peaks are made of" not in text  # the parts are of a GPU's allocator
 
 
 def test_the_papers_numbers_stand_as_printed(outline: Outline) -> None:

@@ -60,12 +60,12 @@ def test_machines_are_told_apart_by_what_decides_a_number() -> None:
     assert run_description.weight_hashes([record, other]) == [("ab" * 32, 2)]
 
 
-def test_timings_say_whether_the_card_was_shared() -> None:
+def test_timings_say_whether_the_gpu_was_shared() -> None:
     profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
     record, _ = synthetic.succeeded(cells(profile, "variants")[0])
-    assert run_description.exclusive_words([record]) == ""  # a CPU's timing says nothing of a card
+    assert run_description.exclusive_words([record]) == ""  # a CPU's timing says nothing of a GPU
     assert record.measurement is not None
-    on_card = [
+    on_gpu = [
         record.model_copy(
             update={
                 "trial": record.trial.model_copy(update={"device": "cuda"}),
@@ -74,7 +74,7 @@ def test_timings_say_whether_the_card_was_shared() -> None:
         )
         for alone in (True, True, None, False)
     ]
-    words = run_description.exclusive_words(on_card)
-    assert words.startswith("Timings on a card: 2 with the card alone")
+    words = run_description.exclusive_words(on_gpu)
+    assert words.startswith("Timings on a GPU: 2 with the GPU alone")
     assert "1 where NVML could not tell" in words
     assert "1 beside other processes" in words

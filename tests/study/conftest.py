@@ -1,8 +1,9 @@
-"""A small workspace: the demo profile with the arms that a test asks for, and weights that are only a file with a card."""
+"""A small workspace: the demo profile with the arms that a test asks for, and weights that are only a file with its JSON."""
 
+import fcntl
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from lowbit_vit.schema.config import Arm, Limits, Profile, load_profile
 from lowbit_vit.schema.plan import HighPrecision
 from lowbit_vit.schema.record import sha256
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.launch import scratch_folder
+from processes import living_children, wait_until
 
 HERE = Path(__file__).parent
 DEMO = load_profile(HERE.parents[1] / "profiles" / "demo.yaml")
@@ -45,3 +48,28 @@ def profile_of() -> Callable[..., Profile]:
         return DEMO.model_copy(update={"variants": DEMO.variants.model_copy(update={"arms": arms}), "limits": limits})
 
     return make
+
+
+@pytest.fixture
+def nothing_is_left(workspace: Workspace) -> Iterator[None]:
+    """A study leaves no process, no folder of Ray's, no file that is half written."""
+    folders, children = ray_folders(), living_children()
+    yield
+    wait_until(lambda: living_children() <= children)
+    wait_until(lambda: ray_folders() <= folders)
+    assert not any(scratch_folder(workspace).glob("*"))
+    assert not any(workspace.reports.rglob("*.json.*"))
+
+
+def ray_folders() -> set[Path]:
+    """Ray's folders that no run holds; those of runs beside this test are none of its business."""
+    return {path.parent for path in Path("/tmp").glob("lowbit-*/owner") if is_free(path)}
+
+
+def is_free(lock: Path) -> bool:
+    try:
+        with lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -38,10 +38,10 @@ from lowbit_vit.study.process import stop_with_parent
 def main() -> None:
     verb, file, _, out = sys.argv[1:]
     stop_with_parent()
-    with Path("cards.txt").open("a") as cards:
-        cards.write(f"{verb} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+    with Path("gpus.txt").open("a") as gpus:
+        gpus.write(f"{verb} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
     together = Path("together.txt")  # so many processes at once: none is done before all have begun
-    while together.exists() and len(Path("cards.txt").read_text().splitlines()) < int(together.read_text()):
+    while together.exists() and len(Path("gpus.txt").read_text().splitlines()) < int(together.read_text()):
         time.sleep(0.05)
     trials = [load_trial(Path(file))] if verb == "trial" else load_trials(Path(file))
     for trial in trials:

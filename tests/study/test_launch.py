@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from lowbit_vit.schema.record import read_record, read_records
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import scratch_folder
-from processes import launched, living_children
+from processes import launched, living_children, wait_until
 
 ProfileOf = Callable[..., Profile]
 Command = tuple[str, ...]
@@ -149,10 +148,3 @@ def test_the_trial_dies_with_the_process_that_launched_it(
 def wait_for_sleeper(root: Path) -> int:
     wait_until(lambda: any(root.glob("asleep-*")))
     return int(next(root.glob("asleep-*")).name.removeprefix("asleep-"))
-
-
-def wait_until(true: Callable[[], bool], *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,7 +25,7 @@ from lowbit_vit.study import process
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import log_file, scratch_folder
 from lowbit_vit.study.process import exit_code, kill_group, start_fork
-from processes import launched
+from processes import launched, wait_until
 
 ProfileOf = Callable[..., Profile]
 
@@ -78,13 +77,6 @@ def server_of(fork: BaseProcess) -> psutil.Process:
     parent = psutil.Process(fork.pid).parent()
     assert parent is not None
     return parent
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def gone(pid: int) -> bool:

@@ -123,15 +123,15 @@ def test_results_far_from_their_images_and_weights_count(trials: list[Trial], re
 
 
 def test_a_skipped_record_names_the_code_that_skipped_it(trials: list[Trial], workspace: Workspace) -> None:
-    on_a_card = trials[0].model_copy(update={"attention": "efficient"})
-    assert missing_trials([on_a_card], workspace) == []
-    path = workspace.records("variants") / f"{on_a_card.trial_id}.json"
+    on_a_gpu = trials[0].model_copy(update={"attention": "efficient"})
+    assert missing_trials([on_a_gpu], workspace) == []
+    path = workspace.records("variants") / f"{on_a_gpu.trial_id}.json"
     first = path.read_bytes()
     assert read_record(path).code_sha256 == code_sha256()
-    assert missing_trials([on_a_card], workspace) == []
+    assert missing_trials([on_a_gpu], workspace) == []
     assert path.read_bytes() == first
-    change(path.parent, on_a_card, code_sha256="0" * 64)
-    assert missing_trials([on_a_card], workspace) == []
+    change(path.parent, on_a_gpu, code_sha256="0" * 64)
+    assert missing_trials([on_a_gpu], workspace) == []
     assert read_record(path).code_sha256 == code_sha256()
 
 

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+
+from processes import wait_until
 
 # Stands for dvc: starts a stage's command as dvc does, and waits for it.
 DVC = (
@@ -23,13 +24,6 @@ STAGE = (
 )
 # Ignores SIGTERM, as Ray's start-up may.
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); import lowbit_vit.study.process as l; l._DVC_GRACE_S = 0.5; {STAGE}"
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def start(tmp_path: Path, stage: str, *, shell: bool) -> tuple[subprocess.Popen[bytes], psutil.Process]:

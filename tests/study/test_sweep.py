@@ -3,20 +3,12 @@
 One Ray start costs several seconds, so each test that needs one claims several things about it.
 """
 
-import fcntl
-import ipaddress
 import json
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 import synthetic
@@ -30,7 +22,7 @@ from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import scratch_folder
 from lowbit_vit.study.resume import load_scores, missing_trials, prune
 from lowbit_vit.study.sweep import run_study
-from processes import launched, living_children
+from processes import launched
 
 ProfileOf = Callable[..., Profile]
 Command = tuple[str, ...]
@@ -41,28 +33,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path.read_bytes()) for path in sorted(folder.glob("*.*"))}
 
 
-def ray_folders() -> set[Path]:
-    """Ray's folders that no run holds; those of runs beside this test are none of its business."""
-    return {path.parent for path in Path("/tmp").glob("lowbit-*/owner") if is_free(path)}
-
-
-def is_free(lock: Path) -> bool:
-    try:
-        with lock.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(workspace: Workspace) -> Iterator[None]:
-    folders, children = ray_folders(), living_children()
-    yield
-    wait_until(lambda: living_children() <= children)
-    assert ray_folders() <= folders
-    assert not any(scratch_folder(workspace).glob("*"))
-    assert not any(workspace.reports.rglob("*.json.*"))
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def test_failures_are_named_the_rest_finishes_and_going_on_runs_only_what_is_missing(
@@ -116,61 +87,6 @@ def test_a_scan_study_has_a_record_for_every_cell_and_going_on_starts_nothing(
     assert hashes(workspace.records("sensitivity")) == before
 
 
-@pytest.mark.parametrize(
-    ("number", "group"),
-    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
-    ids=["Ctrl-C to the group", "SIGINT to the process", "SIGTERM to the process"],
-)
-def test_a_study_listens_on_the_loopback_alone_and_an_interrupt_leaves_no_process_and_no_half_written_record(
-    number: signal.Signals, group: bool, workspace: Workspace, profile_of: ProfileOf, obedient: Command
-) -> None:
-    profile = profile_of("finish", "sleep 60", "finish")
-    (workspace.root / "profiles").mkdir()
-    (workspace.root / "profiles" / "demo.json").write_text(profile.model_dump_json())
-    program = (
-        "import sys; from pathlib import Path; from lowbit_vit.schema.config import Profile;"
-        "from lowbit_vit.schema.workspace import Workspace; from lowbit_vit.study.sweep import run_study; root = Path(sys.argv[1]);"
-        "profile = Profile.model_validate_json((root / 'profiles' / 'demo.json').read_text());"
-        "run_study(profile, 'variants', Workspace(root=root, profile='demo'), command=sys.argv[2:])"
-    )
-    study = subprocess.Popen(
-        [sys.executable, "-c", program, str(workspace.root), *obedient],
-        env={name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait_until(lambda: any(workspace.root.glob("asleep-*")), seconds=60)
-    everything = psutil.Process(study.pid).children(recursive=True)
-    # Whoever reaches Ray can run programs: nothing is open to another machine.
-    listening = listening_of([psutil.Process(study.pid), *everything])
-    assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
-    assert [(name, address) for name, address in listening if not is_loopback(address)] == []
-    if group:
-        os.killpg(study.pid, number)
-    else:
-        os.kill(study.pid, number)
-    _, errors = study.communicate(timeout=60)
-    assert errors.strip().endswith("KeyboardInterrupt")
-    wait_until(lambda: not any(process.is_running() for process in everything))
-    assert [record.status for record in read_records(workspace.records("variants"))] == ["success"]
-
-
-def listening_of(processes: list[psutil.Process]) -> list[tuple[str, str]]:
-    """Each process that listens, with the address that it listens on."""
-    return [
-        (process.name(), connection.laddr.ip)
-        for process in processes
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-
-
-def is_loopback(address: str) -> bool:
-    parsed = ipaddress.ip_address(address)
-    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
-
-
 def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(
     workspace: Workspace, profile_of: ProfileOf, obedient: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,86 +110,11 @@ def test_missing_weights_are_an_error_before_anything_starts(workspace: Workspac
         run_study(profile_of("finish"), "variants", workspace, command=NEVER)
 
 
-@contextmanager
-def killing_workers(root: Path, *, times: int) -> Iterator[list[int]]:
-    """Kill the Ray worker of each process that sleeps, as the kernel does where memory is short; yields those processes."""
-    killed: list[int] = []
-    over = threading.Event()
-
-    def kill() -> None:
-        while not over.wait(0.1):
-            for pid in (int(path.name.removeprefix("asleep-")) for path in root.glob("asleep-*")):
-                if pid not in killed and len(killed) < times:
-                    worker = psutil.Process(pid).parent()
-                    assert worker is not None
-                    assert worker.name().startswith("ray::")
-                    killed.append(pid)
-                    worker.kill()
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()
-
-
-def test_a_ray_worker_that_is_killed_is_started_again_twice_and_then_its_trial_has_failed(
-    workspace: Workspace, profile_of: ProfileOf, obedient: Command, caplog: pytest.LogCaptureFixture
-) -> None:
-    profile = profile_of("finish", "sleep 60", "sleep 3", "finish")
-    with killing_workers(workspace.root, times=5) as killed, pytest.raises(TrialsFailed) as caught:
-        run_study(profile, "variants", workspace, command=obedient)
-    assert caught.value.exit_code == 5
-    assert str(caught.value).startswith(
-        "variants: 1 of 4 trials did not succeed: 'sleep 60' (failed: its Ray worker or node was lost, 3 times in a row); "
-    )
-    assert "\n" not in str(caught.value)
-    records = [(record.trial.seed, record.status, record.attempts) for record in read_records(workspace.records("variants"))]
-    assert sorted(records) == [(0, "success", 1), (1, "failed", 3), (2, "success", 3), (3, "success", 1)]
-    assert caplog.text.count("a Ray worker or its node was lost: its process is run again") == 4
-    assert len(killed) == 5
-    assert not any(map(psutil.pid_exists, killed))
-
-
-def kill_own_process(name: str) -> bool:
-    """Kill the process of Ray's own with this title; false where there is none (others come and go meanwhile)."""
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if child.cmdline()[:1] == [f"ray::{name}"]:
-                child.kill()
-                return True
-    return False
-
-
-def test_processes_of_rays_own_that_are_killed_cost_nothing_that_is_finished(
-    workspace: Workspace, profile_of: ProfileOf, obedient: Command, caplog: pytest.LogCaptureFixture
-) -> None:
-    killed: list[str] = []
-
-    def kill() -> None:
-        for count, name in enumerate(("_QueueActor", "_tune"), start=1):
-            wait_until(lambda count=count: len(list(workspace.root.glob("asleep-*"))) == count, seconds=100)  # type: ignore[misc]
-            wait_until(lambda name=name: kill_own_process(name), seconds=20)  # type: ignore[misc]
-            killed.append(name)
-        (workspace.root / "let-go").touch()
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    records = run_study(profile_of("finish", "hold"), "variants", workspace, command=obedient)
-    thread.join()
-    assert killed == ["_QueueActor", "_tune"]
-    assert [record.status for record in records] == ["success"] * 2
-    assert caplog.text.count("a process of Ray's own was lost") == 2
-    assert (workspace.root / "cards.txt").read_text().count("trial") == 4  # one finished, one begun three times
-
-
 # ------------------------------------------------------------------------------------------------- what need not be run
 
 
 def test_an_arm_that_cannot_run_here_is_skipped_with_its_reason_and_starts_nothing(workspace: Workspace, profile_of: ProfileOf) -> None:
-    arm = Arm(label="on a card", weights=HighPrecision(), compute_dtype="fp16", attention="efficient", adaptation="none", device="cpu")
+    arm = Arm(label="on a GPU", weights=HighPrecision(), compute_dtype="fp16", attention="efficient", adaptation="none", device="cpu")
     profile = profile_of("finish")
     profile = profile.model_copy(update={"variants": profile.variants.model_copy(update={"arms": (arm,)})})
     (record,) = run_study(profile, "variants", workspace, command=NEVER)
@@ -350,10 +191,3 @@ def test_scores_of_other_weights_are_refused(workspace: Workspace, profile_of: P
         else:
             with pytest.raises(DataError, match="was made from other weights"):
                 load_scores(workspace)
-
-
-def wait_until(true: Callable[[], bool], *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What runs at once, on which card, and in which order."""
+"""What runs at once, on which GPU, and in which order."""
 
 import json
 from collections import defaultdict
@@ -22,7 +22,7 @@ ALIKE: dict[str, float] = defaultdict(lambda: 1.0)
 ProfileOf = Callable[..., Profile]
 
 
-def on_card(trials: list[Trial]) -> list[Trial]:
+def on_gpu_only(trials: list[Trial]) -> list[Trial]:
     return [trial.model_copy(update={"device": "cuda"}) for trial in trials]
 
 
@@ -30,8 +30,8 @@ def format_of(trial: Trial) -> str:
     return next(iter({rule.weights.format for rule in trial.plan.rules} - {"high"}), "high")
 
 
-def node(cpus: float, *, cards: tuple[str, ...] = (), slot: bool = True) -> Node:
-    resources = {"CPU": cpus, "GPU": float(len(cards))} | {f"accelerator_type:{card}": 1.0 for card in cards}
+def node(cpus: float, *, gpus: tuple[str, ...] = (), slot: bool = True) -> Node:
+    resources = {"CPU": cpus, "GPU": float(len(gpus))} | {f"accelerator_type:{gpu}": 1.0 for gpu in gpus}
     return Node(name="n", identity="n", resources=resources | ({"profile_slot": 1.0} if slot else {}), code="", gpu=None)
 
 
@@ -61,13 +61,13 @@ def test_what_is_expected_to_take_longest_starts_first_and_what_is_unknown_befor
     assert {tuple(sorted(unit.resources.items())) for unit in units} == {(("CPU", 2), ("profile_slot", 1))}
 
 
-def test_a_timing_on_a_card_has_its_share_of_the_cores_and_one_on_the_cpu_all(
+def test_a_timing_on_a_gpu_has_its_share_of_the_cores_and_one_on_the_cpu_all(
     profile_of: ProfileOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     timed = cells(profile_of("finish"), "variants")
     places = Places(cpus=32, gpus=2, cores=32, slots=2)
-    (on_cpu,), (on_gpu,) = (make_units(trials, places, ALIKE) for trials in (timed, on_card(timed)))
+    (on_cpu,), (on_gpu,) = (make_units(trials, places, ALIKE) for trials in (timed, on_gpu_only(timed)))
     assert (on_cpu.threads, on_cpu.resources) == (32, {"CPU": 32, "profile_slot": 1})
     assert (on_gpu.threads, on_gpu.resources) == (16, {"CPU": 1, "GPU": 1, "profile_slot": 1})
 
@@ -82,9 +82,9 @@ def test_cards_that_are_not_in_sight_have_their_cores_too(
     here = this_machine()
     assert (here.slots, here.cores_of_gpu) == (slots, 16)
     timed, scanned = (cells(profile_of("finish"), study) for study in ("variants", "sensitivity"))
-    assert {unit.threads for unit in make_units(on_card(timed), here, ALIKE)} == {16}
+    assert {unit.threads for unit in make_units(on_gpu_only(timed), here, ALIKE)} == {16}
     many = [trial.model_copy(update={"seed": seed}) for seed in range(9) for trial in scanned]
-    assert {unit.threads for unit in make_units(on_card(many), here, ALIKE)} == {threads_of_scans}
+    assert {unit.threads for unit in make_units(on_gpu_only(many), here, ALIKE)} == {threads_of_scans}
 
 
 def test_cells_fill_all_places_in_chunks_of_a_bounded_size_and_each_cell_is_in_one(profile_of: ProfileOf) -> None:
@@ -96,32 +96,32 @@ def test_cells_fill_all_places_in_chunks_of_a_bounded_size_and_each_cell_is_in_o
         assert len(units) >= min(places.cpus, len(trials_given) // 8)
         assert max(len(unit.trials) for unit in units) <= 64
         assert {unit.threads for unit in units} == {1}
-    units = make_units(on_card(trials), Places(cpus=8, gpus=1, cores=8, gpu_kind="H100"), ALIKE)
+    units = make_units(on_gpu_only(trials), Places(cpus=8, gpus=1, cores=8, gpu_kind="H100"), ALIKE)
     (shared,) = {tuple(unit.resources.items()) for unit in units}
     assert dict(shared) == {"CPU": 1, "GPU": 0.5, "accelerator_type:H100": 0.001}
 
 
-def test_timings_are_taken_on_one_kind_of_card_and_need_a_slot(profile_of: ProfileOf) -> None:
-    trials = on_card(cells(profile_of("finish"), "variants"))
-    mixed = [node(8, cards=("A100",)), node(16, cards=("H100", "H100"))]
-    with pytest.raises(ConfigError, match=r"^the cluster has A100, H100: times of different GPUs cannot be compared; choose with --card$"):
+def test_timings_are_taken_on_one_kind_of_gpu_and_need_a_slot(profile_of: ProfileOf) -> None:
+    trials = on_gpu_only(cells(profile_of("finish"), "variants"))
+    mixed = [node(8, gpus=("A100",)), node(16, gpus=("H100", "H100"))]
+    with pytest.raises(ConfigError, match=r"^the cluster has A100, H100: times of different GPUs cannot be compared; choose with --gpu$"):
         places_on(mixed, trials, gpu_kind=None)
     assert places_on(mixed, trials, gpu_kind="A100") == Places(cpus=8, gpus=1, cores=8, gpu_kind="A100")
     # The only kind there is stays the kind, whatever joins later.
     assert places_on(mixed[:1], trials, gpu_kind=None).gpu_kind == "A100"
-    with pytest.raises(Unavailable, match=r"^--card L4: no node of the cluster has one; there are: A100, H100$"):
+    with pytest.raises(Unavailable, match=r"^--gpu L4: no node of the cluster has one; there are: A100, H100$"):
         places_on(mixed, trials, gpu_kind="L4")
     with pytest.raises(Unavailable, match="no node takes timing trials"):
-        places_on([node(8, cards=("A100",), slot=False)], trials, gpu_kind=None)
+        places_on([node(8, gpus=("A100",), slot=False)], trials, gpu_kind=None)
     untimed = [trial.model_copy(update={"measurement": None}) for trial in trials]
     assert places_on(mixed, untimed, gpu_kind=None).gpu_kind is None
 
 
 @pytest.mark.parametrize(("gpu", "counts"), [("NVIDIA A100-SXM4-80GB", True), ("NVIDIA A10", False), (None, False)])
-def test_a_timing_of_another_card_than_the_chosen_one_is_taken_again(
+def test_a_timing_of_another_gpu_than_the_chosen_one_is_taken_again(
     gpu: str | None, counts: bool, workspace: Workspace, profile_of: ProfileOf, obedient: tuple[str, ...]
 ) -> None:
-    (trial,) = on_card(cells(profile_of("finish"), "variants"))
+    (trial,) = on_gpu_only(cells(profile_of("finish"), "variants"))
     launched([trial], workspace, command=obedient)
     path = workspace.records("variants") / f"{trial.trial_id}.json"
     facts = provenance("").model_copy(update={"gpu": gpu}).model_dump()

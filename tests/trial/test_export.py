@@ -231,7 +231,7 @@ def test_a_label_of_two_seeds_asks_for_the_id(cell: Trial, profile: Profile, pla
         export_model(profile, place, "a cell", tmp_path / "model")
 
 
-def test_a_cell_of_a_card_is_not_made_without_one(cell: Trial, profile: Profile, place: Workspace, tmp_path: Path) -> None:
+def test_a_cell_of_a_gpu_is_not_made_without_one(cell: Trial, profile: Profile, place: Workspace, tmp_path: Path) -> None:
     record = run_trial(cell, place, tmp_path / "run")
     trial = Trial.model_validate(cell.model_copy(update={"device": "cuda", "plan": Plan(compute_dtype="fp16")}).model_dump())
     write_record(record.model_copy(update={"trial": trial, "trial_id": trial.trial_id}), place.records("variants"))

@@ -1,7 +1,7 @@
 """A run against a reference: within tolerance or not, arm by arm and number by number.
 
 Each tolerance is declared beforehand and said in its line: counts and bytes exactly; accuracy by the profile's margin, unless
-the difference is no more than chance; latency and memory on the same kind of card alone. An arm that the reference has and
+the difference is no more than chance; latency and memory on the same processor (GPU or CPU) alone. An arm that the reference has and
 the run has not is a miss. A number that cannot be compared is listed as such and is no miss.
 """
 
@@ -152,7 +152,7 @@ def compare_latencies(metric: str, expected: Sequence[float], found: Sequence[fl
     """
     ratio = ratio_of_medians(expected, found)
     before, after = (f"{percentile(samples, 0.5):.4g} ms" for samples in (expected, found))
-    tolerance = f"factor {factor:g} (statistics.latency_factor), same card"
+    tolerance = f"factor {factor:g} (statistics.latency_factor), same processor"
     if obstacle is not None:
         return Outcome(metric, before, after, tolerance, "not compared", obstacle)
     low, high = (ratio.value, ratio.value) if ratio.interval is None else (ratio.interval.low, ratio.interval.high)
@@ -215,7 +215,7 @@ def _memory(metric: str, expected: int, found: int | None, *, obstacle: str | No
     if found is None:
         absent = _absent(metric, f"{expected:,}")
         return absent if obstacle is None else Outcome(metric, absent.expected, "none", "", "not compared", obstacle)
-    tolerance = f"factor {MEMORY_FACTOR:g} (libraries' workspaces), same card"
+    tolerance = f"factor {MEMORY_FACTOR:g} (libraries' workspaces), same processor"
     outcome = Outcome(metric, f"{expected:,}", f"{found:,}", tolerance, "within")
     if obstacle is not None:
         return replace(outcome, verdict="not compared", because=obstacle)

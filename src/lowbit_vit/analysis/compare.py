@@ -1,4 +1,4 @@
-"""Two runs compared, arm by arm: accuracy paired where the images are the same, latency only where the card is.
+"""Two runs compared, arm by arm: accuracy paired where the images are the same, latency only where the processor (GPU or CPU) is.
 
 Whatever cannot be compared is left empty and the row says why; nothing is put in its place.
 """
@@ -103,5 +103,5 @@ def _timings(pair: Pair) -> list[dict[str, Any]]:
             row["ratio"] = ratio.value
             if ratio.interval is not None:
                 row |= {"ratio_low": ratio.interval.low, "ratio_high": ratio.interval.high}
-        rows.append(row | {"timing": obstacle or "same card"})
+        rows.append(row | {"timing": obstacle or "same processor"})
     return rows or [{}]

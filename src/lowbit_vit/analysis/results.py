@@ -199,7 +199,7 @@ def require_one_origin(records: Iterable[Record], folder: Path) -> None:
             if before != value and what == GPUS:
                 raise DataError(
                     f"{folder}: {_name(other)} and {_name(record)} were timed on different GPUs ({before} and {value}), so they cannot be "
-                    f"compared; choose one: lowbit-vit {record.trial.study} {record.trial.profile} --card KIND runs the others again"
+                    f"compared; choose one: lowbit-vit {record.trial.study} {record.trial.profile} --gpu KIND runs the others again"
                 )
             if before != value:
                 raise DataError(

@@ -107,7 +107,7 @@ def _matched(ours: dict[str, Result], theirs: dict[str, Result]) -> Iterator[Pai
         yield Pair(ours.get(device), theirs.get(device))
 
 
-def card(record: Record) -> str | None:
+def processor(record: Record) -> str | None:
     """What a timing was taken on, as a person names it: the GPU's model, or CPU, cores and threads; None: not recorded."""
     provenance = record.provenance
     if provenance is None or record.trial.device == "cuda":
@@ -116,11 +116,11 @@ def card(record: Record) -> str | None:
 
 
 def timing_obstacle(first: Record, second: Record) -> str | None:
-    """Why two timings say nothing about each other, or None where they were taken on the same kind of card."""
-    one, two = card(first), card(second)
+    """Why two timings say nothing about each other, or None where they were taken on the same kind of processor."""
+    one, two = processor(first), processor(second)
     if one is None or two is None:
-        return "card not recorded"
-    return None if one == two else f"different card: {one} / {two}"
+        return "processor not recorded"
+    return None if one == two else f"different processor: {one} / {two}"
 
 
 def other_settings(first: Trial, second: Trial) -> list[str]:
@@ -129,14 +129,14 @@ def other_settings(first: Trial, second: Trial) -> list[str]:
 
 
 def origins(run: Run) -> dict[str, str]:
-    """What a run was made of, for a heading: cards, torch, backbone and images; several are joined."""
+    """What a run was made of, for a heading: processors, torch, backbone and images; several are joined."""
     records = [result.record for results in run.results.values() for result in results if result.record.status == "success"]
     timed = [record for record in records if record.measurement is not None] or records
     models = [record.model for record in records if record.model is not None]
     packages = [{} if record.provenance is None else record.provenance.packages for record in timed]
     return {
         "profile": run.profile.name,
-        "card": _joined(card(record) for record in timed),
+        "processor": _joined(processor(record) for record in timed),
         "torch": _joined(names.get("torch") for names in packages),
         "code": _joined(record.code_sha256[:12] for record in records),
         "weights": _joined(model.base_sha256[:12] for model in models),

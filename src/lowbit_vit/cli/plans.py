@@ -88,7 +88,7 @@ def export(
     to: Annotated[Path, typer.Argument(metavar="DIR", help="new or empty folder; an earlier export in it is replaced")],
     root: Root = HERE,
 ) -> None:
-    """Write one cell's model for use elsewhere: weights and card, which lowbit_vit.load and `predict` read."""
+    """Write one cell's model for use elsewhere: weights and model card, which lowbit_vit.load and `predict` read."""
     from lowbit_vit.export import export_model
 
     card = export_model(*open_profile(profile, root), plan, to)

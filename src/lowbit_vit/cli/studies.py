@@ -22,8 +22,8 @@ Isolation = Annotated[Literal["process", "container"], typer.Option("--isolation
 Image = Annotated[str | None, typer.Option("--image", help="with container: NAME or NAME@sha256:...", show_default="lowbit-vit:DEVICE")]
 Runtime = Annotated[Literal["docker", "podman"], typer.Option("--runtime", help="with container: what runs it")]
 Unpinned = Annotated[bool, typer.Option("--unpinned", help="with container: take an image that the profile does not pin; records say so")]
-Card = Annotated[
-    str | None, typer.Option("--card", envvar="LOWBIT_VIT_CARD", help="kind of GPU, as Ray names it: H100, A100", show_default="any")
+GpuKind = Annotated[
+    str | None, typer.Option("--gpu", envvar="LOWBIT_VIT_GPU", help="kind of GPU, as Ray names it: H100, A100", show_default="any")
 ]
 
 
@@ -35,7 +35,7 @@ class _Place:
     image: str | None
     runtime: Literal["docker", "podman"]
     unpinned: bool
-    card: str | None
+    gpu: str | None
 
 
 _Verb = Callable[[str, Path, _Place], None]
@@ -52,9 +52,9 @@ def _study_verb(epilog: str) -> Callable[[_Verb], _Verb]:
             image: Image = None,
             runtime: Runtime = "docker",
             unpinned: Unpinned = False,
-            card: Card = None,
+            gpu: GpuKind = None,
         ) -> None:
-            verb(profile, root, _Place(isolation, image, runtime, unpinned, card))
+            verb(profile, root, _Place(isolation, image, runtime, unpinned, gpu))
 
         app.command(verb.__name__, help=verb.__doc__, epilog=epilog)(command)
         return verb
@@ -75,7 +75,7 @@ def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
             pin = None if settings.container is None else settings.container.digest
             image = place.image or f"lowbit-vit:{settings.device}"
             container = find_image(image, runtime=place.runtime, pin=pin, unpinned=place.unpinned)
-        records = run_study(settings, study, workspace, command=container, gpu_kind=place.card)
+        records = run_study(settings, study, workspace, command=container, gpu_kind=place.gpu)
     except KeyboardInterrupt:
         # Caught here: typer turns an interrupt that leaves the verb into a bare "Aborted."
         print("lowbit-vit: interrupted; finished trials are kept, run the same command again to go on", file=sys.stderr)

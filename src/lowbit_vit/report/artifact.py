@@ -26,7 +26,7 @@ class Reference:
         name: its folder's.
         title: first heading of its README.
         profile: that its records name.
-        device: card or CPU.
+        device: GPU or CPU.
         trial_minutes: sum over its trials.
         judged: every claim.
     """

@@ -75,8 +75,8 @@ def comparison_notes(frame: pl.DataFrame, first: Run, second: Run) -> list[str]:
     unpaired = frame.filter(pl.col("accuracy_test").is_not_null() & (pl.col("accuracy_test") != PAIRED))
     if not unpaired.is_empty():
         notes.append("accuracy is compared unpaired, because the test images are others: that sees less than a paired test")
-    if not frame.filter(pl.col("timing").str.starts_with("different card")).is_empty():
-        notes.append("latencies of different cards are shown and not compared")
+    if not frame.filter(pl.col("timing").str.starts_with("different processor")).is_empty():
+        notes.append("latencies of different processors are shown and not compared")
     for study in frame["study"].unique(maintain_order=True):
         arms = frame.filter(pl.col("study") == study).unique(["trial_id", "trial_id_b"])
         both = arms.filter(pl.col("p_value").is_not_null())

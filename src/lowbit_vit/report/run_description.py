@@ -107,15 +107,15 @@ def host_facts(provenance: Provenance) -> tuple[tuple[str, str], ...]:
 
 
 def exclusive_words(records: Sequence[Record]) -> str:
-    """Whether the timings on a card had it alone, with how many of each; empty where there is none."""
+    """Whether the timings on a GPU had it alone, with how many of each; empty where there is none."""
     found = [record.measurement.exclusive for record in records if record.measurement is not None and record.trial.device == "cuda"]
     kinds = {
-        True: "with the card alone, as NVML shows",
-        None: "where NVML could not tell whether the card was shared",
+        True: "with the GPU alone, as NVML shows",
+        None: "where NVML could not tell whether the GPU was shared",
         False: "beside other processes, because the profile says so",
     }
     parts = [f"{found.count(kind)} {words}" for kind, words in kinds.items() if kind in found]
-    return f"Timings on a card: {'; '.join(parts)}." if parts else ""
+    return f"Timings on a GPU: {'; '.join(parts)}." if parts else ""
 
 
 def weight_hashes(records: Sequence[Record]) -> list[tuple[str, int]]:

@@ -114,7 +114,7 @@ def _speed(trio: Trio) -> str:
     if waiting and trio.high["kernel_us"]:
         kernels = _listed([f"{row['kernel_us'] / trio.high['kernel_us']:.2f}" for row in waiting])
         idle = _listed([f"{100 * row['idle_us'] / row['wall_us']:.0f}" for row in waiting])
-        text += f", while the kernels take {kernels} times as long and the card is idle for {idle} % of the forward"
+        text += f", while the kernels take {kernels} times as long and the GPU is idle for {idle} % of the forward"
     return f"{text}."
 
 
@@ -152,7 +152,7 @@ def _time_heading(tables: Tables) -> str:
         return "Where the time goes"
     row = rows[0]
     if row["idle_us"] is not None:
-        return f"The card waits for {100 * row['idle_us'] / row['wall_us']:.0f} % of {row['arm']} at batch {row['batch_size']}"
+        return f"The GPU waits for {100 * row['idle_us'] / row['wall_us']:.0f} % of {row['arm']} at batch {row['batch_size']}"
     same = (pl.col("arm") == row["arm"]) & (pl.col("batch_size") == row["batch_size"])
     spent = tables.kernel_classes.filter(same & (pl.col("class") == "quantize")).get_column("us").sum()
     share = 100 * spent / row["kernel_us"] if row["kernel_us"] else 0

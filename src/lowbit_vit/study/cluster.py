@@ -227,9 +227,9 @@ def places_on(nodes: Sequence[Node], trials: Sequence[Trial], *, gpu_kind: str |
     timed_on_gpu = any(trial.device == "cuda" for trial in timed)
     kinds = sorted({kind for node in nodes for kind in node.gpu_kinds})
     if gpu_kind is not None and gpu_kind not in kinds:
-        raise Unavailable(f"--card {gpu_kind}: no node of the cluster has one; there are: {', '.join(kinds) or 'none'}")
+        raise Unavailable(f"--gpu {gpu_kind}: no node of the cluster has one; there are: {', '.join(kinds) or 'none'}")
     if timed_on_gpu and gpu_kind is None and len(kinds) > 1:
-        raise ConfigError(f"the cluster has {', '.join(kinds)}: times of different GPUs cannot be compared; choose with --card")
+        raise ConfigError(f"the cluster has {', '.join(kinds)}: times of different GPUs cannot be compared; choose with --gpu")
     if timed_on_gpu and gpu_kind is None and kinds:
         gpu_kind = kinds[0]  # a node that joins later may bring another
     fit = [node for node in nodes if gpu_kind is None or gpu_kind in node.gpu_kinds]

@@ -44,7 +44,7 @@ CONTEXT: dict[str, Any] = {
     "test_images": 6149,
     "published_top1": {"one": 0.897, "another": 0.9},
     "model": PAPER.model,
-    "card": PAPER.card,
+    "gpu": PAPER.gpu,
     "cpu_peak_tflops": 9.2,
     "rows": {
         "fp16": {"weights": "fp16", "compute": "fp16", "attention": "sdpa"},
@@ -89,13 +89,13 @@ class Plant:
 
 
 def _peaks(**changes: float) -> Any:
-    assert PAPER.card is not None
-    return PAPER.card.model_copy(update={"peak_tflops": {**PAPER.card.peak_tflops, **changes}})
+    assert PAPER.gpu is not None
+    return PAPER.gpu.model_copy(update={"peak_tflops": {**PAPER.gpu.peak_tflops, **changes}})
 
 
 def _slow_memory(gb_s: float = 20.0) -> Any:
-    assert PAPER.card is not None
-    return PAPER.card.model_copy(update={"bandwidth_gb_s": gb_s})
+    assert PAPER.gpu is not None
+    return PAPER.gpu.model_copy(update={"bandwidth_gb_s": gb_s})
 
 
 PLANTS = [
@@ -168,7 +168,7 @@ PLANTS = [
     ),
     Plant("memory that was not short", {("fits-already", "not supported", (0,))}, context={"claims": {"memory_gib": 16}}),
     Plant(
-        "kernels faster than the card",
+        "kernels faster than the GPU",
         {
             ("kernel-flop", "impossible", (1,)),
             ("kernel-bytes", "impossible", (1,)),
@@ -177,11 +177,11 @@ PLANTS = [
         },
         cells={(1, "kernel"): "22.913"},
     ),
-    Plant("weights read too fast", {("kernel-bytes", "impossible", (0,))}, context={"card": _slow_memory()}),
+    Plant("weights read too fast", {("kernel-bytes", "impossible", (0,))}, context={"gpu": _slow_memory()}),
     Plant(
-        "a batch faster than the card",
+        "a batch faster than the GPU",
         {("batch-flop", "suspicious", (0,))},
-        context={"card": _peaks(fp16=170.0)},
+        context={"gpu": _peaks(fp16=170.0)},
     ),
     Plant("latency without kernels", {("kernel-share", "not supported", (0, 2))}, cells={(2, "kernel"): "21204.750"}),
     Plant("kernels longer than the call", {("kernel-share", "suspicious", (1,))}, cells={(1, "kernel"): "27913.250"}),
@@ -191,7 +191,7 @@ PLANTS = [
         cells={(3, "attention"): "20.250"},
     ),
     Plant(
-        "attention faster than the card",
+        "attention faster than the GPU",
         {("attention-flop", "impossible", (3,)), ("same-kernel", "suspicious", (3, 4))},
         cells={(3, "attention"): "12.125"},
     ),
@@ -265,9 +265,9 @@ INNOCENT: list[tuple[str, set[str], dict[str, Any]]] = [
     ("a twin's scratch space", {"twin-memory"}, {"cells": {(4, "vram"): "403.00"}}),
     ("a peak that other models do not explain", {"resident-models"}, {"cells": {(0, "vram"): "818.50"}}),
     ("half of the memory", {"fits-already"}, {"claims": {"memory_gib": 1.27}}),
-    ("kernels at the peak", {"kernel-flop", "kernel-unit"}, {"card": _peaks(fp16=6.2), "claims": {"batch_size": None}}),
-    ("weights at the bandwidth", {"kernel-bytes"}, {"card": _slow_memory(30.3)}),
-    ("a batch at the peak", {"batch-flop"}, {"card": _peaks(fp16=176.0)}),
+    ("kernels at the peak", {"kernel-flop", "kernel-unit"}, {"gpu": _peaks(fp16=6.2), "claims": {"batch_size": None}}),
+    ("weights at the bandwidth", {"kernel-bytes"}, {"gpu": _slow_memory(30.3)}),
+    ("a batch at the peak", {"batch-flop"}, {"gpu": _peaks(fp16=176.0)}),
     ("kernels as long as the call", {"kernel-share"}, {"cells": {(1, "kernel"): "25604.999"}}),
     ("attention of a microsecond a block", {"attention-flop"}, {"cells": {(3, "attention"): "24.100", (4, "attention"): "24.150"}}),
     ("both twins' attention", {"attention-gain"}, {"cells": {(1, "attention"): "2540.375"}}),
@@ -347,7 +347,7 @@ def test_throughput_measured_apart_agrees_roughly(binary: bool, tmp_path: Path) 
 def test_the_batch_of_the_claim_cannot_be_that_fast_even_image_by_image(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("Model,Latency (ms)\nfp16,0.30\n")
-    keys = ("model", "card", "rows", "claims")
+    keys = ("model", "gpu", "rows", "claims")
     known = {key: CONTEXT[key] for key in keys}
     context = Context(**{**known, "rows": {"fp16": CONTEXT["rows"]["fp16"]}, "claims": {"batch_size": 32}})
     (found,) = (finding for finding in audit(load_table(path), context) if finding.check == "batch-flop")

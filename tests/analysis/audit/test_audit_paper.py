@@ -136,9 +136,9 @@ def test_numbers_are_those_worked_out_by_hand(check: str, rows: tuple[int, ...],
         assert found[name] == pytest.approx(value, abs=0.51 * 10.0 ** -len(text.partition(".")[2])), name
 
 
-def test_the_claimed_batch_is_too_fast_for_the_card_and_for_the_host() -> None:
-    card, host = (finding.numbers for finding in FINDINGS if finding.check == "batch-flop")
-    assert card["tflops"] == pytest.approx(240.9, abs=0.1)
+def test_the_claimed_batch_is_too_fast_for_the_gpu_and_for_the_host() -> None:
+    gpu, host = (finding.numbers for finding in FINDINGS if finding.check == "batch-flop")
+    assert gpu["tflops"] == pytest.approx(240.9, abs=0.1)
     assert host["tflops"] == pytest.approx(12.0, abs=0.1)
     assert host["tflops_of_one"] == pytest.approx(0.375, abs=0.001)
 

@@ -129,17 +129,17 @@ def test_another_model_is_not_comparable_whatever_it_measured(h200: ClaimContext
     assert outcome.ours is not None
 
 
-def _baseline(record: Record, *, card: str) -> Record | None:
+def _baseline(record: Record, *, gpu: str) -> Record | None:
     """The fp16 arm as if it were the paper's row 0."""
     if record.trial.label != "fp16, flash":
         return None
     assert record.provenance is not None
     trial = record.trial.model_copy(update={"paper_row": 0})
-    return record.model_copy(update={"trial": trial, "provenance": record.provenance.model_copy(update={"gpu": card})})
+    return record.model_copy(update={"trial": trial, "provenance": record.provenance.model_copy(update={"gpu": gpu})})
 
 
 @pytest.mark.parametrize(
-    ("column", "card", "within", "expected"),
+    ("column", "gpu", "within", "expected"),
     [
         ("Latency (ms)", "NVIDIA H100 80GB HBM3", 0.1, "not comparable"),  # 9.88 ms against 16.35
         ("Latency (ms)", "NVIDIA A100-SXM4-80GB", 0.1, "not reproduced"),
@@ -151,14 +151,14 @@ def _baseline(record: Record, *, card: str) -> Record | None:
         ("CPU Latency (ms)", "NVIDIA A100-SXM4-80GB", 0.1, "not run"),
     ],
 )
-def test_a_cell_is_compared_where_it_transfers(h200: ClaimContext, column: str, card: str, within: float, expected: Verdict) -> None:
+def test_a_cell_is_compared_where_it_transfers(h200: ClaimContext, column: str, gpu: str, within: float, expected: Verdict) -> None:
     cell = Cell(row=0, column=column)
-    assert verdict(CellCheck(check="cell", within=within), changed(h200, lambda record: _baseline(record, card=card)), cell) == expected
+    assert verdict(CellCheck(check="cell", within=within), changed(h200, lambda record: _baseline(record, gpu=gpu)), cell) == expected
 
 
 def test_pretrained_weights_make_accuracy_comparable(h200: ClaimContext) -> None:
     pretrained = SCRATCH.model_copy(update={"backbone": SCRATCH.backbone.model_copy(update={"weights": "torchvision"})})
-    known = replace(changed(h200, lambda record: _baseline(record, card="NVIDIA H100 80GB HBM3")), profile=pretrained)
+    known = replace(changed(h200, lambda record: _baseline(record, gpu="NVIDIA H100 80GB HBM3")), profile=pretrained)
     cell = Cell(row=0, column="Top-1 Acc")
     assert verdict(CellCheck(check="cell", within=0.23), known, cell) == "reproduced"  # 0.8206 against 0.5954
     assert verdict(CellCheck(check="cell", within=0.22), known, cell) == "not reproduced"

@@ -46,7 +46,7 @@ def _too_fast(case: Case) -> Iterator[tuple[Cell, float, float, str]]:
             yield cell, rate, peak, dtype
 
 
-@check("kernel-flop", "kernel", "model", "card", "rows")
+@check("kernel-flop", "kernel", "model", "gpu", "rows")
 def kernel_flop(case: Case) -> Iterator[Finding]:
     """FLOP of one image over total kernel time is at most the GPU's peak."""
     for cell, rate, peak, dtype in _too_fast(case):
@@ -58,7 +58,7 @@ def kernel_flop(case: Case) -> Iterator[Finding]:
         yield about((cell,), verdict="impossible", words=words, tflops=rate, peak_tflops=peak, least_us=least_us)
 
 
-@check("kernel-bytes", "kernel", "model", "card", "rows")
+@check("kernel-bytes", "kernel", "model", "gpu", "rows")
 def kernel_bytes(case: Case) -> Iterator[Finding]:
     """Every forward reads all weights once: their bytes over total kernel time are at most the GPU's bandwidth."""
     most = case.gpu.bandwidth_gb_s
@@ -73,7 +73,7 @@ def kernel_bytes(case: Case) -> Iterator[Finding]:
             yield about((cell,), verdict="impossible", words=words, gb_s=rate, bandwidth_gb_s=most, least_us=size / most / 1e3)
 
 
-@check("kernel-unit", "kernel", "model", "card", "rows")
+@check("kernel-unit", "kernel", "model", "gpu", "rows")
 def kernel_unit(case: Case) -> Iterator[Finding]:
     """Where the unit printed makes kernel time impossible: which unit and batch size would not?"""
     timed, _ = implied_batch(case)
@@ -100,7 +100,7 @@ def kernel_unit(case: Case) -> Iterator[Finding]:
         yield about((cell,), verdict="suspicious", words=words, tflops=rate, batch=batch, share_of_peak=rate / peak)
 
 
-@check("batch-flop", "mean", "claims.batch_size", "model", "card", "rows")
+@check("batch-flop", "mean", "claims.batch_size", "model", "gpu", "rows")
 def claimed_batch_flop(case: Case) -> Iterator[Finding]:
     """FLOP of the claimed batch over latency is at most the peak, on the GPU and on the host."""
     batch, of_host = given(case.context.claims.batch_size), case.context.cpu_peak_tflops
@@ -156,7 +156,7 @@ def kernel_share(case: Case) -> Iterator[Finding]:
             yield about((first_kernel, first_mean, kernel, mean), verdict=verdict, words=words, **numbers)
 
 
-@check("attention-flop", "attention", "model", "card", "rows")
+@check("attention-flop", "attention", "model", "gpu", "rows")
 def attention_flop(case: Case) -> Iterator[Finding]:
     """FLOP inside attention over attention's kernel time, and that time for each block."""
     model = case.model

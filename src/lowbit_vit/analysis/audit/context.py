@@ -96,17 +96,17 @@ class Context(Frozen):
     test_images: Images | None = Field(default=None, description="images of the largest split without training images")
     published_top1: dict[str, Share] = Field(default={}, description="of the same model and data, by source, as shares of 1")
     model: Model | None = None
-    card: Gpu | None = None
+    gpu: Gpu | None = None
     cpu_peak_tflops: Positive | None = Field(default=None, description="fp32, of the fastest host that may be meant")
     rows: dict[str, Row] = Field(default={}, description="by the row's name")
     twins: tuple[Twin, ...] = ()
 
     @model_validator(mode="after")
-    def _card_knows_the_dtypes(self) -> Self:
+    def _gpu_knows_the_dtypes(self) -> Self:
         for name, row in self.rows.items():
             for dtype in (row.compute, row.product or row.compute):
-                if self.card is not None and dtype not in self.card.peak_tflops:
-                    raise ValueError(f"card.peak_tflops lacks {dtype}, in which row {name!r} computes")
+                if self.gpu is not None and dtype not in self.gpu.peak_tflops:
+                    raise ValueError(f"gpu.peak_tflops lacks {dtype}, in which row {name!r} computes")
         return self
 
 
@@ -147,7 +147,7 @@ class Case:
     @property
     def gpu(self) -> Gpu:
         """For checks that need it."""
-        return given(self.context.card)
+        return given(self.context.gpu)
 
     @property
     def twins(self) -> list[tuple[int, int]]:

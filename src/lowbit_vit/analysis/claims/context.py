@@ -95,10 +95,10 @@ class ClaimContext:
     adjusted: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
 
     @cached_property
-    def cards(self) -> tuple[str, ...]:
+    def gpus(self) -> tuple[str, ...]:
         """GPUs of the records, each once."""
         found = [_gpu(result.record) for results in self.results.values() for result in results]
-        return tuple(dict.fromkeys(card for card in found if card is not None))
+        return tuple(dict.fromkeys(gpu for gpu in found if gpu is not None))
 
     @cached_property
     def mixed(self) -> BlockCells:
@@ -110,7 +110,7 @@ class ClaimContext:
         """The GPU or CPU of the records, by its product name."""
         records = [result.record for results in self.results.values() for result in results]
         cpus = dict.fromkeys(record.provenance.cpu for record in records if record.provenance is not None and record.status == "success")
-        return ", ".join(self.cards or cpus) or "no records"
+        return ", ".join(self.gpus or cpus) or "no records"
 
     def printed(self, cell: Cell) -> PrintedCell:
         """A number of the paper's table; `load_paper` has checked that it is there."""
@@ -138,8 +138,8 @@ class ClaimContext:
             "weights": (backbone.weights == setup.weights.value, f"the weights {weights[backbone.weights]}, not {setup.weights.name}"),
             "cuda": (on_gpu, "it ran on a CPU"),
             "gpu": (
-                on_gpu and all(setup.gpu.value in card for card in self.cards),
-                f"it ran on {self.device if self.cards else 'a CPU'}, not on {setup.gpu.name}",
+                on_gpu and all(setup.gpu.value in gpu for gpu in self.gpus),
+                f"it ran on {self.device if self.gpus else 'a CPU'}, not on {setup.gpu.name}",
             ),
         }[need]
         return None if same else words

@@ -101,7 +101,7 @@ class Judged(Frozen):
     ours: Measured | None = Field(description="null: nothing of ours bears on it")
     evidence: tuple[Evidence, ...] = Field(description="all that was looked at, the decisive one first")
     profile: str
-    device: str = Field(description="the card or CPU of the records; 'no records' without any")
+    device: str = Field(description="the GPU or CPU of the records; 'no records' without any")
 
     @property
     def verdict_words(self) -> str:

@@ -1,4 +1,4 @@
-"""Where the time goes: one forward's time by kernel class, with the card's idle time where it was measured."""
+"""Where the time goes: one forward's time by kernel class, with the GPU's idle time where it was measured."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ CLASS_NAMES = {
     "norm_elementwise": "norms, elementwise",
     "copy": "copies",
     "other": "other",
-    "idle": "idle: the card waits",
+    "idle": "idle: the GPU waits",
 }
 
 

@@ -1,14 +1,14 @@
-"""Does the grid scale? The same studies on one card and on several of a machine, and one with a card's worker killed.
+"""Does the grid scale? The same studies on one GPU and on several of a machine, and one with a GPU's worker killed.
 
-    python benchmarks/cards.py PROFILE [--cards 0 1] [--root FOLDER] [--out FILE]      (after lowbit-vit data and backbone)
+    python benchmarks/gpus.py PROFILE [--gpus 0 1] [--root FOLDER] [--out FILE]      (after lowbit-vit data and backbone)
 
 Arms of the profile that are not trained and the cells of its studies of blocks: `reduce` says which. Each study runs through
-`lowbit-vit STUDY`, all of them on all cards first and then on the first card alone, so whatever only a first run pays counts against
-several cards. Meanwhile NVML is asked twice a second how busy each card is. From the records of both runs: wall times and their ratio,
-of each study and of the whole; whether each timing trial saw one card and had it alone; the same arm's latency in both runs, an A/A
+`lowbit-vit STUDY`, all of them on all GPUs first and then on the first GPU alone, so whatever only a first run pays counts against
+several GPUs. Meanwhile NVML is asked twice a second how busy each GPU is. From the records of both runs: wall times and their ratio,
+of each study and of the whole; whether each timing trial saw one GPU and had it alone; the same arm's latency in both runs, an A/A
 test, for the arm is the same; and whether predictions are equal to the bit.
 
-In between, one study of cells on all cards, of which one worker is killed: what is finished, and what the same command leaves after it.
+In between, one study of cells on all GPUs, of which one worker is killed: what is finished, and what the same command leaves after it.
 
 The record is written after each step, so a run that is cut short leaves what it has.
 """
@@ -38,8 +38,8 @@ from lowbit_vit.schema.metrics import percentile
 from lowbit_vit.schema.record import Record, read_records, sha256
 from lowbit_vit.schema.workspace import Workspace
 
-RECORD = Path(__file__).parent / "records" / "cards.json"
-# Post-training, 10 to 30 s each: half that the host limits, half that the card limits.
+RECORD = Path(__file__).parent / "records" / "gpus.json"
+# Post-training, 10 to 30 s each: half that the host limits, half that the GPU limits.
 ARMS = (
     "fp16, efficient",
     "fp16, flash",
@@ -58,7 +58,7 @@ ARMS = (
 STUDIES: tuple[Study, ...] = ("sensitivity", "variants", "mixed")  # mixed needs the scores of sensitivity
 PERIOD_S = 0.5
 BIN_S = 2.0
-ALL, ONE, KILLED = "all cards", "one card", "a card's worker killed"
+ALL, ONE, KILLED = "all GPUs", "one GPU", "a GPU's worker killed"
 WORKER = "ray::ImplicitFunc"  # what Ray calls the process that runs Tune's trials
 
 
@@ -66,21 +66,21 @@ def main() -> None:
     """Run the studies and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile")
-    parser.add_argument("--cards", type=int, nargs="*", default=[], help="their numbers to NVML; default: all of the machine")
+    parser.add_argument("--gpus", type=int, nargs="*", default=[], help="their numbers to NVML; default: all of the machine")
     parser.add_argument("--root", type=Path, default=Path(), help="the project's folder")
     parser.add_argument("--out", type=Path, default=RECORD, help="the record that is written")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     pynvml.nvmlInit()
     of_machine = int(pynvml.nvmlDeviceGetCount())
-    cards = arguments.cards or list(range(of_machine))
-    if len(cards) < 2 or max(cards) >= of_machine:
-        raise Unavailable(f"benchmarks/cards.py compares one card with several; asked for {cards}, this machine has {of_machine}")
-    facts = provenance("python benchmarks/cards.py")
+    gpus = arguments.gpus or list(range(of_machine))
+    if len(gpus) < 2 or max(gpus) >= of_machine:
+        raise Unavailable(f"benchmarks/gpus.py compares one GPU with several; asked for {gpus}, this machine has {of_machine}")
+    facts = provenance("python benchmarks/gpus.py")
     record: dict[str, Any] = {
-        "machine": {**machine("torch", "ray", load=load), "gpu": facts.gpu, "driver": facts.driver, "cards": of_machine},
+        "machine": {**machine("torch", "ray", load=load), "gpu": facts.gpu, "driver": facts.driver, "gpus": of_machine},
         "profile": arguments.profile,
-        "cards": cards,
+        "gpus": gpus,
         "git_revision": facts.git_revision,
         "studies": {study: {} for study in STUDIES},
     }
@@ -90,16 +90,16 @@ def main() -> None:
         for workspace in places.values():
             put_profile(root, workspace, reduce)
 
-        def run_all(name: str, cards: Sequence[int]) -> None:
+        def run_all(name: str, gpus: Sequence[int]) -> None:
             for study in STUDIES:
-                facts = run(study, places[name], cards)
+                facts = run(study, places[name], gpus)
                 record["studies"][study][name] = of_run(facts, read_records(places[name].records(study)))
                 save(record, arguments.out)
 
-        run_all(ALL, cards)
-        record["killed"] = kill_and_go_on(places[KILLED], cards)
+        run_all(ALL, gpus)
+        record["killed"] = kill_and_go_on(places[KILLED], gpus)
         save(record, arguments.out)
-        run_all(ONE, cards[:1])
+        run_all(ONE, gpus[:1])
         for study, found in record["studies"].items():
             found.update(beside(read_records(places[ALL].records(study)), read_records(places[ONE].records(study)), found))
         record["whole"] = whole(record["studies"])
@@ -130,7 +130,7 @@ def reduce(profile: dict[str, Any]) -> None:
     """
     arms = [arm for arm in profile["variants"]["arms"] if arm["label"] in ARMS]
     if missing := set(ARMS) - {arm["label"] for arm in arms}:
-        raise DataError(f"benchmarks/cards.py: profile {profile['name']} has no arm {', '.join(sorted(missing))}")
+        raise DataError(f"benchmarks/gpus.py: profile {profile['name']} has no arm {', '.join(sorted(missing))}")
     profile["variants"]["arms"] = [{**{key: value for key, value in arm.items() if key != "samples"}, "seeds": [0]} for arm in arms]
     profile["measurement"] |= {"samples": 200, "seconds": 20, "invariance_images": None}
     profile["mixed"] |= {"spared": profile["mixed"]["spared"][:1], "random_plans": 20, "timed": [], "plans": []}
@@ -141,29 +141,29 @@ def command(study: Study, workspace: Workspace) -> list[str]:
     return [sys.executable, "-m", "lowbit_vit", study, workspace.profile, "--root", str(workspace.root)]
 
 
-def environment(cards: Sequence[int]) -> dict[str, str]:
-    """Ours, with these cards in sight."""
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, cards))}
+def environment(gpus: Sequence[int]) -> dict[str, str]:
+    """Ours, with these GPUs in sight."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
 
 
-def run(study: Study, workspace: Workspace, cards: Sequence[int]) -> dict[str, Any]:
-    """Run one study; its wall time, and how busy the cards were.
+def run(study: Study, workspace: Workspace, gpus: Sequence[int]) -> dict[str, Any]:
+    """Run one study; its wall time, and how busy the GPUs were.
 
     Raises:
         subprocess.CalledProcessError: it failed; its output is above.
     """
-    print(f"{study} on {len(cards)}", flush=True)
-    with watching(cards) as seen:
+    print(f"{study} on {len(gpus)}", flush=True)
+    with watching(gpus) as seen:
         started = time.monotonic()
-        subprocess.run(command(study, workspace), env=environment(cards), check=True)
+        subprocess.run(command(study, workspace), env=environment(gpus), check=True)
         wall = time.monotonic() - started
-    return {"cards": len(cards), "wall_s": round(wall, 1), **busy(seen, wall)}
+    return {"gpus": len(gpus), "wall_s": round(wall, 1), **busy(seen, wall)}
 
 
 @contextmanager
-def watching(cards: Sequence[int]) -> Iterator[list[list[float]]]:
-    """Collect [seconds, % busy of each card] twice a second."""
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(card) for card in cards]
+def watching(gpus: Sequence[int]) -> Iterator[list[list[float]]]:
+    """Collect [seconds, % busy of each GPU] twice a second."""
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(gpu) for gpu in gpus]
     seen: list[list[float]] = []
     over = threading.Event()
     started = time.monotonic()
@@ -190,7 +190,7 @@ def busy(seen: list[list[float]], wall: float) -> dict[str, Any]:
     first, last = float(at_work[0, 0]), float(at_work[-1, 0])
     inside = table[(table[:, 0] >= first) & (table[:, 0] <= last)]
     bins = (table[:, 0] // BIN_S).astype(int)
-    course = [[round(float(table[bins == place, card].mean())) for place in np.unique(bins)] for card in range(1, table.shape[1])]
+    course = [[round(float(table[bins == place, gpu].mean())) for place in np.unique(bins)] for gpu in range(1, table.shape[1])]
     return {
         "before_first_kernel_s": round(first, 1),
         "after_last_kernel_s": round(wall - last, 1),
@@ -207,16 +207,16 @@ def of_run(facts: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     """What the records of a run say of it."""
     timed = [record for record in records if record.measurement is not None]
     used = sum(sum(record.durations_s.values()) for record in records)
-    on_card: dict[str, int] = {}
+    on_gpu: dict[str, int] = {}
     for record in records:
         uuid = (record.provenance.gpu_uuid if record.provenance else None) or "unknown"
-        on_card[uuid] = on_card.get(uuid, 0) + 1
+        on_gpu[uuid] = on_gpu.get(uuid, 0) + 1
     return {
         **facts,
         "cells": len(records),
         "status": sorted({record.status for record in records}),
         "seconds_of_all_cells": round(used, 1),
-        "cells_on_card": dict(sorted(on_card.items())),
+        "cells_on_gpu": dict(sorted(on_gpu.items())),
         "timing_trials": len(timed),
         "timing_trials_that_nvml_showed_alone": sum(bool(record.measurement and record.measurement.exclusive) for record in timed),
         "cores_of_a_timing_trial": sorted({record.provenance.cpu_cores for record in timed if record.provenance}),
@@ -238,7 +238,7 @@ def beside(several: Sequence[Record], one: Sequence[Record], found: dict[str, di
 
 
 def latencies(record: Record, other: Record) -> list[dict[str, Any]]:
-    """For each batch size both medians, and whether that of all cards is among the middle nine tenths of the other's samples."""
+    """For each batch size both medians, and whether that of all GPUs is among the middle nine tenths of the other's samples."""
     if record.measurement is None or other.measurement is None:
         return []
     rows = []
@@ -260,11 +260,11 @@ def latencies(record: Record, other: Record) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------------- killed
 
 
-def kill_and_go_on(workspace: Workspace, cards: Sequence[int]) -> dict[str, Any]:
+def kill_and_go_on(workspace: Workspace, gpus: Sequence[int]) -> dict[str, Any]:
     """Kill one Ray worker while its scan runs; then give the same command again."""
     study: Study = "sensitivity"
     folder = workspace.records(study)
-    process = subprocess.Popen(command(study, workspace), env=environment(cards))
+    process = subprocess.Popen(command(study, workspace), env=environment(gpus))
     killed = None
     while process.poll() is None:
         if killed is None and len(list(folder.glob("[!.]*.json"))) >= 3:
@@ -274,7 +274,7 @@ def kill_and_go_on(workspace: Workspace, cards: Sequence[int]) -> dict[str, Any]
         time.sleep(0.1)
     finished = [f"{record.trial_id}.json" for record in read_records(folder) if record.status == "success"]
     kept = {name: sha256((folder / name).read_bytes()) for name in finished}
-    again = subprocess.run(command(study, workspace), env=environment(cards), check=False)
+    again = subprocess.run(command(study, workspace), env=environment(gpus), check=False)
     records = read_records(folder)
     untouched = sum(sha256((folder / name).read_bytes()) == digest for name, digest in kept.items())
     return {

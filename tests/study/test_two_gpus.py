@@ -1,6 +1,6 @@
-"""Two cards of one machine: what Ray gives out, and what each process sees of it.
+"""Two GPUs of one machine: what Ray gives out, and what each process sees of it.
 
-The cards are faked: Ray is told that there are two, and the processes compute nothing. What two real cards do to each other's times
+The GPUs are faked: Ray is told that there are two, and the processes compute nothing. What two real GPUs do to each other's times
 needs a machine that has them.
 """
 
@@ -19,17 +19,17 @@ from lowbit_vit.study import cluster, places, sweep
 def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (cluster, places):
         monkeypatch.setattr(module, "gpu_count", lambda: 2)
-        monkeypatch.setattr(module, "cpu_cores", lambda: 4)  # a scan takes one, and each card has two scans
+        monkeypatch.setattr(module, "cpu_cores", lambda: 4)  # a scan takes one, and each GPU has two scans
     monkeypatch.setattr(sweep, "why_not_here", lambda trials: {})  # which says that a GPU is missing
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # whoever sets it decides how many threads a trial has
 
 
 @pytest.mark.usefixtures("two_cards")
-def test_every_process_sees_one_card_scans_share_both_and_a_timing_trial_has_one_to_itself(
+def test_every_process_sees_one_gpu_scans_share_both_and_a_timing_trial_has_one_to_itself(
     workspace: Workspace, profile_of: Callable[..., Profile], obedient: tuple[str, ...]
 ) -> None:
     whole = profile_of("occupy 1", "occupy 1", "occupy 1")
-    # Plain fp32 attention on a card is math or efficient; the profile's flash is the CPU's.
+    # Plain fp32 attention on a GPU is math or efficient; the profile's flash is the CPU's.
     of_study = {"attention": "math"}
     profile = whole.model_copy(
         update={
@@ -40,23 +40,23 @@ def test_every_process_sees_one_card_scans_share_both_and_a_timing_trial_has_one
     )
 
     def run(study: Study) -> Counter[str]:
-        (workspace.root / "cards.txt").unlink(missing_ok=True)
+        (workspace.root / "gpus.txt").unlink(missing_ok=True)
         records = sweep.run_study(profile, study, workspace, command=obedient)
         assert {record.status for record in records} == {"success"}
-        return Counter((workspace.root / "cards.txt").read_text().splitlines())
+        return Counter((workspace.root / "gpus.txt").read_text().splitlines())
 
     (workspace.root / "together.txt").write_text("4")
     seen = run("sensitivity")
-    # Four at once, two on each card, and a fifth where one of them ends.
+    # Four at once, two on each GPU, and a fifth where one of them ends.
     assert set(seen) == {"scan 0", "scan 1"}
     assert (min(seen.values()), seen.total()) == (2, 5)
-    # Two at once, or they would wait for each other for ever: a slot for each card.
+    # Two at once, or they would wait for each other for ever: a slot for each GPU.
     (workspace.root / "together.txt").write_text("2")
     timed = run("variants")
     assert set(timed) == {"trial 0", "trial 1"}
     assert timed.total() == 3
     lines = [line.split() for line in (workspace.root / "times.txt").read_text().splitlines()]
     assert {threads for _, _, threads, _ in lines} == {"2"}
-    for card in ("0", "1"):
-        spans = sorted((float(start), float(end)) for start, end, _, of_card in lines if of_card == card)
+    for gpu in ("0", "1"):
+        spans = sorted((float(start), float(end)) for start, end, _, of_gpu in lines if of_gpu == gpu)
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
