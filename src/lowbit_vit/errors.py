@@ -11,7 +11,8 @@ from pathlib import Path
 
 def first_line(error: Exception) -> str:
     """The first line of another library's error, at most 120 characters; the class's name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 class LowbitVitError(Exception):

@@ -34,6 +34,7 @@ from lowbit_vit.schema.config import (
     Views,
     load_profile,
     one_line,
+    patch_size,
     read_text,
     read_yaml,
 )
@@ -81,11 +82,6 @@ class Given:
     sha256: str
     views: Views
     words: str
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch, px."""
-        return self.architecture.patch_size if isinstance(self.architecture, SmallVit) else int(self.architecture.rpartition("_")[2])
 
     @property
     def depth(self) -> int:
@@ -177,7 +173,7 @@ def _enter(path: Path, text: str, line: str) -> str:
     before = read_yaml(path, text)
     wanted = {**before, "profiles": {**(before["profiles"] or {}), **read_yaml(path, line)}}
     lines = text.removesuffix("\n").split("\n")
-    indents = sorted({"  ", *(re.match(" *", other)[0] for other in lines)}, key=len)  # type: ignore[index]  (matches any text)
+    indents = sorted({"  ", *(other[: len(other) - len(other.lstrip(" "))] for other in lines)}, key=len)
     for place in range(len(lines), 0, -1):
         for indent in indents:
             entered = "\n".join([*lines[:place], f"{indent}{line}", *lines[place:], ""])
@@ -260,7 +256,7 @@ def _scale_views(given: Given, image_size: int | None) -> Views:
     Raises:
         ConfigError: the patches do not tile the image, or the size is out of range.
     """
-    views, patch = given.views, given.patch_size
+    views, patch = given.views, patch_size(given.architecture)
     if image_size is None or image_size == views.image_size:
         return views
     if image_size % patch:

@@ -345,7 +345,7 @@ def test_a_mutated_file_is_read_or_is_one_line(tmp_path: Path, sound_files: dict
 
 def mixed_up(state: dict[str, Tensor], random: Random) -> Any:
     """Entries that are missing, of another name, shape, dtype or kind, and dicts around them."""
-    others = (
+    others: tuple[Any, ...] = (
         None,
         3,
         [1],

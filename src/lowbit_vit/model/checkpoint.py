@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import math
-import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor
 from lowbit_vit.errors import DataError, first_line, reading
 from lowbit_vit.model.lazy_import import Deferred
 from lowbit_vit.model.vit import VisionTransformer, architecture, fuse_qkv
-from lowbit_vit.schema.config import Backbone, SmallVit, TorchvisionVit
+from lowbit_vit.schema.config import Backbone, SmallVit, TorchvisionVit, patch_size
 from lowbit_vit.schema.record import file_digest, sha256, write_atomic
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ _OTHERS = {
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST_NESTED = 3
 # What torch's restricted unpickler stopped at; around it stands advice to load the file without restriction.
-_STOPPED_AT = (re.compile(r"GLOBAL ([\w.]+)"), re.compile(r"WeightsUnpickler error: ([^\n\x1b]{1,120})"))
+_STOPPED_AT = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor], *, source: str = "checkpoint") -> dict[str, Tensor]:
@@ -143,9 +142,11 @@ def load_torchvision(path: Path, sha256_prefix: str) -> dict[str, Tensor]:
             # Namespace: torchvision's references save their arguments beside the weights.
             with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            found = next(filter(None, (pattern.search(str(error)) for pattern in _STOPPED_AT)), None)
-            raise ValueError(f"it has {found[1]}" if found else first_line(error)) from error
+        except Exception as error:
+            stopped = _STOPPED_AT.search(str(error))
+            if stopped is None and "weights_only" not in str(error):
+                raise
+            raise ValueError(f"it has {stopped[1]}" if stopped else "not written by torch.save, or a TorchScript archive") from error
         state = _find_state(content, path)
         require_finite({name: tensor for name, tensor in state.items() if not _HEAD.match(name)}, path)
         return from_torchvision(state, source=f"{path}")
@@ -242,8 +243,7 @@ def native_image_size(state: Mapping[str, Tensor], config: TorchvisionVit | Smal
     if not side or side**2 != tokens - 1:
         shape = None if positions is None else tuple(positions.shape)
         raise DataError(f"{source}: positions of shape {shape} are not those of a square of patches and a class token")
-    patch = config.patch_size if isinstance(config, SmallVit) else int(config.rpartition("_")[2])
-    sizes = architecture(config, side * patch)
+    sizes = architecture(config, side * patch_size(config))
     head = state.get("head.weight")
     classes = 1 if head is None or not head.ndim else max(1, head.shape[0])
     model = VisionTransformer.empty(sizes, num_classes=classes, attention="math", qkv="separate", device="meta")

@@ -284,6 +284,11 @@ TorchvisionVit = Literal["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_
 TORCHVISION_DEPTH: dict[TorchvisionVit, int] = {"vit_b_16": 12, "vit_b_32": 12, "vit_l_16": 24, "vit_l_32": 24, "vit_h_14": 32}
 
 
+def patch_size(architecture: TorchvisionVit | SmallVit) -> int:
+    """Side of a patch, px."""
+    return architecture.patch_size if isinstance(architecture, SmallVit) else int(architecture.rpartition("_")[2])
+
+
 class Backbone(Frozen):
     """Where the high-precision weights come from."""
 
@@ -561,9 +566,17 @@ class Profile(Frozen):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        for problem in (*self._training_problems(), *self._arm_problems(), *self._block_problems()):
+        for problem in (*self._backbone_problems(), *self._training_problems(), *self._arm_problems(), *self._block_problems()):
             raise ValueError(problem)
         return self
+
+    def _backbone_problems(self) -> Iterator[str]:
+        size, patch = self.data.views.image_size, patch_size(self.backbone.architecture)
+        if size % patch:
+            nearest = max(1, round(size / patch)) * patch
+            yield f"data.views.image_size {size} is not a multiple of the backbone's patch size {patch}; nearest: {nearest}"
+        if self.backbone.weights == "torchvision" and self.lora is None:
+            yield "lora: null, but weights = torchvision get a new head, which the lora section trains"
 
     def _training_problems(self) -> Iterator[str]:
         # PyTorch refuses cuDNN's attention where results have to repeat. Training, Adaptation and Trial allow it: old records have it.
