@@ -94,7 +94,10 @@ def write_changed(folder: Path, change: dict[str, object]) -> Path:
         ({"variants.arms.0.compute_dtype": "tf32"}, ["variants.arms.0", "tf32 is a CUDA matmul mode"]),
         ({"variants.arms.1.weights": {"format": "nf4"}}, ["variants.arms.1.weights", "double_quantization", "required"]),
         ({"variants.arms.2.weights": {"format": "int8"}}, ["variants.arms.2.weights", "threshold", "required"]),
-        ({"data.views.image_size": 9}, ["data.views.image_size 9 is not a multiple of the backbone's patch size", "nearest: 8"]),
+        (
+            {"data.views.image_size": 9, "data.views.eval_resize": 9},
+            ["data.views.image_size 9 is not a multiple of the backbone's patch size", "nearest: 8"],
+        ),
         (
             {"lora": None, "backbone.architecture": "vit_b_32", "backbone.weights": "torchvision"}
             | {"backbone.checkpoint": "x.pth", "backbone.checkpoint_sha256": "0" * 8}

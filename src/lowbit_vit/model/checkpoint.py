@@ -404,4 +404,4 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 
 def _example(names: list[str]) -> str:
-    return f" (as {names[0]})" if names else ""
+    return f" (as {repr(names[0])[1:-1]})" if names else ""  # a name out of a file may hold anything
