@@ -239,7 +239,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "infinity": (lambda state: {**state, NORM: state[NORM] / 0}, "'encoder.ln.weight' has 64 NaN or infinite values of 64"),
     "too large": (lambda state: {**state, NORM: state[NORM].double() * 1e300}, "'encoder.ln.weight' has"),
     "int32": (lambda state: {**state, NORM: state[NORM].int()}, "'encoder.ln.weight' is strided int32; weights are strided float32"),
-    "complex": (lambda state: {**state, NORM: state[NORM].cfloat()}, "'encoder.ln.weight' is strided complex64"),
+    "complex": (lambda state: {**state, NORM: state[NORM].to(torch.complex64)}, "'encoder.ln.weight' is strided complex64"),
     "float8": (lambda state: {**state, NORM: state[NORM].to(torch.float8_e4m3fn)}, "'encoder.ln.weight' is strided float8_e4m3fn"),
     "sparse": (lambda state: {**state, NORM: state[NORM].to_sparse()}, "'encoder.ln.weight' is sparse_coo float32"),
     "meta": (lambda state: {**state, NORM: state[NORM].to("meta")}, "'encoder.ln.weight' is strided float32"),

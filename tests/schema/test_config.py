@@ -188,7 +188,23 @@ date: 2026-11-30
 
 MARKS = ('"', "'", ":", ": ", "- ", "\n", "\t", "  ", "&a ", "*a", "!!int ", "#", "{", "}", "[", "]", "|", "%", "---\n", "\0")
 ODD_TEXTS = (".nan", "1e999", "9" * 5_000, "\x1b[1m", "\ud800")
-ODD_VALUES = (None, True, -1, 10**400, 1e308, float("nan"), "", "\udcff", "\x1b[1m", [], [[]], {}, {1: 2}, {"a": [None]}, {(1,): 2})
+ODD_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    10**400,
+    1e308,
+    float("nan"),
+    "",
+    "\udcff",
+    "\x1b[1m",
+    [],
+    [[]],
+    {},
+    {1: 2},
+    {"a": [None]},
+    {(1,): 2},
+)
 
 
 def mutated(text: str, random: Random) -> bytes:
