@@ -127,7 +127,7 @@ def test_a_profile_states_every_section_and_says_what_it_found(project: Path, ph
 
 
 @pytest.mark.parametrize(
-    ("splits", "layout"), [(("train", "val", "test"), "train-val-test"), (("train", "test"), "train-test"), ((), "classes")]
+    ("splits", "layout"), [(("train", "valid", "test"), "train-val-test"), (("train", "test"), "train-test"), ((), "classes")]
 )
 def test_the_layout_is_found(project: Path, tmp_path: Path, splits: tuple[str, ...], layout: str) -> None:
     data = load_profile(write(project, fill(tmp_path / "data", *splits)).path).data
@@ -153,6 +153,17 @@ def test_weights_of_ours_bring_their_architecture_views_and_hash(project: Path, 
     assert profile.data.views.model_dump(mode="json") == VIEWS
     # Of three blocks no more than two can be spared.
     assert profile.mixed.spared == (2,)
+
+
+def test_weights_that_were_trained_say_that_they_may_have_seen_the_test_images(
+    project: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(project, photos, ours(tmp_path / "weights"), name="first")
+    assert not caplog.messages
+    path = ours(tmp_path / "weights", training={"epochs": 5})
+    write(project, photos, path)
+    (said,) = caplog.messages
+    assert said.startswith(f"{path}: trained on images of profile demo; if this folder holds them too, some may be test images here")
 
 
 def test_an_image_size_scales_all_views(project: Path, photos: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -427,6 +438,11 @@ def test_a_bad_folder_is_named_before_anything_is_written(project: Path, photos:
     with pytest.raises(DataError, match="one class, 'white ash'"):
         write(project, photos)
     assert sorted(path.name for path in (project / "profiles").iterdir()) == ["demo.yaml"]
+
+
+def test_train_and_val_alone_say_what_to_rename(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no test; rename val to test \(val is then drawn from train\)"):
+        write(project, fill(tmp_path / "data", "train", "val"))
 
 
 def test_outside_of_a_project_it_says_where_to_go(photos: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from jinja2 import StrictUndefined, Template
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 
-from lowbit_vit.data.folder import GIVEN, list_images
+from lowbit_vit.data.folder import find_layout, list_images
 from lowbit_vit.data.remote_files import WEIGHTS
 from lowbit_vit.data.source import Source
 from lowbit_vit.errors import ConfigError, DataError, Unavailable
@@ -27,7 +27,6 @@ from lowbit_vit.schema.config import (
     TORCHVISION_DEPTH,
     Device,
     FolderData,
-    FolderLayout,
     Profile,
     SmallVit,
     TorchvisionVit,
@@ -138,7 +137,9 @@ def write_profile(
     workspace.require_outputs()
     _refuse_foreign(workspace, data)
     given = _read_backbone(backbone, root=root, architecture=architecture, sha256=sha256)
-    layout = _find_layout(data)
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder; --data takes a folder of images, sorted into folders by class")
+    layout = find_layout(data)
     keys = {"layout": layout, **{key: DRAWN[key] for key in DRAWN_KEYS[layout]}}
     views = _scale_views(given, image_size)
     config = FolderData.model_validate({"source": "image_folder", "views": views, "root": _shown_path(data, root), **keys})
@@ -236,20 +237,6 @@ def _require_dvc_runs(root: Path) -> None:
         raise Unavailable(f"user {os.getuid()} has no name, which DVC needs; set the environment variable USER to one") from None
 
 
-def _find_layout(folder: Path) -> FolderLayout:
-    """The layout of a folder by the names of its subfolders: the one with the most splits; without any, one folder of classes."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; --data takes a folder of images, sorted into folders by class")
-    names = {entry.name for entry in folder.iterdir() if entry.is_dir()}
-    for layout, splits in GIVEN.items():
-        if splits and names.issuperset(splits):
-            others = sorted(name for name in names - set(splits) if not name.startswith("."))
-            if others:
-                log.warning("%s: not used, for they are not of %s: %s", folder, "/".join(splits), ", ".join(others))
-            return layout
-    return "classes"
-
-
 def _scale_views(given: Given, image_size: int | None) -> Views:
     """The weights' own views, or those scaled to another image size.
 
@@ -321,6 +308,7 @@ class _Card(BaseModel):
     profile: str | None = None
     architecture: TorchvisionVit | SmallVit = Field(validation_alias=AliasPath("backbone", "architecture"))
     views: Views
+    training: object = None
 
 
 def _read_backbone(backbone: str, *, root: Path, architecture: TorchvisionVit | None, sha256: str | None) -> Given:
@@ -379,6 +367,9 @@ def _read_ours(path: Path, *, root: Path) -> Given:
     native = checkpoint.native_image_size(state, card.architecture, source=str(path), new_head=False)
     if native != card.views.image_size:
         raise DataError(f"{file}: key views: image_size is {card.views.image_size}, the weights' positions are of {native} px")
+    if card.training is not None:
+        said = "%s: trained on images of profile %s; if this folder holds them too, some may be test images here, and Top-1 be too high"
+        log.warning(said, path, card.profile)
     words = f"{path.name} of profile {card.profile}, {state['head.weight'].shape[0]} classes"
     return Given(card.architecture, "ours", _shown_path(path, root), card.sha256, card.views, words)
 

@@ -6,8 +6,9 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from lowbit_vit.data.folder import list_images
+from lowbit_vit.data.folder import IMAGE_SUFFIXES, find_layout, list_images
 from lowbit_vit.data.source import SPLITS, Source
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import DRAWN_KEYS, FolderData, FolderLayout, Views
@@ -147,14 +148,6 @@ def test_shares_that_leave_nothing_to_train_on_are_named(one_folder: Path) -> No
         listed(one_folder, "classes", val_share=0.5, test_share=0.49)
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("Train", "Valid")])
-def test_split_folders_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, str]) -> None:
-    for name in names:
-        fill(tmp_path / "trees" / name / "ash", 10)
-    with pytest.raises(DataError, match=r"look like splits, not classes; name them train, val, test and set data\.layout to match"):
-        listed(tmp_path / "trees", "classes")
-
-
 # ---------------------------------------------------------------------------------------------------- what lies in a folder
 
 
@@ -238,3 +231,177 @@ def test_a_name_that_cannot_be_written_down_is_named(one_folder: Path, name: byt
     with pytest.raises(DataError, match="its name holds control characters or is not UTF-8; rename it") as raised:
         listed(one_folder, "classes")
     assert str(raised.value).isprintable()
+
+
+# --------------------------------------------------------------------------------------------------- splits as people name them
+
+
+@pytest.mark.parametrize(
+    ("names", "layout"),
+    [
+        (("train", "valid", "test"), "train-val-test"),
+        (("train", "validation", "test"), "train-val-test"),
+        (("Train", "DEV", "Test"), "train-val-test"),
+        (("training", "testing"), "train-test"),
+        (("train", "test", "@eaDir"), "train-test"),
+        (("ash", "elm"), "classes"),
+        (("train", "bus", "car"), "classes"),  # a vehicle
+    ],
+)
+def test_splits_have_the_names_that_people_give_them(
+    tmp_path: Path, names: tuple[str, ...], layout: FolderLayout, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "trees"
+    for name in names:
+        for below in ("ash", "elm") if layout != "classes" else (".",):
+            fill(root / name / below, 10)
+    assert find_layout(root) == layout
+    assert not caplog.records
+    source = listed(root, layout)
+    if layout == "train-val-test":
+        assert {str(item.pixels).split("/")[-3] for item in source.splits["val"]} == {names[1]}
+        assert [item.id for item in source.splits["val"]][:2] == ["ash/000.jpg", "ash/001.jpg"]
+
+
+def test_folders_beside_the_splits_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("train", "valid", "test", "extra"):
+        fill(tmp_path / "trees" / name / "ash", 1)
+    assert find_layout(tmp_path / "trees") == "train-val-test"
+    assert caplog.messages == [f"{tmp_path / 'trees'}: not used, for they are not of train/valid/test: extra"]
+
+
+NO_SPLITS: dict[str, tuple[tuple[str, ...], str]] = {
+    "train and val alone": (("train", "val"), "train and val look like splits, not classes; there is no test; rename val to test (val is"),
+    "in other words": (("Training", "Valid"), "Training and Valid look like splits, not classes; there is no test; rename Valid to test"),
+    "no train": (("dev", "test"), "dev and test look like splits, not classes; there is no train beside them"),
+    "a profile's layout": (("train", "test"), "train and test look like splits, not classes; set data.layout to train-test"),
+    "names around them": (("seg_pred_test", "train2017"), "seg_pred_test and train2017 look like splits, not classes; name them train and"),
+    "train and eval": (("eval", "train"), "eval and train look like splits, not classes; name them train and test"),
+    "two of one": (("train", "val", "valid"), "valid: stands for split val, as "),
+}
+
+
+@pytest.mark.parametrize("case", NO_SPLITS)
+def test_split_folders_are_not_taken_for_classes(tmp_path: Path, case: str) -> None:
+    names, said = NO_SPLITS[case]
+    for name in names:
+        fill(tmp_path / "trees" / name / "ash", 10)
+    with pytest.raises(DataError) as raised:
+        listed(tmp_path / "trees", "classes")
+    assert said in str(raised.value)
+    assert str(raised.value).startswith(str(tmp_path / "trees"))
+
+
+@pytest.mark.parametrize(
+    ("holders", "meant"),
+    [
+        (("seg_train/seg_train", "seg_test/seg_test", "seg_pred"), "seg_train/seg_train"),
+        (("first part", "second part"), "first part"),
+        (("archive",), "archive"),
+        (("a/b",), "a/b"),
+        (("archive/train", "archive/test"), "archive"),
+        (("dataset/training_set", "dataset/test_set"), "dataset"),
+        (("bottle/train", "bottle/test", "cable/train", "cable/test"), "bottle"),
+    ],
+)
+def test_a_folder_one_too_high_is_named_with_the_one_that_is_meant(tmp_path: Path, holders: tuple[str, ...], meant: str) -> None:
+    root = tmp_path / "trees"
+    for at, holder in enumerate(holders):
+        fill(root / holder / "ash", 5 - at)
+        fill(root / holder / "elm", 5 - at)
+    fill(root / "labels", 0)
+    said = (
+        rf"^{root}: no class holds images itself, .*{root}/{holders[0]}/(ash|elm); if {root}/{meant} is the folder that is meant, give that"
+    )
+    with pytest.raises(DataError, match=said):
+        listed(root, "classes")
+
+
+@pytest.mark.parametrize(
+    ("deeper", "warned"), [(("ash/images", "elm/images"), False), (("ash/1", "ash/2", "elm/3"), True), (("ash/1", "ash/.", "elm/1"), False)]
+)
+def test_folders_within_classes_are_parts_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, deeper: tuple[str, ...], warned: bool
+) -> None:
+    for folder in deeper:
+        (tmp_path / "trees" / folder).mkdir(parents=True, exist_ok=True)
+        for index in range(6):
+            (tmp_path / "trees" / folder / f"{index}.jpg").touch()
+    assert listed(tmp_path / "trees", "classes").class_names == ("ash", "elm")
+    assert ("no class holds images itself; those in folders within it are taken" in caplog.text) == warned
+
+
+# ------------------------------------------------------------------------------------------------- what else lies about, and names
+
+
+LEFT_ABOUT = [
+    *("ash/@eaDir/000.jpg/SYNOPHOTO_THUMB_M.jpg", "@eaDir/x.jpg", "#recycle/ash/1.jpg", "@Recycle/1.jpg", "ash/.@__thumb/default000.jpg"),
+    *("__MACOSX/ash/._000.jpg", "ash/._000.jpg", "$RECYCLE.BIN/S-1-5/x.png", "System Volume Information/x.jpg", "lost+found/x.jpg"),
+    *("ash/Thumbs.db", "ash/desktop.ini", "ash/Icon\r", ".ipynb_checkpoints/000.jpg", "ash/.ipynb_checkpoints/a.jpg", ".Trash-1000/x.jpg"),
+    *("ash/thumbs/000.jpg", "ash/Thumbnails/000.jpg", ".picasaoriginals/x.jpg", "labels.csv", "ash/photo.heic"),
+]
+
+
+@pytest.mark.parametrize("name", LEFT_ABOUT)
+def test_what_programs_leave_about_is_passed_over_and_counted(one_folder: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    sound = listed(one_folder, "classes")
+    (one_folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (one_folder / name).touch()
+    assert listed(one_folder, "classes") == sound
+    (said,) = caplog.messages
+    assert said.startswith(f"{one_folder}: passed over 1 entries that are no images by their names: 1 ")
+    assert said.isprintable()
+
+
+@pytest.mark.parametrize("suffix", ["JPG", "Jpeg", "jfif", "jpe", "avif", "gif", "jp2", "j2k", "mpo", "apng", "tga", "pbm", "TIF"])
+def test_every_kind_of_image_that_pillow_decodes_is_listed(one_folder: Path, suffix: str) -> None:
+    (one_folder / "ash" / f"new.{suffix}").touch()
+    assert sum(len(items) for items in listed(one_folder, "classes").splits.values()) == 66
+
+
+def test_every_listed_suffix_is_one_of_pillows() -> None:
+    assert set(Image.registered_extensions()) >= IMAGE_SUFFIXES
+
+
+@pytest.mark.parametrize("names", [("1", "10", "2", "007"), ("null", "no", "~", "NaN", "None", "1e3", "true")], ids=str)
+def test_numbers_and_words_of_yaml_are_names_of_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        fill(tmp_path / "trees" / name, 5)
+    assert listed(tmp_path / "trees", "classes").class_names == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("name", ["Ash", "ash ", " ash", "a\u200bsh", "ASH", "\uff41sh", "a_sh", "a\u00a0sh"], ids=ascii)
+def test_classes_that_differ_in_capitals_or_spaces_alone_are_named(one_folder: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    fill(one_folder / name, 5)
+    assert name in listed(one_folder, "classes").class_names
+    (said,) = caplog.messages
+    assert all(repr(twin) in said for twin in ("ash", name))
+    assert "differ in capitals or spaces alone; merge them if they are one" in said
+
+
+def test_a_class_of_another_split_that_is_a_twin_is_named_with_it(image_folder: Path) -> None:
+    (image_folder / "val" / "ash").rename(image_folder / "val" / "Ash")
+    with pytest.raises(DataError, match="class 'Ash' has no folder in split train, whose 'ash' differs in capitals or spaces alone"):
+        listed(image_folder)
+
+
+@pytest.mark.parametrize(
+    ("link", "layout", "kind"),
+    [("fir", "classes", "folder"), ("ash/more", "classes", "folder"), ("ash/x.png", "classes", "file"), ("val", "train-test", "folder")],
+)
+def test_a_link_to_what_is_not_there_is_named(tmp_path: Path, link: str, layout: FolderLayout, kind: str) -> None:
+    root = tmp_path / "trees"
+    for folder in ("ash", "elm") if layout == "classes" else ("train/ash", "train/elm", "test/ash", "test/elm"):
+        fill(root / folder, 10)
+    (root / link).symlink_to(tmp_path / "a disk that is not mounted")
+    with pytest.raises(DataError, match=f"^{root / link}: a link to a {kind} that is not there; restore the {kind} or remove the link"):
+        listed(root, layout)
+
+
+def test_a_folder_that_may_not_be_read_is_named(one_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_symlink", refuse)
+    with pytest.raises(DataError, match=f"^{one_folder}/ash: could not be listed .Permission denied.; allow reading it"):
+        find_layout(one_folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import CenterCrop, Resize
 
@@ -106,6 +107,26 @@ def test_an_image_in_two_splits_stops_the_stage(image_folder: Path, out: Path) -
     with pytest.raises(DataError, match=rf"^{test} \(split test\): the same file as {train} \(split train\); keep one of them$"):
         prepare(folder_config(image_folder), out)
     assert not out.exists()
+
+
+def test_an_image_in_two_splits_in_two_formats_stops_the_stage(image_folder: Path, out: Path) -> None:
+    train, test = image_folder / "train" / "ash" / "1.jpg", image_folder / "test" / "elm" / "copy.bmp"
+    with Image.open(train) as image:
+        image.save(test)
+    with pytest.raises(DataError, match=rf"^{test} \(split test\): the same pixels as {train} \(split train\); keep one of them$"):
+        prepare(folder_config(image_folder), out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("bits", "said"), [(10, True), (12, True), (14, True), (16, False), (5, False)])
+def test_images_that_hold_few_of_16_bits_are_counted(
+    image_folder: Path, out: Path, caplog: pytest.LogCaptureFixture, *, bits: int, said: bool
+) -> None:
+    for index in range(6):
+        values = np.random.default_rng(index).integers(0, 2**bits, (40, 40), dtype=np.uint16 if bits > 8 else np.uint8)
+        Image.fromarray(values).save(image_folder / "train" / "elm" / f"{index}.png")
+    prepare(folder_config(image_folder), out)
+    assert (f"{image_folder}: 6 of 6 images of 16 bits are dark, none of their values is above " in caplog.text) == said
 
 
 def test_other_views_are_decoded_again(out: Path) -> None:

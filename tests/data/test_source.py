@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lowbit_vit.data.source import SPLITS, Item, Source, Split, check_copies, check_source
+from lowbit_vit.data.source import SPLITS, Content, Item, Source, Split, check_copies, check_range, check_source
 from lowbit_vit.errors import DataError
 
 
@@ -40,7 +40,7 @@ def test_fewer_than_two_classes_are_named(names: tuple[str, ...], found: str) ->
         check_source(Source("/data", names, dict.fromkeys(SPLITS, items), "a tree"))
 
 
-def spread(train: str, val: str, test: str) -> tuple[Source, list[str]]:
+def spread(train: str, val: str, test: str, *, highest: int | None = None) -> tuple[Source, list[Content]]:
     """One letter an image: equal letters are equal files, capitals are of the second class."""
     contents: dict[Split, str] = {"train": train, "val": val, "test": test}
     splits = {
@@ -49,7 +49,8 @@ def spread(train: str, val: str, test: str) -> tuple[Source, list[str]]:
         )
         for split, letters in contents.items()
     }
-    return Source("/data", ("ash", "elm"), splits, "two trees"), list((train + val + test).lower())
+    contents_of = [Content(letter, letter, highest) for letter in (train + val + test).lower()]
+    return Source("/data", ("ash", "elm"), splits, "two trees"), contents_of
 
 
 def test_a_file_in_two_splits_is_refused_and_all_such_pairs_are_listed(caplog: pytest.LogCaptureFixture) -> None:
@@ -66,10 +67,24 @@ def test_copies_within_a_split_are_counted_and_those_under_two_labels_shown(capl
     check_copies(*spread("aabB", "c", "d"))
     (record,) = caplog.records
     assert record.getMessage() == (
-        "/data: 2 files are copies of others in the same split, 1 of them under another class; as /data/train/2.png and /data/train/3.png"
+        "/data: 2 images are copies of others in the same split, 1 of them under another class; as /data/train/2.png and /data/train/3.png"
     )
 
 
 def test_no_copies_no_word(caplog: pytest.LogCaptureFixture) -> None:
     check_copies(*spread("aBc", "d", "E"))
     assert not caplog.records
+
+
+def test_equal_pixels_in_two_formats_are_copies() -> None:
+    source, contents = spread("aBc", "da", "Bd")
+    other_files = [Content(f"{content.file} {number}", content.pixels, None) for number, content in enumerate(contents)]
+    with pytest.raises(DataError, match=r"^/data/val/1\.png \(split val\): the same pixels as /data/train/0\.png \(split train\)"):
+        check_copies(source, other_files)
+
+
+@pytest.mark.parametrize(("highest", "said"), [(0, True), (16, True), (64, True), (65, False), (None, False)])
+def test_16_bit_images_that_are_all_dark_are_counted(*, highest: int | None, said: bool, caplog: pytest.LogCaptureFixture) -> None:
+    check_range(*spread("aBc", "d", "E", highest=highest))
+    found = f"/data: 5 of 5 images of 16 bits are dark, none of their values is above {highest} of 255, as /data/val/0.png"
+    assert (found in caplog.text) == said

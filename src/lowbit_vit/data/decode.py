@@ -4,8 +4,8 @@ The evaluation view equals torchvision's `Resize` and `CenterCrop` of the same f
 checkpoint gets the pixels that it was evaluated on. Four kinds of file are decoded in another way than by torchvision's
 `ImageFolder`, which is wrong for them or fails:
 
-    an orientation tag (EXIF)        the image is turned upright
-    16-bit grey                      scaled to 0..255; Pillow's own conversion clips everything above 255
+    an orientation tag (EXIF)        the image is turned upright; a damaged EXIF block has no orientation
+    12- and 16-bit grey              scaled to 0..255, white-is-zero inverted; Pillow's own conversion clips everything above 255
     a JPEG above `MAX_PIXELS`        decoded at a half, a quarter or an eighth of its size: memory stays bounded
     anything else above `MAX_PIXELS` a fault
 
@@ -14,32 +14,49 @@ Alpha is dropped as by torchvision: the colours below transparent pixels show. O
 
 import hashlib
 import io
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.Image import Transpose
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
+from lowbit_vit.data.source import Content
 from lowbit_vit.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485  # of one decoded image; Pillow's own limit: a quarter of a GiB as RGB
+_POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _JPEG = b"\xff\xd8\xff"
 _SHRINKS = (2, 4, 8)  # by which libjpeg can divide the sides while it decodes
-# What Pillow raises on damaged files of the formats it knows, by its own fuzz tests.
-FAULTS = (OSError, ValueError, SyntaxError, MemoryError)
+_DEEP = "16 bits"  # key of `info`: whether the file has more than 8 bits a channel
+_WHITE_IS_ZERO = 0  # of PHOTOMETRIC_INTERPRETATION
+_UPRIGHT: dict[object, Transpose] = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it names no file, and what matters is raised
 
 
 @dataclass(frozen=True)
@@ -67,12 +84,35 @@ class Decoded:
     """The results of a chunk of images.
 
     Attributes:
-        sha256: of the files' bytes (of the pixels, where there is no file), one an image.
+        contents: one an image that could be decoded, in order.
         faults: one line for each image that could not be decoded.
     """
 
-    sha256: tuple[str, ...]
+    contents: tuple[Content, ...]
     faults: tuple[str, ...]
+
+
+@contextmanager
+def name_fault(name: object) -> Iterator[None]:
+    """Turn whatever is raised while one image is read, decoded and resized into one line, and keep Pillow's warnings quiet.
+
+    Damaged files raise OSError, ValueError, SyntaxError, NotImplementedError, RuntimeError, struct.error and more. The warnings
+    are about damage that leaves the pixels sound.
+
+    Raises:
+        DataError: the name and the reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as fault:
+        reason = " ".join((fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)).split())
+        if isinstance(fault, UnidentifiedImageError):
+            reason = "not an image"
+        elif not reason or not isinstance(fault, (OSError, ValueError, SyntaxError, NotImplementedError)):
+            reason = f"damaged ({type(fault).__name__}{': ' if reason else ''}{reason})"
+        raise DataError(f"{name}: {''.join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)}") from fault
 
 
 def make_view(image: Image.Image, view: View) -> Pixels:
@@ -97,34 +137,43 @@ def make_view(image: Image.Image, view: View) -> Pixels:
 
 
 def decode_file(content: bytes) -> Image.Image:
-    """Decode a file's bytes to RGB, upright.
+    """Decode a file's bytes to RGB, upright; to be called within `name_fault`.
 
     Raises:
-        OSError, ValueError, SyntaxError: truncated, too large, of a mode without a fixed range, or not an image.
+        Exception: truncated, too large, of a mode without a fixed range, or not an image.
     """
     with _open(content) as image:
         return upright_rgb(image)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB, turned upright by its orientation tag.
+    """An image in RGB, turned upright by its orientation tag; to be called within `name_fault`.
 
     Raises:
-        OSError, ValueError, SyntaxError: truncated, or of a mode without a fixed range.
+        Exception: truncated, or of a mode without a fixed range.
     """
+    deep = image.mode.startswith("I") or ";16" in str(getattr(image, "tile", ""))  # loading empties the tiles
     image.load()
-    # Read after loading, in which Pillow turns a TIFF upright and removes its tag.
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    turn = _turn(image)
     rgb = _to_rgb(image)
-    # With this tag alone: `exif_transpose` rewrites all others, and raises TypeError or struct.error where one is damaged.
-    rgb.info.clear()
-    rgb.getexif()[ExifTags.Base.Orientation] = orientation
-    ImageOps.exif_transpose(rgb, in_place=True)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    rgb.info[_DEEP] = deep
     return rgb
+
+
+def _turn(image: Image.Image) -> Transpose | None:
+    """What turns a loaded image upright (in loading, Pillow turns a TIFF itself and removes the tag); None where EXIF is damaged."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # noqa: BLE001  (Pillow raises of everything here, and the pixels are sound)
+        return None
 
 
 def _open(content: bytes) -> Image.Image:
     """Open without decoding; a JPEG above `MAX_PIXELS` is set to decode at the largest reduced size below it."""
+    if content.startswith(_POSTSCRIPT):  # Pillow would give it to Ghostscript: a program in a file of unknown origin
+        raise ValueError("PostScript, which is not decoded")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -150,8 +199,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """
     # Pillow holds a 16-bit PGM as 32-bit integers, already scaled to 0..65535.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        levels = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(np.rint(levels * (255 / 65535)).astype(np.uint8))
+        tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+        top = 4095 if tags.get(BITSPERSAMPLE) == (12,) else 65535
+        levels = np.rint(np.asarray(image, dtype=np.float64) * (255 / top)).astype(np.uint8)
+        image = Image.fromarray(255 - levels if tags.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO else levels)
     elif image.mode in ("I", "F"):
         kind = "32-bit integer" if image.mode == "I" else "floating-point"
         raise ValueError(f"{kind} pixels have no fixed range; save it with 8 or 16 bits")
@@ -193,38 +244,33 @@ def _exit_after(sentinel: int) -> None:
 
 
 def decode_chunk(images: Sequence[Path | Pixels], first_row: int, destinations: Sequence[Destination]) -> Decoded:
-    """Decode each image once and write every view to its rows of the destination files.
+    """Decode each image once and write every view to its rows of the destination files; the last is the evaluation view.
 
     By `pwrite`, not through a memory map: on a full disk the first is an error and the second a signal.
 
     Raises:
         OSError: a destination could not be written.
     """
-    digests, faults = [], []
+    contents, faults = [], []
     files = [os.open(destination.path, os.O_WRONLY) for destination in destinations]
     try:
         for row, pixels in enumerate(images, start=first_row):
             try:
-                content = pixels.read_bytes() if isinstance(pixels, Path) else pixels.tobytes()
-                image = decode_file(content) if isinstance(pixels, Path) else Image.fromarray(pixels)
-                views = [make_view(image, destination.view) for destination in destinations]
-            except FAULTS as fault:
-                faults.append(f"{pixels}: {reason_of(fault)}")
+                with name_fault(pixels):
+                    content = pixels.read_bytes() if isinstance(pixels, Path) else pixels.tobytes()
+                    image = decode_file(content) if isinstance(pixels, Path) else Image.fromarray(pixels)
+                    views = [make_view(image, destination.view) for destination in destinations]
+            except DataError as fault:
+                faults.append(str(fault))
                 continue
-            digests.append(hashlib.sha256(content).hexdigest())
+            highest = int(views[-1].max()) if image.info.get(_DEEP) else None
+            contents.append(Content(hashlib.sha256(content).hexdigest(), hashlib.sha256(views[-1].data).hexdigest(), highest))
             for file, destination, view in zip(files, destinations, views, strict=True):
                 _write(file, view.data.cast("B"), destination.offset + row * view.nbytes)
     finally:
         for file in files:
             os.close(file)
-    return Decoded(tuple(digests), tuple(faults))
-
-
-def reason_of(fault: BaseException) -> str:
-    """The problem of an image in a few words."""
-    if isinstance(fault, UnidentifiedImageError):
-        return "not an image"
-    return (fault.strerror if isinstance(fault, OSError) else None) or str(fault) or type(fault).__name__
+    return Decoded(tuple(contents), tuple(faults))
 
 
 def _write(file: int, content: memoryview, offset: int) -> None:

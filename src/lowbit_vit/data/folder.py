@@ -4,6 +4,8 @@
     train-test        root/{train,test}/CLASS/...        val is drawn from train
     classes           root/CLASS/...                     val and test are drawn
 
+The splits' folders may have any of the names in `SPLIT_NAMES`, in capitals or not: valid and dev are val.
+
 A draw orders the images of a class by the sha256 of "<split_seed> <CLASS/NAME>" and takes the first for test, the next for
 val: the draw can be repeated by hand, and adding a file moves few others. Every class gives each drawn split its share.
 """
@@ -12,6 +14,7 @@ import csv
 import hashlib
 import io
 import logging
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,13 +27,29 @@ from lowbit_vit.schema.record import write_atomic
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# What Pillow decodes by itself, without textures, icons, and formats that hold other things as well (FITS, HDF5, PDF, EPS, MPEG).
+IMAGE_SUFFIXES = frozenset(
+    {".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx"}
+    | {".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"}
+)
+# Those of Hugging Face's datasets, less eval and evaluation, which some people call val and some test.
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+# Thumbnails, bins and other leavings of Synology, QNAP, macOS, Windows, Linux and photo managers, in small letters.
+NOT_DATA = frozenset(
+    {"@eadir", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "__macosx", "$recycle.bin", "recycler", "lost+found"}
+    | {"system volume information", "network trash folder", "temporary items", "@tmp", "@__thumb"}
+)
+_THUMBNAILS = frozenset({"thumb", "thumbs", "thumbnail", "thumbnails", "_thumb", "_thumbs", "_thumbnails"})  # within a class
 GIVEN: dict[FolderLayout, tuple[Split, ...]] = {"train-val-test": SPLITS, "train-test": ("train", "test"), "classes": ()}
 # Of each class, where a split is drawn. Two to train on and two to test on: with one, a class is either right or wrong.
 LEAST: dict[Split, int] = {"train": 2, "val": 1, "test": 2}
 SPLIT_FILE = "split.csv"
 
-_SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+_LOOKS_LIKE_SPLIT = re.compile(r"(?<![a-z])(train|training|val|valid|validation|dev|test|testing|eval|evaluation)(?![a-z])")
 
 Classes = dict[str, list[Path]]  # class name -> its images, sorted
 
@@ -39,41 +58,79 @@ def list_images(config: FolderData, root: Path) -> Source:
     """List the images and draw the splits that have no folders; classes are numbered in alphabetical order of their names.
 
     Images lie anywhere below their class's folder; links are followed. The log counts what is passed over: files that are no
-    images by their names, and names that start with a dot.
+    images by their names, names that start with a dot, folders of thumbnails and of `NOT_DATA`. It names classes whose names
+    differ in case or spaces alone.
 
     Args:
         config: the folder, its layout, seed and shares.
         root: where a relative `config.root` starts.
 
     Raises:
-        DataError: a folder is missing or another layout's, an image lies outside of every class, a link leads nowhere, a name
-            cannot be written down, the splits' classes differ, or a class has too few images; names folder, file or class.
+        DataError: a folder is missing, another layout's or one too high, an image lies outside of every class, a link leads
+            nowhere, a name cannot be written down, the splits' classes differ, or a class has too few images; names folder,
+            file or class.
     """
     place = root / config.root
     given = GIVEN[config.layout]
-    for folder in [place, *(place / split for split in given)]:
+    folders = find_splits(place) if place.is_dir() else {}
+    for folder in [place, *(folders.get(split, place / split) for split in given)]:
         if not folder.is_dir():
             expected = f"{place}/{{{','.join(given)}}}/CLASS/IMAGE" if given else f"{place}/CLASS/IMAGE"
             raise DataError(f"{folder}: no such folder; layout {config.layout} expects {expected}")
     passed_over: Counter[str] = Counter()
     splits: dict[Split, tuple[Item, ...]] = {}
     if config.layout == "classes":
+        _refuse_split_folders(place, folders)
         found = _read_classes(place, passed_over)
         names = tuple(sorted(found))
-        _refuse_split_folders(place, names)
         splits["train"] = _items(found, names, place)
     else:
-        by_split = {split: _read_classes(place / split, passed_over) for split in given}
+        by_split = {split: _read_classes(folders[split], passed_over) for split in given}
         names = tuple(sorted(by_split["train"]))
         for split, found in by_split.items():
-            _refuse_unknown_classes(place / split, found, names)
-            splits[split] = _items(found, names, place / split)
+            _refuse_unknown_classes(folders[split], found, names)
+            splits[split] = _items(found, names, folders[split])
+    _warn_of_twins(place, names)
     if passed_over:
         kinds = ", ".join(f"{count} {kind}" for kind, count in passed_over.most_common())
         log.warning("%s: passed over %d entries that are no images by their names: %s", place, passed_over.total(), kinds)
     splits = _draw(splits, names, config)
     description = f"images of the folder {place.name}, {_split_words(config)}"
     return check_source(Source(str(place), names, {split: splits[split] for split in SPLITS}, description))
+
+
+def find_layout(folder: Path) -> FolderLayout:
+    """The layout of a folder by the names of its subfolders; logs those that it leaves out.
+
+    Raises:
+        DataError: the folder cannot be listed, or two of its folders stand for one split.
+    """
+    splits = find_splits(folder)
+    layout = next(layout for layout, given in GIVEN.items() if splits.keys() >= set(given))
+    if given := GIVEN[layout]:
+        used = [splits[split] for split in given]
+        others = [entry.name for entry in _entries(folder, Counter()) if entry.is_dir() and entry not in used]
+        if others:
+            names = "/".join(path.name for path in used)
+            log.warning("%s: not used, for they are not of %s: %s", folder, names, ", ".join(others))
+    return layout
+
+
+def find_splits(folder: Path) -> dict[Split, Path]:
+    """The subfolders whose names are in `SPLIT_NAMES`, in capitals or not.
+
+    Raises:
+        DataError: the folder cannot be listed, or two of its folders stand for one split.
+    """
+    found: dict[Split, Path] = {}
+    for entry in _entries(folder, Counter()):
+        split = next((split for split, names in SPLIT_NAMES.items() if entry.name.lower() in names), None)
+        if split is None or not entry.is_dir():
+            continue
+        if split in found:
+            raise DataError(f"{entry}: stands for split {split}, as {found[split]} does; rename or merge one of them")
+        found[split] = entry
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def write_split(source: Source, digests: Sequence[str], folder: Path) -> None:
@@ -114,6 +171,7 @@ def _read_classes(folder: Path, passed_over: Counter[str]) -> Classes:
         if name in classes:
             raise DataError(f"{entry}: its name is that of another class's folder in other Unicode characters; merge the two")
         classes[name] = list(_images(entry, passed_over, inside=frozenset()))
+    _refuse_one_too_high(folder, classes)
     return classes
 
 
@@ -121,34 +179,37 @@ def _images(folder: Path, passed_over: Counter[str], *, inside: frozenset[Path])
     here = folder.resolve()
     if here in inside:
         raise DataError(f"{folder}: a link to a folder that it lies in; remove it")
-    for entry in _entries(folder, passed_over):
+    for entry in _entries(folder, passed_over, not_data=NOT_DATA | _THUMBNAILS):
         if entry.is_dir():
             yield from _images(entry, passed_over, inside=inside | {here})
         elif entry.is_file():
             yield entry
-        elif entry.is_symlink():
-            raise DataError(f"{entry}: a link to a file that is not there; restore the file or remove the link")
         else:
             raise DataError(f"{entry}: not a regular file; remove it")
 
 
-def _entries(folder: Path, passed_over: Counter[str]) -> list[Path]:
+def _entries(folder: Path, passed_over: Counter[str], *, not_data: frozenset[str] = NOT_DATA) -> list[Path]:
     """The folders and images in a folder, sorted by name; counts what is passed over."""
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder}: could not be listed ({error.strerror}); allow reading it") from error
     found = []
-    for entry in entries:
-        # Undecodable bytes and control characters could not be written to a CSV or a page and read back.
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in entry.name):
-            raise DataError(f"{str(entry)!a}: its name holds control characters or is not UTF-8; rename it")
-        if entry.name.startswith("."):
-            passed_over["hidden (their names start with a dot)"] += 1
-        elif entry.is_dir() or entry.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(entry)
-        else:
-            passed_over[entry.suffix.lower() or "without a suffix"] += 1
+    try:
+        for entry in sorted(folder.iterdir()):
+            suffix, is_folder, broken = entry.suffix.lower(), entry.is_dir(), entry.is_symlink() and not entry.exists()
+            if entry.name.startswith("."):
+                passed_over["hidden (their names start with a dot)"] += 1
+            elif is_folder and entry.name.lower() in not_data:
+                passed_over[f"{entry.name}/"] += 1
+            elif not is_folder and not broken and suffix not in IMAGE_SUFFIXES:
+                passed_over[suffix if suffix and suffix.isprintable() else "without a suffix"] += 1
+            elif any(unicodedata.category(character) in ("Cc", "Cs") for character in entry.name):
+                # They could not be written to a CSV or a page and read back.
+                raise DataError(f"{str(entry)!a}: its name holds control characters or is not UTF-8; rename it")
+            elif broken:
+                kind = "file" if suffix in IMAGE_SUFFIXES else "folder"
+                raise DataError(f"{entry}: a link to a {kind} that is not there; restore the {kind} or remove the link")
+            else:
+                found.append(entry)
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: could not be listed ({error.strerror}); allow reading it") from error
     return found
 
 
@@ -159,18 +220,63 @@ def _items(classes: Classes, names: tuple[str, ...], folder: Path) -> tuple[Item
     )
 
 
-def _refuse_split_folders(place: Path, names: tuple[str, ...]) -> None:
-    splits = [name for name in names if name.lower() in _SPLIT_NAMES]
-    if len(splits) > 1:
-        shown = " and ".join(splits)
-        raise DataError(f"{place}: folders {shown} look like splits, not classes; name them train, val, test and set data.layout to match")
+def _refuse_split_folders(place: Path, splits: dict[Split, Path]) -> None:
+    """Refuse to take splits for classes: two of `SPLIT_NAMES`, or folders of which each has such a word in its name."""
+    named = {split: path.name for split, path in splits.items()}
+    if len(named) < 2:
+        folders = [entry.name for entry in _entries(place, Counter()) if entry.is_dir()]
+        if len(folders) < 2 or not all(_LOOKS_LIKE_SPLIT.search(name.lower()) for name in folders):
+            return
+        remedy = "name them train and test, and the third, if there is one, val"
+    elif "train" not in named:
+        folders, remedy = [*named.values()], "there is no train beside them; add it, or rename the one to train on"
+    elif "test" not in named:
+        folders, val = [*named.values()], named["val"]
+        remedy = f"there is no test; rename {val} to test (val is then drawn from {named['train']}), or put a test beside them"
+    else:
+        folders, remedy = [*named.values()], f"set data.layout to {find_layout(place)}"
+    raise DataError(f"{place}: folders {' and '.join(folders)} look like splits, not classes; {remedy}")
+
+
+def _refuse_one_too_high(folder: Path, classes: Classes) -> None:
+    """Refuse a folder whose folders hold the classes' folders: none holds an image itself, and they share names further down."""
+    images_in = Counter(image.parent for images in classes.values() for image in images)
+    if not images_in or any(holder.parent == folder for holder in images_in):
+        return
+    ((largest, _),) = images_in.most_common(1)
+    shared = Counter(name for images in classes.values() for name in {image.parent.name for image in images})
+    if sum(map(bool, classes.values())) == 1 or sum(count > 1 for count in shared.values()) > 1:
+        meant, above = largest.parent, largest.parent.parent
+        if above != folder and any(holder.parent.parent == above for holder in images_in if holder.parent != meant):
+            meant = above  # splits
+        said = f"no class holds images itself, each holds folders, such as {largest}"
+        raise DataError(f"{folder}: {said}; if {meant} is the folder that is meant, give that one, or move what is in it up")
+    if len(images_in) > len(classes):
+        log.warning("%s: no class holds images itself; those in folders within it are taken, such as %s", folder, largest)
 
 
 def _refuse_unknown_classes(folder: Path, classes: Classes, names: tuple[str, ...]) -> None:
     unknown = sorted(classes.keys() - set(names))
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise DataError(f"{folder / unknown[0]}: class {unknown[0]!r} has no folder in split train; add one or remove this one{more}")
+        twin = next((f", whose {name!r} differs in capitals or spaces alone" for name in names if _bare(name) == _bare(unknown[0])), "")
+        said = f"class {unknown[0]!r} has no folder in split train{twin}; add one or remove this one{more}"
+        raise DataError(f"{folder / unknown[0]}: {said}")
+
+
+def _warn_of_twins(place: Path, names: tuple[str, ...]) -> None:
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_bare(name), []).append(repr(name))
+    for twins in alike.values():
+        if len(twins) > 1:
+            log.warning("%s: classes %s differ in capitals or spaces alone; merge them if they are one", place, " and ".join(twins))
+
+
+def _bare(name: str) -> str:
+    """A name without what is hard to see: capitals, spaces and underscores, characters of no width, and forms of one character."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(char for char in plain if not char.isspace() and char != "_" and unicodedata.category(char) != "Cf")
 
 
 # --------------------------------------------------------------------------------------------------------------- the draw

@@ -31,7 +31,7 @@ from lowbit_vit.data.arrays import (
 )
 from lowbit_vit.data.decode import Chunk, Destination, View, decode_chunk, decode_in_processes
 from lowbit_vit.data.progress import progress_bar
-from lowbit_vit.data.source import SPLITS, Source, Split, check_copies, refuse
+from lowbit_vit.data.source import SPLITS, Content, Source, Split, check_copies, check_range, refuse
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Views
 from lowbit_vit.schema.file_lock import hold
@@ -55,7 +55,7 @@ def prepare_dataset(config: DataConfig, *, folder: Path, root: Path, workers: in
 
     Raises:
         DataError: a missing split, a label out of range, an empty class, an md5 that differs, a damaged image, a folder's image
-            in two splits, or a full disk; names the file. An existing prepared folder is left as it was.
+            in two splits (in whatever formats), or a full disk; names the file. An existing prepared folder is left as it was.
         Busy: another process is preparing the same folder.
     """
     source = list_source(config, root)
@@ -95,9 +95,11 @@ def list_source(config: DataConfig, root: Path) -> Source:
 def _decode(source: Source, config: DataConfig, folder: Path, workers: int) -> None:
     """Fill an empty folder: arrays first, the manifest last."""
     destinations = _create_arrays(source, config.views, folder)
-    digests = _decode_items(source, destinations, workers)
+    contents = _decode_items(source, destinations, workers)
+    digests = [content.file for content in contents]
     if isinstance(config, FolderData):  # the others are published with their splits
-        check_copies(source, digests)
+        check_copies(source, contents)
+        check_range(source, contents)
         image_folder.write_split(source, digests, folder)
     keys = [(purpose, split) for purpose, splits in VIEW_SPLITS.items() for split in splits]
     paths = [destinations[key].path for key in keys]
@@ -139,9 +141,9 @@ def _create_arrays(source: Source, views: Views, folder: Path) -> dict[tuple[Pur
     return destinations
 
 
-def _decode_items(source: Source, destinations: dict[tuple[Purpose, Split], Destination], workers: int) -> list[str]:
-    """Decode every item once, all its views from one decode; returns the sha256 of each of `source.items`."""
-    digests: list[str] = []
+def _decode_items(source: Source, destinations: dict[tuple[Purpose, Split], Destination], workers: int) -> list[Content]:
+    """Decode every item once, all its views from one decode; returns the content of each of `source.items`."""
+    contents: list[Content] = []
     faults: list[str] = []
     chunks: list[Chunk] = []
     for split in SPLITS:
@@ -152,11 +154,11 @@ def _decode_items(source: Source, destinations: dict[tuple[Purpose, Split], Dest
     results = (decode_chunk(*chunk) for chunk in chunks) if in_memory else decode_in_processes(chunks, workers)
     with progress_bar("decode", len(source.items), "images") as bar, closing(results):
         for (images, _, _), decoded in zip(chunks, results, strict=True):
-            digests += decoded.sha256
+            contents += decoded.contents
             faults += decoded.faults
             bar.advance(len(images))
     refuse(faults, "replace or remove it")
-    return digests
+    return contents
 
 
 def _is_of(manifest: Manifest, config: DataConfig, source: Source) -> bool:

@@ -20,9 +20,9 @@ class AmountColumn(ProgressColumn):
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        """The mean rate since the start once finished, the recent one before."""
-        rate = task.finished_speed or task.speed
-        shown = "" if rate is None else f", {rate:,.1f} {self._unit}/s"
+        """The mean rate since the start once finished, the recent one before; none of the first second, which says nothing."""
+        rate = task.completed / task.finished_time if task.finished_time else task.speed
+        shown = "" if rate is None or (task.elapsed or 0) < 1 else f", {rate:,.1f} {self._unit}/s"
         return Text(f"{task.completed:,.0f}/{task.total or 0:,.0f} {self._unit}{shown}")
 
 

@@ -22,6 +22,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 # The test split is halved into selection and report, and the draws of the sensitivity study are halves of the first.
 LEAST_TEST_IMAGES = 4
+LOW = 64  # 14 bits in 16, scaled to 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,21 @@ class Item:
     id: str
     pixels: Path | npt.NDArray[np.uint8]
     label: int
+
+
+@dataclass(frozen=True)
+class Content:
+    """What identifies a decoded image.
+
+    Attributes:
+        file: sha256 of the file's bytes; of the pixels, where there is no file.
+        pixels: sha256 of the evaluation view, by which copies in other formats are found.
+        highest: the largest value in that view, 0..255, of a file with 16 bits a channel; None elsewhere.
+    """
+
+    file: str
+    pixels: str
+    highest: int | None
 
 
 @dataclass(frozen=True)
@@ -89,31 +105,43 @@ def check_source(source: Source) -> Source:
     return source
 
 
-def check_copies(source: Source, digests: Sequence[str]) -> None:
-    """Refuse files of equal content in two splits; log those within one split.
+def check_copies(source: Source, contents: Sequence[Content]) -> None:
+    """Refuse images of equal pixels in two splits, whatever their formats; log those within one split.
 
     Args:
         source: its items.
-        digests: sha256 of each of `source.items`.
+        contents: of each of `source.items`.
 
     Raises:
         DataError: an image of one split is also in another; names both.
     """
-    first: dict[str, tuple[Split, Item]] = {}
+    first: dict[str, tuple[Split, Item, Content]] = {}
     across: list[str] = []
     within: list[tuple[Item, Item]] = []
-    for (split, item), digest in zip(source.items, digests, strict=True):
-        known_split, known = first.setdefault(digest, (split, item))
+    for (split, item), content in zip(source.items, contents, strict=True):
+        known_split, known, same = first.setdefault(content.pixels, (split, item, content))
         if known_split != split:
-            across.append(f"{_name(item)} (split {split}): the same file as {_name(known)} (split {known_split})")
+            what = "file" if same.file == content.file else "pixels"
+            across.append(f"{_name(item)} (split {split}): the same {what} as {_name(known)} (split {known_split})")
         elif known is not item:
             within.append((known, item))
     if within:
         contradicting = [pair for pair in within if pair[0].label != pair[1].label]
         one, other = map(_name, (contradicting or within)[0])
-        said = "%s: %d files are copies of others in the same split, %d of them under another class; as %s and %s"
+        said = "%s: %d images are copies of others in the same split, %d of them under another class; as %s and %s"
         log.warning(said, source.place, len(within), len(contradicting), one, other)
     refuse(across, "keep one of them")
+
+
+def check_range(source: Source, contents: Sequence[Content]) -> None:
+    """Log 16-bit images that are nearly black, as 10 to 14 bits in 16 are."""
+    highest = [
+        (content.highest, _name(item)) for (_, item), content in zip(source.items, contents, strict=True) if content.highest is not None
+    ]
+    low = [pair for pair in highest if pair[0] <= LOW]
+    if low:
+        said = "%s: %d of %d images of 16 bits are dark, none of their values is above %d of 255, as %s; scale them if they hold fewer bits"
+        log.warning(said, source.place, len(low), len(highest), max(low)[0], max(low)[1])
 
 
 def refuse(faults: Sequence[str], remedy: str) -> None:

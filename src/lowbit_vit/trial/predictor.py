@@ -17,7 +17,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from lowbit_vit.data.arrays import ImageSet
-from lowbit_vit.data.decode import FAULTS, Pixels, View, decode_file, make_view, reason_of, upright_rgb
+from lowbit_vit.data.decode import Pixels, View, decode_file, make_view, name_fault, upright_rgb
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.attention import require
@@ -136,11 +136,9 @@ class Predictor:
         """The model's view of an image, uint8 [S, S, 3]; `name` stands for an image without a file in messages."""
         if not isinstance(image, Image.Image):
             name = str(image)
-        try:
+        with name_fault(name):
             rgb = upright_rgb(image) if isinstance(image, Image.Image) else decode_file(Path(image).read_bytes())
             return make_view(rgb, self._view)
-        except FAULTS as fault:
-            raise DataError(f"{name}: {reason_of(fault)}") from fault
 
     def _check(self, images: Tensor) -> None:
         side = self._view.side
