@@ -1,8 +1,11 @@
 """A page of the report in a browser, for tests and for the README's screenshot."""
 
+from pathlib import Path
+
 from playwright.sync_api import Page
 
-WIDTHS = {"desk": 1440, "phone": 390}
+WIDTHS = {"desk": 1440, "tablet": 1024, "phone": 390}
+CUT = (Path(__file__).parent / "page" / "cut.js").read_text(encoding="utf-8")
 
 
 class Visit:
@@ -23,6 +26,12 @@ class Visit:
         for index in range(self.page.locator(".plot").count()):
             self.page.locator(".plot").nth(index).scroll_into_view_if_needed()
             self.page.wait_for_function(f"document.querySelectorAll('.plot')[{index}].dataset.drawn === 'yes'")
+
+    @property
+    def cut(self) -> list[str]:
+        """What of the page's text is not wholly there, and what lies over it."""
+        found: list[str] = self.page.evaluate(CUT)
+        return found
 
     @property
     def outside(self) -> list[str]:

@@ -40,6 +40,14 @@ def synthetic_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(Content(profile=profile, findings=findings, paper=paper, judged=tuple(claims)), workspace.reports)
 
 
+@pytest.fixture(scope="session")
+def own_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Own data: no paper, and an arm with a name that fills lines."""
+    demo = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml").model_copy(update={"paper": None})
+    profile = synthetic.relabel(demo, "int8, threshold 6", "int8 of bitsandbytes with outliers in 16 bits, as our server runs it")
+    return build_report(*synthetic.fill(tmp_path_factory.mktemp("own") / "root", profile=profile))
+
+
 @pytest.fixture(scope="session", params=REFERENCES, ids=lambda folder: folder.name)
 def reference_page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A committed run, by its own profile."""

@@ -11,13 +11,13 @@ from PIL import Image
 from playwright.sync_api import Browser
 
 import synthetic
-from browser import WIDTHS, Visit
+from browser import CUT, WIDTHS, Visit
 from lowbit_vit.report.page import build_report
 
 pytestmark = pytest.mark.page
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
-SIZES = [(width, scheme) for width in WIDTHS.values() for scheme in SCHEMES]
+SIZES = [(WIDTHS[place], scheme) for place in ("desk", "phone") for scheme in SCHEMES]
 
 
 def visit(browser: Browser, page: Path, *, width: int = 1440, scheme: Scheme = "light", touch: bool = False) -> Visit:
@@ -76,12 +76,52 @@ def test_the_committed_runs_show_without_a_message(browser: Browser, reference_p
     for width in WIDTHS.values():
         seen = visit(browser, reference_page, width=width)
         seen.draw_all()
+        assert seen.cut == []
         assert seen.page.locator("#claims .claim").count() > 90
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
         assert seen.messages == []
         assert seen.outside == []
         assert serious(seen) == []
         seen.page.context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS.values())
+@pytest.mark.parametrize("name", ["synthetic_page", "own_page"])
+def test_nothing_is_cut_and_figures_take_the_pages_width(browser: Browser, request: pytest.FixtureRequest, name: str, width: int) -> None:
+    seen = visit(browser, request.getfixturevalue(name), width=width)
+    seen.draw_all()
+    assert seen.cut == []
+    shares = "all => all.map(svg => svg.getBoundingClientRect().width / document.querySelector('main h1').clientWidth)"
+    assert min(seen.page.locator(".plot svg").evaluate_all(shares)) > 0.95
+    shrunk = "all => all.map(svg => svg.getBoundingClientRect().width / svg.getAttribute('width'))"
+    assert min(seen.page.locator(".plot svg").evaluate_all(shrunk)) > 0.9
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    seen.page.context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS.values())
+def test_nothing_is_cut_without_scripts(browser: Browser, own_page: Path, width: int) -> None:
+    context = browser.new_context(java_script_enabled=False, viewport={"width": width, "height": 844})
+    page = context.new_page()
+    page.goto(own_page.as_uri())
+    assert page.evaluate(CUT) == []
+    context.close()
+
+
+def test_a_page_of_own_data_leads_with_its_recommendation_and_judges_no_paper(browser: Browser, own_page: Path) -> None:
+    seen = visit(browser, own_page)
+    for place in ("#verdict h1", ".sentences", "#arms thead"):
+        box = seen.page.locator(place).first.bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= 844, place
+    assert "% of predictions change" in seen.page.locator("h1").inner_text()
+    assert seen.page.locator("#ledger, #paper, .strip, #claims").count() == 0
+    text = seen.page.locator("body").inner_text().lower()
+    assert "ledger" not in text
+    assert "statement" not in text
+    assert seen.messages == []
+    assert serious(seen) == []
+    seen.page.context.close()
 
 
 def test_the_first_screen_has_the_verdict_the_strip_and_the_table(desk: Visit) -> None:

@@ -157,6 +157,20 @@ def test_svg_and_png_are_written_and_the_pages_copy_has_no_background(tables: Ta
     assert (tmp_path / "figure3.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("chart", ["size", "kernels"])
+def test_a_long_name_is_broken_into_lines_and_the_drawing_has_room_for_a_wider_font(tables: Tables, tmp_path: Path, chart: str) -> None:
+    name = "9. NF4 of bitsandbytes, double quantization, compiled blocks, CUDA graph, " + 40 * "x"
+    long = pl.when(pl.col("order") == 1).then(pl.lit(name)).otherwise("row").alias("row")
+    made = {"size": (size_and_memory, tables.paper_table), "kernels": (time_by_class, tables.kernel_classes)}
+    function, frame = made[chart]
+    svg = ET.fromstring(draw(figure(function(frame.with_columns(long))), tmp_path) or "")
+    labels = ["".join(text.itertext()) for text in svg.findall(".//{*}text") if text.get("text-anchor") == "end"]
+    assert name.replace(" ", "") in {label.replace(" ", "") for label in labels}
+    assert not [label for label in labels if "…" in label]
+    left, *_ = map(float, (svg.get("viewBox") or "").split())
+    assert left <= -20
+
+
 def test_a_figure_that_can_no_longer_be_drawn_is_removed(tmp_path: Path) -> None:
     for suffix in ("svg", "png"):
         (tmp_path / f"figure3.{suffix}").write_text("old")

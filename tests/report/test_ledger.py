@@ -14,6 +14,8 @@ from lowbit_vit.report.paper_comparison import beside_paper
 from lowbit_vit.report.verdict import headline, sentences
 from lowbit_vit.schema.claim import VERDICTS
 
+DEMO = synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
+
 
 @pytest.fixture(scope="module")
 def findings() -> Findings:
@@ -35,8 +37,8 @@ def test_counts_add_up_in_the_order_of_the_verdicts(judged: list[Judged]) -> Non
     found = ledger.counts(judged)
     assert sum(found.values()) == len(judged) == sum(ledger.tone_counts(judged).values())
     assert list(found) == list(VERDICTS)
-    assert headline(judged).startswith(f"Of {len(judged)} statements, ")
-    assert headline([]) == ""
+    assert headline(judged, None).startswith(f"Of {len(judged)} statements, ")
+    assert headline([], None) == ""
 
 
 def test_every_cell_of_the_papers_table_stands_beside_ours_with_its_claim(findings: Findings, judged: list[Judged]) -> None:
@@ -73,7 +75,7 @@ def test_commands_name_the_profile(judged: list[Judged]) -> None:
 
 
 def test_what_was_not_run_names_studies_claims_and_trials(findings: Findings, judged: list[Judged]) -> None:
-    found = not_run(synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml"), findings, judged)
+    found = not_run(DEMO, findings, judged)
     assert [item.what for item in found[:2]] == ["the sensitivity study", "the mixed study"]
     waiting = [item for item in found if item.claims]
     assert sum(len(item.claims) for item in waiting) == sum(item.verdict == "not run" for item in judged)
@@ -82,7 +84,7 @@ def test_what_was_not_run_names_studies_claims_and_trials(findings: Findings, ju
 
 
 def test_the_verdict_says_accuracy_and_speed_of_the_papers_rows(findings: Findings, judged: list[Judged]) -> None:
-    claims, accuracy, speed = sentences(findings, judged)
+    claims, accuracy, speed = sentences(DEMO, findings, judged, None)
     assert claims.text.startswith(f"of the {len(judged)} checkable statements")
     assert "against Baseline ViT" in accuracy.text
     assert accuracy.text.count("95 % interval") == 2
@@ -92,8 +94,9 @@ def test_the_verdict_says_accuracy_and_speed_of_the_papers_rows(findings: Findin
 
 def test_the_verdict_says_what_is_missing(tmp_path: Path) -> None:
     empty = find(*synthetic.fill(tmp_path / "root", studies=()))
-    assert [sentence.text for sentence in sentences(empty, [])] == [
-        "no ledger was judged.",
+    recommended, *others = sentences(DEMO, empty, [], None)
+    assert "lowbit-vit variants demo" in recommended.text
+    assert [sentence.text for sentence in others] == [
         "no arm in high precision has finished, so there is nothing to compare.",
         "no arm in high precision has finished, so there is nothing to compare.",
     ]

@@ -121,7 +121,14 @@ def test_without_a_paper_there_is_a_report_and_no_ledger(none: Path) -> None:
     assert not (folder / "tables" / "claims.csv").exists()
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert 'id="paper"' not in page
-    assert "The profile names no paper" in page
+    shown = page[: page.index("<script")].partition("</style>")[2]
+    for word in ("ledger", "statements", "verdict<", "Verdict"):
+        assert word not in shown, word
+    heading = re.search(r'<h1 id="verdict-title">(.*?)</h1>', shown)
+    assert heading is not None
+    assert re.match(r".*: [\d.]+ MiB", heading[1]), "own results come first"
+    order = [shown.index(f'id="{place}"') for place in ("verdict", "arms", "figure1", "blocks", "figure3", "size", "missing")]
+    assert order == sorted(order)
     variants = pl.read_csv(folder / "tables" / "variants.csv")
     assert variants.filter(pl.col("difference").is_not_null()).height > 0, "arms are compared with the first one"
     assert variants.filter(pl.col("difference").is_not_null()).get_column("order").min() == 1

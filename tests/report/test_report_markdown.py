@@ -3,7 +3,7 @@
 from lowbit_vit.report.columns import Column, Table
 from lowbit_vit.report.missing import Missing
 from lowbit_vit.report.page import MOST_MISSING, report_markdown
-from lowbit_vit.report.verdict import Sentence
+from lowbit_vit.report.recommendation import Sentence
 
 
 def document(missing: int) -> str:

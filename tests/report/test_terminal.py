@@ -1,6 +1,7 @@
 """The tables in the terminal: a line an arm, and the reason of what did not run."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     return load_results(workspace, "variants")
 
 
-def printed(table: Table) -> str:
-    console = Console(width=140, file=io.StringIO())
+def printed(table: Table, width: int = 140) -> str:
+    console = Console(width=width, file=io.StringIO())
     with console.capture() as capture:
         console.print(to_terminal(table))
     return capture.get()
@@ -46,6 +47,18 @@ def test_square_brackets_in_a_label_are_text(results: list[Result]) -> None:
     assert "[red]NF4[/red]" in printed(
         result_table_of([Result(results[0].record.model_copy(update={"trial": trial}), results[0].predictions)])
     )
+
+
+@pytest.mark.parametrize("width", [140, 80, 60, 40])
+@pytest.mark.parametrize("name", ["result", "doctor"])
+def test_no_word_is_broken_at_any_width(results: list[Result], name: str, width: int) -> None:
+    profile = load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")
+    table = result_table_of(results) if name == "result" else doctor_table(profile)
+    lines = printed(table, width).splitlines()
+    assert max(map(len, lines)) <= width
+    told = {word for line in lines for word in re.sub("[│┃·:]", " ", line).split()}
+    for line in table.lines("terminal"):
+        assert {word for cell in line.cells for word in cell.text.replace(":", " ").split()} <= told
 
 
 def test_no_records_make_an_empty_table() -> None:

@@ -11,7 +11,7 @@ import polars as pl
 from lowbit_vit.analysis.allocation import uniform_latencies
 from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.results import Result
-from lowbit_vit.schema.config import Profile
+from lowbit_vit.schema.config import Execution, Profile
 from lowbit_vit.schema.plan import Plan, linear_names
 
 
@@ -49,8 +49,8 @@ def _blocks(plan: Plan, depth: int) -> dict[str, float]:
     return {name: formats.count(name) * depth / len(formats) for name in dict.fromkeys(formats)}
 
 
-def predicted_ms(plan: Plan, profile: Profile, timed: Sequence[Result], *, batch_size: int) -> float | None:
-    """Median latency of one batch of a cell of the mixed study, eager.
+def predicted_ms(plan: Plan, profile: Profile, timed: Sequence[Result], *, batch_size: int, execution: Execution = "eager") -> float | None:
+    """Median latency of one batch of a cell of the mixed study.
 
     None where a uniform arm that it needs was not timed, or the mixed study has another compute dtype or attention than sensitivity,
     whose settings the uniform arms are picked by.
@@ -58,7 +58,7 @@ def predicted_ms(plan: Plan, profile: Profile, timed: Sequence[Result], *, batch
     mixed, alone = profile.mixed, profile.sensitivity
     if (mixed.compute_dtype, mixed.attention) != (alone.compute_dtype, alone.attention):
         return None
-    latencies = uniform_latencies(profile, timed, batch_size=batch_size, execution="eager")
+    latencies = uniform_latencies(profile, timed, batch_size=batch_size, execution=execution)
     blocks = _blocks(plan, profile.backbone.depth)
     if not {"high", *blocks} <= set(latencies):
         return None

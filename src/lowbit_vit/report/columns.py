@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import rich.table
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.text import Text
 
 from lowbit_vit.report.number_format import DASH, MINUS
@@ -47,7 +50,6 @@ class Column:
         kind: numbers are right-aligned, words left-aligned; one column names the row.
         hint, style: functions of the row, of the cell's hint and style.
         targets: formats that have this column.
-        ratio: share of the terminal's width.
         no_wrap: in the terminal.
     """
 
@@ -59,7 +61,6 @@ class Column:
     hint: Callable[[Any], str] = lambda row: ""
     style: Callable[[Any], str] = lambda row: ""
     targets: tuple[Target, ...] = (*PAGE, *PLAIN)
-    ratio: int | None = None
     no_wrap: bool = False
 
     def cell(self, row: Any) -> Cell:
@@ -163,14 +164,38 @@ def to_latex(table: Table) -> str:
 
 
 def to_terminal(table: Table) -> rich.table.Table:
-    """A table of rich, in which no text is markup."""
+    """A table of rich, in which no text is markup and no word is broken."""
     columns = table.shown("terminal")
     title, caption = (Text(text) if text else None for text in (table.title, table.note))
-    expand = any(column.ratio for column in columns)
-    shown = rich.table.Table(title=title, title_justify="left", caption=caption, caption_justify="left", expand=expand)
+    shown = _Unbroken(title=title, title_justify="left", caption=caption, caption_justify="left")
     for column in columns:
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
-        shown.add_column(Text(column.heading), justify=justify, overflow="fold", ratio=column.ratio, no_wrap=column.no_wrap)
+        shown.add_column(Text(column.heading), justify=justify, overflow="fold", no_wrap=column.no_wrap)
     for line in table.lines("terminal"):
         shown.add_row(*(Text(cell.text, style=cell.style) for cell in line.cells))
     return shown
+
+
+class _Unbroken(rich.table.Table):
+    """Columns as wide as their longest word at least: with rules between them, or closer, or else each row as a paragraph."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = [[str(text) for text in (column.header, *column.cells)] for column in self.columns]
+        most = [max(map(cell_len, column)) for column in cells]
+        words = [max((cell_len(word) for text in column for word in text.split()), default=0) for column in cells]
+        least = [full if column.no_wrap else word for full, word, column in zip(most, words, self.columns, strict=True)]
+        for rules, spaces in ((True, 3 * len(cells) + 1), (False, len(cells))):
+            spare = options.max_width - spaces - sum(least)
+            if spare >= 0:
+                wanted = sum(most) - sum(least)
+                for column, low, high in zip(self.columns, least, most, strict=True):
+                    column.width = high if wanted <= spare else low + (high - low) * spare // wanted
+                if not rules:
+                    self.box, self.padding = None, (0, 1, 0, 0)
+                yield from super().__rich_console__(console, options)
+                return
+        yield self.title or Text()
+        for first, *others in zip(*(column.cells for column in self.columns), strict=True):
+            named = [f"{column.header}: {cell}" for column, cell in zip(self.columns[1:], others, strict=True)]
+            yield from (Text(str(first), style="bold"), Padding(Text(" · ".join(named)), (0, 0, 0, 2)))
+        yield self.caption or Text()

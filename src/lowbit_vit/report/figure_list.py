@@ -31,8 +31,8 @@ def _figures(tables: Tables) -> list[Figure]:
         Figure(
             name="figure1",
             title="Top-1 against median latency",
-            caption="Each point is an arm, by its number in the table above. Upright bars: 95 % Wilson intervals over test images; level "
-            "bars: 95 % order-statistic intervals of the median.",
+            caption="Each point is an arm, by its number in the table above; +2: two more lie there. Upright bars: 95 % Wilson intervals "
+            "over test images; level bars: 95 % order-statistic intervals of the median.",
             specification=accuracy_against_latency(arms),
             missing=_NO_ARM,
             table="paper_table.csv",

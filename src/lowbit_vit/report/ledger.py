@@ -79,11 +79,11 @@ def tone_counts(judged: Sequence[Judged]) -> dict[Tone, int]:
 def claims_table(judged: Sequence[Judged]) -> Table:
     """One line a claim: its id, the verdict, our value, the reason."""
     columns = (
-        Column("claim", lambda item: item.claim.id, kind="name", ratio=3),
+        Column("claim", lambda item: item.claim.id, kind="name"),
         Column("place", lambda item: item.claim.place, kind="words", targets=("markdown",)),
-        Column("verdict", "verdict_words", kind="words", ratio=3),
-        Column("ours", ours_words, kind="words", ratio=3),
-        Column("why", "words", kind="words", ratio=8),
+        Column("verdict", "verdict_words", kind="words"),
+        Column("ours", ours_words, kind="words"),
+        Column("why", "words", kind="words"),
     )
     title = f"{judged[0].profile}: the paper's claims on {judged[0].device}" if judged else "no claims"
     return Table(title, columns, judged, counts_line(judged))

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -14,6 +15,8 @@ from markupsafe import Markup
 
 from lowbit_vit.analysis.archive import is_archived
 from lowbit_vit.analysis.claims.ledger import Judged, Paper, gather, judge, load_paper
+from lowbit_vit.analysis.programme import Budget
+from lowbit_vit.analysis.recommendation import Recommendation, choose, measured_models
 from lowbit_vit.analysis.tables import Findings, find, write_tables
 from lowbit_vit.report import allocation_tables, ledger, roofline_tables, run_description, tables, verdict
 from lowbit_vit.report.columns import Table, escape_markdown, to_latex, to_markdown
@@ -22,6 +25,7 @@ from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.metrics import metrics, status_counts
 from lowbit_vit.report.missing import Missing, not_run
 from lowbit_vit.report.paper_comparison import Beside, beside_paper, paper_table
+from lowbit_vit.report.recommendation import Sentence
 from lowbit_vit.schema.claim import VERDICT_MEANS
 from lowbit_vit.schema.config import STUDIES, Profile
 from lowbit_vit.schema.record import write_atomic
@@ -41,6 +45,14 @@ class Content:
     findings: Findings
     paper: Paper | None
     judged: tuple[Judged, ...]
+
+    @cached_property
+    def recommended(self) -> Recommendation | None:
+        """Of the models that were run, as small as the profile's margin allows; None where none was run beside high precision."""
+        models = measured_models(self.profile, self.findings.results)
+        if not any(model.low_bit for model in models):
+            return None
+        return choose(models, Budget("flips", 1000 * self.profile.statistics.margin))
 
 
 def build_report(profile: Profile, workspace: Workspace) -> Path:
@@ -72,8 +84,8 @@ def write_report(content: Content, folder: Path) -> Path:
     write_atomic(folder / "metrics.json", (json.dumps(metrics(content.findings), indent=1) + "\n").encode())
     markdown = report_markdown(
         title=content.profile.description,
-        headline=verdict.headline(judged),
-        sentences=verdict.sentences(content.findings, judged),
+        headline=verdict.headline(judged, content.recommended),
+        sentences=verdict.sentences(content.profile, content.findings, judged, content.recommended),
         tables=[table for table in (ledger.counts_table(judged), printed["arms"]) if table.rows],
         missing=not_run(content.profile, content.findings, judged),
     )
@@ -110,7 +122,7 @@ def printed_tables(findings: Findings) -> dict[str, Table]:
 
 
 def report_markdown(
-    *, title: str, headline: str, sentences: Sequence[verdict.Sentence], tables: Sequence[Table], missing: Sequence[Missing]
+    *, title: str, headline: str, sentences: Sequence[Sentence], tables: Sequence[Table], missing: Sequence[Missing]
 ) -> str:
     """The page of Markdown, short enough for a pull request: verdict, tables, what was not run."""
     parts = [f"# {escape_markdown(headline or title)}", escape_markdown(title) if headline else ""]
@@ -155,8 +167,8 @@ def _render(
     return environment.get_template("page.html.jinja").render(
         **printed,
         # What came out.
-        headline=verdict.headline(judged),
-        sentences=verdict.sentences(findings, judged),
+        headline=verdict.headline(judged, content.recommended),
+        sentences=verdict.sentences(profile, findings, judged, content.recommended),
         headings=verdict.headings(frames, arms=len(profile.variants.arms)),
         beside=beside,
         claims=judged,

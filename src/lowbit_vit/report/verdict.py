@@ -1,4 +1,4 @@
-"""What came out, in a headline, three sentences and the sections' headings, every number in them from the records."""
+"""What came out, in a headline, a few sentences and the sections' headings, every number in them from the records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,20 +7,16 @@ from typing import Any
 import polars as pl
 
 from lowbit_vit.analysis.claims.ledger import Judged
+from lowbit_vit.analysis.programme import Budget
+from lowbit_vit.analysis.recommendation import Recommendation
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import compare
 from lowbit_vit.analysis.tables import Findings, Tables
 from lowbit_vit.report.figures.style import FORMAT_NAMES
 from lowbit_vit.report.ledger import TONE_WORDS, tone_counts
 from lowbit_vit.report.number_format import percent, points
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """One of the three; `about` is its first word, set apart."""
-
-    about: str
-    text: str
+from lowbit_vit.report.recommendation import Sentence, evidence, sentence, why_none, without_mixed
+from lowbit_vit.schema.config import Profile
 
 
 @dataclass(frozen=True)
@@ -31,23 +27,27 @@ class Trio:
     low: tuple[dict[str, Any], ...]
 
 
-def headline(judged: Sequence[Judged]) -> str:
-    """How the paper's statements fare; empty without a ledger."""
+def headline(judged: Sequence[Judged], recommended: Recommendation | None) -> str:
+    """How the paper's statements fare, or without a paper the recommendation; empty where there is neither."""
     if not judged:
-        return ""
+        return "" if recommended is None else sentence(recommended)
     tones = tone_counts(judged)
     decided = tones["agrees"] + tones["fails"]
     return f"Of {len(judged)} statements, {tones['agrees']} agree, {tones['fails']} fail, {len(judged) - decided} stay undecided"
 
 
-def sentences(findings: Findings, judged: Sequence[Judged]) -> list[Sentence]:
-    """Claims, accuracy, speed. What is missing is said in its sentence."""
+def sentences(profile: Profile, findings: Findings, judged: Sequence[Judged], recommended: Recommendation | None) -> list[Sentence]:
+    """Claims where there is a paper, else the recommendation's evidence; accuracy, speed. What is missing is said in its sentence."""
     trio = pick_arms(findings.tables.paper_table)
-    return [
-        Sentence("Claims", _claims(judged)),
-        Sentence("Accuracy", _accuracy(trio, findings.results["variants"])),
-        Sentence("Speed", _speed(trio)),
-    ]
+    if judged:
+        first = [Sentence("Claims", _claims(judged))]
+    elif recommended is None:
+        first = [Sentence("Recommended", why_none(profile))]
+    else:
+        first = evidence(profile, recommended, Budget("flips", 1000 * profile.statistics.margin))
+        first += [] if findings.results["sensitivity"] else [without_mixed(profile)]
+        first.append(Sentence("Another budget", f"lowbit-vit recommend {profile.name} --budget-mib, --budget-ms or --max-flips"))
+    return [*first, Sentence("Accuracy", _accuracy(trio, findings.results["variants"])), Sentence("Speed", _speed(trio))]
 
 
 def pick_arms(table: pl.DataFrame) -> Trio:
@@ -66,8 +66,6 @@ def pick_arms(table: pl.DataFrame) -> Trio:
 
 
 def _claims(judged: Sequence[Judged]) -> str:
-    if not judged:
-        return "no ledger was judged."
     tones = tone_counts(judged)
     parts = [f"{count} {TONE_WORDS[tone]}" for tone, count in tones.items()]
     return f"of the {len(judged)} checkable statements, {_listed(parts)}."

@@ -1,5 +1,7 @@
 """Figure 1: Top-1 against latency, both with their 95 % intervals; one point an arm, one panel a batch size."""
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import altair as alt
@@ -25,6 +27,9 @@ _COLUMNS = (
     "top1_high",
     "records",
 )
+_PANEL = (280, 200)  # px, in which the labels' letters have this width and height
+_LETTER, _HEIGHT = 6.5, 11
+_MOST_NUMBERS = 4  # at one point; the others are counted
 _TOOLTIP = [
     alt.Tooltip("row:N", title="arm"),
     alt.Tooltip("weights:N"),
@@ -74,18 +79,27 @@ def _panel(frame: pl.DataFrame, colour: alt.Color) -> alt.LayerChart | alt.Facet
 
 
 def joint_labels(frame: pl.DataFrame) -> list[str]:
-    """Numbers of points too close to be labelled apart are joined at the first of them; a crowd goes without."""
+    """Numbers that would be printed over each other are joined at the first of their points; a crowd goes without."""
     if frame.height > MOST_ARMS:
         return [""] * frame.height
-    x = np.log(frame.get_column("p50_ms").to_numpy())
-    y = frame.get_column("top1").to_numpy()
-    # Shares of the panel that a two-digit label takes; a panel of equal values has no extent.
-    near_x = 0.05 * max(float(np.ptp(x)), 0.1)
-    near_y = 0.06 * max(float(np.ptp(y)), 0.5)
-    labels: list[list[str]] = []
-    for index, number in enumerate(frame.get_column("number")):
-        twin = next((i for i in range(index) if labels[i] and abs(x[i] - x[index]) < near_x and abs(y[i] - y[index]) < near_y), None)
-        labels.append([] if twin is not None else [str(number)])
-        if twin is not None:
-            labels[twin].append(str(number))
-    return [" ".join(numbers) for numbers in labels]
+    x, y = np.log(frame.get_column("p50_ms").to_numpy()), frame.get_column("top1").to_numpy()
+    # Pixels, in a panel as a phone shows it; a panel of equal values has no extent.
+    across = _PANEL[0] / max(float(np.ptp(x)) + 0.3, 0.4) * x
+    down = _PANEL[1] / max(float(np.ptp(frame.select(pl.col("top1_low", "top1_high").fill_null(pl.col("top1"))).to_numpy())), 0.5) * y
+    groups = [[index] for index in range(frame.height)]
+
+    def apart(one: list[int], other: list[int]) -> bool:
+        left, right = sorted((one, other), key=lambda group: across[group[0]])
+        between = across[right[0]] - across[left[0]]
+        return bool(between > _LETTER * len(_joint(frame, left)) or abs(down[one[0]] - down[other[0]]) > _HEIGHT)
+
+    while (pair := next(((one, other) for one, other in combinations(groups, 2) if not apart(one, other)), None)) is not None:
+        pair[0].extend(pair[1])
+        groups.remove(pair[1])
+    first = {group[0]: _joint(frame, group) for group in groups}
+    return [first.get(index, "") for index in range(frame.height)]
+
+
+def _joint(frame: pl.DataFrame, group: Sequence[int]) -> str:
+    numbers = [str(frame.item(index, "number")) for index in sorted(group)]
+    return " ".join(numbers if len(numbers) <= _MOST_NUMBERS else [*numbers[: _MOST_NUMBERS - 1], f"+{len(numbers) - _MOST_NUMBERS + 1}"])

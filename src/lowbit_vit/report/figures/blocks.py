@@ -49,7 +49,7 @@ def sensitivity(frame: pl.DataFrame) -> dict[str, Any] | None:
     if scored.is_empty():
         return None
     x = alt.X("block:O", title="encoder block", axis=alt.Axis(labelAngle=0, labelOverlap=True))
-    y = alt.Y("kl_mean:Q", title="KL, nats", scale=alt.Scale(zero=True), axis=alt.Axis(format="~g", tickCount=4, minExtent=44))
+    y = alt.Y("kl_mean:Q", title="KL, nats", scale=alt.Scale(zero=True), axis=alt.Axis(format="~g", tickCount=4, minExtent=54))
     colour = weights_colour(scored)
     spread = alt.Chart().mark_rule(strokeWidth=2, opacity=0.55).encode(x=x, y=alt.Y("interval_low:Q"), y2="interval_high:Q", color=colour)
     shape = alt.condition(alt.datum.sensitive, alt.value("diamond"), alt.value("circle"))
@@ -70,7 +70,7 @@ def heat_map(frame: pl.DataFrame) -> dict[str, Any] | None:
     # Cividis reads the same with and without colour vision; its dark end is the least.
     scale = alt.Scale(scheme="cividis", domain=[0, 1])
     legend = alt.Legend(title="share of the line's greatest KL", format=".0%", gradientLength=160)
-    two_lines = alt.Axis(labelExpr="split(datum.label, ': ')", labelLimit=200)
+    two_lines = alt.Axis(labelExpr="split(datum.label, ': ')", labelLimit=0)
     chart = (
         alt.Chart(shares)
         .mark_rect(stroke="#8a909a", strokeWidth=0.5)

@@ -9,6 +9,8 @@ import vl_convert
 
 from lowbit_vit.schema.record import write_atomic
 
+_FONT_ROOM = 1.4  # px a letter
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -47,7 +49,7 @@ def draw(figure: Figure, folder: Path) -> str | None:
         return None
     clear = _svg(figure)
     # On paper and in a slide it needs a sheet behind it.
-    printed = re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', clear, count=1)
+    printed = re.sub(r"(<svg [^>]*>)", r'\1<rect x="-50%" width="200%" height="100%" fill="white"/>', clear, count=1)
     write_atomic(folder / f"{figure.name}.svg", printed.encode())
     write_atomic(folder / f"{figure.name}.png", vl_convert.svg_to_png(printed, scale=2))
     return clear
@@ -55,6 +57,15 @@ def draw(figure: Figure, folder: Path) -> str | None:
 
 def _svg(figure: Figure) -> str:
     svg: str = vl_convert.vegalite_to_svg({**(figure.specification or {}), "background": None})
+    # The drawing was laid out in one font and is shown in the reader's, which may be a fifth wider: names at the left need room for that.
+    names = re.findall(r'<text text-anchor="end".*?</text>', svg)
+    room = max((len(line) for name in names for line in re.split("<[^>]*>", name)), default=0) * _FONT_ROOM
+    svg = re.sub(
+        r' width="([\d.]+)" (height="[^"]*") viewBox="0 0 [\d.]+ ',
+        lambda size: f' width="{float(size[1]) + room:g}" {size[2]} viewBox="{-room:g} 0 {float(size[1]) + room:g} ',
+        svg,
+        count=1,
+    )
     # Vega counts the gradients of a process; a name of the figure's own makes equal figures equal files.
     return re.sub(r'(?<=id="gradient_)\d+(?=")|(?<=url\(#gradient_)\d+(?=\))', figure.name, svg)
 

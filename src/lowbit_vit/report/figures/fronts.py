@@ -28,7 +28,7 @@ def _panel(frame: pl.DataFrame, colour: alt.Color) -> alt.LayerChart | alt.Facet
     x_scale = alt.Scale(type="log", nice=False, padding=14)
     axis = alt.Axis(format="~g", tickCount=6, labelOverlap=True)
     x = alt.X("x:Q", title=words["x_name"], scale=x_scale, axis=axis)
-    y = alt.Y("y:Q", title=words["y_name"], scale=y_scale, axis=alt.Axis(format=".6~g", tickCount=5, minExtent=34))
+    y = alt.Y("y:Q", title=words["y_name"], scale=y_scale, axis=alt.Axis(format=".6~g", tickCount=5, minExtent=50))
     tooltip = [
         alt.Tooltip("name:N", title="what"),
         alt.Tooltip("x:Q", title=words["x_name"], format=",.5~g"),
@@ -46,5 +46,5 @@ def _panel(frame: pl.DataFrame, colour: alt.Color) -> alt.LayerChart | alt.Facet
         layers.insert(1, dominated.transform_filter(~on_front))
     data = frame.select("name", "x", "y", "state", "weights_family", "records")
     return alt.layer(*layers, data=data).properties(
-        width=WIDTH - 60, height=200, title=alt.Title(str(words["panel"]), anchor="start", fontSize=12)
+        width=WIDTH - 60, height=200, title=alt.Title(words["panel"].split(": "), anchor="start", fontSize=12)
     )

@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from lowbit_vit.report.figures.style import BLUE, BY_ORDER, GREEN, GREY, ORANGE, PURPLE, WIDTH, YELLOW, first_arms, rows, unique
+from lowbit_vit.report.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, WIDTH, YELLOW, first_arms, named_bars, rows, unique
 
 # Idle is the lightest: it is the absence of work.
 KERNEL_CLASSES = {
@@ -42,13 +42,14 @@ def time_by_class(frame: pl.DataFrame) -> dict[str, Any] | None:
         pl.col("class").replace_strict({name: index for index, name in enumerate(KERNEL_CLASSES)}, default=99).alias("rank"),
         pl.col("class").replace_strict(CLASS_NAMES, default=pl.col("class")).alias("class"),
     )
+    frame, y, height = named_bars(frame, "row")
     scale = alt.Scale(domain=[CLASS_NAMES[name] for name in used], range=[KERNEL_CLASSES[name] for name in used])
     chart = (
         alt.Chart(frame.select("row", "order", "class", "ms", "share", "panel", "rank", "records"))
         .mark_bar(height=alt.RelativeBandSize(0.7))
         .encode(
             x=alt.X("ms:Q", title=None, stack=True, axis=alt.Axis(tickCount=7)),
-            y=alt.Y("row:N", title=None, sort=BY_ORDER, axis=alt.Axis(labelLimit=190)),
+            y=y,
             color=alt.Color("class:N", title=None, scale=scale, legend=alt.Legend(columns=3)),
             order="rank:Q",
             tooltip=[
@@ -58,6 +59,6 @@ def time_by_class(frame: pl.DataFrame) -> dict[str, Any] | None:
                 alt.Tooltip("share:Q", title="of the forward", format=".0%"),
             ],
         )
-        .properties(width=WIDTH - 160, height=alt.Step(17))
+        .properties(width=WIDTH - 160, height=height)
     )
     return rows(chart, column="panel", order=unique(frame.sort("batch_size"), "panel"), independent=("x",))

@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from lowbit_vit.report.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, WIDTH, YELLOW, rows, unique
+from lowbit_vit.report.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, WIDTH, YELLOW, named_bars, rows, unique
 
 STRATEGIES = {
     "fully quantized": GREEN,
@@ -43,10 +43,10 @@ def mixed(frame: pl.DataFrame, bands: pl.DataFrame) -> dict[str, Any] | None:
     long = values.unpivot(index=index, on=list(names), variable_name="metric", value_name="value").drop_nulls("value")
     panel = pl.format("k = {}: {}", "k", pl.col("metric").replace_strict(names)).alias("panel")
     long = long.join(bands, on=["k", "metric"], how="left", maintain_order="left").with_columns(panel)
-    chart = alt.layer(*_band(), *_plans(), data=long.drop("metric", "plans", "median")).properties(width=WIDTH - 120, height=alt.Step(19))
-    return rows(
-        chart, column="panel", order=unique(long.sort("k", pl.col("metric").cast(pl.Enum(list(names)))), "panel"), independent=("x",)
-    )
+    order = unique(long.sort("k", pl.col("metric").cast(pl.Enum(list(names)))), "panel")
+    long, y, height = named_bars(long.drop("metric", "plans", "median"), "strategy", list(STRATEGIES))
+    chart = alt.layer(*_band(), *_plans(y), data=long).properties(width=WIDTH - 120, height=height)
+    return rows(chart, column="panel", order=order, independent=("x",)) | {"usermeta": {"columns": len(names)}}
 
 
 def _band() -> list[alt.Chart]:
@@ -59,12 +59,12 @@ def _band() -> list[alt.Chart]:
     ]
 
 
-def _plans() -> list[alt.Chart]:
+def _plans(y: alt.Y) -> list[alt.Chart]:
     random = alt.datum.strategy == "random"
     colour = alt.Color("strategy:N", legend=None, scale=alt.Scale(domain=list(STRATEGIES), range=list(STRATEGIES.values())))
     points = alt.Chart().encode(
         x=alt.X("value:Q", title=None, scale=_VALUE_SCALE, axis=alt.Axis(format=".6~g", tickCount=5)),
-        y=alt.Y("strategy:N", title=None, sort=list(STRATEGIES)),
+        y=y,
         color=colour,
         tooltip=["strategy:N", alt.Tooltip("blocks:N", title="blocks spared"), alt.Tooltip("value:Q", title="value", format=".5~g")],
     )

@@ -1,5 +1,6 @@
 """One look for all figures: colours that the colour-blind tell apart, on white and on near-black, and panels below each other."""
 
+import textwrap
 from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
@@ -18,6 +19,8 @@ WIDTH = 620
 MOST_ARMS = 40
 # Arms by their place, and not by a list of their names: Vega compiles such a list into code, and a name may hold anything.
 BY_ORDER = alt.EncodingSortField(field="order", op="min", order="ascending")
+# A longer name would leave a phone's screen no room for the bars beside it.
+_LINE = 28
 FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
 
 
@@ -30,6 +33,16 @@ def first_arms(frame: pl.DataFrame) -> pl.DataFrame:
     """At most `MOST_ARMS` arms, in the profile's order; the frame has a column `order`."""
     kept = frame.get_column("order").unique().sort().head(MOST_ARMS)
     return frame.filter(pl.col("order").is_in(kept.implode()))
+
+
+def named_bars(
+    frame: pl.DataFrame, column: str, sort: alt.EncodingSortField | list[str] = BY_ORDER
+) -> tuple[pl.DataFrame, alt.Y, alt.Step]:
+    """The frame with a column's names broken into lines, their axis, and the height of a bar beside the most lines."""
+    lines = frame.with_columns(pl.col(column).map_elements(lambda name: "\n".join(textwrap.wrap(name, _LINE)), return_dtype=pl.String))
+    most = max((name.count("\n") for name in lines.get_column(column)), default=0)
+    axis = alt.Axis(labelLimit=0, labelExpr="split(datum.label, '\\n')")
+    return lines, alt.Y(f"{column}:N", title=None, sort=sort, axis=axis), alt.Step(17 + 13 * most)
 
 
 def cut_words(frame: pl.DataFrame) -> str:

@@ -5,24 +5,48 @@ const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
 // Every panel of a figure takes the same plot width.
 function panelsOf(specification) {
-  if (specification.vconcat) return specification.vconcat;
-  return [specification.spec ?? specification];
+  return specification.concat ?? [specification.spec ?? specification];
 }
 
-// The drawing's own width: on the screen it never exceeds the page's.
+// Two panels beside each other, or as many as the figure asks for, where there is room; returns how many columns that makes.
+function setColumns(specification, width) {
+  const columns = width < 900 ? 1 : (specification.usermeta?.columns ?? 2);
+  if (specification.vconcat) {
+    specification.concat = specification.vconcat;
+    delete specification.vconcat;
+  } else if (specification.facet) {
+    specification.facet = specification.facet.row;
+  } else {
+    return 1;
+  }
+  specification.columns = columns;
+  return Math.min(columns, specification.concat?.length ?? columns);
+}
+
+// On a phone, long rows of a legend, or two legends beside each other, would be wider than the page and leave the panels nothing.
+function withNarrowLegends(name) {
+  const narrow = (key, value) => (key === "legend" && value ? { ...value, columns: 1 } : value);
+  const specification = JSON.parse(JSON.stringify(specifications[name]), narrow);
+  specification.config.legend.layout = { bottom: { direction: "vertical" } };
+  return specification;
+}
+
+// What is left of the page's width beside the drawing.
 function room(place, target) {
-  return Math.min(place.parentElement.clientWidth, 880) - Number(target.querySelector("svg").getAttribute("width"));
+  return place.parentElement.clientWidth - Number(target.querySelector("svg").getAttribute("width"));
 }
 
 // Axes, labels and numbers beside bars take what they take: draw, see what is left over, draw again.
 async function drawFigure(place) {
   place.dataset.drawn = "drawing";
-  const specification = structuredClone(specifications[place.dataset.figure]);
+  const width = place.parentElement.clientWidth;
+  const specification = width < 500 ? withNarrowLegends(place.dataset.figure) : structuredClone(specifications[place.dataset.figure]);
   const options = { actions: false, renderer: "svg", tooltip: { theme: dark.matches ? "dark" : "light" } };
   // Vega names every grid line to a screen reader; the figure's own name leads to its table.
   const target = document.createElement("div");
   target.ariaHidden = "true";
   place.replaceChildren(target);
+  const columns = setColumns(specification, width);
   for (let round = 0; round < 3; round += 1) {
     const drawn = await vegaEmbed(target, specification, options);
     drawn.view.addEventListener("click", (event, item) => {
@@ -30,7 +54,7 @@ async function drawFigure(place) {
     });
     const left = room(place, target);
     if (round === 2 || (left >= 0 && left < 12)) break;
-    for (const panel of panelsOf(specification)) panel.width = Math.max(110, Math.floor(panel.width + left - 4));
+    for (const panel of panelsOf(specification)) panel.width = Math.max(110, Math.floor(panel.width + (left - 4) / columns));
   }
   place.dataset.drawn = "yes";
 }
