@@ -12,7 +12,12 @@ from pathlib import Path
 def first_line(error: Exception) -> str:
     """The first line of another library's error, at most 120 characters; the class's name where it says nothing."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return printable(line)
+
+
+def printable(text: str) -> str:
+    """A text of others, in which control characters are written as Python writes them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class LowbitVitError(Exception):
