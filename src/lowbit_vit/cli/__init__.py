@@ -9,13 +9,14 @@ machine cannot run it; 5 some trials failed; 6 another run holds the folder or t
 import logging
 import os
 import sys
+from pathlib import Path
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
 from lowbit_vit.cli import audit, compare, plans, project, report, studies
-from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.errors import DataError, LowbitVitError, Unavailable
 
 app = typer.Typer(
     name="lowbit-vit",
@@ -45,3 +46,15 @@ def main() -> None:
     except LowbitVitError as error:
         print(f"lowbit-vit: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a place: a folder that cannot be made, a file that cannot be opened
+        if error.filename is None:
+            raise
+        print(f"lowbit-vit: {error.filename}: {error.strerror}; choose another place, or mend this one", file=sys.stderr)
+        sys.exit(DataError.exit_code)
+    except RuntimeError:
+        try:
+            Path.home()
+        except RuntimeError:  # libraries keep caches there
+            print(f"lowbit-vit: user {os.getuid()} has no home folder; set HOME to a folder that can be written to", file=sys.stderr)
+            sys.exit(Unavailable.exit_code)
+        raise
