@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ import pytest
 
 import synthetic
 from command_line import call
+from lowbit_vit.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 VERBS = [
@@ -158,3 +160,51 @@ def test_reports_are_read_from_the_folder_that_is_named(tmp_path: Path) -> None:
     shown = call("show", "demo", "--markdown", "--reports", str(run.reports), cwd=tmp_path / "empty")
     assert shown.returncode == 0
     assert "| 4-bit + SDPA |" in shown.stdout
+
+
+@pytest.mark.parametrize("place", ["data", "data/prepared", "data/prepared/demo"])
+def test_a_place_that_cannot_be_used_is_one_line_that_names_it(tmp_path: Path, place: str) -> None:
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("a file where a folder belongs")
+    run = call("data", "demo", "--root", str(tmp_path))
+    assert run.returncode == 3
+    assert run.stderr.splitlines()[-1].startswith(f"lowbit-vit: {tmp_path / place}")
+    assert "Traceback" not in run.stderr
+
+
+def test_in_a_stage_of_dvc_a_linked_output_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "scratch")
+    monkeypatch.setenv("DVC_STAGE", "data@demo")
+    run = call("data", "demo", "--root", str(tmp_path))
+    assert run.returncode == 3
+    assert "checkpoints: is a link, and DVC keeps no outputs outside of the project; make it a folder" in run.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_files_are_made_for_their_owner_alone_where_the_umask_says_so(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    before = os.umask(0o077)
+    try:
+        assert call("data", "demo", "--root", str(tmp_path)).returncode == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "data" / "prepared" / "demo").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("home", [None, "a name in passwd"])
+def test_a_user_without_a_home_is_told_to_set_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str | None) -> None:
+    def look_for_home(*_: object) -> None:
+        Path.home()  # as Ray, altair and platformdirs do when they are imported
+        raise ConfigError("found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("lowbit_vit.cli.project.open_profile", look_for_home)
+    if home is None:
+        monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    run = call("config", "demo")
+    assert run.returncode == (4 if home is None else 2)
+    said = f"user {os.getuid()} has no home folder; set HOME to a folder that can be written to" if home is None else "found"
+    assert run.stderr == f"lowbit-vit: {said}\n"

@@ -5,6 +5,9 @@ defect of ours and keeps its traceback (exit code 1, which `check` has for a mis
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 # Line ends and other control characters, those that turn the direction of writing, and bytes of file names that are not UTF-8.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -30,7 +33,13 @@ def _escaped(character: str) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of another library's error, at most 120 characters; the class's name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return printable(line)
+
+
+def printable(text: str) -> str:
+    """A text of others, in which control characters are written as Python writes them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class LowbitVitError(Exception):
@@ -80,3 +89,25 @@ class Busy(LowbitVitError):
     """Another run holds the folder, or another process the device. Exit code 6."""
 
     exit_code = 6
+
+
+@contextmanager
+def reading(path: Path, what: str, advice: str) -> Iterator[None]:
+    """Around a library that reads a file which people bring: whatever it raises is one line that names the file.
+
+    Args:
+        path: the file.
+        what: what it is not; the library's first line follows in brackets.
+        advice: what to do.
+
+    Raises:
+        DataError: in place of any other exception.
+    """
+    try:
+        yield
+    except LowbitVitError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from error
+    except Exception as error:
+        raise DataError(f"{path}: {what} ({first_line(error)}); {advice}") from error

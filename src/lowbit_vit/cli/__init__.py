@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import typer
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from lowbit_vit.cli import audit, compare, plans, project, report, studies
-from lowbit_vit.errors import LowbitVitError, escape_controls
+from lowbit_vit.errors import DataError, LowbitVitError, Unavailable, escape_controls
 
 app = typer.Typer(
     name="lowbit-vit",
@@ -80,3 +81,15 @@ def main() -> None:
     except LowbitVitError as error:
         print(f"lowbit-vit: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a place: a folder that cannot be made, a file that cannot be opened
+        if error.filename is None:
+            raise
+        print(f"lowbit-vit: {error.filename}: {error.strerror}; choose another place, or mend this one", file=sys.stderr)
+        sys.exit(DataError.exit_code)
+    except RuntimeError:
+        try:
+            Path.home()
+        except RuntimeError:  # libraries keep caches there
+            print(f"lowbit-vit: user {os.getuid()} has no home folder; set HOME to a folder that can be written to", file=sys.stderr)
+            sys.exit(Unavailable.exit_code)
+        raise

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lowbit_vit.analysis.audit import GOOD, Finding, ResultsTable, Verdict
 from lowbit_vit.report.columns import Column, Table
 
-_STYLES = {"impossible": "bold red", "contradicts itself": "bold red", "holds": "green", "exact": "green", "not checked": "dim"}
+_STYLES = {"impossible": "bold red", "contradicts itself": "bold red", "holds": "green", "exact": "green"}
+_STYLES |= {"noted": "cyan", "not checked": "dim"}
 # Worst first.
 _ORDER: tuple[Verdict, ...] = (
     "impossible",
@@ -19,6 +20,7 @@ _ORDER: tuple[Verdict, ...] = (
     "suspicious",
     "underpowered",
     "underspecified",
+    "noted",
     "holds",
     "exact",
     "not checked",
@@ -53,7 +55,7 @@ def summary(findings: Sequence[Finding], table: ResultsTable, *, every_row: bool
         return [Line(finding.verdict, finding.check, _share([finding], table), finding.words) for finding in ordered]
     groups: defaultdict[tuple[Verdict, str], list[Finding]] = defaultdict(list)
     for finding in ordered:
-        if finding.fault:
+        if finding.fault or finding.verdict == "noted":
             groups[finding.verdict, finding.check].append(finding)
     lines = [Line(verdict, check, _share(group, table), _words(group, table)) for (verdict, check), group in groups.items()]
     return [*lines, *_good(ordered), *_lacking(ordered)]
@@ -111,9 +113,10 @@ def findings_table(findings: Sequence[Finding], table: ResultsTable, *, title: s
     return Table(title, columns, summary(findings, table, every_row=every_row), counts(findings))
 
 
-def findings_json(findings: Sequence[Finding]) -> str:
-    """A JSON list of the findings with their numbers."""
-    return json.dumps([finding.model_dump(mode="json") for finding in findings], indent=2, ensure_ascii=False) + "\n"
+def findings_json(findings: Mapping[str, Sequence[Finding]]) -> str:
+    """A JSON list of a table's findings with their numbers; of several tables, one list each by the table's name."""
+    listed = {name: [finding.model_dump(mode="json") for finding in found] for name, found in findings.items()}
+    return json.dumps(listed if len(listed) > 1 else next(iter(listed.values())), indent=2, ensure_ascii=False) + "\n"
 
 
 def counts(findings: Sequence[Finding]) -> str:

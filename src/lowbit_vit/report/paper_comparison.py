@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from lowbit_vit.analysis.audit.table import Quantity, ResultsTable
+from lowbit_vit.analysis.audit.headings import Quantity
+from lowbit_vit.analysis.audit.table import ResultsTable
 from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.analysis.claims.performance_checks import COLUMNS
 from lowbit_vit.report.columns import Cell, Column, Table

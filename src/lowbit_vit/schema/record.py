@@ -332,9 +332,9 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         DataError: the disk is full or not writable; the old file, if any, is intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(content)

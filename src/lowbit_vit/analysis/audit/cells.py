@@ -11,12 +11,18 @@ from scipy.special import pdtrc
 from lowbit_vit.analysis.audit.check import LEVEL, at_least, check
 from lowbit_vit.analysis.audit.context import Case
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
-from lowbit_vit.analysis.audit.table import Cell, Quantity
+from lowbit_vit.analysis.audit.headings import BINARY, BYTES, Quantity, read_heading
+from lowbit_vit.analysis.audit.table import Cell, ResultsTable
 
 # Peak memory may be that of a CPU, kernels those of a name filter; no model does without the other costs.
 _OF_A_GPU: tuple[Quantity, ...] = ("vram", "kernel", "attention")
 _TIMES: tuple[Quantity, ...] = ("mean", "p50", "p95", "p99", "cpu", "kernel", "attention")
 _RATES: tuple[Quantity, ...] = ("top1", "top5", "f1")
+_MEASURED: tuple[Quantity, ...] = (*_TIMES, "throughput", "vram", "power", "energy")
+# What a row was measured with: differs between rows without a fault.
+_SETTINGS: tuple[Quantity, ...] = ("batch", "image_size", "images")
+# Digits that two measurements rarely share, and rows that a constant column has at least.
+_TELLING, _ROWS = 3, 4
 # Least that a cost can be, in the units of `table`: 1 ns, 1 KB, an image in a thousand seconds.
 _LEAST: dict[Quantity, Fraction] = {
     **dict.fromkeys(_TIMES, Fraction(1, 10**6)),
@@ -94,6 +100,97 @@ def _pairs_by_chance(column: list[Cell]) -> float:
     spread = values[starts + reach] - values[starts]
     # Neighbours that are all equal say nothing of the density; the value itself then bounds it.
     return fsum(reach / np.where(spread > 0, spread, values) * steps)
+
+
+def _differ(one: Cell, other: Cell) -> bool:
+    """Whether two printed numbers cannot be one, rounded or truncated; nor, of bytes, with another megabyte."""
+    units = {name: float(BINARY[name] / BYTES[name]) for name in BINARY}
+    times = {1.0, *(units[cell.unit.lower()] for cell in (one, other) if cell.unit.lower() in units)}
+    ways = [(Fraction(mine), Fraction(theirs)) for mine in times for theirs in times]
+    return all(one.low * mine > other.most * theirs or other.low * theirs > one.most * mine for mine, theirs in ways)
+
+
+def _printed_again(case: Case) -> Iterator[tuple[str, list[tuple[Cell, Cell]], bool]]:
+    """Cells that are printed twice: where, both of each, and whether all of them may be of another setting."""
+    table = case.table
+    rows: defaultdict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(table.names):
+        rows[name].append(row)
+    again = [row for same in rows.values() for row in same[1:]]
+    repeats = len(rows) > 1 and all(len(same) > 1 for same in rows.values())
+    quantities = [quantity for quantity in table.headings if quantity not in _SETTINGS]
+    for quantity in quantities:
+        pairs = [(table.cell(rows[table.names[row]][0], quantity), table.cell(row, quantity)) for row in again]
+        yield "in rows of one name", [(one, other) for one, other in pairs if one and other], repeats
+    for column in table.columns:
+        heading = column.heading
+        if heading.quantity in quantities and not heading.more and not heading.aside:
+            own = [(cell, column.cells[cell.row]) for cell in table.column(heading.quantity) if cell.row in column.cells]
+            yield "in two columns", own, bool(own) and all(_differ(*pair) for pair in own)
+    for other in case.before:
+        at = {name.casefold(): row for row, name in enumerate(other.labels)}
+        shared = [(at[name.casefold()], row) for row, name in enumerate(table.labels) if name.casefold() in at]
+        shared = [(theirs, row) for theirs, row in shared if _alike(other, theirs, table, row)]
+        for quantity in quantities:
+            pairs = [(other.cell(theirs, quantity), table.cell(row, quantity)) for theirs, row in shared]
+            both = [
+                (one, cell) for one, cell in pairs if one and cell and read_heading(one.heading).more == read_heading(cell.heading).more
+            ]
+            # Where no cell agrees, the two tables are of two settings.
+            yield f"here and in {other.name}", both, bool(both) and all(_differ(*pair) for pair in both)
+
+
+def _alike(one: ResultsTable, row: int, other: ResultsTable, other_row: int) -> bool:
+    """Whether two rows state no different batch or image size."""
+    stated = [(one.cell(row, quantity), other.cell(other_row, quantity)) for quantity in _SETTINGS]
+    return all(mine is None or theirs is None or mine.exact == theirs.exact for mine, theirs in stated)
+
+
+@check("printed-twice")
+def printed_twice(case: Case) -> Iterator[Finding]:
+    """One cell printed with two values, in this table or in this and another."""
+    for where, pairs, settings in _printed_again(case):
+        wrong = [pair for pair in pairs if _differ(*pair)]
+        if wrong:
+            one, other = wrong[0]
+            values = f"{one.shown} and {other.shown} {where}, in {len(wrong)} of {len(pairs)} such cells"
+            why = "two runs or settings, as all differ" if settings else "the same row and column; another run or setting would explain it"
+            words = f"{case.label(other)}: {other.heading} is {values}: {why}"
+            cells = [other for _, other in wrong] + [one for one, _ in wrong if where == "in rows of one name"]
+            yield about(cells, verdict="noted" if settings else "suspicious", words=words, cells=len(wrong), printed=len(pairs))
+
+
+@check("constant")
+def constant(case: Case) -> Iterator[Finding]:
+    """A measured column with one value in all rows: said, and no fault, as twins may be equal."""
+    for quantity in (*_MEASURED, *_RATES):
+        cells = case.table.column(quantity)
+        if len(cells) >= _ROWS and len({cell.text for cell in cells}) == 1 and _told(cells[0]):
+            words = f"{cells[0].heading} is {cells[0].text} in all {len(cells)} rows that have it"
+            yield about(cells, verdict="noted", words=words, cells=len(cells))
+
+
+@check("equal-rows")
+def equal_rows(case: Case) -> Iterator[Finding]:
+    """Rows of different names with equal measurements: said, and no fault, as one network may have two names."""
+    table = case.table
+    measured = [quantity for quantity in (*_MEASURED, *_RATES) if len({cell.text for cell in table.column(quantity)}) > 1]
+    groups: defaultdict[tuple[str, ...], list[Cell]] = defaultdict(list)
+    for row in table.rows:
+        cells = [cell for quantity in measured if (cell := table.cell(row, quantity))]
+        # What is stated beside the measurements must agree as well.
+        beside = [table.cell(row, quantity) for quantity in table.headings if quantity not in measured]
+        if len(cells) > 1 and sum(map(_told, cells)) > 1 and len(cells) == len(measured):
+            groups[*(cell.text if cell else "" for cell in beside), *(cell.text for cell in cells)].append(cells[0])
+    for same in groups.values():
+        if len(same) > 1:
+            words = f"{', '.join(map(case.label, same[:_MOST_NAMED]))} are equal in {', '.join(table.headings[what] for what in measured)}"
+            yield about(same, verdict="noted", words=f"{words}: one network under several names, or one measurement", rows=len(same))
+
+
+def _told(cell: Cell) -> bool:
+    """Whether a number has the digits to tell measurements apart."""
+    return cell.exact > 0 and len(cell.text.replace(".", "").strip("0")) >= _TELLING
 
 
 @check("digits")

@@ -9,7 +9,7 @@ from scipy.special import bdtrc
 
 from lowbit_vit.analysis.audit.context import Case, Lacking
 from lowbit_vit.analysis.audit.finding import Finding, lacks
-from lowbit_vit.analysis.audit.table import QUANTITIES, Quantity
+from lowbit_vit.analysis.audit.headings import QUANTITIES, Quantity
 
 # A check that goes by chance doubts a sound table at most this often, all its numbers and readings tried together.
 LEVEL = 0.002
@@ -71,6 +71,8 @@ def _need(key: Need | Any) -> Need:
         return key
     if key in QUANTITIES:
         return Need(f"column {_COLUMNS.get(key, key)}", lambda case: case.table.column(key))
+    if key == "model":
+        return Need("model in the context", lambda case: any(case.model(row) for row in case.table.rows))
     return Need(f"{key} in the context", lambda case: attrgetter(key)(case.context))
 
 

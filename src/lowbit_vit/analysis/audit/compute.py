@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
-from lowbit_vit.analysis.audit.check import check
-from lowbit_vit.analysis.audit.context import Case, Dtype, Gpu, Row, given
+from lowbit_vit.analysis.audit.check import Need, check
+from lowbit_vit.analysis.audit.context import Case, Dtype, Gpu, Model, Row, given
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about, lacks
+from lowbit_vit.analysis.audit.headings import Quantity
 from lowbit_vit.analysis.audit.latency import implied_batch
 from lowbit_vit.analysis.audit.memory import parameter_bytes
-from lowbit_vit.analysis.audit.table import Cell, Quantity, above
+from lowbit_vit.analysis.audit.table import Cell, above
 
 # Of the dense peak: no attention kernel is near it (FlashAttention-2's own paper reports up to 73 % on an A100).
 _ATTENTION_AT_MOST = 0.9
@@ -25,9 +26,9 @@ def tflops(flop: float, ms: float) -> float:
     return flop / (ms * 1e-3) / 1e12
 
 
-def _timed(case: Case, quantity: Quantity) -> list[tuple[Cell, Row]]:
+def _timed(case: Case, quantity: Quantity) -> list[tuple[Cell, Row, Model]]:
     """Times above zero of rows that the context describes."""
-    return [(cell, row) for cell, row in case.described(quantity) if cell.exact > 0]
+    return [(cell, row, model) for cell, row, model in case.sized(quantity) if cell.exact > 0]
 
 
 def _peak(gpu: Gpu, dtype: Dtype) -> tuple[float, str]:
@@ -38,20 +39,25 @@ def _peak(gpu: Gpu, dtype: Dtype) -> tuple[float, str]:
     return peaks[dtype], dtype
 
 
-def _too_fast(case: Case) -> Iterator[tuple[Cell, float, float, str]]:
+def _too_fast(case: Case) -> Iterator[tuple[Cell, Model, float, float, str]]:
     """Total kernel times in which not even one image's FLOP can be done: with their rate, the peak, and the dtype of the peak."""
-    for cell, row in _timed(case, "kernel"):
-        rate, (peak, dtype) = tflops(case.model.flop, float(cell.most)), _peak(case.gpu, row.product or row.compute)
+    for cell, row, model in _timed(case, "kernel"):
+        rate, (peak, dtype) = tflops(model.flop, float(cell.most)), _peak(case.gpu, row.product or row.compute)
         if rate > peak:
-            yield cell, rate, peak, dtype
+            yield cell, model, rate, peak, dtype
+
+
+def _batched(case: Case) -> bool:
+    """Whether some row's batch size is stated."""
+    return any(case.batch_size(row) is not None for row in case.table.rows)
 
 
 @check("kernel-flop", "kernel", "model", "gpu", "rows")
 def kernel_flop(case: Case) -> Iterator[Finding]:
     """FLOP of one image over total kernel time is at most the GPU's peak."""
-    for cell, rate, peak, dtype in _too_fast(case):
+    for cell, model, rate, peak, dtype in _too_fast(case):
         words = (
-            f"{case.label(cell)}: {case.model.flop / 1e9:.1f} GFLOP of one image in {cell.shown} is {rate:.0f} TFLOP/s, and the "
+            f"{case.label(cell)}: {model.flop / 1e9:.1f} GFLOP of one image in {cell.shown} is {rate:.0f} TFLOP/s, and the "
             f"{case.gpu.name} peaks at {peak:g} in {dtype}: {rate / peak:.1f} times too fast in the unit printed"
         )
         least_us = 1e3 * cell.value * rate / peak
@@ -62,8 +68,8 @@ def kernel_flop(case: Case) -> Iterator[Finding]:
 def kernel_bytes(case: Case) -> Iterator[Finding]:
     """Every forward reads all weights once: their bytes over total kernel time are at most the GPU's bandwidth."""
     most = case.gpu.bandwidth_gb_s
-    for cell, row in _timed(case, "kernel"):
-        size = parameter_bytes(case.model, row).plain
+    for cell, row, model in _timed(case, "kernel"):
+        size = parameter_bytes(model, row).plain
         rate = size / (cell.value * 1e-3) / 1e9
         if rate > most:
             words = (
@@ -77,14 +83,14 @@ def kernel_bytes(case: Case) -> Iterator[Finding]:
 def kernel_unit(case: Case) -> Iterator[Finding]:
     """Where the unit printed makes kernel time impossible: which unit and batch size would not?"""
     timed, _ = implied_batch(case)
-    batches = sorted({batch for batch in (timed, case.context.claims.batch_size) if batch is not None}) or [1]
-    for cell, _, peak, dtype in _too_fast(case):
+    for cell, model, _, peak, dtype in _too_fast(case):
+        batches = sorted({batch for batch in (timed, case.batch_size(cell.row)) if batch is not None}) or [1]
         mean = case.table.cell(cell.row, "mean")
         readings = {}
         for unit, scale in _UNITS_MS.items():
             for batch in batches:
                 ms = float(cell.text) * scale
-                rate = tflops(batch * case.model.flop, ms)
+                rate = tflops(batch * model.flop, ms)
                 # Kernels of one stream take no longer than the call that they are part of.
                 longer = batch == timed and mean is not None and ms > mean.value
                 if rate <= peak and not longer:
@@ -100,18 +106,23 @@ def kernel_unit(case: Case) -> Iterator[Finding]:
         yield about((cell,), verdict="suspicious", words=words, tflops=rate, batch=batch, share_of_peak=rate / peak)
 
 
-@check("batch-flop", "mean", "claims.batch_size", "model", "gpu", "rows")
+@check("batch-flop", "mean", Need("the batch size, in the context or in a column", _batched), "model", "gpu", "rows")
 def claimed_batch_flop(case: Case) -> Iterator[Finding]:
-    """FLOP of the claimed batch over latency is at most the peak, on the GPU and on the host."""
-    batch, of_host = given(case.context.claims.batch_size), case.context.cpu_peak_tflops
-    peaks = [(cell, *_peak(case.gpu, row.product or row.compute), f"the {case.gpu.name}") for cell, row in _timed(case, "mean")]
-    host = [cell for cell, row in _timed(case, "cpu") if row.weights == "fp32"]
+    """FLOP of the stated batch over latency is at most the peak, on the GPU and on the host."""
+    of_host = case.context.cpu_peak_tflops
+    peaks = [
+        (cell, model, *_peak(case.gpu, row.product or row.compute), f"the {case.gpu.name}") for cell, row, model in _timed(case, "mean")
+    ]
+    host = [(cell, model) for cell, row, model in _timed(case, "cpu") if row.weights == "fp32"]
     if of_host is not None:
-        peaks += [(cell, of_host, "fp32", "the host of the context") for cell in host]
+        peaks += [(cell, model, of_host, "fp32", "the host of the context") for cell, model in host]
     elif host:
         yield lacks("cpu_peak_tflops in the context, for CPU latency")
-    for cell, peak, dtype, device in peaks:
-        rate = tflops(batch * case.model.flop, cell.value)
+    for cell, model, peak, dtype, device in peaks:
+        batch = case.batch_size(cell.row)
+        if batch is None:
+            continue
+        rate = tflops(batch * model.flop, cell.value)
         if rate <= peak:
             continue
         words = (
@@ -122,7 +133,7 @@ def claimed_batch_flop(case: Case) -> Iterator[Finding]:
         fits = rate / batch <= peak
         words += ": as the latency of one image it is possible" if fits else ""
         numbers = {"tflops": rate, "peak_tflops": peak, "batch": batch, "tflops_of_one": rate / batch}
-        yield about((cell,), verdict="suspicious" if fits or cell in host else "impossible", words=words, **numbers)
+        yield about((cell,), verdict="suspicious" if fits or (cell, model) in host else "impossible", words=words, **numbers)
 
 
 @check("kernel-share", "kernel", "mean", "reference")
@@ -159,8 +170,7 @@ def kernel_share(case: Case) -> Iterator[Finding]:
 @check("attention-flop", "attention", "model", "gpu", "rows")
 def attention_flop(case: Case) -> Iterator[Finding]:
     """FLOP inside attention over attention's kernel time, and that time for each block."""
-    model = case.model
-    for cell, row in _timed(case, "attention"):
+    for cell, row, model in _timed(case, "attention"):
         peak, _ = _peak(case.gpu, row.compute)
         rate, each = tflops(model.attention_flop, cell.value), cell.value / model.blocks
         words = (

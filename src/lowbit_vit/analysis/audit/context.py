@@ -1,16 +1,20 @@
 """What is known beside a table: what the text claims, the model, the GPU, the splits, what each row is. Everything is optional."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from lowbit_vit.analysis.audit.table import Cell, Quantity, ResultsTable
+from lowbit_vit.analysis.audit.headings import Quantity
+from lowbit_vit.analysis.audit.table import Cell, ResultsTable
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import read_yaml, validate
 from lowbit_vit.schema.plan import Frozen
 
+_MOST_NAMED = 30
 Given = TypeVar("Given")
 # JSON and YAML know infinity and NaN; no size, peak or rate is one.
 Positive = Annotated[FiniteFloat, Field(gt=0)]
@@ -33,7 +37,7 @@ class Claims(Frozen):
 
 
 class Model(Frozen):
-    """Sizes of the model that all rows share."""
+    """Sizes of a model: of the one that all rows share, or of a row's."""
 
     parameters: int = Field(ge=1)
     quantized_parameters: int = Field(ge=0, description="those that a quantized row holds in low precision")
@@ -64,6 +68,7 @@ class Row(Frozen):
     attention: str = Field(min_length=1, description="name of the attention kernel")
     images: Images | None = Field(default=None, description="test images, where not all rows have the same")
     batch_size: Images | None = Field(default=None, description="images a forward, where not all rows have the same")
+    model: Model | None = Field(default=None, description="sizes of its model, where not all rows have the same")
 
     @model_validator(mode="after")
     def _blocks_belong_to_nf4(self) -> Self:
@@ -109,6 +114,32 @@ class Context(Frozen):
                     raise ValueError(f"gpu.peak_tflops lacks {dtype}, in which row {name!r} computes")
         return self
 
+    def parted(self, tables: Sequence[ResultsTable]) -> list["Context"]:
+        """What is known beside each of several tables: of what names rows, that of rows that it has.
+
+        Raises:
+            ConfigError: a row is named that no table has.
+        """
+        every = {label for table in tables for label in table.labels}
+        named = [*self.rows, *(name for twin in self.twins for name in (twin.plain, twin.fused)), *filter(None, [self.reference])]
+        for name in named:
+            if name not in every:
+                raise _unknown(name, [label for table in tables for label in table.labels])
+        parts = []
+        for table in tables:
+            own = set(table.labels)
+            rows = {name: row for name, row in self.rows.items() if name in own}
+            twins = tuple(twin for twin in self.twins if {twin.plain, twin.fused} <= own)
+            reference = self.reference if self.reference in own else None
+            reference = self.reference if self.reference in own else None
+            parts.append(self.model_copy(update={"rows": rows, "twins": twins, "reference": reference}))
+        return parts
+
+
+def _unknown(name: str, labels: Sequence[str]) -> ConfigError:
+    more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
+    return ConfigError(f"context: row {name!r} is not in the table; its rows: {', '.join(labels[:_MOST_NAMED])}{more}")
+
 
 def load_context(path: Path) -> Context:
     """Read and validate a context file.
@@ -123,7 +154,9 @@ def load_context(path: Path) -> Context:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A table with its context: the input of every check. Cases are compared by identity, so that results can be cached by case.
+    """A table with its context, and the tables given before it: the input of every check.
+
+    Cases are compared by identity, so that results can be cached by case.
 
     Raises:
         ConfigError: the context names a row that the table does not have.
@@ -131,18 +164,24 @@ class Case:
 
     table: ResultsTable
     context: Context
+    before: tuple[ResultsTable, ...] = ()
 
     def __post_init__(self) -> None:
         context = self.context
         twins = [name for twin in context.twins for name in (twin.plain, twin.fused)]
         for name in (*context.rows, *twins, *([] if context.reference is None else [context.reference])):
             if name not in self.table.labels:
-                raise ConfigError(f"context: row {name!r} is not in the table; its rows: {', '.join(self.table.labels)}")
+                raise _unknown(name, self.table.labels)
 
-    @property
-    def model(self) -> Model:
-        """For checks that need it."""
-        return given(self.context.model)
+    @cached_property
+    def _of_all(self) -> Model | None:
+        """The model that all rows share, which is of one image size."""
+        return self.context.model if len({cell.exact for cell in self.table.column("image_size")}) < 2 else None
+
+    def model(self, index: int) -> Model | None:
+        """Sizes of a row's model: its own, or that of all rows."""
+        row = self.row(index)
+        return row.model if row is not None and row.model else self._of_all
 
     @property
     def gpu(self) -> Gpu:
@@ -166,6 +205,10 @@ class Case:
     def described(self, quantity: Quantity) -> list[tuple[Cell, Row]]:
         """The cells of a column whose rows the context describes, with what they are."""
         return [(cell, row) for cell in self.table.column(quantity) if (row := self.row(cell.row)) is not None]
+
+    def sized(self, quantity: Quantity) -> list[tuple[Cell, Row, Model]]:
+        """Those of them whose model's sizes are known as well."""
+        return [(cell, row, model) for cell, row in self.described(quantity) if (model := self.model(cell.row)) is not None]
 
     def of_reference(self, quantity: Quantity) -> Cell | None:
         """The cell of the row that the others are compared with."""

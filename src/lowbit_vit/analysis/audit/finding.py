@@ -16,12 +16,13 @@ Verdict = Literal[
     "understated",
     "confounded",
     "underspecified",
+    "noted",
     "suspicious",
     "not supported",
     "underpowered",
     "not checked",
 ]
-# No fault of the table; "not checked" is none either.
+# No fault of the table; "noted", which sound tables have as well, and "not checked" are none either.
 GOOD: tuple[Verdict, ...] = ("holds", "exact")
 # What no honest reading of the table allows; every other fault is a doubt, or a gap in what is stated.
 HARD: tuple[Verdict, ...] = ("impossible", "contradicts itself")
@@ -40,7 +41,7 @@ class Finding(Frozen):
     @property
     def fault(self) -> bool:
         """Whether it speaks against the table."""
-        return self.verdict not in (*GOOD, "not checked")
+        return self.verdict not in (*GOOD, "noted", "not checked")
 
     @property
     def hard(self) -> bool:

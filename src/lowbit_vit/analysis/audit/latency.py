@@ -12,7 +12,8 @@ from statistics import median
 from lowbit_vit.analysis.audit.check import Need, check
 from lowbit_vit.analysis.audit.context import Case, given
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
-from lowbit_vit.analysis.audit.table import Cell, Quantity, above
+from lowbit_vit.analysis.audit.headings import Quantity
+from lowbit_vit.analysis.audit.table import Cell, above
 
 # Share of the samples at or below each percentile.
 PERCENTILES: dict[Quantity, Fraction] = {"p50": Fraction(50, 100), "p95": Fraction(95, 100), "p99": Fraction(99, 100)}

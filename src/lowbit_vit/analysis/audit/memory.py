@@ -1,5 +1,6 @@
 """Checks of file sizes and peak memory: what must be in them, by the number of parameters and their formats."""
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from itertools import combinations_with_replacement
 from lowbit_vit.analysis.audit.check import LEVEL, Need, at_least, check
 from lowbit_vit.analysis.audit.context import DTYPE_BYTES, WEIGHT_BYTES, Case, Lacking, Model, Row, given
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
-from lowbit_vit.analysis.audit.table import Cell, Quantity
+from lowbit_vit.analysis.audit.headings import Quantity
+from lowbit_vit.analysis.audit.table import Cell
 
 MIB = 2**20
 # Double quantization keeps the constants in 8 bits, with one fp32 constant for 256 of them (QLoRA, 2023, section 3).
@@ -26,6 +28,14 @@ _MOST_MODELS = 2
 # Sums of more sizes than these lie so densely that they explain any peak.
 _MOST_SIZES = 50
 _MOST_NAMED = 2
+# Names of weight formats, as words of a row: fp16, int8, nf4, w8a8, 4-bit.
+_FORMAT = re.compile(r"(?:(?:fp|bf|float|bfloat|int|nf|tf|w)[-_]?(\d{1,2})(?:a\d{1,2})?|(\d{1,2})[-_]?bits?)")
+_BITS = (4, 8, 16, 32)
+# Sizes are printed with three digits; two rows share as many by chance rarely.
+_AS_PRINTED, _TELLING = 0.005, 3
+# Heads and embeddings that are counted, and not stored.
+_PARTLY = 0.05
+_SIMULATED = "quantized in simulation only, or a row that was copied, would explain it"
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,8 @@ def _most(case: Case, cell: Cell, quantity: Quantity) -> Fraction:
 @check("size", "size", "model", "rows")
 def sizes(case: Case) -> Iterator[Finding]:
     """Does a model's size follow from its parameters, and are the constants of quantization in it?"""
-    for decimal, row in case.described("size"):
-        bytes_, binary = parameter_bytes(case.model, row), case.table.binary.cell(decimal.row, "size")
+    for decimal, row, model in case.sized("size"):
+        bytes_, binary = parameter_bytes(model, row), case.table.binary.cell(decimal.row, "size")
         # MB that can only be MiB are said once, by `megabytes`.
         cell = binary if binary is not None and bytes_.gives(binary) else decimal
         known = {"parameters": bytes_.plain}
@@ -100,20 +110,20 @@ def sizes(case: Case) -> Iterator[Finding]:
         if match is None:
             yield _inexact(case, cell, most=_most(case, decimal, "size"), bytes_=bytes_, row=row, numbers=numbers)
             continue
-        words = f"{case.label(cell)}: {cell.text} is {known[match] / MIB:.2f} MiB, {case.model.parameters:,} parameters in {row.weights}"
+        words = f"{case.label(cell)}: {cell.text} is {known[match] / MIB:.2f} MiB, {model.parameters:,} parameters in {row.weights}"
         if match == "parameters" and row.quantized and cell.most < bytes_.least:
-            yield from _without_constants(case, cell, words=words, row=row, numbers=numbers)
+            yield from _without_constants(case, cell, words=words, row=row, model=model, numbers=numbers)
         else:
             yield about((cell,), verdict="exact", words=words + ("" if match == "parameters" else f" ({match})"), **numbers)
 
 
-def _without_constants(case: Case, cell: Cell, *, words: str, row: Row, numbers: dict[str, float]) -> Iterator[Finding]:
+def _without_constants(case: Case, cell: Cell, *, words: str, row: Row, model: Model, numbers: dict[str, float]) -> Iterator[Finding]:
     """A size that is the low-bit weights to the last digit."""
     short = f"{case.label(cell)}: {cell.text} leaves out the constants of {row.weights}, {numbers['constants_mib']:.2f} MiB in fp32"
     short += f" ({numbers['double_mib']:.2f} double-quantized)" if row.block_size is not None else ""
     short += f": {numbers['plain_mib'] + numbers['constants_mib']:.1f} MiB"
-    if case.model.adapter_parameters is not None:
-        adapter = 2 * case.model.adapter_parameters
+    if model.adapter_parameters is not None:
+        adapter = 2 * model.adapter_parameters
         numbers = {**numbers, "adapter_mib": adapter / MIB}
         short += f"; adapters of rank 1 ({adapter / MIB:.2f} MiB in fp16) are not in it either" if adapter > cell.half else ""
     yield about((cell,), verdict="exact", words=f"{words}, to the last digit", **numbers)
@@ -139,8 +149,8 @@ def _inexact(case: Case, cell: Cell, *, most: Fraction, bytes_: Bytes, row: Row,
 def megabytes(case: Case) -> Iterator[Finding]:
     """A column in MB that is exact in MiB understates its bytes."""
     heading = case.table.headings["size"]
-    sizes = [(cell, case.row(cell.row)) for cell in case.table.binary.column("size")]
-    binary = [cell for cell, row in sizes if row is not None and parameter_bytes(case.model, row).gives(cell)]
+    sizes = [(case.table.binary.cell(cell.row, "size"), row, model) for cell, row, model in case.sized("size")]
+    binary = [cell for cell, row, model in sizes if cell is not None and parameter_bytes(model, row).gives(cell)]
     if binary and "mib" not in heading.lower() and "gib" not in heading.lower():
         cell = max(binary, key=lambda one: one.exact)
         words = (
@@ -148,6 +158,44 @@ def megabytes(case: Case) -> Iterator[Finding]:
             f"{cell.value / 1e6:.1f} MB (megabyte: MiB in the context reads all columns so)"
         )
         yield about(binary, verdict="understated", words=words, printed=float(cell.text), mb=cell.value / 1e6)
+
+
+def _bits(words: frozenset[str]) -> tuple[int | None, frozenset[str]]:
+    """Bits of a weight by a row's words, where one format is named, and the other words."""
+    formats = {word: int(found[1] or found[2]) for word in words if (found := _FORMAT.fullmatch(word))}
+    bits = set(formats.values())
+    return (bits.pop() if len(bits) == 1 else None), words - set(formats)
+
+
+def _formats(case: Case) -> dict[int, tuple[int, frozenset[str], Cell]]:
+    """Bits, other words and size of each row whose name has one format."""
+    named = {cell.row: (*_bits(case.table.words[cell.row]), cell) for cell in case.table.column("size") if cell.exact}
+    return {row: (bits, rest, cell) for row, (bits, rest, cell) in named.items() if bits is not None}
+
+
+@check("format-size")
+def format_sizes(case: Case) -> Iterator[Finding]:
+    """Has a row of fewer bits the size of another format: of the same model's row, or of so many parameters?"""
+    rows = _formats(case)
+    for row, (bits, rest, cell) in rows.items():
+        same = next((other for more, words, other in rows.values() if more > bits and words == rest and other.exact == cell.exact), None)
+        if same is not None and len(cell.text.replace(".", "").strip("0")) >= _TELLING:
+            words = f"{case.label(cell)}: {cell.shown} is the size of {case.label(same)} to the last digit"
+            yield about((same, cell), verdict="suspicious", words=f"{words}: {_SIMULATED}", bits=bits)
+            continue
+        parameters = case.table.cell(row, "params")
+        if parameters is None or case.model(row) is not None:
+            continue
+        each = {cell.value * 8 / parameters.value, (case.table.binary.cell(row, "size") or cell).value * 8 / parameters.value}
+        of = next((more for more in _BITS if more > bits and any(abs(one / more - 1) <= _AS_PRINTED for one in each)), None)
+        called = f"{case.label(cell)}: {cell.shown} for {parameters.shown} parameters"
+        if of is not None and not any(bits * (1 - _AS_PRINTED) <= one <= bits * _FILE_OVERHEAD for one in each):
+            words = f"{called} are {of} bits each, not {bits}"
+            yield about((parameters, cell), verdict="suspicious", words=f"{words}: {_SIMULATED}", bits=bits, printed_bits=of)
+        elif max(each) < bits * (1 - _PARTLY):
+            words = f"{called} are {max(each):.1f} bits each, below {bits}"
+            words += ": a compressed file, or parameters that are not stored, would explain it"
+            yield about((parameters, cell), verdict="suspicious", words=words, bits=bits, printed_bits=max(each))
 
 
 @check("size-reduction", "size", "reference", "claims.size_reduction")
@@ -160,9 +208,9 @@ def size_reduction(case: Case) -> Iterator[Finding]:
     reduction = 1 - cell.value / reference.value
     words = f"{case.label(cell)} is {reduction:.1%} smaller than {case.label(reference)} as printed"
     numbers = {"reduction": reduction, "claimed": least}
-    row = case.row(cell.row)
-    if case.context.model is not None and row is not None and row.quantized:
-        numbers["reduction_with_constants"] = 1 - parameter_bytes(case.model, row).whole / reference.value
+    row, model = case.row(cell.row), case.model(cell.row)
+    if model is not None and row is not None and row.quantized:
+        numbers["reduction_with_constants"] = 1 - parameter_bytes(model, row).whole / reference.value
         words += f", {numbers['reduction_with_constants']:.1%} with constants"
     # What was rounded up to the claim is no contradiction of it.
     claimed = least - _CLAIM_ROUNDED
@@ -177,10 +225,10 @@ def size_reduction(case: Case) -> Iterator[Finding]:
 @check("vram-weights", "vram", "model", "rows")
 def weights_fit(case: Case) -> Iterator[Finding]:
     """Peak memory is at least the weights, constants included, and for nf4 one dequantized layer beside them."""
-    for cell, row in case.described("vram"):
-        bytes_, most = parameter_bytes(case.model, row), _most(case, cell, "vram")
+    for cell, row, model in case.sized("vram"):
+        bytes_, most = parameter_bytes(model, row), _most(case, cell, "vram")
         # Dequantize, then multiply: the layer in the compute dtype, and its output, beside all weights.
-        beside = DTYPE_BYTES[row.compute] * (case.model.largest_layer + case.model.layer_output)
+        beside = DTYPE_BYTES[row.compute] * (model.largest_layer + model.layer_output)
         needed, double = bytes_.whole + beside, bytes_.least + beside
         numbers = {"peak_mib": cell.value / MIB, "weights_mib": bytes_.plain / MIB, "with_constants_mib": bytes_.least / MIB}
         if most < bytes_.least:
@@ -208,10 +256,10 @@ def _batches(case: Case) -> dict[int, int]:
 def batch_fits(case: Case) -> Iterator[Finding]:
     """Has the peak room for one layer's output at the claimed batch size?"""
     batches = _batches(case)
-    for cell, row in case.described("vram"):
+    for cell, row, model in case.sized("vram"):
         batch = batches.get(cell.row, 0)
-        room = float(_most(case, cell, "vram")) - parameter_bytes(case.model, row).plain
-        output = batch * case.model.layer_output * DTYPE_BYTES[row.compute]
+        room = float(_most(case, cell, "vram")) - parameter_bytes(model, row).plain
+        output = batch * model.layer_output * DTYPE_BYTES[row.compute]
         if 0 <= room < output:
             words = (
                 f"{case.label(cell)}: the peak is {_both(room)} above the weights, and one layer's output at batch {batch} is "

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from lowbit_vit.analysis.audit.check import Need, check
 from lowbit_vit.analysis.audit.context import Case
 from lowbit_vit.analysis.audit.finding import Finding, about
-from lowbit_vit.analysis.audit.table import Cell, Quantity
+from lowbit_vit.analysis.audit.headings import Quantity
+from lowbit_vit.analysis.audit.table import Cell
 
 _LATENCIES: tuple[Quantity, ...] = ("mean", "p50", "p95", "p99")
 # Runs of one kernel on one shape differ by less, as a ratio.

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from lowbit_vit.analysis.audit.table import Quantity as Printed
+from lowbit_vit.analysis.audit.headings import Quantity as Printed
 from lowbit_vit.analysis.claims.context import Arms, Check, ClaimContext, Need, Outcome, TwinCheck, bounds, record_ids, spread_of, within
 from lowbit_vit.analysis.frames import MIB
 from lowbit_vit.analysis.results import Result
