@@ -1,9 +1,12 @@
 """The command line as a user meets it: help with examples, one-line errors, exit codes."""
 
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,56 @@ def test_a_mistake_is_one_line_on_stderr_with_its_exit_code(arguments: list[str]
     assert len(lines) == 1
     assert lines[0].startswith("lowbit-vit: ")
     assert said in lines[0]
+
+
+@pytest.mark.parametrize("verb", ["config", "doctor", "data", "variants", "checkpoints", "report"])
+def test_no_control_character_of_a_name_reaches_the_terminal(verb: str) -> None:
+    run = call(verb, "\x1b[31mred\n\u202e\udce9")
+    assert run.returncode == 2
+    assert run.stderr.startswith("lowbit-vit: ")
+    assert r"profiles/\x1b[31mred\n\u202e\xe9.yaml: no such profile" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_a_library_has_no_word_and_what_is_said_no_control_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy(_: Path) -> str:
+        logging.getLogger("lowbit_vit.data.download").warning("%s: fetched", "\x1b[2Jphotos")
+        logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward: pip install kernels")
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.warn("Corrupt EXIF data. Expecting to read 4 bytes", UserWarning, stacklevel=1)
+        return "\x1b]0;title\x07\tname"
+
+    monkeypatch.setattr("lowbit_vit.data.download.fetch_flowers", noisy)
+    run = call("fetch", "flowers-102")
+    assert (run.returncode, run.stdout) == (0, "\\x1b]0;title\\x07\tname\n")
+    assert run.stderr.split() == ["WARNING", r"\x1b[2Jphotos:", "fetched"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "codes"),
+    [({"TERM": "xterm"}, {"1", "0", "32", "33"}), ({"TERM": "xterm", "NO_COLOR": "1"}, {"1", "0"}), ({"TERM": "dumb"}, set())],
+)
+def test_a_terminal_is_sent_what_it_is_said_to_understand(
+    variables: dict[str, str], codes: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    shown = call("doctor", "demo", terminal=True).stdout
+    assert set(re.findall(r"\x1b\[(\d+)m", shown)) <= codes
+    assert bool(codes) == ("\x1b" in shown)
+    assert shown.count("\x1b") == len(re.findall(r"\x1b\[[\d;]+m", shown))
+
+
+def test_a_reader_that_has_enough_gets_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "lowbit_vit", "config", "demo"]
+    run = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (1, b"")
 
 
 def test_show_without_records_says_what_to_run(tmp_path: Path) -> None:

@@ -4,9 +4,31 @@
 defect of ours and keeps its traceback (exit code 1, which `check` has for a miss as well).
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# Line ends and other control characters, those that turn the direction of writing, and bytes of file names that are not UTF-8.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
+
+
+def escape_controls(text: str, *, keep: str = "") -> str:
+    r"""The text without what a terminal would obey or cannot show: ESC becomes \x1b, a byte that is not UTF-8 \xe9, for instance.
+
+    Args:
+        text: any string, such as the name of a file.
+        keep: control characters that stay.
+    """
+    return CONTROL.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds such a byte
+        return f"\\x{code - 0xDC00:02x}"
+    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}")
 
 
 def first_line(error: Exception) -> str:
@@ -24,6 +46,10 @@ class LowbitVitError(Exception):
     """Base of every error whose message is meant for the user. Exit code 1."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, in which names and values that it quotes hold no line end and no other control character."""
+        return escape_controls(super().__str__())
 
 
 class ConfigError(LowbitVitError):

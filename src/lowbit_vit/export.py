@@ -92,7 +92,7 @@ def refuse_other_content(folder: Path) -> None:
 def _is_export(card: Path) -> bool:
     try:
         content = json.loads(card.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("kind") == "export"
 
