@@ -39,7 +39,7 @@ def first_line(error: Exception) -> str:
 
 def printable(text: str) -> str:
     """A text of others, in which control characters are written as Python writes them."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class LowbitVitError(Exception):
