@@ -77,6 +77,7 @@ def test_config_prints_the_resolved_profile_and_marks_what_is_ours() -> None:
     [
         (["config", "nothing"], 2, "there are: demo, paper, scratch"),
         (["fetch", "cifar"], 2, "'cifar' is not known; allowed: flowers-102"),
+        (["show", "../demo"], 2, "PROFILE ../demo: a path; give the name of a file in profiles/"),
         (["trial", "nothing.json", "--out", "."], 2, "nothing.json: no such trial file"),
         (["export", "demo", "nothing.json", "out"], 2, "nothing.json: no such plan; lowbit-vit allocate writes one"),
         (["predict", "nowhere", "image.png"], 3, "nowhere/model.json: no exported model there"),

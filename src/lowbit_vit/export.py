@@ -136,9 +136,11 @@ def _record_of_plan(trial: Trial, workspace: Workspace, origin: Origin) -> Recor
             why = _why_other(record, origin)
             if why is None:
                 return record
-            log.warning("export: the record of %s was made %s: the card holds no metrics", trial.trial_id, why)
+            log.warning("export: the record of %s was made %s: the model card holds no metrics", trial.trial_id, why)
             return None
-    log.warning("export: %s was not run, so the card holds no metrics (name the plan in the profile, key mixed.plans)", trial.trial_id)
+    log.warning(
+        "export: %s was not run, so the model card holds no metrics (name the plan in the profile, key mixed.plans)", trial.trial_id
+    )
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import Profile, load_profile
 from lowbit_vit.schema.workspace import Workspace
 
@@ -28,6 +29,8 @@ def open_profile(name: str, root: Path, reports: Path | None = None) -> tuple[Pr
         ConfigError: there is no such profile, or it is wrong.
         DataError: in a stage of DVC: its outputs cannot be kept.
     """
+    if Path(name).name != name:
+        raise ConfigError(f"PROFILE {name}: a path; give the name of a file in profiles/ without .yaml, and the project with --root")
     workspace = Workspace(root=root.resolve(), profile=name, elsewhere=None if reports is None else reports.resolve())
     profile = load_profile(workspace.profile_file)
     if "DVC_STAGE" in os.environ:

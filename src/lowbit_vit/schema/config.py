@@ -649,7 +649,7 @@ def load_profile(path: Path, text: str | None = None) -> Profile:
         ConfigError: the file is missing or not YAML, or a key or value is wrong; one line, naming file, key, value.
     """
     if text is None and not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml") if p.is_file()))
         where = f"there are: {known}" if known else "there is none; run this in the project's folder, or name it with --root"
         raise ConfigError(f"{path}: no such profile; {where}")
     profile = validate(Profile, read_yaml(path, text), path)
