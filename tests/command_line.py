@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from subprocess import CompletedProcess
 from unittest.mock import patch
@@ -17,15 +17,30 @@ from lowbit_vit.cli import main
 ROOT = Path(__file__).parents[1]
 
 
-def call(*arguments: str, cwd: Path = ROOT) -> CompletedProcess[str]:
-    """Run `lowbit-vit ARGUMENTS` in this process; what is no error for people is raised here as it is."""
-    out, err, code = StringIO(), StringIO(), 0
+class _Terminal(TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def call(*arguments: str, cwd: Path = ROOT, encoding: str = "utf-8", terminal: bool = False) -> CompletedProcess[str]:
+    """Run `lowbit-vit ARGUMENTS` in this process; what is no error for people is raised here as it is.
+
+    Args:
+        arguments: of the command line.
+        cwd: folder to run in.
+        encoding: of stdout.
+        terminal: whether stdout says that it is one.
+    """
+    stdout = _Terminal if terminal else TextIOWrapper
+    out, err, code = stdout(BytesIO(), encoding=encoding), TextIOWrapper(BytesIO(), encoding="utf-8"), 0
     with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["lowbit-vit", *arguments]), _fresh_logging():
         try:
             main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    return CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+    for stream in (out, err):
+        stream.seek(0)
+    return CompletedProcess(arguments, code, out.read(), err.read())
 
 
 @contextmanager
@@ -37,5 +52,6 @@ def _fresh_logging() -> Iterator[None]:
     try:
         yield
     finally:
+        logging.captureWarnings(capture=False)
         root.handlers[:] = handlers
         root.setLevel(level)

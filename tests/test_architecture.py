@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "lowbit_vit"
-PACKAGES = ("schema", "data", "new_profile", "model", "trial", "recipe", "study", "export", "analysis", "report", "cli")
+PACKAGES = ("schema", "data", "model", "new_profile", "trial", "recipe", "study", "export", "analysis", "report", "cli")
 
 # Which packages, or which one module, may import a library.
 CONFINED = {
@@ -29,7 +29,7 @@ CONFINED = {
     "typer": ("cli",),
 }
 FOR_ANALYSIS = ("schema", "analysis")
-RUNNING = ("data", "new_profile", "model", "trial", "recipe", "study", "export")
+RUNNING = ("data", "model", "new_profile", "trial", "recipe", "study", "export")
 
 
 class Edge(NamedTuple):

@@ -1,23 +1,40 @@
 """A new profile is whole, says what it starts from, and is refused where it could not run; nothing is overwritten."""
 
 import hashlib
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import ANY
 
-import numpy as np
 import pytest
+import torch
 import yaml
-from safetensors.numpy import save_file
+from torch import Tensor
 from torchvision.models import get_model_weights
+from torchvision.models.vision_transformer import VisionTransformer as TorchvisionTransformer
 
 from lowbit_vit.data.remote_files import WEIGHTS
-from lowbit_vit.errors import ConfigError, DataError, LowbitVitError
-from lowbit_vit.new_profile import EVAL_RESIZE, IMAGENET_MEAN, IMAGENET_STD, NewProfile, write_profile
-from lowbit_vit.schema.config import Device, Profile, TorchvisionVit, load_profile
+from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
+from lowbit_vit.model import vit
+from lowbit_vit.model.checkpoint import save_state
+from lowbit_vit.model.vit import VisionTransformer
+from lowbit_vit.new_profile import (
+    EVAL_RESIZE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    YAML_WORDS,
+    NewProfile,
+    require_inputs,
+    write_profile,
+)
+from lowbit_vit.schema.config import Device, Profile, SmallVit, TorchvisionVit, load_profile
+from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 
 ROOT = Path(__file__).parents[1]
@@ -49,12 +66,18 @@ def photos(tmp_path: Path) -> Path:
     return fill(tmp_path / "my photos")
 
 
-def ours(folder: Path, **changes: Any) -> Path:
-    """Weights of ours, as far as a profile looks at them, with their card."""
+def ours(folder: Path, change: Callable[[dict[str, Tensor]], object] = id, **changes: Any) -> Path:
+    """Weights of ours with their card, either of them changed."""
     folder.mkdir(exist_ok=True)
     path = folder / "backbone.safetensors"
-    save_file({"head.weight": np.zeros((7, 64), np.float32)}, path)
-    card = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "profile": "demo", "backbone": {"architecture": SMALL}, "views": VIEWS}
+    architecture = changes.get("backbone", {"architecture": SMALL})["architecture"]
+    depth = min(3, architecture["depth"]) if isinstance(architecture, dict) else 3
+    sizes = SmallVit.model_validate(SMALL | {"depth": depth})
+    model = VisionTransformer(vit.architecture(sizes, 8), num_classes=7, attention="math", qkv="separate")
+    state = model.state_dict()
+    change(state)
+    digest = save_state(state, path, {})
+    card = {"sha256": digest, "profile": "demo", "backbone": {"architecture": SMALL}, "views": VIEWS}
     path.with_suffix(".json").write_text(json.dumps({key: value for key, value in (card | changes).items() if value is not None}))
     return path
 
@@ -149,15 +172,39 @@ def test_an_image_size_scales_all_views(project: Path, photos: Path, caplog: pyt
     assert "positions of weights made for 224 px will be resized" in caplog.text
 
 
-def pth(folder: Path, name: str) -> tuple[Path, str]:
+@pytest.fixture(scope="module")
+def pth_bytes() -> bytes:
+    """torchvision's ViT of 2 blocks for images of 96 px in patches of 32."""
+    theirs = TorchvisionTransformer(image_size=96, patch_size=32, num_layers=2, num_heads=2, hidden_dim=64, mlp_dim=64, num_classes=3)
+    file = io.BytesIO()
+    torch.save({"model": theirs.state_dict(), "epoch": 1}, file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def small_vits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's names stand for small sizes."""
+    for name in ("vit_b_32", "vit_l_32"):
+        monkeypatch.setitem(vit.ARCHITECTURES, name, vit.Architecture(name, 224, 32, depth=2, heads=2, width=64, mlp_width=64))
+
+
+def pth(folder: Path, name: str, content: bytes) -> tuple[Path, str]:
     path = folder / name
-    path.write_bytes(b"what a .pth holds is not looked at here")
-    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(content)
+    return path, hashlib.sha256(content).hexdigest()
 
 
-def test_a_pth_file_is_taken_by_its_hash_from_its_name_or_as_given(project: Path, photos: Path, tmp_path: Path) -> None:
-    plain, digest = pth(tmp_path, "mine.pth")
-    named, _ = pth(tmp_path, f"vit_l_32-{digest[:8]}.pth")
+@pytest.mark.usefixtures("small_vits")
+def test_the_image_size_is_that_of_the_positions(project: Path, photos: Path, tmp_path: Path, pth_bytes: bytes) -> None:
+    path, digest = pth(tmp_path, "swag.pth", pth_bytes)
+    views = load_profile(write(project, photos, path, architecture="vit_b_32", sha256=digest).path).data.views
+    assert (views.image_size, views.eval_resize, views.train_resize) == (96, 110, 110)
+
+
+@pytest.mark.usefixtures("small_vits")
+def test_a_pth_file_is_taken_by_its_hash_from_its_name_or_as_given(project: Path, photos: Path, tmp_path: Path, pth_bytes: bytes) -> None:
+    plain, digest = pth(tmp_path, "mine.pth", pth_bytes)
+    named, _ = pth(tmp_path, f"vit_l_32-{digest[:8]}.pth", pth_bytes)
     first = load_profile(write(project, photos, named, name="first").path).backbone
     second = load_profile(write(project, photos, plain, name="second", architecture="vit_b_32", sha256=digest[:12]).path).backbone
     assert (first.architecture, first.checkpoint_sha256) == ("vit_l_32", digest)
@@ -169,6 +216,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[LowbitVitError], str]] = {
     "a line's name": ({"name": "paper"}, ConfigError, "stages.yaml: has a line paper already"),
     "a wrong name": ({"name": "My photos"}, ConfigError, "name 'My photos' must be lower-case letters"),
     "a path as a name": ({"name": "../x"}, ConfigError, "name '../x' must be lower-case letters"),
+    **{word: ({"name": word}, ConfigError, f"name '{word}' is a word of YAML") for word in YAML_WORDS},
+    "another suffix": ({"backbone": "stages.yaml"}, ConfigError, "stages.yaml: weights end in .pth (a torchvision ViT's state_dict)"),
     "no such folder": ({"data": Path("/nowhere")}, DataError, "/nowhere: no such folder"),
     "no such backbone": ({"backbone": "resnet50"}, ConfigError, "backbone 'resnet50' is not known; allowed: vit_b_16"),
     "an untiled image": ({"image_size": 225}, ConfigError, "--image-size 225 is not a multiple of the patch size 16; nearest: 224"),
@@ -200,6 +249,8 @@ BAD_CARDS: dict[str, tuple[dict[str, Any], type[LowbitVitError], str]] = {
     "another file's": ({"sha256": "0" * 64}, DataError, "its card says 0000000000000000"),
     "an older version's": ({"views": None}, DataError, "backbone.json: key views: Field required; make the weights again"),
     "an unknown architecture's": ({"backbone": {"architecture": "resnet50"}}, DataError, "backbone.json: key"),
+    "another image size's": ({"views": VIEWS | {"image_size": 4}}, DataError, "image_size is 4, the weights' positions are of 8 px"),
+    "another depth's": ({"backbone": {"architecture": SMALL | {"depth": 4}}}, DataError, "16 tensors missing (as blocks.3.norm1.weight)"),
     "two blocks": ({"backbone": {"architecture": SMALL | {"depth": 2}}}, ConfigError, "a backbone of 2 blocks is too shallow"),
 }
 
@@ -219,11 +270,167 @@ def test_weights_of_ours_without_a_card_or_damaged_are_refused(project: Path, ph
     path.with_suffix(".json").write_text(
         json.dumps({"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "backbone": {"architecture": SMALL}, "views": VIEWS})
     )
-    with pytest.raises(DataError, match="not weights of ours with their card"):
+    with pytest.raises(DataError, match="not a safetensors file"):
         write(project, photos, path)
     path.with_suffix(".json").unlink()
-    with pytest.raises(DataError, match=r"backbone\.json: the card of the weights cannot be read"):
+    with pytest.raises(DataError, match=r"backbone\.json: no such card, so backbone\.safetensors is not of this program; give a"):
         write(project, photos, path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"backbone\.safetensors: no such file"):
+        write(project, photos, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda state: state["blocks.1.mlp.fc1.bias"].fill_(torch.nan),
+            "entry 'blocks.1.mlp.fc1.bias' has 64 NaN or infinite values of 64",
+        ),
+        (lambda state: state.update({"norm.bias": torch.zeros(64, dtype=torch.int32)}), "entry 'norm.bias' is strided int32"),
+        (lambda state: state.pop("head.weight"), "1 tensors missing (as head.weight)"),
+        (
+            lambda state: state.update({"position_embedding": torch.zeros(1, 4, 64)}),
+            "positions of shape (1, 4, 64) are not those of a square",
+        ),
+    ],
+)
+def test_new_profile_and_doctor_look_into_the_weights(
+    project: Path, photos: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], object], said: str
+) -> None:
+    made = write(project, photos, ours(tmp_path / "weights"))
+    require_inputs(load_profile(made.path), Workspace(root=project, profile="mine"))
+    path = ours(tmp_path / "weights", change)
+    with pytest.raises(DataError, match=re.escape(said)):
+        write(project, photos, path, name="another")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    made.path.write_text(re.sub(r"(checkpoint_sha256: )\S+", rf"\g<1>{digest}", made.path.read_text()))
+    with pytest.raises(DataError, match=re.escape(said)):
+        require_inputs(load_profile(made.path), Workspace(root=project, profile="mine"))
+
+
+def test_doctor_says_that_weights_are_gone(project: Path, photos: Path, tmp_path: Path) -> None:
+    made = write(project, photos, path := ours(tmp_path / "weights"))
+    path.unlink()
+    with pytest.raises(DataError, match=r"backbone\.safetensors: no such weights; correct backbone\.checkpoint in .*mine\.yaml"):
+        require_inputs(load_profile(made.path), Workspace(root=project, profile="mine"))
+
+
+OUTPUTS = ("data", "data/prepared", "data/prepared/mine", "checkpoints", "checkpoints/mine", "reports", "reports/mine/records/variants")
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_outputs_that_dvc_cannot_keep_are_refused_before_anything_runs(
+    project: Path, photos: Path, tmp_path: Path, output: str, kind: str
+) -> None:
+    (project / output).parent.mkdir(parents=True, exist_ok=True)
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        (project / output).symlink_to(tmp_path / "elsewhere")
+    else:
+        (project / output).touch()
+    said = f"{output}: is a link, and DVC keeps no outputs outside" if kind == "link" else f"{output}: is no folder"
+    with pytest.raises(DataError, match=said):
+        write(project, photos)
+    with pytest.raises(DataError, match=said):
+        require_inputs(load_profile(ROOT / "profiles" / "demo.yaml"), Workspace(root=project, profile="mine"))
+
+
+def test_an_output_that_cannot_be_written_is_named(project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "checkpoints").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "checkpoints")
+    with pytest.raises(DataError, match="checkpoints: cannot be written to, and a stage writes below it"):
+        write(project, photos)
+
+
+@pytest.mark.parametrize("output", ["data/prepared/mine", "checkpoints/mine"])
+def test_what_lies_where_dvc_would_clear_is_not_lost(project: Path, photos: Path, output: str) -> None:
+    (project / output).mkdir(parents=True)
+    (project / output / "thesis.txt").touch()
+    with pytest.raises(DataError, match=f"{output}: holds files, and DVC empties it"):
+        write(project, photos)
+    stage = "data" if "data" in output else "backbone"
+    (project / "dvc.lock").write_text(f"stages:\n  {stage}@mine:\n")  # an output of an earlier profile of this name
+    write(project, photos)
+
+
+@pytest.mark.parametrize("place", [".", "data/prepared/mine/photos", "checkpoints"])
+def test_images_are_no_output(project: Path, place: str) -> None:
+    (project / place).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(DataError, match=r"is or holds .*/mine, which a stage writes"):
+        write(project, project / place)
+
+
+def test_a_folder_whose_name_no_text_can_hold_is_refused(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"m\\udcfcll': its name is not UTF-8"):
+        write(project, fill(tmp_path / "m\udcfcll"))
+
+
+@pytest.mark.parametrize("name", ["a # b: {c}", 'quo"te \\n', "tab\tline\nend", "nel\x85 ls\u2028 del\x7f bom\ufeff", "é 😀", "${key}"])
+def test_a_folder_of_any_other_name_is_written_so_that_it_is_read(project: Path, tmp_path: Path, name: str) -> None:
+    made = write(project, fill(tmp_path / name))
+    data = load_profile(made.path).data
+    assert data.source == "image_folder"
+    assert data.root == entry(project)["images"] == str(tmp_path / name)
+
+
+STAGES = {
+    "four spaces": "profiles:\n    demo: {images: a, weights: b}\n",
+    "a later key": "profiles:\n  demo: {images: a, weights: b}\n\nmore: 1\n",
+    "a later comment": "profiles:\n  demo: {images: a, weights: b}\n# mine\n",
+    "an entry in lines": "profiles:\n  demo:\n    images: a\n    weights: b\nmore: [1]\n",
+    "no last line end": "profiles:\n  demo: {images: a, weights: b}",
+    "no profile": "profiles:\n",
+    "an earlier key": "more: 1\nprofiles:\n demo: {images: a, weights: b}\n",
+    "line ends of Windows": "profiles:\r\n  demo: {images: a, weights: b}\r\n",
+    "a byte order mark": "\ufeffprofiles:\n  demo: {images: a, weights: b}\n",
+    "a document's start": "---\nprofiles:\n  demo: {images: a, weights: b}\n",
+}
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_stages_are_entered_as_the_file_is_written(project: Path, photos: Path, kind: str) -> None:
+    (project / "stages.yaml").write_bytes(STAGES[kind].encode())
+    before = yaml.safe_load(STAGES[kind])
+    write(project, photos)
+    after = yaml.safe_load((project / "stages.yaml").read_bytes())
+    assert after.pop("profiles") == {**(before.pop("profiles") or {}), "mine": {"images": str(photos), "weights": ANY}}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"profiles: {demo: {images: a, weights: b}}\n", "key profiles is not written line by line; add to it by hand: mine: {images: "),
+        (b"profiles: [demo]\n", "key profiles is ['demo'], not a mapping of profiles"),
+        (b"stages: {}\n", "key profiles is 'missing', not a mapping of profiles"),
+        (b"# f\xfcr\nprofiles:\n", "stages.yaml, line 1: not UTF-8; save it as UTF-8"),
+        (b"profiles:\n demo: {\n", "not valid YAML"),
+        (b"profiles:\n demo: {}\n demo: {}\n", "line 3: not valid YAML: key demo is given twice"),
+    ],
+)
+def test_stages_that_cannot_be_added_to_stay_as_they_are(project: Path, photos: Path, content: bytes, said: str) -> None:
+    (project / "stages.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        write(project, photos)
+    assert (project / "stages.yaml").read_bytes() == content
+    assert not (project / "profiles" / "mine.yaml").exists()
+
+
+def test_doctor_says_what_dvc_lacks(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo, workspace = load_profile(ROOT / "profiles" / "demo.yaml"), Workspace(root=project, profile="demo")
+    (project / ".dvc").mkdir()
+    (project / ".dvc" / "config").touch()
+    with pytest.raises(Unavailable, match="not a git repository, which DVC needs; run git init there"):
+        require_inputs(demo, workspace)
+    (project / ".git").mkdir()
+    require_inputs(demo, workspace)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(Unavailable, match=r"user \d+ has no name, which DVC needs; set the environment variable USER"):
+        require_inputs(demo, workspace)
 
 
 def test_a_bad_folder_is_named_before_anything_is_written(project: Path, photos: Path) -> None:
@@ -239,7 +446,7 @@ def test_train_and_val_alone_say_what_to_rename(project: Path, tmp_path: Path) -
 
 
 def test_outside_of_a_project_it_says_where_to_go(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"stages\.yaml: not a file with a key profiles .*; run this in the project's folder"):
+    with pytest.raises(ConfigError, match=r"stages\.yaml: no such file; run this in the project's folder, or name it with --root"):
         write(tmp_path, photos)
 
 

@@ -3,6 +3,8 @@
 import ast
 import configparser
 import re
+import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -124,3 +126,13 @@ def test_tox_looks_for_the_tests_of_the_data_where_they_are() -> None:
     ]
     assert len(marked) >= 7
     assert not [file for file in marked if not any(file.is_relative_to(place) for place in places)]
+
+
+def test_the_demo_begins_in_an_archive_without_git_and_leaves_a_repository_alone(tmp_path: Path) -> None:
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    _, *arguments = shlex.split(tox["testenv:demo"]["commands_pre"])
+    (tmp_path / "folder").mkdir()
+    for folder in (tmp_path, tmp_path / "folder"):
+        subprocess.run([sys.executable, *arguments], cwd=folder, check=True, capture_output=True)
+    assert [path.parent for path in tmp_path.rglob(".git")] == [tmp_path]

@@ -4,16 +4,52 @@
 defect of ours and keeps its traceback (exit code 1, which `check` has for a miss as well).
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Line ends and other control characters, those that turn the direction of writing, and bytes of file names that are not UTF-8.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
+
+
+def escape_controls(text: str, *, keep: str = "") -> str:
+    r"""The text without what a terminal would obey or cannot show: ESC becomes \x1b, a byte that is not UTF-8 \xe9, for instance.
+
+    Args:
+        text: any string, such as the name of a file.
+        keep: control characters that stay.
+    """
+    return CONTROL.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds such a byte
+        return f"\\x{code - 0xDC00:02x}"
+    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}")
+
 
 def first_line(error: Exception) -> str:
     """The first line of another library's error, at most 120 characters; the class's name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return printable(line)
+
+
+def printable(text: str) -> str:
+    """A text of others, in which control characters are written as Python writes them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class LowbitVitError(Exception):
     """Base of every error whose message is meant for the user. Exit code 1."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, in which names and values that it quotes hold no line end and no other control character."""
+        return escape_controls(super().__str__())
 
 
 class ConfigError(LowbitVitError):
@@ -53,3 +89,25 @@ class Busy(LowbitVitError):
     """Another run holds the folder, or another process the device. Exit code 6."""
 
     exit_code = 6
+
+
+@contextmanager
+def reading(path: Path, what: str, advice: str) -> Iterator[None]:
+    """Around a library that reads a file which people bring: whatever it raises is one line that names the file.
+
+    Args:
+        path: the file.
+        what: what it is not; the library's first line follows in brackets.
+        advice: what to do.
+
+    Raises:
+        DataError: in place of any other exception.
+    """
+    try:
+        yield
+    except LowbitVitError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from error
+    except Exception as error:
+        raise DataError(f"{path}: {what} ({first_line(error)}); {advice}") from error

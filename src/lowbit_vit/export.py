@@ -4,9 +4,11 @@ The cell is that of a record, or the one that `mixed` runs for a plan file. The 
 weights in the workspace, so it is the model that the record measured; records of other code or weights are refused.
 """
 
+import difflib
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -90,7 +92,7 @@ def refuse_other_content(folder: Path) -> None:
 def _is_export(card: Path) -> bool:
     try:
         content = json.loads(card.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("kind") == "export"
 
@@ -100,7 +102,10 @@ def _recorded(profile: Profile, workspace: Workspace, name: str) -> Record:
     records = [record for study in STUDIES for record in read_records(workspace.records(study))]
     found = [record for record in records if name in (record.trial_id, record.trial.label, *map(label_of, record.trial.roles))]
     if not found:
-        raise ConfigError(f"export: no record of {profile.name} has the label or trial_id {name!r}, and a plan file ends in .json or .yaml")
+        near = difflib.get_close_matches(name, [record.trial.label for record in records], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"labels that can be exported: {_exportable(records)}"
+        what = f"no record of {profile.name} has the label or trial_id {name!r}, and a plan file ends in .json or .yaml"
+        raise ConfigError(f"export: {what}; {hint}")
     if len(found) > 1:
         ids = ", ".join(record.trial_id for record in found)
         raise ConfigError(f"export: {len(found)} records have the label {name!r}; give the trial_id of one: {ids}")
@@ -109,10 +114,17 @@ def _recorded(profile: Profile, workspace: Workspace, name: str) -> Record:
     if record.status != "success":
         raise DataError(f"export: {name!r} has no result ({record.status}: {record.reason}); choose another, or run it again")
     if trial.adaptation == "qlora":
-        raise ConfigError(f"export: {name!r} trains adapters on its low-bit weights (qlora); choose one with adaptation ptq or none")
+        why = "has adaptation qlora: its adapters were trained in the trial and are not kept"
+        raise ConfigError(f"export: {name!r} {why}; labels that can be exported: {_exportable(records)}")
     if trial.execution != "eager":
         raise ConfigError(f"export: {name!r} is another execution ({trial.execution}) of a model; choose the eager one")
     return record
+
+
+def _exportable(records: Sequence[Record]) -> str:
+    """Labels of variants of which the model can be made again."""
+    fit = [r for r in records if r.status == "success" and r.trial.adaptation != "qlora" and r.trial.execution == "eager"]
+    return ", ".join(dict.fromkeys(repr(r.trial.label) for r in fit if r.trial.study == "variants")) or "none"
 
 
 def _record_of_plan(trial: Trial, workspace: Workspace, origin: Origin) -> Record | None:
@@ -124,9 +136,11 @@ def _record_of_plan(trial: Trial, workspace: Workspace, origin: Origin) -> Recor
             why = _why_other(record, origin)
             if why is None:
                 return record
-            log.warning("export: the record of %s was made %s: the card holds no metrics", trial.trial_id, why)
+            log.warning("export: the record of %s was made %s: the model card holds no metrics", trial.trial_id, why)
             return None
-    log.warning("export: %s was not run, so the card holds no metrics (name the plan in the profile, key mixed.plans)", trial.trial_id)
+    log.warning(
+        "export: %s was not run, so the model card holds no metrics (name the plan in the profile, key mixed.plans)", trial.trial_id
+    )
     return None
 
 

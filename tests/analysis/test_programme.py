@@ -1,7 +1,8 @@
 """The programme's plan is the best of all plans, found by trying every one; ties and budgets out of reach are settled in words."""
 
 from dataclasses import replace
-from itertools import product
+from fractions import Fraction
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -89,6 +90,50 @@ def test_with_pair_terms_too_no_plan_within_the_bytes_has_less_kl(units: int, se
     assert optimum.value == pytest.approx(best, rel=1e-6, abs=1e-11)
 
 
+def far_apart(seed: int, decades: int, *, pairs: bool) -> Problem:
+    """Five units whose losses span so many decades; some are equal, some 0."""
+    random = np.random.default_rng(seed)
+    losses = 10.0 ** random.uniform(-decades, 0, size=4)
+    drawn = problem(5, seed)
+    choices = [
+        choice
+        if choice.weights == FORMATS[0]
+        else replace(choice, kl=float(random.choice([0.0, *losses, 10 ** random.uniform(-decades, 0)])))
+        for choice in drawn.choices
+    ]
+    linked = combinations([f"blocks.{unit}" for unit in (0, 2, 3)], 2) if pairs else ()
+    terms = [PairTerm(units=both, weights="nf4", kl=float(random.choice([-1, 1]) * random.choice(losses))) for both in linked]
+    return Problem(tuple(choices), drawn.base_bytes, None, tuple(terms))
+
+
+def exact(given: Problem, plan: list[Choice]) -> tuple[Fraction, int]:
+    """KL and bytes without rounding."""
+    taken = {(choice.unit, choice.weights.name) for choice in plan}
+    terms = [pair.kl for pair in given.pairs if {(unit, pair.weights) for unit in pair.units} <= taken]
+    return sum(map(Fraction, [*(choice.kl for choice in plan), *terms]), Fraction()), sum(choice.weight_bytes for choice in plan)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("decades", [3, 8, 12])
+def test_the_best_of_all_plans_is_found_exactly_however_far_apart_losses_lie(decades: int, pairs: bool) -> None:
+    for seed in range(12):
+        given_problem = far_apart(seed, decades, pairs=pairs)
+        plans = [
+            (*exact(given_problem, plan), tuple(given_problem.choices.index(choice) for choice in plan))
+            for plan in every_plan(given_problem)
+        ]
+        for share in (0.2, 0.5, 0.9):
+            room = given_problem.least("weight_bytes") + share * (BASE - given_problem.least("weight_bytes"))
+            chosen, optimum = solve(given_problem, Budget("weight_bytes", room), minimize="kl")
+            best = min(plan for plan in plans if plan[1] <= room - BASE)
+            assert tuple(map(given_problem.choices.index, chosen)) == best[2]
+            assert (optimum.value, optimum.bound, optimum.gap) == (given_problem.total(chosen, "kl"), optimum.value, 0)
+        for kl in (0.0, float(sorted(plans)[len(plans) // 2][0])):
+            chosen, _ = solve(given_problem, Budget("kl", kl), minimize="weight_bytes")
+            _, _, best_choices = min((size, loss, choices) for loss, size, choices in plans if loss <= kl)
+            assert tuple(map(given_problem.choices.index, chosen)) == best_choices
+
+
 def test_a_pair_that_costs_more_together_is_parted() -> None:
     alike = [
         Choice(unit=f"blocks.{unit}", weights=weights, weight_bytes=-size, kl=kl, flips=0.0)
@@ -102,6 +147,12 @@ def test_a_pair_that_costs_more_together_is_parted() -> None:
     assert [choice.weights.name for choice in apart] == ["high", "nf4", "nf4"]
     assert [choice.weights.name for choice in parted] == ["nf4", "high", "nf4"]
     assert optimum.value == pytest.approx(0.004)
+
+
+def test_pairs_of_more_units_than_can_be_tried_are_refused() -> None:
+    terms = tuple(PairTerm(units=both, weights="nf4", kl=1.0) for both in combinations([f"blocks.{unit}" for unit in range(11)], 2))
+    with pytest.raises(ConfigError, match=r"pairs link 11 units, 177,147 plans, at most 100,000 are tried; give one --format"):
+        solve(replace(problem(12, 0), pairs=terms), Budget("weight_bytes", BASE), minimize="kl")
 
 
 def test_of_equal_plans_the_earlier_units_stay_in_high_precision_whatever_the_order_of_solving() -> None:
@@ -121,6 +172,7 @@ def test_of_equal_plans_the_earlier_units_stay_in_high_precision_whatever_the_or
         (Budget("weight_bytes", 0.0), r"a budget of 0\.0000 MiB is none"),
         (Budget("ms", 0.0), r"a budget of 0\.0000 ms is none"),
         (Budget("ms", float("nan")), "is none"),
+        (Budget("weight_bytes", float("inf")), "a budget of inf MiB is none; give a positive number"),
         (Budget("ms", 9.9), r"within 9\.9000 ms; the nearest budget that one does is 9\.9700 ms"),
         (Budget("flips", -1), "a budget of -1 flips in 1,000 images is none"),
         (Budget("flips", float("nan")), "a budget of nan flips in 1,000 images is none"),

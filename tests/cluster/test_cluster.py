@@ -8,8 +8,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -41,6 +43,21 @@ def results(project: Path) -> dict[str, object]:
             arrays.read_bytes() if arrays.exists() else None,
         )  # fmt: skip
     return found
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+@pytest.mark.parametrize("kind", ["nothing listens", "another program listens"])
+def test_a_cluster_that_is_not_there_is_said_within_half_a_minute(tmp_path: Path, kind: str, form: str) -> None:
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = form.format(f"127.0.0.1:{other.getsockname()[1]}")
+        if kind == "nothing listens":
+            other.close()
+        start = time.monotonic()
+        ended = run(sys.executable, "-m", "lowbit_vit", "variants", "demo", cwd=tmp_path, env={**os.environ, "RAY_ADDRESS": address})
+    assert time.monotonic() - start < 60  # with the imports, on a machine that does other work
+    assert ended.returncode == 4
+    assert ended.stderr.splitlines()[-1].startswith(f"lowbit-vit: RAY_ADDRESS={address}: no cluster to work with: ")
 
 
 def test_dvc_repro_on_the_submitting_side_ends_with_the_files_of_a_local_run(tmp_path: Path, cluster: Cluster) -> None:

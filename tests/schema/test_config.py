@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 import yaml
 
+from fuzzing import EXAMPLES
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.cell_role import Reference
-from lowbit_vit.schema.config import Profile, Trial, load_profile, load_trial, load_trials
+from lowbit_vit.schema.config import Profile, Trial, load_profile, load_trial, load_trials, read_yaml, validate
 
 PROFILES = sorted((Path(__file__).parents[2] / "profiles").glob("*.yaml"))
 DEMO = next(path for path in PROFILES if path.stem == "demo")
@@ -91,6 +94,16 @@ def write_changed(folder: Path, change: dict[str, object]) -> Path:
         ({"variants.arms.0.compute_dtype": "tf32"}, ["variants.arms.0", "tf32 is a CUDA matmul mode"]),
         ({"variants.arms.1.weights": {"format": "nf4"}}, ["variants.arms.1.weights", "double_quantization", "required"]),
         ({"variants.arms.2.weights": {"format": "int8"}}, ["variants.arms.2.weights", "threshold", "required"]),
+        (
+            {"data.views.image_size": 9, "data.views.eval_resize": 9},
+            ["data.views.image_size 9 is not a multiple of the backbone's patch size", "nearest: 8"],
+        ),
+        (
+            {"lora": None, "backbone.architecture": "vit_b_32", "backbone.weights": "torchvision"}
+            | {"backbone.checkpoint": "x.pth", "backbone.checkpoint_sha256": "0" * 8}
+            | {"data.views.image_size": 32, "data.views.eval_resize": 32},
+            ["lora: null, but weights = torchvision get a new head, which the lora section trains"],
+        ),
         ({"lora": None}, ["variants.arms.0", "needs the lora section"]),
         ({"name": "demi"}, ["name", "'demi'", "'demo'"]),
     ],
@@ -105,6 +118,22 @@ def test_a_wrong_value_is_one_line_that_says_where_and_what_is_allowed(tmp_path:
     assert str(path) in message
     for part in said:
         assert part in message
+
+
+@pytest.mark.parametrize("label", ["NF4", " nf4", "NF4 "])
+def test_two_arms_of_one_label_are_an_error_that_names_it(tmp_path: Path, label: str) -> None:
+    content = yaml.safe_load(DEMO.read_text())
+    content["variants"]["arms"][0]["label"], content["variants"]["arms"][2]["label"] = "NF4", label
+    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=rf"demo\.yaml: key variants\.arms: two arms have the label '{label}'; give each its own"):
+        load_profile(tmp_path / "demo.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_profile_is_read_as_editors_write_it(tmp_path: Path, encoding: str, end: str) -> None:
+    (tmp_path / "demo.yaml").write_text(DEMO.read_text(), encoding=encoding, newline=end)
+    assert load_profile(tmp_path / "demo.yaml") == load_profile(DEMO)
 
 
 def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
@@ -127,7 +156,10 @@ def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
         (b"a: *nothing\n", "line 1: not valid YAML: found undefined alias 'nothing'"),
         (b"a: !!python/object:os.system x\n", "line 1: not valid YAML: could not determine a constructor"),
         (b"a: 2026-13-45\n", "not valid YAML: month must be in 1..12"),
-        (b"a: \xff\n", "not valid YAML: 'utf-8' codec can't decode byte 0xff"),
+        (b"a: 1\nb: \xff\n", "demo.yaml, line 2: not UTF-8; save it as UTF-8"),
+        ("a: ü\n".encode("utf-16"), "demo.yaml, line 1: not UTF-8; save it as UTF-8"),
+        (b"a: &a [*a]\n", "not what JSON can hold: Circular reference detected"),
+        (b"a: " + 5_000 * b"9", "Exceeds the limit"),
         (b"a: \0\n", "not valid YAML: unacceptable character #x0000"),
         (b"a: " + 100_000 * b"[", "not valid YAML: maximum recursion depth exceeded"),
         (b"? [name]\n: demo\n", "keys must be str"),
@@ -143,7 +175,75 @@ def test_what_is_no_mapping_in_yaml_is_one_line_that_says_where(tmp_path: Path, 
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_profile_names_those_that_are_there() -> None:
+SHORT = """views: &views {image_size: 8, eval_resize: 9, train_resize: 10, mean: [0.5, 5e-1, .5], std: [0.25, 0.25, 0.25]}
+# a comment
+arms:
+- {label: "NF4, é", weights: {format: nf4, double_quantization: yes}, seeds: [0, 0x1]}
+- label: >-
+    folded
+  <<: *views
+date: 2026-11-30
+"""
+
+
+MARKS = ('"', "'", ":", ": ", "- ", "\n", "\t", "  ", "&a ", "*a", "!!int ", "#", "{", "}", "[", "]", "|", "%", "---\n", "\0")
+ODD_TEXTS = (".nan", "1e999", "9" * 5_000, "\x1b[1m", "\ud800")
+ODD_VALUES: tuple[Any, ...] = (
+    *(None, True, -1, 10**400, 1e308, float("nan"), "", "\udcff", "\x1b[1m"),
+    *([], [[]], {}, {1: 2}, {"a": [None]}, {(1,): 2}),
+)
+
+
+def mutated(text: str, random: Random) -> bytes:
+    """Characters that mean something to YAML, in other places; bytes that are no UTF-8; pieces doubled, moved or left out."""
+    for _ in range(random.choice((1, 1, 2, 5))):
+        start, end = sorted(random.randrange(len(text) + 1) for _ in range(2))
+        piece = random.choice((random.choice(MARKS), random.choice(ODD_TEXTS), text[start : start + 30]))
+        text = text[:start] + piece + text[random.choice((start, start + 1, end)) :]
+    content = text.encode("utf-8", "surrogatepass")
+    return content if random.random() < 0.9 else content.replace(b"a", bytes([random.randrange(256)]), 1)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("kind", ["text", "values"])
+def test_a_mutated_profile_is_a_value_or_is_one_line(tmp_path: Path, kind: str) -> None:
+    random, path, refusals = Random(kind), tmp_path / "demo.yaml", []
+    demo = json.dumps(read_yaml(DEMO))
+    for _ in range(EXAMPLES // 2):
+        try:
+            if kind == "text":
+                path.write_bytes(mutated(SHORT, random))
+                validate(Profile, read_yaml(path), path)
+            else:
+                validate(Profile, mixed_up(json.loads(demo), random), path)
+        except ConfigError as error:
+            refusals.append(str(error))
+    assert len(refusals) > EXAMPLES // 8
+    assert [message for message in refusals if not (message.startswith(str(path)) and message.isprintable())] == []
+
+
+def mixed_up(document: dict[Any, Any], random: Random) -> dict[Any, Any]:
+    """Values of other types, ranges and places, and keys of other names and types."""
+    for _ in range(random.choice((1, 2))):
+        place: Any = document
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = random.choice(keys)
+            if not isinstance(place[key], dict | list) or random.random() < 0.2:
+                place[key] = random.choice((*ODD_VALUES, place, document))
+                if isinstance(place, dict) and random.random() < 0.2:
+                    place[random.choice((f"{key}s", 7, None, "\ud800"))] = place.pop(key)
+                break
+            place = place[key]
+    return document
+
+
+def test_a_missing_profile_names_those_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such profile; there is none; run this in the project's folder, or name it with --root"):
+        load_profile(tmp_path / "profiles" / "mine.yaml")
+
     with pytest.raises(ConfigError, match="there are: demo, paper, scratch"):
         load_profile(DEMO.with_name("none.yaml"))
 

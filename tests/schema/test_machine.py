@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema import machine
 from lowbit_vit.schema.config import AttentionName, Execution, load_profile
-from lowbit_vit.schema.machine import Gpu, doctor, provenance, visible_gpu, why_driver_too_old, why_unavailable
+from lowbit_vit.schema.machine import Gpu, doctor, environment_number, provenance, visible_gpu, why_driver_too_old, why_unavailable
 from lowbit_vit.schema.plan import FP8, W8A8, FusedNF4, Int8, Weights, uniform
 from lowbit_vit.schema.record import Provenance
 
@@ -142,3 +143,19 @@ def test_doctor_finds_the_cpu_arms_of_demo_runnable() -> None:
     for row in doctor(load_profile(ROOT / "profiles" / "demo.yaml")):
         if row.device == "cpu" and row.execution == "eager":
             assert row.reason is None, row
+
+
+@pytest.mark.parametrize(("text", "number"), [("", 7), (" ", 7), ("2", 2), ("4,2", 4), (" 3 ", 3), ("1.5", 1.5)])
+def test_a_number_of_the_environment_is_read_as_openmp_does(monkeypatch: pytest.MonkeyPatch, text: str, number: float) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert environment_number("OMP_NUM_THREADS", 7, least=1) == number
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert environment_number("OMP_NUM_THREADS", 7, least=1) == 7
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-3", "nan", "inf", "1e999", ",4", "\x1b[1m", "9" * 5_000])
+def test_what_is_no_number_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    with pytest.raises(ConfigError, match=r"^environment variable OMP_NUM_THREADS='.*': expected a number, at least 1") as raised:
+        environment_number("OMP_NUM_THREADS", 7, least=1)
+    assert str(raised.value).isprintable()

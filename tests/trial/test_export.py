@@ -50,7 +50,7 @@ def test_a_plan_that_was_not_run_is_exported_without_metrics(
     assert card.measured is None
     assert card.plan_file is not None
     assert card.plan_file.name == "by-hand"
-    assert "was not run, so the card holds no metrics" in caplog.text
+    assert "was not run, so the model card holds no metrics" in caplog.text
     _, converted = read_export(tmp_path / "far" / "model")
     formats = converted.plan.resolve(linear_names(2))
     assert [name for name, weights in formats.items() if weights.name == "int8-0"] == ["blocks.1.mlp.fc1"]
@@ -182,13 +182,17 @@ def test_metrics_of_other_code_are_left_out_of_a_plans_card(
     trial = plan_cell(profile, load_plan_file(plan))
     write_record(of_other("code", run_trial(trial, place, tmp_path / "run")), place.records("mixed"))
     assert export_model(profile, place, str(plan), tmp_path / "model").measured is None
-    assert "was made by other code: the card holds no metrics" in caplog.text
+    assert "was made by other code: the model card holds no metrics" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"adaptation": "qlora"}, ConfigError, "trains adapters on its low-bit weights (qlora)"),
+        (
+            {"adaptation": "qlora"},
+            ConfigError,
+            "has adaptation qlora: its adapters were trained in the trial and are not kept; labels that can be exported:",
+        ),
         ({"execution": "cuda_graph", "device": "cuda", "attention": "math"}, DataError, "has no result (skipped: needs CUDA"),
         ({"plan": uniform(NF4(format="nf4", double_quantization=False), "bf16"), "label": "other"}, ConfigError, "no record of demo has"),
     ],

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from lowbit_vit.errors import DataError
+from lowbit_vit.errors import DataError, first_line
 from lowbit_vit.schema.predictions import COLUMNS, Predictions, check_predictions, predictions_of
 from lowbit_vit.schema.record import Record, parse_json, parse_record, write_atomic
 
@@ -206,7 +206,7 @@ def _record(row: dict[str, Any], calls: pl.DataFrame | None, source: str, folder
         try:
             content[name] = None if row[name] is None else parse_json(row[name])
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{source}: column {name}: not JSON ({str(error).splitlines()[0]}); {_AGAIN}") from error
+            raise DataError(f"{source}: column {name}: not JSON ({first_line(error)}); {_AGAIN}") from error
     if not isinstance(content["trial"], dict) or "study" in content["trial"]:
         raise DataError(f"{source}: column trial: must be a JSON object without the key study, which has a column; {_AGAIN}")
     content["trial"]["study"] = row["study"]

@@ -1,27 +1,26 @@
-"""The integer programme behind `allocate`: each unit takes one format, a total stays within a budget, another is least.
+"""The choice behind `allocate`: each unit takes one format, a total stays within a budget, another is least.
 
-scipy's MILP (HiGHS), solved to a gap of 0. Of equally good plans the one of fewer bytes is taken, then the one that quantizes later
-units, so the choice is the same on every machine.
+Dynamic programming over the units: of the plans for the units so far, those are kept than which no other takes less of the budget and is
+better. Sums are of whole numbers, so nothing is rounded, however many decades the losses span. Of equally good plans the one of fewer
+bytes is taken (of equally small ones that of less KL), then the one that quantizes later units: the choice is the same everywhere.
+
+Source: Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, 11.5, the multiple-choice knapsack problem.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from fractions import Fraction
+from itertools import groupby, product
+from math import ceil, floor, inf, lcm, prod
 from operator import attrgetter
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
-
-from lowbit_vit.errors import ConfigError, LowbitVitError
+from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.allocation import Optimum
 from lowbit_vit.schema.plan import WeightFormat
 
 MIB = 2**20
 Quantity = Literal["weight_bytes", "kl", "flips", "ms", "gradient"]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,9 @@ class Budget:
         """No flips and no KL may be asked for: high precision has none.
 
         Raises:
-            ConfigError: the limit is not positive.
+            ConfigError: the limit is not a positive number.
         """
-        if not (self.limit > 0 or (self.quantity in ("flips", "kl") and self.limit == 0)):
+        if not (0 < self.limit < inf or (self.quantity in ("flips", "kl") and self.limit == 0)):
             raise ConfigError(f"allocate: a budget of {self.words} is none; give a positive number")
 
 
@@ -117,93 +116,87 @@ def solve(problem: Problem, budget: Budget, *, minimize: Quantity) -> tuple[list
     """The best plan within the budget, one choice a unit in order.
 
     Raises:
-        ConfigError: the budget is not positive, or below what any plan needs (the message says how much that is).
-        LowbitVitError: the solver gave no proven optimum.
+        ConfigError: the budget is not a positive number, or below what any plan needs (the message says how much that is), or pairs
+            link too many units.
     """
-    least = problem.least(budget.quantity)
     budget.require_some()
-    if budget.limit < least:
-        nearest = _round_up(budget.quantity, least)
+    units, factor = _options(problem, budget.quantity, minimize)
+    rounding = Fraction(1, 10**9) if budget.quantity == "ms" else 0  # shares of a measured latency were rounded when it was divided
+    limit = floor((Fraction(budget.limit) * (1 + rounding) - Fraction(problem.total([], budget.quantity))) * factor)
+    least = [min(weight for weight, _, _ in options) for options in units]
+    plans: list[_Plan] = [(0, 0, ())]
+    for at, options in enumerate(units, start=1):
+        room = limit - sum(least[at:])
+        grown = (
+            (weight + more, rank + worse, chosen + added)
+            for weight, rank, chosen in plans
+            for more, worse, added in options
+            if weight + more <= room
+        )
+        plans = _undominated(grown)
+    if not plans:
+        nearest = _round_up(budget.quantity, problem.least(budget.quantity))
         raise ConfigError(f"allocate: no plan keeps within {budget.words}; the nearest budget that one does is {nearest}")
-    programme = _Programme(problem)
-    programme.limit(budget.quantity, budget.limit - problem.total([], budget.quantity))
-    value, bound = programme.minimize(minimize)
-    # Of equally good plans, the smaller one, and then that of the later units: no choice is left to the solver.
-    programme.limit(minimize, value + 1e-9 * max(abs(value), programme.scale(minimize)))
-    if minimize != "weight_bytes":
-        smallest, _ = programme.minimize("weight_bytes")
-        programme.limit("weight_bytes", smallest + 0.5)
-    chosen = programme.settle()
-    within = problem.total(chosen, budget.quantity)
-    if within > budget.limit * (1 + 1e-9):
-        raise LowbitVitError(f"allocate: the solver's plan takes {_words(budget.quantity, within)}, more than the budget of {budget.words}")
-    base = problem.total([], minimize)
+    chosen = [problem.choices[index] for index in sorted(plans[-1][2])]
     named: Literal["kl", "flips", "gradient", "weight_bytes"] = "kl" if minimize == "ms" else minimize
-    gap = abs(value - bound) / max(abs(value + base), 1e-300)
-    return chosen, Optimum(minimized=named, value=value + base, bound=bound + base, gap=0.0 if gap < 1e-9 else gap)
+    value = problem.total(chosen, minimize)
+    return chosen, Optimum(minimized=named, value=value, bound=value, gap=0.0)
 
 
 def _round_up(quantity: Limited, least: float) -> str:
     """A budget in words that is surely enough: four digits, rounded up."""
     unit = MIB if quantity == "weight_bytes" else 1
-    return _words(quantity, np.ceil(least / unit * 1e4) / 1e4 * unit)
+    return _words(quantity, ceil(least / unit * 1e4) / 1e4 * unit)
 
 
-class _Programme:
-    """The binary programme: one variable a choice, one of each unit's is 1; then one a pair, the product of two of those.
+# Of a plan for some units: what it takes of the budget, its rank (the less, the better), and the places of its choices. The first two are
+# whole numbers, whose sums are exact.
+_Plan = tuple[int, int, tuple[int, ...]]
+_MOST_LINKED = 100_000  # plans for the units that pairs link: all are tried, some 10 us each
 
-    A product p of binary a and b is linear: p <= a, p <= b, p >= a + b - 1 (Fortet, Revue francaise de recherche operationnelle 4, 1960).
+
+def _undominated(plans: Iterable[_Plan]) -> list[_Plan]:
+    """The plans than which no other takes as little and is as good, from the one that takes least to the best."""
+    kept: list[_Plan] = []
+    for plan in sorted(plans):
+        if not kept or plan[1] < kept[-1][1]:
+            kept.append(plan)
+    return kept
+
+
+def _options(problem: Problem, limited: Quantity, minimize: Quantity) -> tuple[list[list[_Plan]], int]:
+    """What each unit may be, and what the budget's quantity is multiplied by. Units that pairs link come first, as if they were one.
+
+    Raises:
+        ConfigError: pairs link too many units.
     """
-
-    def __init__(self, problem: Problem) -> None:
-        self._units, self._choices = problem.units, problem.choices
-        self._pair_kl = np.array([pair.kl for pair in problem.pairs], dtype=np.float64)
-        width = len(self._choices) + len(problem.pairs)
-        unit = np.repeat(np.arange(len(self._units)), list(map(len, self._units)))
-        one_each = csr_array((np.ones(len(unit)), (unit, np.arange(len(unit)))), shape=(len(self._units), width))
-        self._constraints = [LinearConstraint(one_each, lb=1, ub=1)]
-        place = {(choice.unit, choice.weights.name): index for index, choice in enumerate(self._choices)}
-        for index, pair in enumerate(problem.pairs):
-            row = np.zeros((3, width))
-            both = [place[name, pair.weights] for name in pair.units]
-            row[0, both[0]] = row[1, both[1]] = -1
-            row[2, both] = 1
-            row[:, len(self._choices) + index] = (1, 1, -1)
-            self._constraints.append(LinearConstraint(row, ub=(0, 0, 1)))
-
-    def scale(self, quantity: Quantity) -> float:
-        """The greatest that one choice has of a quantity; 1 if none has any."""
-        return float(np.abs(self._values(quantity)).max()) or 1.0
-
-    def limit(self, quantity: Quantity, most: float) -> None:
-        """Add a row: the sum over what is chosen is at most `most`. Scaled, for the solver's tolerance is absolute: 1e-6."""
-        scale = self.scale(quantity) / 1e4
-        self._constraints.append(LinearConstraint(self._values(quantity)[None, :] / scale, ub=most / scale))
-
-    def minimize(self, quantity: Quantity) -> tuple[float, float]:
-        """The least sum, and its lower bound."""
-        scale = self.scale(quantity) / 1e4
-        solution, bound = self._solve(self._values(quantity) / scale)
-        return float(self._values(quantity) @ solution), bound * scale
-
-    def settle(self) -> list[Choice]:
-        """What is chosen where all else is equal: high precision for earlier units, formats in the order that they were given in."""
-        order = [place * (len(self._units) - at) for at, choices in enumerate(self._units) for place in range(len(choices))]
-        solution, _ = self._solve(np.append(order, np.zeros_like(self._pair_kl)))
-        return [choice for choice, taken in zip(self._choices, solution, strict=False) if taken > 0.5]
-
-    def _values(self, quantity: Quantity) -> Floats:
-        own = np.array([getattr(choice, quantity) for choice in self._choices], dtype=np.float64)
-        return np.concatenate([own, self._pair_kl if quantity == "kl" else np.zeros_like(self._pair_kl)])
-
-    def _solve(self, costs: Floats) -> tuple[Floats, float]:
-        result = milp(
-            costs,
-            integrality=np.ones(len(costs), dtype=np.int64),
-            bounds=Bounds(0, 1),
-            constraints=self._constraints,
-            options={"mip_rel_gap": 0.0},
+    weights, factor = _whole(problem, limited)
+    first, _ = _whole(problem, minimize)
+    second, _ = _whole(problem, limited if minimize == "weight_bytes" else "weight_bytes")
+    above = 2 * sum(map(abs, second)) + 1  # the second decides where the first is equal, and nowhere else
+    ranks = [one * above + other for one, other in zip(first, second, strict=True)]
+    place = {(choice.unit, choice.weights.name): index for index, choice in enumerate(problem.choices)}
+    terms = {
+        index: {place[unit, pair.weights] for unit in pair.units} for index, pair in enumerate(problem.pairs, start=len(problem.choices))
+    }
+    units = [[place[choice.unit, choice.weights.name] for choice in choices] for choices in problem.units]
+    linked = [unit for unit in units if any(both & set(unit) for both in terms.values())]
+    count = prod(map(len, linked))
+    if count > _MOST_LINKED:
+        raise ConfigError(
+            f"allocate: pairs link {len(linked)} units, {count:,} plans, at most {_MOST_LINKED:,} are tried; give one --format"
         )
-        if result.status != 0 or result.x is None:
-            raise LowbitVitError(f"allocate: the solver found no proven optimum: {str(result.message).splitlines()[0]}")
-        return np.round(result.x), float(result.mip_dual_bound)
+    joint: list[_Plan] = []
+    for chosen in product(*linked):
+        parts = [*chosen, *(index for index, both in terms.items() if both <= set(chosen))]
+        joint.append((sum(weights[part] for part in parts), sum(ranks[part] for part in parts), chosen))
+    alone: list[list[_Plan]] = [[(weights[index], ranks[index], (index,)) for index in unit] for unit in units if unit not in linked]
+    return [joint, *alone], factor
+
+
+def _whole(problem: Problem, quantity: Quantity) -> tuple[list[int], int]:
+    """What each choice, then each pair, has of a quantity, all multiplied by one number that makes them whole, and that number."""
+    pairs = [pair.kl if quantity == "kl" else 0.0 for pair in problem.pairs]
+    values = [Fraction(value) for value in (*map(attrgetter(quantity), problem.choices), *pairs)]
+    factor = lcm(*(value.denominator for value in values))
+    return [int(value * factor) for value in values], factor

@@ -36,10 +36,9 @@ def compare(
     if markdown:
         print(to_markdown(table), *(f"- {escape_markdown(note)}" for note in notes), sep="\n")
         return
-    screen = console(piped_width=180)
-    screen.print(to_terminal(table))
+    console(piped_width=180).print(to_terminal(table))
     for note in notes:
-        screen.print(note, soft_wrap=True, markup=False, highlight=False)
+        print(note)
 
 
 @app.command(epilog="Example: lowbit-vit check demo reports/reference/cpu")

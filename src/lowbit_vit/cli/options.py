@@ -1,5 +1,6 @@
 """Options that several verbs take, and how a verb opens its profile and prints a table."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import Profile, load_profile
 from lowbit_vit.schema.workspace import Workspace
 
@@ -25,9 +27,15 @@ def open_profile(name: str, root: Path, reports: Path | None = None) -> tuple[Pr
 
     Raises:
         ConfigError: there is no such profile, or it is wrong.
+        DataError: in a stage of DVC: its outputs cannot be kept.
     """
+    if Path(name).name != name:
+        raise ConfigError(f"PROFILE {name}: a path; give the name of a file in profiles/ without .yaml, and the project with --root")
     workspace = Workspace(root=root.resolve(), profile=name, elsewhere=None if reports is None else reports.resolve())
-    return load_profile(workspace.profile_file), workspace
+    profile = load_profile(workspace.profile_file)
+    if "DVC_STAGE" in os.environ:
+        workspace.require_outputs()
+    return profile, workspace
 
 
 def console(*, piped_width: int = 140) -> Console:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lowbit_vit.cli.options import HERE, ProfileName, Root, console, open_profile
-from lowbit_vit.errors import ConfigError, DataError
+from lowbit_vit.errors import ConfigError, DataError, escape_controls
 from lowbit_vit.schema.config import Device, Execution, Profile
 from lowbit_vit.schema.workspace import Workspace
 
@@ -151,21 +151,39 @@ def export(
 @app.command(epilog="Example: lowbit-vit predict exported rose.jpg tulip.jpg")
 def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="what lowbit-vit export wrote")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="files")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="files, folders, or quoted patterns such as 'photos/**/*.jpg'")],
     top: Annotated[int, typer.Option("--top", min=1, help="classes to print of each image")] = 5,
     device: Annotated[Device, typer.Option("--device", help="to run on")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
 ) -> None:
-    """Print the most likely classes of images with their probabilities: a table, or where stdout is no terminal, lines with tabs."""
-    from lowbit_vit.report.columns import to_terminal
-    from lowbit_vit.report.terminal import prediction_lines, prediction_table
-    from lowbit_vit.trial.predictor import load
+    """Print the most likely classes of images with their probabilities: a table, or where stdout is no terminal, lines with tabs.
 
-    found = load(model, device).predict(images)
-    predictions = [(str(image), prediction.top(top)) for image, prediction in zip(images, found, strict=True)]
-    if sys.stdout.isatty():
-        console().print(to_terminal(prediction_table(predictions)))
-    else:
+    Images that cannot be read are listed on stderr after the others' classes; the exit code is then 3.
+    """
+    from lowbit_vit.data.folder import find_images
+    from lowbit_vit.report.columns import to_terminal
+    from lowbit_vit.report.terminal import prediction_json, prediction_lines, prediction_table
+    from lowbit_vit.trial.predictor import Faults, load
+
+    predictor = load(model, device)
+    files, faults = find_images(images)
+    unread: Faults = {}
+    found = predictor.predict(files, faults=unread) if files else []
+    read = [str(file) for place, file in enumerate(files) if place not in unread]
+    predictions = [(file, prediction.top(top)) for file, prediction in zip(read, found, strict=True)]
+    faults += [(str(files[place]), str(fault).removeprefix(escape_controls(f"{files[place]}: "))) for place, fault in unread.items()]
+    if as_json:
+        print(prediction_json(predictions, faults), end="")
+    elif not sys.stdout.isatty():
         print(prediction_lines(predictions), end="")
+    elif predictions:
+        console().print(to_terminal(prediction_table(predictions)))
+    sys.stdout.flush()
+    for image, reason in faults[:-1]:
+        print(f"lowbit-vit: {escape_controls(f'{image}: {reason}')}", file=sys.stderr)
+    if faults:
+        image, reason = faults[-1]
+        raise DataError(f"{image}: {reason}; images not predicted: {len(faults)} of {len(faults) + len(predictions)}")
 
 
 def _best_plan(

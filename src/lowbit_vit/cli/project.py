@@ -112,9 +112,13 @@ def config(profile: ProfileName, root: Root = HERE) -> None:
 
 @app.command(epilog="Example: lowbit-vit doctor demo")
 def doctor(profile: Annotated[str, typer.Argument(metavar="[PROFILE]")] = "demo", root: Root = HERE) -> None:
-    """Say what this machine can run, arm by arm, and why not."""
+    """Say what this machine can run, arm by arm, and why not; then look into images, weights and the folders to write to."""
+    from lowbit_vit.new_profile import require_inputs
     from lowbit_vit.report.columns import to_terminal
     from lowbit_vit.report.terminal import doctor_table
+    from lowbit_vit.study.cells import cells
 
-    settings, _ = open_profile(profile, root)
+    settings, workspace = open_profile(profile, root)
     console().print(to_terminal(doctor_table(settings)))
+    cells(settings, "variants")  # which two arms are one trial is known without the data
+    require_inputs(settings, workspace)

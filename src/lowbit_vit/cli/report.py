@@ -57,13 +57,9 @@ def show(
     if markdown:
         print(to_markdown(table), end="")
         return
-    screen = console()
-    screen.print(to_terminal(table))
+    console().print(to_terminal(table))
     page = workspace.reports / "report.html"
-    if page.is_file():
-        screen.print(f"The page: {page}", soft_wrap=True)
-    else:
-        screen.print(f"No page yet: lowbit-vit report {profile}")
+    print(f"The page: {page}" if page.is_file() else f"No page yet: lowbit-vit report {profile}")
 
 
 @app.command(epilog="Example: lowbit-vit claims demo")

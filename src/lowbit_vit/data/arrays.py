@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError, model_validator
 
 from lowbit_vit.data.source import Split
-from lowbit_vit.errors import DataError
+from lowbit_vit.errors import DataError, first_line
 from lowbit_vit.schema.config import Views, one_line
 from lowbit_vit.schema.plan import Frozen
 from lowbit_vit.schema.record import file_digest
@@ -182,7 +182,7 @@ def _map_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     try:
         array: npt.NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: missing or damaged ({error}); run lowbit-vit data {path.parent.name}") from error
+        raise DataError(f"{path}: missing or damaged ({first_line(error)}); run lowbit-vit data {path.parent.name}") from error
     if array.shape != shape or array.dtype != np.uint8:
         found = f"{array.dtype} {list(array.shape)}"
         raise DataError(f"{path}: holds {found}, expected uint8 {list(shape)}; delete it and run lowbit-vit data {path.parent.name}")

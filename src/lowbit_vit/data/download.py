@@ -19,7 +19,7 @@ import requests
 from lowbit_vit import __version__
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.data.remote_files import FLOWERS, WEIGHTS, RemoteFile, check_file, find_fault
-from lowbit_vit.errors import DataError, Unavailable
+from lowbit_vit.errors import DataError, Unavailable, first_line
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def unpack(archive: Path, folder: Path) -> None:
             for entry in sorted(Path(working).iterdir()):
                 entry.rename(folder / entry.name)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"{archive}: could not be unpacked ({error}); delete it and fetch it again") from error
+        raise DataError(f"{archive}: could not be unpacked ({first_line(error)}); delete it and fetch it again") from error
     except OSError as error:
         raise DataError(f"{archive}: could not be unpacked into {folder} ({error.strerror or error})") from error
 

@@ -11,9 +11,11 @@ val: the draw can be repeated by hand, and adding a file moves few others. Every
 """
 
 import csv
+import glob
 import hashlib
 import io
 import logging
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -97,6 +99,42 @@ def list_images(config: FolderData, root: Path) -> Source:
     splits = _draw(splits, names, config)
     description = f"images of the folder {place.name}, {_split_words(config)}"
     return check_source(Source(str(place), names, {split: splits[split] for split in SPLITS}, description))
+
+
+def find_images(places: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The files that places stand for, in order: a file itself, a folder the images below it, a pattern (`*`, `?`, `**`) its matches.
+
+    In folders links are followed; the log counts what is passed over there. A place that is not there is returned as a file.
+
+    Returns:
+        The files, and each folder that has none, with the reason.
+    """
+    files: list[Path] = []
+    faults: list[tuple[str, str]] = []
+    passed_over = 0
+    for place in places:
+        matches = [] if os.path.lexists(place) else sorted(glob.glob(place, recursive=True))  # noqa: PTH207  (Path.glob takes no absolute one)
+        for match in matches or [place]:
+            if not os.path.isdir(match):  # noqa: PTH112  (Path.is_dir raises where a name is too long)
+                files.append(Path(match))
+                continue
+            before = len(files) + len(faults)
+            walk = os.walk(
+                match, followlinks=True, onerror=lambda error: faults.append((error.filename, f"could not be listed ({error.strerror})"))
+            )
+            for folder, folders, names in walk:
+                here = Path(folder)
+                images = [here / name for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
+                images = [path for path in images if path.is_file() or path.is_symlink()]  # reading a pipe would not end
+                inner = [name for name in sorted(folders) if not name.startswith(".") and name.lower() not in NOT_DATA]
+                folders[:] = [name for name in inner if not here.resolve().is_relative_to((here / name).resolve())]  # no link upwards
+                passed_over += len(names) - len(images)
+                files += images
+            if len(files) + len(faults) == before:
+                faults.append((match, "no images below it, by their names"))
+    if passed_over:
+        log.warning("passed over %d files that are hidden, or no images by their names", passed_over)
+    return files, faults
 
 
 def find_layout(folder: Path) -> FolderLayout:

@@ -60,7 +60,7 @@ def progress_bar(title: str, total: float, unit: str) -> Iterator[Bar]:
         total: units in all.
         unit: in the plural.
     """
-    name, bar = TextColumn("{task.description}"), BarColumn(bar_width=20)
+    name, bar = TextColumn("{task.description}", markup=False), BarColumn(bar_width=20)
     amount, left = AmountColumn(unit), TimeRemainingColumn(elapsed_when_finished=True)
     with Progress(name, bar, amount, left, console=Console(stderr=True)) as progress:
         yield Bar(progress, progress.add_task(title, total=total), (name, amount, left))

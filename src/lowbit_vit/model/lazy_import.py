@@ -15,11 +15,15 @@ does for torch, makes it load. Here `sys.modules` says whether the library was r
 """
 
 import importlib
+import logging
 import sys
 from types import ModuleType
 from typing import Any
 
 from lowbit_vit.errors import Unavailable
+
+# On a CPU it advises at every import to install a package that fetches other kernels: with them, numbers would be others (docs/predict.md).
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class Deferred:

@@ -81,6 +81,8 @@ def load_model(path: Path, *, attention: AttentionName, device: torch.device | s
         facts = card["model"]
         plan = Plan.model_validate(facts["plan"])
         arch = Architecture(**facts["architecture"])
+        if arch.depth > len(state):  # ahead of making so many blocks
+            raise ValueError(f"{arch.depth} blocks, but {len(state)} tensors")
         model = VisionTransformer.empty(arch, num_classes=facts["num_classes"], attention=attention, qkv=facts["qkv"], device="meta")
         _fill(model, plan, {name.replace(_BASE, "."): tensor for name, tensor in state.items() if ".lora_" not in name})
         if facts["adapters"] is not None:
@@ -91,8 +93,8 @@ def load_model(path: Path, *, attention: AttentionName, device: torch.device | s
     except ValidationError as error:
         raise DataError(f"{path.with_suffix('.json')}: {one_line(error)}") from None
     except ConfigError as error:
-        raise DataError(f"{path.with_suffix('.json')}: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, LowbitVitError) as error:
+        raise DataError(f"{path.with_suffix('.json')}: {first_line(error)}") from None
+    except Exception as error:  # whatever torch and bitsandbytes raise about tensors and sizes that do not fit
         raise DataError(f"{path}: not a saved model ({first_line(error)}); delete it and its card and save it again") from error
     return model.eval()
 
@@ -113,6 +115,8 @@ def _fill(model: VisionTransformer, plan: Plan, state: dict[str, Tensor]) -> Non
     absent = [name for name in missing if name.rpartition(".")[0] not in formats]
     if absent or unknown:
         raise ValueError(f"{len(absent)} tensors missing, {len(unknown)} left over, as {(absent or unknown)[0]}")
+    if model.patch_embedding.weight.dtype != precision.compute_dtype(plan):
+        raise ValueError(f"its tensors are {model.patch_embedding.weight.dtype}, the plan's compute_dtype is {plan.compute_dtype}")
     _require_formats(model, plan)
     precision.fuse_blocks(model)
 

@@ -29,7 +29,7 @@ class Architecture:
     """The sizes that define one ViT.
 
     Raises:
-        ConfigError: the patches do not tile the image, or the heads do not divide the width.
+        ConfigError: a size is no positive whole number, the patches do not tile the image, or the heads do not divide the width.
     """
 
     name: str
@@ -41,6 +41,9 @@ class Architecture:
     mlp_width: int
 
     def __post_init__(self) -> None:
+        for key, size in vars(self).items():
+            if key != "name" and (type(size) is not int or size < 1):
+                raise ConfigError(f"{self.name}: {key} {size!r} must be a positive whole number")
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"{self.name}: views.image_size {self.image_size} is not a multiple of the patch size {self.patch_size}; "

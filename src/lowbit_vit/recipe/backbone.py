@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lowbit_vit.data.arrays import Dataset, ImageSet, load_dataset
 from lowbit_vit.data.remote_files import FLOWERS_LICENCE, TEACHER_LICENCE, WEIGHTS, Licence
 from lowbit_vit.errors import ConfigError, DataError, Unavailable
-from lowbit_vit.model.checkpoint import fit_positions, load_state, load_torchvision, restore, save_state
+from lowbit_vit.model.checkpoint import fit_positions, load_given, load_state, restore, save_state
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.lora import attach, merge, trainable_parameters
 from lowbit_vit.model.precision import matmul_mode
@@ -115,15 +115,8 @@ def _restore_given(model: VisionTransformer, profile: Profile, workspace: Worksp
     """
     config = profile.backbone
     path = workspace.root / str(config.checkpoint)
-    kept, theirs = False, None
-    if config.weights == "ours":
-        state, theirs = load_state(path)
-        if not theirs["sha256"].startswith(str(config.checkpoint_sha256)):
-            known = f"sha256 {theirs['sha256'][:16]}... does not start with {config.checkpoint_sha256}"
-            raise DataError(f"{path}: {known}; correct backbone.checkpoint_sha256 if you trust the file")
-        kept = theirs.get("class_names") == list(dataset.class_names)
-    else:
-        state = load_torchvision(path, str(config.checkpoint_sha256))
+    state, theirs = load_given(config, workspace.root)
+    kept = theirs is not None and theirs.get("class_names") == list(dataset.class_names)
     if not kept and profile.lora is None:
         raise ConfigError(
             f"{workspace.profile_file}: key lora: null, but {path.name} gets a new head for these classes; add a lora section"

@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
 from rich.text import Text
 
+from lowbit_vit.errors import escape_controls
 from lowbit_vit.report.number_format import DASH, MINUS
 
 Target = Literal["html", "latex", "markdown", "terminal"]
@@ -164,7 +165,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_terminal(table: Table) -> rich.table.Table:
-    """A table of rich, in which no text is markup and no word is broken."""
+    """A table of rich, in which no text is markup, no name a command to the terminal, and no word is broken."""
     columns = table.shown("terminal")
     title, caption = (Text(text) if text else None for text in (table.title, table.note))
     shown = _Unbroken(title=title, title_justify="left", caption=caption, caption_justify="left")
@@ -172,7 +173,7 @@ def to_terminal(table: Table) -> rich.table.Table:
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
         shown.add_column(Text(column.heading), justify=justify, overflow="fold", no_wrap=column.no_wrap)
     for line in table.lines("terminal"):
-        shown.add_row(*(Text(cell.text, style=cell.style) for cell in line.cells))
+        shown.add_row(*(Text(escape_controls(cell.text, keep="\n"), style=cell.style) for cell in line.cells))
     return shown
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pydantic import BaseModel
 
 from lowbit_vit.analysis.checkpoints import Checkpoint
+from lowbit_vit.errors import escape_controls
 from lowbit_vit.report.columns import Column, Table
 from lowbit_vit.report.number_format import number, percent
 from lowbit_vit.schema.config import Profile
@@ -99,6 +100,19 @@ def _rank_column(rank: int) -> Column:
 
 
 def prediction_lines(predictions: Sequence[Prediction]) -> str:
-    """One line an image, by tabs: the image, then each class and its probability."""
-    lines = ("\t".join([image, *(f"{name}\t{probability:.6f}" for name, probability in classes)]) for image, classes in predictions)
-    return "".join(f"{line}\n" for line in lines)
+    r"""One line an image, by tabs: the image, then each class and its probability. Names hold no tab or line end (\t, \n; \ is \\)."""
+    lines = ([_field(image), *(f"{_field(name)}\t{share:.6f}" for name, share in classes)] for image, classes in predictions)
+    return "".join("\t".join(line) + "\n" for line in lines)
+
+
+def _field(name: str) -> str:
+    return escape_controls(name.replace("\\", r"\\"))
+
+
+def prediction_json(predictions: Sequence[Prediction], faults: Sequence[tuple[str, str]]) -> str:
+    """One JSON object a line: an image and its most likely classes, then each image that could not be read and why. In ASCII."""
+    found = [
+        {"image": image, "classes": [{"class": name, "probability": share} for name, share in classes]} for image, classes in predictions
+    ]
+    lines = [*found, *({"image": image, "error": reason} for image, reason in faults)]
+    return "".join(json.dumps(line) + "\n" for line in lines)

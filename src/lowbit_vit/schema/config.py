@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import ScalarNode
 
-from lowbit_vit.errors import ConfigError
+from lowbit_vit.errors import ConfigError, first_line, printable
 from lowbit_vit.schema.cell_role import CellRole
 from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Label, Plan, WeightFormat, uniform
 
@@ -284,6 +284,11 @@ TorchvisionVit = Literal["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_
 TORCHVISION_DEPTH: dict[TorchvisionVit, int] = {"vit_b_16": 12, "vit_b_32": 12, "vit_l_16": 24, "vit_l_32": 24, "vit_h_14": 32}
 
 
+def patch_size(architecture: TorchvisionVit | SmallVit) -> int:
+    """Side of a patch, px."""
+    return architecture.patch_size if isinstance(architecture, SmallVit) else int(architecture.rpartition("_")[2])
+
+
 class Backbone(Frozen):
     """Where the high-precision weights come from."""
 
@@ -474,6 +479,18 @@ class VariantsStudy(Frozen):
 
     arms: tuple[Arm, ...] = Field(min_length=1)
 
+    @field_validator("arms")
+    @classmethod
+    def _labels_are_unique(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        seen: set[str] = set()
+        for arm in arms:
+            # Tables name arms by their labels: spaces and case would tell two apart for the program alone.
+            label = " ".join(arm.label.split()).casefold()
+            if label in seen:
+                raise ValueError(f"two arms have the label {arm.label!r}; give each its own")
+            seen.add(label)
+        return arms
+
 
 class SensitivityStudy(Frozen):
     """Each block quantized alone (only), and each block spared alone (all_but); post-training, accuracy only."""
@@ -549,9 +566,17 @@ class Profile(Frozen):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        for problem in (*self._training_problems(), *self._arm_problems(), *self._block_problems()):
+        for problem in (*self._backbone_problems(), *self._training_problems(), *self._arm_problems(), *self._block_problems()):
             raise ValueError(problem)
         return self
+
+    def _backbone_problems(self) -> Iterator[str]:
+        size, patch = self.data.views.image_size, patch_size(self.backbone.architecture)
+        if size % patch:
+            nearest = max(1, round(size / patch)) * patch
+            yield f"data.views.image_size {size} is not a multiple of the backbone's patch size {patch}; nearest: {nearest}"
+        if self.backbone.weights == "torchvision" and self.lora is None:
+            yield "lora: null, but weights = torchvision get a new head, which the lora section trains"
 
     def _training_problems(self) -> Iterator[str]:
         # PyTorch refuses cuDNN's attention where results have to repeat. Training, Adaptation and Trial allow it: old records have it.
@@ -624,8 +649,9 @@ def load_profile(path: Path, text: str | None = None) -> Profile:
         ConfigError: the file is missing or not YAML, or a key or value is wrong; one line, naming file, key, value.
     """
     if text is None and not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"{path}: no such profile; there are: {known}")
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml") if p.is_file()))
+        where = f"there are: {known}" if known else "there is none; run this in the project's folder, or name it with --root"
+        raise ConfigError(f"{path}: no such profile; {where}")
     profile = validate(Profile, read_yaml(path, text), path)
     if profile.name != path.stem:
         raise ConfigError(f"{path}: key name: {profile.name!r} must equal the file's name, {path.stem!r}")
@@ -640,21 +666,36 @@ def read_yaml(path: Path, text: str | None = None) -> dict[str, Any]:
         text: its content; None: read it.
 
     Raises:
-        ConfigError: it is not YAML, or not a mapping; one line, naming file and line.
-        OSError: the file cannot be read.
+        ConfigError: it cannot be read, is not UTF-8 or YAML, or not a mapping; one line, naming file and line.
     """
+    text = read_text(path) if text is None else text
     reader = YAML(typ="safe", pure=True)  # ruamel's other loader, where its C library is installed, reads YAML 1.1
     reader.Constructor = _UniqueKeys
     try:
-        content = reader.load(path.read_text(encoding="utf-8") if text is None else text)
+        content = reader.load(text)
     except MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise ConfigError(f"{path}{line}: not valid YAML: {' '.join(str(error.problem).split())}") from None
-    except (YAMLError, ValueError, KeyError, RecursionError) as error:  # no YAMLError: no UTF-8, a wrong date or tag, deep nesting
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # noqa: BLE001  (a wrong date or tag, deep nesting, a character that YAML has not)
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(first_line(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(content).__name__}")
     return content
+
+
+def read_text(path: Path) -> str:
+    """Read a text.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8; one line, naming file and line.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        line = bytes(error.object[: error.start]).count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line}: not UTF-8; save it as UTF-8") from None
 
 
 def validate(model: type[Model], content: dict[str, Any], path: Path) -> Model:
@@ -668,8 +709,8 @@ def validate(model: type[Model], content: dict[str, Any], path: Path) -> Model:
         return model.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{path}: {one_line(error)}") from None
-    except TypeError as error:
-        raise ConfigError(f"{path}: {error}") from None  # a list or mapping as a key
+    except Exception as error:  # noqa: BLE001  (a list as a key, a value that holds itself, a number of 5,000 digits)
+        raise ConfigError(f"{path}: not what JSON can hold: {first_line(error)}") from None
 
 
 def load_trial(path: Path) -> Trial:
@@ -694,7 +735,7 @@ def _read_json(path: Path, document: TypeAdapter[Document], *, what: str) -> Doc
     if not path.is_file():
         raise ConfigError(f"{path}: no such {what}")
     try:
-        return document.validate_json(path.read_text())
+        return document.validate_json(path.read_bytes())
     except ValidationError as error:
         raise ConfigError(f"{path}: {one_line(error)}") from None
 
@@ -704,7 +745,7 @@ def one_line(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     first = problems[0]
     key = ".".join(_short(part).strip("'") if isinstance(part, str) else str(part) for part in first["loc"]) or "(top level)"
-    message = first["msg"].removeprefix("Value error, ")
+    message = printable(first["msg"].removeprefix("Value error, "))[:300]  # a number may have thousands of digits
     if first["type"] == "extra_forbidden":
         message = f"unknown key{_suggestion(first['loc'])}"
     value = "" if first["type"] in ("missing", "value_error") else f", got {_short(first['input'])}"

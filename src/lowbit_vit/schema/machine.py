@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Device, Execution, MixedStudy, Profile, SensitivityStudy, Study
 from lowbit_vit.schema.plan import Plan, Weights, uniform
 from lowbit_vit.schema.record import Provenance, shorten
@@ -138,6 +139,22 @@ def _cpu_name() -> str:
 def cpu_cores() -> int:
     """Cores that this process may use; a container or taskset may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment_number(name: str, default: float, *, least: float) -> float:
+    """A number that an environment variable sets; of a list, as OMP_NUM_THREADS may be, the first.
+
+    Raises:
+        ConfigError: it is none, or less than the least; names the variable.
+    """
+    text = os.environ.get(name, "").strip()
+    try:
+        number = float(text.split(",")[0]) if text else default
+    except ValueError:
+        number = float("nan")
+    if not least <= number < float("inf"):
+        raise ConfigError(f"environment variable {name}={text[:60]!r}: expected a number, at least {least:g}; correct or unset it")
+    return number
 
 
 @functools.cache
@@ -282,7 +299,7 @@ def _gpu(chosen: str) -> Gpu | None:
         return None
     try:
         pynvml.nvmlInit()
-        by_index = chosen.isdigit()
+        by_index = chosen.isdecimal()
         handle = pynvml.nvmlDeviceGetHandleByIndex(int(chosen)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(chosen)
         cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()  # such as 12040 of 12.4
         return Gpu(

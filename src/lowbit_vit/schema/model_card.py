@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lowbit_vit.errors import DataError
+from lowbit_vit.errors import DataError, first_line
 from lowbit_vit.schema.allocation import PlanFile
 from lowbit_vit.schema.config import AttentionName, Device, Profile, Study, Views, one_line
 from lowbit_vit.schema.metrics import Accuracy, percentile
@@ -131,8 +131,8 @@ def read_export(folder: Path) -> tuple[ExportCard, Converted]:
         raise DataError(f"{path}: no exported model there; lowbit-vit export PROFILE PLAN DIR makes one") from None
     except OSError as error:
         raise DataError(f"{path}: could not be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({str(error).splitlines()[0]}); export the model again") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({first_line(error)}); export the model again") from error
     if not isinstance(content, dict) or content.get("kind") != "export":
         raise DataError(f"{path}: not the card of an exported model; lowbit-vit export PROFILE PLAN DIR makes one")
     version = content.get("export_version")

@@ -1,21 +1,18 @@
 """The weight format of each encoder linear (`Plan`), and the measured sensitivity of each block (`SensitivityScores`). No torch."""
 
 import fnmatch
-import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from lowbit_vit.errors import ConfigError
+from lowbit_vit.errors import CONTROL, ConfigError
 
 LABEL_LENGTH, TEXT_LENGTH = 200, 2000
-# Line ends and other control characters, and those that turn the direction of writing.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _one_line(text: str) -> str:
-    if _CONTROL.search(text):
+    if CONTROL.search(text):
         raise ValueError("control characters are not allowed")
     return text
 

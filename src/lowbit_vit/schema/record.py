@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from lowbit_vit.errors import DataError
+from lowbit_vit.errors import DataError, first_line
 from lowbit_vit.schema.cell_role import fits, label_of
 from lowbit_vit.schema.config import Device, Measurement, Trial, one_line
 from lowbit_vit.schema.plan import TEXT_LENGTH, Frozen, Text
@@ -332,9 +332,9 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         DataError: the disk is full or not writable; the old file, if any, is intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(content)
@@ -385,7 +385,7 @@ def parse_record(text: str | bytes, *, source: str) -> Record:
     try:
         content = parse_json(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{source}: not a record ({str(error).splitlines()[0]}); {again}") from error
+        raise DataError(f"{source}: not a record ({first_line(error)}); {again}") from error
     version = content.get("record_version") if isinstance(content, dict) else None
     if version in (1, 2) and not isinstance(version, bool):
         advice = f"run the study again with this version, or read it with commit {FIRST_EDITION} of this repository"

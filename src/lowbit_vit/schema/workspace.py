@@ -1,9 +1,11 @@
 """Where each stage's files lie, relative to one root. Stages share no other state."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowbit_vit.schema.config import Study
+from lowbit_vit.errors import DataError
+from lowbit_vit.schema.config import STUDIES, Study
 
 # In the folder that a scan writes to: ids of the trials that it is at, which are to blame if it dies.
 NOW = ".now"
@@ -74,3 +76,21 @@ class Workspace:
     def estimates(self) -> Path:
         """Estimates of those scores without evaluations."""
         return self.reports / "estimates.json"
+
+    def require_outputs(self) -> None:
+        """Look at the folders that DVC's stages fill before anything is computed: DVC itself does so when a stage has ended.
+
+        Raises:
+            DataError: one is a link or a file, or nothing can be written to it; names it.
+        """
+        for output in (self.data, self.checkpoints, *map(self.records, STUDIES)):
+            below = [place for place in (output, *output.parents) if self.root in place.parents]
+            for place in reversed(below):
+                if place.is_symlink():
+                    cure = "make it a folder (to use another disk, move the whole project there, or its cache: dvc cache dir)"
+                    raise DataError(f"{place}: is a link, and DVC keeps no outputs outside of the project; {cure}")
+                if place.exists() and not place.is_dir():
+                    raise DataError(f"{place}: is no folder, and a stage writes below it; move it away")
+            there = next(place for place in (*below, self.root) if place.exists())
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise DataError(f"{there}: cannot be written to, and a stage writes below it; give this user the right to")

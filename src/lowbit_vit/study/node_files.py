@@ -21,6 +21,7 @@ from lowbit_vit.data.arrays import MANIFEST, read_manifest
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.file_lock import temporary_folder
+from lowbit_vit.schema.machine import environment_number
 from lowbit_vit.schema.record import file_digest
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.resume import starting_weights, weights_sha256
@@ -162,7 +163,7 @@ def _obtain(file: NodeFile, objects: Path, fetch: Callable[[NodeFile], Iterable[
 
 def _evict(objects: Path, keep: set[str]) -> None:
     """Hold the cache below its limit; what a running unit has linked stays on the disk until that unit ends."""
-    limit = float(os.environ.get(CACHE_GIB) or _DEFAULT_GIB) * 2**30
+    limit = environment_number(CACHE_GIB, _DEFAULT_GIB, least=0) * 2**30
     held = sorted(((path.stat(), path) for path in objects.glob("[!.]*")), key=lambda pair: pair[0].st_atime_ns)
     total = sum(facts.st_size for facts, _ in held)
     for facts, path in held:

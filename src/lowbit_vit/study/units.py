@@ -7,7 +7,6 @@ consecutive cells, which begin alike, are cut into scans of about the same cost,
 
 import json
 import math
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.machine import environment_number
 from lowbit_vit.schema.plan import HighPrecision, Weights, linear_names, shared_blocks
 from lowbit_vit.study.launch import Verb
 from lowbit_vit.study.places import Places
@@ -67,7 +67,7 @@ def _timing_unit(trial: Trial, places: Places, kind: dict[str, float]) -> Unit:
     resources: dict[str, float] = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": places.cores}
     # Trials on a node's other GPUs have the other cores; one on the CPU has them all.
     cores = places.cores_of_gpu if on_gpu else places.cores
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores))
+    threads = int(environment_number("OMP_NUM_THREADS", max(1, cores), least=1))
     return Unit(trials=(trial,), verb="trial", threads=threads, resources={**resources, "profile_slot": 1, **kind})
 
 

@@ -28,7 +28,7 @@ import torch
 # Imported otherwise when its layers first run.
 import lowbit_vit.model.kernels.gemm
 import lowbit_vit.model.kernels.nf4  # noqa: F401
-from lowbit_vit.errors import LowbitVitError
+from lowbit_vit.errors import LowbitVitError, first_line
 from lowbit_vit.schema.config import load_trial, load_trials
 from lowbit_vit.schema.machine import visible_gpu
 from lowbit_vit.schema.plan import FORMATS
@@ -77,7 +77,7 @@ def preload(*, gpu: bool) -> dict[str, str]:
         try:
             importlib.import_module(name)
         except Exception as error:  # noqa: BLE001  (whatever a library's own code raises)
-            left_out[name] = f"{type(error).__name__}: {error}"
+            left_out[name] = f"{type(error).__name__}: {first_line(error)}"
     if gpu and before is None:
         del os.environ[_NVML]
     return left_out

@@ -8,6 +8,7 @@ in the same order give the logits of the measured cell, bit for bit.
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from lowbit_vit.schema.model_card import WEIGHTS_FILE, Converted, ExportCard, re
 from lowbit_vit.trial.evaluate import Forward, Logits, finite_logits, full_batches
 
 ImageLike = str | Path | Image.Image
+Faults = dict[int, DataError]  # place of an image among those given -> why it cannot be read
 DEVICES: tuple[Device, ...] = ("cpu", "cuda")
 
 
@@ -69,16 +71,17 @@ class Predictor:
         self._device: Device = device
         self._view = View(card.views.eval_resize, card.views.image_size)
 
-    def predict(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> list[Prediction]:
+    def predict(self, images: ImageLike | Sequence[ImageLike] | Tensor, *, faults: Faults | None = None) -> list[Prediction]:
         """Classes and probabilities of each image, in the order given.
 
         Args:
             images: files, Pillow images, or one of them; or a tensor, as for `logits`.
+            faults: as for `logits`.
 
         Raises:
             DataError: as `logits`.
         """
-        logits = self.logits(images)
+        logits = self.logits(images, faults=faults)
         # Of equal logits the smaller class number comes first, as in the records.
         ranks = np.argsort(-logits, axis=1, kind="stable")
         probabilities = softmax(logits.astype(np.float64), axis=1)
@@ -88,12 +91,14 @@ class Predictor:
             for order, row in zip(ranks, probabilities, strict=True)
         ]
 
-    def logits(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Logits:
+    def logits(self, images: ImageLike | Sequence[ImageLike] | Tensor, *, faults: Faults | None = None) -> Logits:
         """The model's outputs, float32 [N, K].
 
         Args:
             images: files, Pillow images, or one of them. Or a tensor [N, 3, S, S], S being `card.views.image_size`: uint8 pixels of
                 such a view, or floating point that is normalized by `card.views` already.
+            faults: receives why images cannot be read; they have no row, and the others the rows that they have without them. None:
+                the first one raises.
 
         Raises:
             DataError: no image; a file is missing or no image; or the tensor has another shape or dtype.
@@ -105,32 +110,50 @@ class Predictor:
             raise DataError("predict: no image was given")
         if isinstance(given, Tensor):
             self._check(given)
-        size = min(self.card.batch_size, count)
+        read, size = 0, 0
         rows: list[Tensor] = []
         forward: Forward | None = None
-        with matmul_mode(self._plan), progress_bar("predict", count, "images") if count > size else nullcontext() as bar:
-            for full in self._batches(given, size):
+        with matmul_mode(self._plan), progress_bar("predict", count, "images") if count > self.card.batch_size else nullcontext() as bar:
+            for part in self._parts(given, faults):
+                size, read = size or len(part), read + len(part)
+                full = self._fill_up(part, size)
                 forward = forward or prepare(self._model, "eager", full)
                 rows.append(forward(full).to(torch.float32, copy=True))
                 if bar is not None:
-                    bar.advance(min(size, count - (len(rows) - 1) * size))
-        return finite_logits(rows, count=count, title="predict")
+                    bar.advance(len(part))
+        if not rows:
+            return np.empty((0, len(self.card.class_names)), dtype=np.float32)
+        return finite_logits(rows, count=read, title="predict")
 
-    def _batches(self, given: list[ImageLike] | Tensor, size: int) -> Iterator[Tensor]:
-        """Batches [size, 3, S, S] in the compute dtype on the device; the last is filled up as in an evaluation."""
+    def _parts(self, given: list[ImageLike] | Tensor, faults: Faults | None) -> Iterator[Tensor | Pixels]:
+        """Images of one batch after another: tensors as given, or uint8 [N, S, S, 3]; the last may be smaller."""
+        size = min(self.card.batch_size, len(given))
+        if isinstance(given, Tensor):
+            yield from (given[first : first + size] for first in range(0, len(given), size))
+            return
+        views = self._views(given, faults)
+        while part := list(islice(views, size)):
+            yield np.stack(part)
+
+    def _views(self, images: list[ImageLike], faults: Faults | None) -> Iterator[Pixels]:
+        for place, image in enumerate(images):
+            try:
+                yield self._decode(image, f"image {place + 1}")
+            except DataError as fault:
+                if faults is None:
+                    raise
+                faults[place] = fault
+
+    def _fill_up(self, part: Tensor | Pixels, size: int) -> Tensor:
+        """A batch [size, 3, S, S] in the compute dtype on the device, filled up as in an evaluation."""
         dtype = compute_dtype(self._plan)
-        for first in range(0, len(given), size):
-            part = given[first : first + size]
-            if isinstance(part, Tensor) and part.is_floating_point():
-                full = torch.cat([part, part[:1].expand(size - len(part), -1, -1, -1)])
-                yield full.to(self._device, dtype).contiguous(memory_format=torch.channels_last)
-                continue
-            if isinstance(part, Tensor):
-                pixels = part.permute(0, 2, 3, 1).cpu().numpy()
-            else:
-                pixels = np.stack([self._decode(image, f"image {number}") for number, image in enumerate(part, start=first + 1)])
-            images = ImageSet(np.ascontiguousarray(pixels), np.zeros(len(pixels), dtype=np.int64), ("",) * len(pixels))
-            yield from full_batches(images, self.card.views, batch_size=size, device=self._device, dtype=dtype)
+        if isinstance(part, Tensor) and part.is_floating_point():
+            full = torch.cat([part, part[:1].expand(size - len(part), -1, -1, -1)])
+            return full.to(self._device, dtype).contiguous(memory_format=torch.channels_last)
+        pixels = part.permute(0, 2, 3, 1).cpu().numpy() if isinstance(part, Tensor) else part
+        images = ImageSet(np.ascontiguousarray(pixels), np.zeros(len(pixels), dtype=np.int64), ("",) * len(pixels))
+        (full,) = full_batches(images, self.card.views, batch_size=size, device=self._device, dtype=dtype)
+        return full
 
     def _decode(self, image: ImageLike, name: str) -> Pixels:
         """The model's view of an image, uint8 [S, S, 3]; `name` stands for an image without a file in messages."""
