@@ -43,11 +43,11 @@ def audit(
     else:
         for table, found in zip(tables, findings, strict=True):
             shown = findings_table(found, table, title=f"{table.name}: the audit", every_row=every_row)
-            if markdown:
-                print(
-                    (f"**{escape_markdown(table.name)}**\n\n" if len(tables) > 1 else "") + to_markdown(shown), end="\n" * (len(tables) > 1)
-                )
-            else:
+            if not markdown:
                 console().print(to_terminal(shown))
+            elif len(tables) == 1:
+                print(to_markdown(shown), end="")
+            else:
+                print(f"**{escape_markdown(table.name)}**\n\n{to_markdown(shown)}")
     if any(finding.hard for found in findings for finding in found):
         raise typer.Exit(1)

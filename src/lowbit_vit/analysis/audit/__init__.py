@@ -9,7 +9,8 @@ from lowbit_vit.analysis.audit import accuracy, cells, compute, counts, derived,
 from lowbit_vit.analysis.audit.check import Check
 from lowbit_vit.analysis.audit.context import Case, Context, load_context
 from lowbit_vit.analysis.audit.finding import GOOD, Finding, Verdict
-from lowbit_vit.analysis.audit.table import ResultsTable, load_table, load_tables
+from lowbit_vit.analysis.audit.published import load_table, load_tables
+from lowbit_vit.analysis.audit.table import ResultsTable
 
 __all__ = ["CHECKS", "GOOD", "Case", "Context", "Finding", "ResultsTable", "Verdict", "audit", "load_context", "load_table", "load_tables"]
 

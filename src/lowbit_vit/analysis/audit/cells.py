@@ -1,9 +1,10 @@
 """Checks of cells by themselves: missing, zero, printed twice, rounded in several ways."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from fractions import Fraction
 from math import floor, fsum, log10
+from typing import get_args
 
 import numpy as np
 from scipy.special import pdtrc
@@ -11,25 +12,21 @@ from scipy.special import pdtrc
 from lowbit_vit.analysis.audit.check import LEVEL, at_least, check
 from lowbit_vit.analysis.audit.context import Case
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
-from lowbit_vit.analysis.audit.headings import BINARY, BYTES, Quantity, read_heading
+from lowbit_vit.analysis.audit.headings import BINARY, BYTES, Quantity, Rate, Setting, Time, read_heading
 from lowbit_vit.analysis.audit.table import Cell, ResultsTable
 
 # Peak memory may be that of a CPU, kernels those of a name filter; no model does without the other costs.
 _OF_A_GPU: tuple[Quantity, ...] = ("vram", "kernel", "attention")
-_TIMES: tuple[Quantity, ...] = ("mean", "p50", "p95", "p99", "cpu", "kernel", "attention")
-_RATES: tuple[Quantity, ...] = ("top1", "top5", "f1")
+_TIMES: tuple[Quantity, ...] = get_args(Time)
+_RATES: tuple[Quantity, ...] = get_args(Rate)
 _MEASURED: tuple[Quantity, ...] = (*_TIMES, "throughput", "vram", "power", "energy")
 # What a row was measured with: differs between rows without a fault.
-_SETTINGS: tuple[Quantity, ...] = ("batch", "image_size", "images")
+_SETTINGS: tuple[Quantity, ...] = get_args(Setting)
 # Digits that two measurements rarely share, and rows that a constant column has at least.
 _TELLING, _ROWS = 3, 4
 # Least that a cost can be, in the units of `table`: 1 ns, 1 KB, an image in a thousand seconds.
-_LEAST: dict[Quantity, Fraction] = {
-    **dict.fromkeys(_TIMES, Fraction(1, 10**6)),
-    "size": Fraction(1000),
-    "vram": Fraction(1000),
-    "throughput": Fraction(1, 1000),
-}
+_LEAST: dict[Quantity, Fraction] = dict.fromkeys(_TIMES, Fraction(1, 10**6))
+_LEAST |= {"size": Fraction(1000), "vram": Fraction(1000), "throughput": Fraction(1, 1000)}
 # Fewer equal digits are common.
 _DIGITS = 5
 # Rows on both sides of a time that tell how densely times lie there.
@@ -113,15 +110,12 @@ def _differ(one: Cell, other: Cell) -> bool:
 def _printed_again(case: Case) -> Iterator[tuple[str, list[tuple[Cell, Cell]], bool]]:
     """Cells that are printed twice: where, both of each, and whether all of them may be of another setting."""
     table = case.table
-    rows: defaultdict[str, list[int]] = defaultdict(list)
-    for row, name in enumerate(table.names):
-        rows[name].append(row)
-    again = [row for same in rows.values() for row in same[1:]]
-    repeats = len(rows) > 1 and all(len(same) > 1 for same in rows.values())
     quantities = [quantity for quantity in table.headings if quantity not in _SETTINGS]
+    again = [(table.names.index(name), row) for row, name in enumerate(table.names) if table.names.index(name) < row]
+    times = Counter(table.names)
+    repeats = len(times) > 1 and min(times.values()) > 1
     for quantity in quantities:
-        pairs = [(table.cell(rows[table.names[row]][0], quantity), table.cell(row, quantity)) for row in again]
-        yield "in rows of one name", [(one, other) for one, other in pairs if one and other], repeats
+        yield "in rows of one name", _both(table, table, again, quantity), repeats
     for column in table.columns:
         heading = column.heading
         if heading.quantity in quantities and not heading.more and not heading.aside:
@@ -130,20 +124,21 @@ def _printed_again(case: Case) -> Iterator[tuple[str, list[tuple[Cell, Cell]], b
     for other in case.before:
         at = {name.casefold(): row for row, name in enumerate(other.labels)}
         shared = [(at[name.casefold()], row) for row, name in enumerate(table.labels) if name.casefold() in at]
-        shared = [(theirs, row) for theirs, row in shared if _alike(other, theirs, table, row)]
+        # Rows that state another batch or image size are of another measurement.
+        stated = [_both(other, table, [pair], quantity) for quantity in _SETTINGS for pair in shared]
+        apart = {cell.row for ((one, cell),) in filter(None, stated) if one.exact != cell.exact}
+        shared = [pair for pair in shared if pair[1] not in apart]
         for quantity in quantities:
-            pairs = [(other.cell(theirs, quantity), table.cell(row, quantity)) for theirs, row in shared]
-            both = [
-                (one, cell) for one, cell in pairs if one and cell and read_heading(one.heading).more == read_heading(cell.heading).more
-            ]
+            pairs = _both(other, table, shared, quantity)
+            both = [(one, cell) for one, cell in pairs if read_heading(one.heading).more == read_heading(cell.heading).more]
             # Where no cell agrees, the two tables are of two settings.
             yield f"here and in {other.name}", both, bool(both) and all(_differ(*pair) for pair in both)
 
 
-def _alike(one: ResultsTable, row: int, other: ResultsTable, other_row: int) -> bool:
-    """Whether two rows state no different batch or image size."""
-    stated = [(one.cell(row, quantity), other.cell(other_row, quantity)) for quantity in _SETTINGS]
-    return all(mine is None or theirs is None or mine.exact == theirs.exact for mine, theirs in stated)
+def _both(one: ResultsTable, other: ResultsTable, rows: list[tuple[int, int]], quantity: Quantity) -> list[tuple[Cell, Cell]]:
+    """Cells of two tables, where both have one."""
+    pairs = [(one.cell(row, quantity), other.cell(other_row, quantity)) for row, other_row in rows]
+    return [(mine, theirs) for mine, theirs in pairs if mine and theirs]
 
 
 @check("printed-twice")

@@ -120,25 +120,23 @@ class Context(Frozen):
         Raises:
             ConfigError: a row is named that no table has.
         """
-        every = {label for table in tables for label in table.labels}
-        named = [*self.rows, *(name for twin in self.twins for name in (twin.plain, twin.fused)), *filter(None, [self.reference])]
-        for name in named:
-            if name not in every:
-                raise _unknown(name, [label for table in tables for label in table.labels])
+        self.refuse_unknown([label for table in tables for label in table.labels])
         parts = []
         for table in tables:
             own = set(table.labels)
             rows = {name: row for name, row in self.rows.items() if name in own}
             twins = tuple(twin for twin in self.twins if {twin.plain, twin.fused} <= own)
             reference = self.reference if self.reference in own else None
-            reference = self.reference if self.reference in own else None
             parts.append(self.model_copy(update={"rows": rows, "twins": twins, "reference": reference}))
         return parts
 
-
-def _unknown(name: str, labels: Sequence[str]) -> ConfigError:
-    more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
-    return ConfigError(f"context: row {name!r} is not in the table; its rows: {', '.join(labels[:_MOST_NAMED])}{more}")
+    def refuse_unknown(self, labels: Sequence[str]) -> None:
+        """Raise a ConfigError if a row is named that is not among these."""
+        twins = [name for twin in self.twins for name in (twin.plain, twin.fused)]
+        for name in (*self.rows, *twins, *([] if self.reference is None else [self.reference])):
+            if name not in labels:
+                more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
+                raise ConfigError(f"context: row {name!r} is not in the table; its rows: {', '.join(labels[:_MOST_NAMED])}{more}")
 
 
 def load_context(path: Path) -> Context:
@@ -167,11 +165,7 @@ class Case:
     before: tuple[ResultsTable, ...] = ()
 
     def __post_init__(self) -> None:
-        context = self.context
-        twins = [name for twin in context.twins for name in (twin.plain, twin.fused)]
-        for name in (*context.rows, *twins, *([] if context.reference is None else [context.reference])):
-            if name not in self.table.labels:
-                raise _unknown(name, self.table.labels)
+        self.context.refuse_unknown(self.table.labels)
 
     @cached_property
     def _of_all(self) -> Model | None:

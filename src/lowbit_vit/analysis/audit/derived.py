@@ -7,11 +7,12 @@ The one that gives most of the printed numbers is named, if as many would hardly
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import get_args
 
 from lowbit_vit.analysis.audit.check import LEVEL, at_least, check
 from lowbit_vit.analysis.audit.context import Case
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
-from lowbit_vit.analysis.audit.headings import Quantity
+from lowbit_vit.analysis.audit.headings import Quantity, Rate, Time
 from lowbit_vit.analysis.audit.table import Cell, Column
 
 # What people call a speedup, a reduction or an improvement. The plainest first, which is named where several give the same.
@@ -29,8 +30,8 @@ _ERROR = "100 % - rate"
 _DIFFERENCES = ("new - old", "old - new")
 # Formulas whose result is taken for another one's: said, and no fault.
 _MISTAKEN = {"1 + (old - new) / old": "old / new", "(old - new) / new": "(old - new) / old"}
-_COMPARED: tuple[Quantity, ...] = ("mean", "p50", "p95", "p99", "cpu", "kernel", "attention", "throughput", "size", "vram")
-_COMPARED += ("top1", "top5", "f1", "params", "macs", "flop", "power", "energy")
+_COMPARED: tuple[Quantity, ...] = (*get_args(Time), "throughput", "size", "vram", *get_args(Rate))
+_COMPARED += ("params", "macs", "flop", "power", "energy")
 # A column follows a formula that gives this share of its numbers.
 _USUAL = 0.8
 # A number that is off by more than the last of these was not measured in another pass; that it is wrong takes so many others that follow.
@@ -48,37 +49,28 @@ _NEAR = 64
 
 @dataclass(frozen=True)
 class _Told:
-    """What a formula gives for a row.
-
-    Attributes:
-        cells: those that it takes.
-        low, value, high: the value, and those that their rounding allows.
-        sway: by how much the value changes if a cell does by 100 %: a small reduction is a difference of two large numbers.
-    """
+    """What a formula gives for a row, from these cells: the value, and the least and the most that their rounding allows."""
 
     cells: tuple[Cell, ...]
     low: float
     value: float
     high: float
+    # By how much the value changes if a cell does by 100 %: a small reduction is a difference of two large numbers.
     sway: float
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """A way in which a column may have been computed.
-
-    Attributes:
-        formula: one of _FORMULAS, or words of its own.
-        words: with the columns and rows that it takes.
-        scale: of the printed number.
-        told: what it gives, by row.
-        turned: whether the further column, which is the old one as a rule, is the new one.
-    """
+    """A way in which a column may have been computed: by one of _FORMULAS, or in words of its own."""
 
     formula: str
+    # With the columns and rows that it takes.
     words: str
+    # Of the printed number.
     scale: float
+    # By row.
     told: Mapping[int, _Told]
+    # Whether the further column, which is the old one as a rule, is the new one.
     turned: bool = False
 
     @property
@@ -113,25 +105,20 @@ def _bounds(function: Callable[..., float], cells: tuple[Cell, ...]) -> _Told:
     return _Told(cells, min(corners), value, max(corners), max(sways))
 
 
-def _compared(case: Case) -> list[Column]:
-    return [column for column in case.table.columns if column.heading.derived and column.cells]
-
-
 @check("derived")
 def comparisons(case: Case) -> Iterator[Finding]:
     """Does each speedup, reduction or improvement follow from the two cells that it compares, and by which formula?"""
-    for column in _compared(case):
-        yield from _followed(case, column.heading.text, list(column.cells.values()), list(_comparisons(case, column)))
+    for column in case.table.columns:
+        if column.heading.derived and column.cells:
+            yield from _followed(case, column.heading.text, list(column.cells.values()), list(_comparisons(case, column)))
 
 
 @check("error")
 def errors(case: Case) -> Iterator[Finding]:
     """An error rate is 100 % - Top-1."""
-    both: tuple[tuple[Quantity, Quantity], ...] = (("top1", "top1_error"), ("top5", "top5_error"))
-    for rate, error in both:
-        pairs = case.table.together(rate, error)
-        told = {wrong.row: _bounds(lambda one: 1 - one, (right,)) for right, wrong in pairs}
+    for pairs in (case.table.together("top1", "top1_error"), case.table.together("top5", "top5_error")):
         if pairs:
+            told = {wrong.row: _bounds(lambda one: 1 - one, (right,)) for right, wrong in pairs}
             cells = [wrong for _, wrong in pairs]
             reading = _Reading(_ERROR, f"100 % - {pairs[0][0].heading}", float(cells[0].scale), told)
             yield from _followed(case, cells[0].heading, cells, [reading])
@@ -160,36 +147,35 @@ def _comparisons(case: Case, column: Column) -> Iterator[_Reading]:
     """All ways in which a column may compare: two columns of one quantity in one row, or two rows of one column."""
     percent = any(cell.unit == "%" for cell in column.cells.values())
     bare = not any(cell.unit for cell in column.cells.values())
-    named = [column.heading.of] if column.heading.of and case.table.column(column.heading.of) else list(_COMPARED)
-    pairs: dict[str, list[tuple[Cell, Cell]]] = {}
-    turned: set[str] = set()
+    named = [column.heading.of] if column.heading.of and case.table.column(column.heading.of) else _COMPARED
+    # Pairs of an old and a new cell, by words and whether they are turned.
+    pairs: dict[tuple[str, bool], list[tuple[Cell, Cell]]] = {}
     for quantity in named:
         own = {cell.row: cell for cell in case.table.column(quantity)}
-        others = [other for other in case.table.columns if other.heading.quantity == quantity]
-        for other in others:
-            heading = case.table.headings.get(quantity, "")
-            pairs[f"old {other.heading.text}, new {heading}"] = [(other.cells[row], own[row]) for row in own if row in other.cells]
-            turned.add(f"old {heading}, new {other.heading.text}")
-            pairs[f"old {heading}, new {other.heading.text}"] = [(own[row], other.cells[row]) for row in own if row in other.cells]
+        heading = case.table.headings.get(quantity, "")
+        for other in (other for other in case.table.columns if other.heading.quantity == quantity):
+            both = [(other.cells[row], own[row]) for row in own if row in other.cells]
+            pairs[f"old {other.heading.text}, new {heading}", False] = both
+            pairs[f"old {heading}, new {other.heading.text}", True] = [(cell, beside) for beside, cell in both]
         for words, base in _bases(case, column).items():
-            found = [(own[base[row]], own[row]) for row in own if base.get(row) in own and base[row] != row]
-            pairs[f"{case.table.headings.get(quantity, '')}, old {words}"] = found
-    for words, found in pairs.items():
+            pairs[f"{heading}, old {words}", False] = [
+                (own[base[row]], own[row]) for row in own if base.get(row) in own and base[row] != row
+            ]
+    for (words, turned), found in pairs.items():
         usable = [pair for pair in found if all(cell.low > 0 for cell in pair)]
         for formula, function in _FORMULAS.items() if usable else ():
             told = {new.row: _bounds(function, (old, new)) for old, new in usable}
-            if formula in _DIFFERENCES:
-                yield _Reading(formula, words, float(usable[0][1].scale), told, words in turned)
-                continue
-            for scale in (0.01,) if percent else (1.0, 0.01) if bare else (1.0,):
-                yield _Reading(formula, words, scale, told, words in turned)
+            scales = (0.01,) if percent else (1.0, 0.01) if bare else (1.0,)
+            for scale in (float(usable[0][1].scale),) if formula in _DIFFERENCES else scales:
+                yield _Reading(formula, words, scale, told, turned)
 
 
 def _bases(case: Case, column: Column) -> dict[str, dict[int, int]]:
     """For each row the one that it may be compared with, by how that one is found."""
     rows, words = case.table.rows, case.table.words
     plain = [row for row in rows if row not in column.cells or column.cells[row].value in {0, 1}]
-    bases = {f"in {case.table.labels[row]}": dict.fromkeys(rows, row) for row in {0, _reference(case)} - {None} if row is not None}
+    reference = 0 if case.context.reference is None else case.table.labels.index(case.context.reference)
+    bases = {f"in {case.table.labels[row]}": dict.fromkeys(rows, row) for row in sorted({0, reference})}
     if 1 < len(plain) < len(rows):
         nearest = {row: sorted(plain, key=lambda base: (abs(base - row), base > row))[:_NEAR] for row in rows if row not in plain}
         bases["in the row without one that is named most alike"] = {
@@ -197,11 +183,6 @@ def _bases(case: Case, column: Column) -> dict[str, dict[int, int]]:
         }
     bases["in the row above"] = {row: row - 1 for row in rows if row}
     return bases
-
-
-def _reference(case: Case) -> int | None:
-    name = case.context.reference
-    return None if name is None else case.table.labels.index(name)
 
 
 def _followed(case: Case, heading: str, cells: list[Cell], readings: list[_Reading]) -> Iterator[Finding]:
@@ -235,23 +216,18 @@ def _followed(case: Case, heading: str, cells: list[Cell], readings: list[_Readi
 
 
 def _formula(heading: str, reading: _Reading, agree: list[Cell], *, rows: int, near: int) -> Finding:
-    says = reading.words if reading.formula not in _FORMULAS else f"{reading.formula} ({reading.words})"
+    says = f"{reading.formula} ({reading.words})" if reading.formula in _FORMULAS else reading.words
     words = f"{heading} is {says} in {len(agree)} of {rows} rows" + (f", and within {_FAR:.0%} in {near} more" if near else "")
     numbers: dict[str, float] = {"rows": rows, "agree": len(agree)}
-    other = _MISTAKEN.get(reading.formula)
-    verdict: Verdict = "exact"
-    if other is not None:
-
-        def usual(cell: Cell) -> float:
-            old, new = (one.value for one in reading.told[cell.row].cells)
-            return _FORMULAS[other](old, new)
-
-        off = {cell: abs(usual(cell) / reading.told[cell.row].value - 1) if reading.told[cell.row].value else 0.0 for cell in agree}
-        furthest = next((cell for cell in agree if off[cell] > _SEEN), max(agree, key=lambda cell: off[cell]))
-        words += f": {furthest.text} where {other} is {usual(furthest) / reading.scale:.2f}; a way to count, and no fault"
-        numbers |= {"printed": float(furthest.text), "usual": usual(furthest) / reading.scale}
-        verdict = "noted"
-    return about(agree, verdict=verdict, words=words, **numbers)
+    if reading.formula not in _MISTAKEN:
+        return about(agree, verdict="exact", words=words, **numbers)
+    other = _MISTAKEN[reading.formula]
+    told = {cell: reading.told[cell.row] for cell in agree}
+    usual = {cell: _FORMULAS[other](*(one.value for one in told[cell].cells)) for cell in agree}
+    off = {cell: abs(usual[cell] / told[cell].value - 1) if told[cell].value else 0.0 for cell in agree}
+    furthest = next((cell for cell in agree if off[cell] > _SEEN), max(agree, key=lambda cell: off[cell]))
+    words += f": {furthest.text} where {other} is {usual[furthest] / reading.scale:.2f}; a way to count, and no fault"
+    return about(agree, verdict="noted", words=words, **numbers, printed=float(furthest.text), usual=usual[furthest] / reading.scale)
 
 
 def _misfit(case: Case, cell: Cell, reading: _Reading, *, agree: int, rows: int, readings: list[_Reading]) -> Finding:

@@ -7,6 +7,7 @@ import io
 import re
 import unicodedata
 from collections import Counter
+from itertools import count, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ Rows = list[list[str]]
 
 
 class Grid(NamedTuple):
-    """The cells of a table, and what parts them in a CSV: a comma, a semicolon or a tab; "" in other forms."""
+    """The cells of a table, and what parts them in a CSV; "" in other forms."""
 
     rows: Rows
     separator: str
@@ -31,7 +32,7 @@ _RULE = re.compile(r"^[ >]*\|?[ \t]*:?-+:?[ \t]*(\|[ \t]*:?-+:?[ \t]*)+\|?[ \t]*
 
 
 def read_grids(path: Path) -> list[Grid]:
-    """Every table of a file, in its order, without blank rows and blank columns at the end.
+    """Every table of a file, in its order, without blank rows.
 
     Raises:
         DataError: the file is missing, not text, holds no table, or a cell holds control characters; one line.
@@ -39,15 +40,14 @@ def read_grids(path: Path) -> list[Grid]:
     text = _decoded(path)
     try:
         if re.search(r"\\begin\{(tabular|longtable|array)", text):
-            grids = [Grid(rows, "") for rows in _latex(text)]
+            grids = _latex(text)
         elif _RULE.search(text):
-            rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
-            grids = [Grid(rows, "") for rows in _html(rendered)]
+            grids = _html(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
         elif re.search(r"<t[rdh]\b", text, flags=re.IGNORECASE):
-            grids = [Grid(rows, "") for rows in _html(text)]
+            grids = _html(text)
         else:
             grids = [_csv(text)]
-    except (DataError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 (whatever a parser says of a file is said of that file)
         raise DataError(f"{path}: not a table in CSV, Markdown, LaTeX or HTML: {first_line(error)!a}") from None
@@ -74,10 +74,9 @@ def _tidy(path: Path, grid: Rows) -> Rows:
     """Cells on one line, without characters that have no width or no shape; control characters are refused, as they reach a terminal."""
     rows = [["".join(c for c in " ".join(cell.split()) if unicodedata.category(c) not in _UNSEEN) for cell in row] for row in grid]
     rows = [row for row in rows if any(row)]
-    for number, row in enumerate(rows):
-        for cell in row:
-            if any(unicodedata.category(character) in ("Cc", "Cs") for character in cell):
-                raise DataError(f"{path}: line {number + 1}: the cell {cell[:40]!a} holds control characters; take them out")
+    for number, cell in ((number, cell) for number, row in enumerate(rows, 1) for cell in row):
+        if any(unicodedata.category(character) in {"Cc", "Cs"} for character in cell):
+            raise DataError(f"{path}: line {number}: the cell {cell[:40]!a} holds control characters; take them out")
     return rows
 
 
@@ -100,39 +99,39 @@ class _Tables(html.parser.HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.grids: list[Rows] = []
+        # Of each table, the text by line and column, and the number of lines; those that no </table> has closed.
+        self.tables: list[dict[tuple[int, int], str]] = []
+        self.lines: list[int] = []
         self.open: list[int] = []
+        # Of the open cell.
         self.text: list[str] | None = None
         self.span = (1, 1)
         self.silent = 0
-        # Cells from rows above, by their row and column in the table.
-        self.merged: dict[tuple[int, int], str] = {}
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "table":
             self._close()
-            self.open.append(len(self.grids))
-            self.grids.append([])
-            self.merged = {}
+            self.open.append(len(self.tables))
+            self.tables.append({})
+            self.lines.append(0)
         elif tag == "tr" and self.open:
             self._close()
-            self.grids[self.open[-1]].append([])
-        elif tag in {"td", "th"} and self.open and self.grids[self.open[-1]]:
+            self.lines[self.open[-1]] += 1
+        elif tag in {"td", "th"} and self.open and self.lines[self.open[-1]]:
             self._close()
             self.text = []
             spans = [dict(attrs).get(name) or "1" for name in ("rowspan", "colspan")]
             rows, columns = (min(_MOST_SPANNED, max(1, int(span))) if re.fullmatch(r"\d{1,9}", span) else 1 for span in spans)
-            self.span = rows, columns
+            self.span = rows if rows * columns <= _MOST_SPANNED else 1, columns
         elif tag in {"sup", "script", "style"}:
             self.silent += 1
         elif tag in {"br", "p", "div"}:
             self.handle_data(" ")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in {"td", "th", "tr"}:
+        if tag in {"td", "th", "tr", "table"}:
             self._close()
-        elif tag == "table" and self.open:
-            self._close()
+        if tag == "table" and self.open:
             self.open.pop()
         elif tag in {"sup", "script", "style"}:
             self.silent = max(0, self.silent - 1)
@@ -142,66 +141,54 @@ class _Tables(html.parser.HTMLParser):
             self.text.append(data)
 
     def _close(self) -> None:
-        if self.text is None or not self.open:
-            return
-        grid, text, (rows, columns) = self.grids[self.open[-1]], "".join(self.text), self.span
-        self.text = None
-        row, at = grid[-1], len(grid) - 1
-        while (at, len(row)) in self.merged:
-            row.append(self.merged[at, len(row)])
-        start = len(row)
-        row += [text] * columns
-        below = (
-            [(at + down, start + right) for down in range(1, rows) for right in range(columns)] if rows * columns <= _MOST_SPANNED else []
-        )
-        self.merged |= dict.fromkeys(below, text)
-        while (at, len(row)) in self.merged:
-            row.append(self.merged[at, len(row)])
+        """Put the open cell into the first free place of its line, and into all that it spans."""
+        if self.text is not None and self.open:
+            cells, line, (rows, columns) = self.tables[self.open[-1]], self.lines[self.open[-1]] - 1, self.span
+            at = next(column for column in count() if (line, column) not in cells)
+            cells |= dict.fromkeys(product(range(line, line + rows), range(at, at + columns)), "".join(self.text))
+            self.text = None
 
 
-def _html(text: str) -> list[Rows]:
+def _html(text: str) -> list[Grid]:
     reader = _Tables()
     reader.feed(text)
     reader.close()
-    return [[row + [""] * (max(map(len, grid)) - len(row)) for row in grid] for grid in reader.grids if grid]
+    grids = []
+    for cells, lines in zip(reader.tables, reader.lines, strict=True):
+        width = 1 + max((column for line, column in cells if line < lines), default=-1)
+        grids.append(Grid([[cells.get((line, column), "") for column in range(width)] for line in range(lines)], ""))
+    return grids
 
 
-_TEX_WORDS = {
-    "pm": "\N{PLUS-MINUS SIGN}",
-    "times": "\N{MULTIPLICATION SIGN}",
-    "uparrow": "\N{UPWARDS ARROW}",
-    "downarrow": "\N{DOWNWARDS ARROW}",
-}
-_TEX_WORDS |= {"mu": "\N{MICRO SIGN}", "Delta": "\N{INCREMENT}", "checkmark": "\N{CHECK MARK}", "sim": "~", "approx": "~"}
-_TEX_LEFT_OUT = r"\\(?:toprule|midrule|bottomrule|hline|hdashline|specialrule(?:\{[^}]*\}){3}|"
-_TEX_LEFT_OUT += r"addlinespace(?:\[[^]]*\])?|(?:cmidrule|cline)(?:\[[^]]*\])?(?:\([^)]*\))?\{[^}]*\})"
+_TEX_WORDS = {"pm": "\N{PLUS-MINUS SIGN}", "times": "\N{MULTIPLICATION SIGN}", "mu": "\N{MICRO SIGN}", "Delta": "\N{INCREMENT}", "sim": "~"}
+_TEX_WORDS |= {"uparrow": "\N{UPWARDS ARROW}", "downarrow": "\N{DOWNWARDS ARROW}", "checkmark": "\N{CHECK MARK}", "approx": "~"}
+_TEX_RULES = r"\\(?:toprule|midrule|bottomrule|hline|hdashline|specialrule(?:\{[^}]*\}){3}|"
+_TEX_RULES += r"addlinespace(?:\[[^]]*\])?|(?:cmidrule|cline)(?:\[[^]]*\])?(?:\([^)]*\))?\{[^}]*\})"
 _TEX_WITH_SETTING = (
     r"\\(?:cellcolor|rowcolor|color|textcolor|hspace|vspace|cite[pt]?|ref|label|footnote|textsuperscript|tnote)\*?(?:\[[^]]*\])?\{[^{}]*\}"
 )
 
 
-def _latex(text: str) -> list[Rows]:
+def _latex(text: str) -> list[Grid]:
     bare = re.sub(r"(?<!\\)%.*", "", text)
-    found = re.finditer(r"\\begin\{(tabular[*x]?|longtable|array)\}(.*?)\\end\{\1\}", bare, flags=re.DOTALL)
-    return [grid for body in found if (grid := _tex_rows(body[2]))]
+    tables = re.finditer(r"\\begin\{(tabular[*x]?|longtable|array)\}(.*?)\\end\{\1\}", bare, flags=re.DOTALL)
+    return [Grid(_tex_rows(table[2]), "") for table in tables]
 
 
 def _tex_rows(body: str) -> Rows:
-    body = re.sub(_TEX_LEFT_OUT, "", body)
+    body = re.sub(_TEX_RULES, "", body)
     # The column types, after a width or a position.
     body = re.sub(r"^\s*(?:\[[^]]*\])?(?:\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}\s*){1,2}", "", body)
     # Lines of one cell.
     body = re.sub(r"\\(?:makecell|shortstack|thead)(?:\[[^]]*\])?\{[^{}]*\}", lambda cell: cell[0].replace("\\\\", " "), body)
     grid: Rows = []
     for line in re.split(r"\\\\\*?(?:\s*\[-?[\d.]+ *[a-z]+\])?|\\tabularnewline", body):
-        row: list[str] = []
+        grid.append([])
         for cell in re.split(r"(?<!\\)&", line):
             merged = re.match(r"\s*\\multicolumn\{(\d{1,4})\}\{(?:[^{}]|\{[^{}]*\})*\}", cell)
             times = min(_MOST_SPANNED, max(1, int(merged[1]))) if merged else 1
-            row += [_tex_text(cell[merged.end() :] if merged else cell)] * times
-        grid.append(row)
-    grid = [row for row in grid if any(row)]
-    width = max(map(len, grid), default=0)
+            grid[-1] += [_tex_text(cell[merged.end() :] if merged else cell)] * times
+    width = max(map(len, filter(any, grid)), default=0)
     return [row + [""] * (width - len(row)) for row in grid]
 
 

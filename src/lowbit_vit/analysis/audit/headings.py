@@ -7,34 +7,13 @@ import difflib
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from typing import Literal
 
-Quantity = Literal[
-    "size",
-    "mean",
-    "p50",
-    "p95",
-    "p99",
-    "throughput",
-    "vram",
-    "cpu",
-    "top1",
-    "top5",
-    "f1",
-    "kernel",
-    "attention",
-    "images",
-    "batch",
-    "image_size",
-    "params",
-    "macs",
-    "flop",
-    "power",
-    "energy",
-    "top1_error",
-    "top5_error",
-]
+Time = Literal["mean", "p50", "p95", "p99", "cpu", "kernel", "attention"]
+Setting = Literal["batch", "image_size", "images"]
+Rate = Literal["top1", "top5", "f1"]
+Cost = Literal["size", "vram", "params", "macs", "flop", "power", "energy"]
+Quantity = Literal[Time, Setting, Rate, Cost, "throughput", "top1_error", "top5_error"]
 Units = dict[str, Fraction]
 
 
@@ -46,37 +25,28 @@ TIME = _units(s=1000, ms=1, us=Fraction(1, 1000), ns=Fraction(1, 10**6), sec=100
 TIME["\N{MICRO SIGN}s"] = Fraction(1, 1000)
 BYTES = _units(b=1, bytes=1, kb=10**3, mb=10**6, gb=10**9, kib=2**10, mib=2**20, gib=2**30)
 BINARY = _units(kb=2**10, mb=2**20, gb=2**30)
-RATE = dict.fromkeys(
-    (
-        *(
-            f"{image}/{second}"
-            for image in ("img", "image", "images", "imgs", "im", "sample", "samples")
-            for second in ("s", "sec", "second")
-        ),
-        *("fps", "ips", "samples per sec", "img per sec", "images per second", "images per sec"),
-    ),
-    Fraction(1),
-) | {"k": Fraction(1000)}
+_IMAGES = ("img", "image", "images", "imgs", "im", "sample", "samples")
+_PER_SECOND = tuple(f"{image}/{second}" for image in _IMAGES for second in ("s", "sec", "second"))
+_PER_SECOND += ("fps", "ips", "samples per sec", "img per sec", "images per second", "images per sec")
+RATE = dict.fromkeys(_PER_SECOND, Fraction(1)) | {"k": Fraction(1000)}
 SHARE = {"": Fraction(1), "%": Fraction(1, 100), "pct": Fraction(1, 100), "percent": Fraction(1, 100)}
 COUNT = {"": Fraction(1), "k": Fraction(1000)}
-_MANY = _units(k=10**3, m=10**6, million=10**6, millions=10**6, b=10**9, bn=10**9, g=10**9, t=10**12)
+MANY = _units(k=10**3, m=10**6, million=10**6, millions=10**6, b=10**9, bn=10**9, g=10**9, t=10**12)
 PIXELS = {"": Fraction(1), "px": Fraction(1)}
+# Of a number that compares two others.
+COMPARED = dict.fromkeys(("", "x", "\N{MULTIPLICATION SIGN}", "times"), Fraction(1))
+COMPARED |= dict.fromkeys(("%", "pp", "pt", "pts", "points"), Fraction(1, 100))
 
+_RUNTIMES = ("inference time", "infer time", "runtime", "step time:ms")
 # Names as they are met in tables, without unit, in lower case; the first is the one that messages suggest. Behind a colon stands the
 # unit that is meant where the heading has none (timm's raw results).
 QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
     "size": (BYTES, ("model size", "size", "file size", "disk size", "size on disk", "weight size", "weights size", "checkpoint size")),
-    "mean": (
-        TIME,
-        (
-            *("latency", "mean latency", "latency mean", "average latency", "avg latency", "inference time", "infer time", "runtime"),
-            "step time:ms",
-        ),
-    ),
+    "mean": (TIME, (*(f"{word} latency".strip() for word in ("", "mean", "average", "avg")), "latency mean", *_RUNTIMES)),
     "p50": (TIME, ("latency p50", "p50", "p50 latency", "median latency", "latency median")),
     "p95": (TIME, ("latency p95", "p95", "p95 latency")),
     "p99": (TIME, ("latency p99", "p99", "p99 latency")),
-    "throughput": (RATE, ("throughput", "speed", *(f"{unit}:{unit}" for unit in RATE if unit != "k"))),
+    "throughput": (RATE, ("throughput", "speed", *(f"{unit}:{unit}" for unit in _PER_SECOND))),
     "vram": (BYTES, ("peak vram", "vram", "peak memory", "peak gpu memory", "peak mem", "gpu memory", "gpu mem", "max memory")),
     "cpu": (TIME, ("cpu latency", "latency cpu")),
     "top1": (
@@ -90,9 +60,9 @@ QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
     "images": (COUNT, ("images", "test images", "eval images", "number of images", "num images", "n images")),
     "batch": (COUNT, ("batch size", "batch", "bs", "batchsize")),
     "image_size": (PIXELS, ("image size", "img size", "input size", "resolution", "input resolution", "image resolution")),
-    "params": (_MANY, ("params", "param", "parameters", "param count:m", "parameter count", "number of parameters", "num params")),
-    "macs": (_MANY, ("macs", "gmacs:g", "mmacs:m", "macs g")),
-    "flop": (_MANY, ("flops", "flop", "gflops:g", "gflop:g", "mflops:m", "tflops:t")),
+    "params": (MANY, ("params", "param", "parameters", "param count:m", "parameter count", "number of parameters", "num params")),
+    "macs": (MANY, ("macs", "gmacs:g", "mmacs:m", "macs g")),
+    "flop": (MANY, ("flops", "flop", "gflops:g", "gflop:g", "mflops:m", "tflops:t")),
     "power": (_units(w=1, kw=1000, mw=Fraction(1, 1000)), ("power", "average power", "avg power", "mean power", "power draw")),
     "energy": (_units(j=1, mj=Fraction(1, 1000), kj=1000, wh=3600), ("energy", "energy per image", "energy image")),
     "top1_error": (SHARE, ("top 1 error", "top 1 err", "top1 error", "top1 err", "error", "error rate", "err")),
@@ -100,27 +70,11 @@ QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
 }
 LABELS: tuple[str, ...] = ("model", "name", "variant", "method", "arm", "network", "backbone", "architecture", "arch", "quantization")
 LABELS += ("format", "precision", "dtype", "weights", "bits", "attention", "kernel", "device", "gpu", "hardware", "dataset", "backend")
-_SUGGESTED = 4
 NUMBERS = ("row", "index", "rank", "no")
 # Names that are parts of others (patch size, calibration images): a heading that says more is of something else.
 _ALONE = ("size", "images", "speed", "accuracy", "acc", "error", "err", "runtime", "b", "resolution", "batch", "params", "param", "flop")
 # Words that tell no column from another of its kind.
-_USUAL = (
-    "infer",
-    "inference",
-    "eval",
-    "evaluation",
-    "val",
-    "validation",
-    "imagenet",
-    "in",
-    "in1k",
-    "1k",
-    "number",
-    "of",
-    "the",
-    "measured",
-)
+_USUAL = re.compile("infer|inference|eval|evaluation|val|validation|imagenet|in|in1k|1k|number|of|the|measured")
 _DERIVED = re.compile(
     r"speed-?\s?up|accelerat|improve|\bgains?\b|reduc|saving|\bdrop\b|\bdelta\b|\bdiff|\bloss of\b|compression|overhead|faster|smaller|"
     r"\bchange|[Δδ∆]|\bdegradation\b|\bratio\b|\brelative\b"
@@ -131,6 +85,7 @@ _OTHERWISE = re.compile(
 )
 
 _BRACKETED = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
+_WORD = "[a-zµ0-9./]*[a-zµ0-9]"
 
 
 @dataclass(frozen=True)
@@ -144,9 +99,9 @@ class Heading:
         shown: the unit as printed.
         more: words that are neither name nor unit, such as a GPU's name.
         derived: whether the column compares: a speedup, a reduction.
-        of: the quantity that a derived column names.
         aside: whether it starts with #: no column by itself.
         name: all words without the unit.
+        of: the quantity that a derived column names.
     """
 
     text: str
@@ -164,17 +119,18 @@ class Heading:
         """The units that its quantity has."""
         return {} if self.quantity is None else QUANTITIES[self.quantity][0]
 
-
-@cache
-def _names() -> dict[tuple[str, ...], tuple[Quantity, str]]:
-    """Quantity and implied unit by the words of each name, the longest first."""
-    every = [(name.partition(":"), quantity) for quantity, (_, names) in QUANTITIES.items() for name in names]
-    # A percentile is told before the latency that it is of.
-    every.sort(key=lambda one: (-len(one[0][0].split()), one[1][0] != "p"))
-    return {tuple(name.split()): (quantity, implied) for (name, _, implied), quantity in every}
+    @property
+    def allowed(self) -> Units:
+        """The units that its cells may have."""
+        return COMPARED if self.derived else self.units
 
 
 _EVERY_UNIT = {unit for units, _ in QUANTITIES.values() for unit in units if unit}
+_EVERY_NAME = [(name.partition(":"), quantity) for quantity, (_, names) in QUANTITIES.items() for name in names]
+# A long name is told before one that is a part of it, a percentile before the latency that it is of.
+_EVERY_NAME.sort(key=lambda one: (-len(one[0][0].split()), one[1][0] != "p"))
+# Quantity and implied unit by the words of each name.
+_NAMES: dict[tuple[str, ...], tuple[Quantity, str]] = {tuple(name.split()): (what, unit) for (name, _, unit), what in _EVERY_NAME}
 
 
 def read_heading(text: str) -> Heading:
@@ -183,21 +139,22 @@ def read_heading(text: str) -> Heading:
     bare = re.sub(r"\(?(mean\s*)?(\N{PLUS-MINUS SIGN}|\+/?-)\s*[a-z.]*\)?", "", counted[1] if counted else text, flags=re.IGNORECASE)
     plain = bare.replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")
     parts = [part.strip() for group in _BRACKETED.findall(plain) for part in re.split("[,;]", group)]
-    shown = next((part for part in parts if _unit(part) in _EVERY_UNIT), "")
-    lower = (plain.replace(shown, " ", 1) if not shown or f"({shown}" not in plain else plain.replace(f"({shown}", "(", 1)).lower()
-    words = re.findall(r"[a-zµ0-9./]*[a-zµ0-9]|%", lower)
-    name, derived = " ".join(words), bool(_DERIVED.search(lower))
-    quantity, implied, more = (None, "", name) if derived else _quantity(words)
-    if not shown and len(words) > 1 and _unit(words[-1]) in _EVERY_UNIT and more:
-        shown, name = words[-1], " ".join(words[:-1])
-        quantity, implied, more = (None, "", name) if derived else _quantity(words[:-1])
+    shown = next(filter(is_unit, parts), "")
+    bracket = "(" if f"({shown}" in plain else ""
+    lower = (plain.replace(bracket + shown, bracket or " ", 1) if shown else plain).lower()
+    words, derived = re.findall(f"{_WORD}|%", lower), bool(_DERIVED.search(lower))
+    quantity, implied, more = (None, "", " ".join(words)) if derived else _quantity(words)
+    of = _quantity([word for word in words if not _DERIVED.search(word)])[0] if derived else None
+    if not shown and len(words) > 1 and is_unit(words[-1]) and more:
+        shown = words.pop()
+        quantity, implied, more = (None, "", " ".join(words)) if derived else _quantity(words)
     if not shown and parts and more:
         # What stands in the place of a unit is one, known or not.
-        named, _, rest = _quantity(re.findall(r"[a-zµ0-9./]*[a-zµ0-9]", _BRACKETED.sub(" ", lower)))
+        named, _, rest = _quantity(re.findall(_WORD, _BRACKETED.sub(" ", lower)))
         if named and not rest and "" not in QUANTITIES[named][0] and parts[-1].isalpha():
             quantity, shown, more = named, parts[-1], ""
-    of = _quantity([word for word in words if not _DERIVED.search(word)])[0] if derived else None
-    return Heading(text, quantity, _unit(shown) or implied, shown or implied, more, derived, text.startswith("#") and not counted, name, of)
+    aside = text.startswith("#") and not counted
+    return Heading(text, quantity, _unit(shown) or implied, shown or implied, more, derived, aside, " ".join(words), of)
 
 
 def _unit(text: str) -> str:
@@ -206,13 +163,18 @@ def _unit(text: str) -> str:
     return re.sub(r"(?<=[sj])/(img|image|sample)$", "", bare)
 
 
+def is_unit(text: str) -> bool:
+    """Whether a text is a unit of some quantity."""
+    return _unit(text) in _EVERY_UNIT
+
+
 def _quantity(words: list[str]) -> tuple[Quantity | None, str, str]:
     """The quantity that words name, the unit that the name implies, and the other words."""
-    telling = [word for word in words if word not in _USUAL]
+    telling = [word for word in words if not _USUAL.fullmatch(word)]
     for given in (words, telling):
-        if tuple(given) in _names():
-            return *_names()[tuple(given)], ""
-    for name, (quantity, implied) in _names().items():
+        if tuple(given) in _NAMES:
+            return *_NAMES[tuple(given)], ""
+    for name, (quantity, implied) in _NAMES.items():
         for at in range(len(telling) - len(name) + 1):
             if tuple(telling[at : at + len(name)]) == name and " ".join(name) not in _ALONE:
                 more = " ".join([*telling[:at], *telling[at + len(name) :]])
@@ -220,22 +182,17 @@ def _quantity(words: list[str]) -> tuple[Quantity | None, str, str]:
     return None, "", " ".join(words)
 
 
-def is_unit(text: str) -> bool:
-    """Whether a text is a unit of some quantity."""
-    return _unit(text) in _EVERY_UNIT
-
-
 def unread(heading: Heading) -> str:
     """A column that is not read, with what to write if it should be."""
     allowed = [unit for unit in heading.units if unit]
     if allowed and heading.unit not in heading.units:
         said = f"unit {heading.unit!r} is not known" if heading.unit else "the unit is missing"
-        return f"{heading.text!r}: {said}; allowed: {', '.join(allowed[:_SUGGESTED])}; write such as {heading.name} ({allowed[0]})"
-    known = {name.partition(":")[0]: units for units, names in QUANTITIES.values() for name in names}
-    near = difflib.get_close_matches(heading.name, [*known, *LABELS], n=1, cutoff=0.75) if heading.quantity is None else []
+        return f"{heading.text!r}: {said}; allowed: {', '.join(allowed[:4])}; write such as {heading.name} ({allowed[0]})"
+    names: dict[str, Units] = {" ".join(name): QUANTITIES[quantity][0] for name, (quantity, _) in _NAMES.items()}
+    near = difflib.get_close_matches(heading.name, [*names, *LABELS], n=1, cutoff=0.75) if heading.quantity is None else []
     # P90 is no misspelt P99.
     if not near or heading.derived or heading.aside or re.findall(r"\d", near[0]) != re.findall(r"\d", heading.name):
         return repr(heading.text)
-    units = [unit for unit in known.get(near[0], {}) if unit]
+    units = [unit for unit in names.get(near[0], {}) if unit]
     shown = heading.unit if heading.unit in units else next(iter(units), "")
     return f"{heading.text!r} (did you mean {near[0]}{f' ({shown})' if shown else ''}?)"
