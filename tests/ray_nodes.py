@@ -201,9 +201,16 @@ class Submitter:
             path.with_suffix(".json").write_text(json.dumps({"sha256": sha256(path.read_bytes())}))
 
     def arms(self, *labels: str) -> Profile:
-        """Write the profile whose variants are these labels, each its own timing trial by its seed."""
+        """Write the profile whose variants do what these labels say, each its own timing trial by its seed."""
         arms = tuple(
-            Arm(label=label, weights=HighPrecision(), compute_dtype="fp32", attention="math", adaptation="none", seeds=(seed,))
+            Arm(
+                label=f"{label} / {seed}",
+                weights=HighPrecision(),
+                compute_dtype="fp32",
+                attention="math",
+                adaptation="none",
+                seeds=(seed,),
+            )
             for seed, label in enumerate(labels)
         )
         study = DEMO.variants.model_copy(update={"arms": arms})

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def obey(trial: Trial, out: Path, root: Path) -> None:
-    word, _, seconds = trial.label.partition(" ")
+    word, _, seconds = trial.label.partition(" / ")[0].partition(" ")  # behind the slash: what tells two arms apart
     if word == "sleep":
         (root / f"asleep-{os.getpid()}").touch()
         time.sleep(float(seconds))

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
 def test_a_study_listens_on_the_loopback_alone_and_an_interrupt_leaves_no_process_and_no_half_written_record(
     number: signal.Signals, group: bool, workspace: Workspace, profile_of: ProfileOf, obedient: Command
 ) -> None:
-    profile = profile_of("finish", "sleep 60", "finish 2")
+    profile = profile_of("finish", "sleep 60", "finish / 2")
     (workspace.root / "profiles").mkdir()
     (workspace.root / "profiles" / "demo.json").write_text(profile.model_dump_json())
     program = (

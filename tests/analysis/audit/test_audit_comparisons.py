@@ -97,6 +97,13 @@ def test_numbers_that_no_formula_gives_are_said_and_not_doubted(tmp_path: Path) 
     assert (found.verdict, found.words) == ("not checked", "Speedup: no formula that is known gives its numbers from other columns")
 
 
+def test_a_formula_that_fits_too_few_rows_is_said_as_such(tmp_path: Path) -> None:
+    text = "Model,Latency (ms),Speedup\nfp16,10.0,1.0x\nint8,6.1,1.64x\nint4,5.0,2.0x\n"
+    (found,) = of("derived", audited(tmp_path, text))
+    said = "Speedup fits old / new (Latency (ms), old in fp16), in too few rows to be evidence"
+    assert (found.verdict, found.words) == ("not checked", said)
+
+
 def test_each_row_is_compared_with_the_one_that_is_named_most_alike(tmp_path: Path) -> None:
     lines = [f"net{net},{weights},{10 * net + (0 if weights == 'fp16' else -4.21)}" for weights in ("fp16", "int8") for net in range(1, 7)]
     speedups = ["-"] * 6 + [f"{10 * net / (10 * net - 4.21):.2f}x" for net in range(1, 7)]

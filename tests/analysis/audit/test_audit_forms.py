@@ -23,6 +23,7 @@ def table_of(folder: Path, text: str, encoding: str = "utf-8") -> ResultsTable:
         ("top1", "top1", ""),
         ("acc@1", "top1", ""),
         ("Accuracy (%) ↑", "top1", "%"),
+        ("Accuracy (%) Top-5", "top5", "%"),
         ("ImageNet Top-1 Acc. [%]", "top1", "%"),
         ("Top-1 ± std (%)", "top1", "%"),
         ("top1_err", "top1_error", ""),

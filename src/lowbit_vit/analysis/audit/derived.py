@@ -78,6 +78,11 @@ class _Reading:
         """Where it stands among the readings: plainer ones are tried first, and named where several give the same."""
         return self.turned, [*_FORMULAS, self.formula].index(self.formula)
 
+    @property
+    def says(self) -> str:
+        """The formula with what it takes."""
+        return f"{self.formula} ({self.words})" if self.formula in _FORMULAS else self.words
+
     def off(self, cell: Cell) -> float | None:
         """By what share a cell would have to change, beyond rounding, to give a printed number; None where the formula says nothing."""
         told = self.told.get(cell.row)
@@ -188,6 +193,7 @@ def _bases(case: Case, column: Column) -> dict[str, dict[int, int]]:
 def _followed(case: Case, heading: str, cells: list[Cell], readings: list[_Reading]) -> Iterator[Finding]:
     """The formula that a column follows, and the cells that do not follow it."""
     best: tuple[int, _Reading, list[Cell]] | None = None
+    fits: _Reading | None = None
     for at, reading in enumerate(sorted(readings, key=lambda one: one.plainness)):
         # Where nothing changes, every formula agrees.
         told = [cell for cell in cells if cell.row in reading.told and float(cell.text) * reading.scale not in {0.0, 1.0}]
@@ -201,8 +207,12 @@ def _followed(case: Case, heading: str, cells: list[Cell], readings: list[_Readi
         searched = min(len(readings), 2 * (_PLAIN if at < _PLAIN else len(readings)))
         if searched * at_least(agree, of=len(told), share=share) <= (_NAMED if agree == len(told) else LEVEL):
             best = agree, reading, told
+        elif fits is None and agree == len(told):
+            fits = reading
     if best is None:
         words = f"{heading}: no formula that is known gives its numbers from other columns"
+        if fits is not None:
+            words = f"{heading} fits {fits.says}, in too few rows to be evidence"
         yield about(cells, verdict="not checked", words=words, cells=len(cells), readings=len(readings))
         return
     agree, reading, told = best
@@ -216,8 +226,7 @@ def _followed(case: Case, heading: str, cells: list[Cell], readings: list[_Readi
 
 
 def _formula(heading: str, reading: _Reading, agree: list[Cell], *, rows: int, near: int) -> Finding:
-    says = f"{reading.formula} ({reading.words})" if reading.formula in _FORMULAS else reading.words
-    words = f"{heading} is {says} in {len(agree)} of {rows} rows" + (f", and within {_FAR:.0%} in {near} more" if near else "")
+    words = f"{heading} is {reading.says} in {len(agree)} of {rows} rows" + (f", and within {_FAR:.0%} in {near} more" if near else "")
     numbers: dict[str, float] = {"rows": rows, "agree": len(agree)}
     if reading.formula not in _MISTAKEN:
         return about(agree, verdict="exact", words=words, **numbers)

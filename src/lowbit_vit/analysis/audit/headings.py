@@ -53,7 +53,7 @@ QUANTITIES: dict[Quantity, tuple[Units, tuple[str, ...]]] = {
         SHARE,
         ("top 1 acc", "top 1 accuracy", "top 1", "top1", "accuracy", "top1 acc", "top1 accuracy", "acc 1", "acc1", "acc", "accuracy top 1"),
     ),
-    "top5": (SHARE, ("top 5 acc", "top 5 accuracy", "top 5", "top5", "top5 acc", "top5 accuracy", "acc 5", "acc5")),
+    "top5": (SHARE, ("top 5 acc", "top 5 accuracy", "top 5", "top5", "top5 acc", "top5 accuracy", "acc 5", "acc5", "accuracy top 5")),
     "f1": (SHARE, ("f1 score", "f1", "macro f1", "f1 macro")),
     "kernel": (TIME, ("total cuda kernel time", "cuda kernel time", "kernel time", "total kernel time")),
     "attention": (TIME, ("attention kernel time", "attention time")),
