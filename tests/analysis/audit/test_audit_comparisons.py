@@ -97,6 +97,13 @@ def test_numbers_that_no_formula_gives_are_said_and_not_doubted(tmp_path: Path) 
     assert (found.verdict, found.words) == ("not checked", "Speedup: no formula that is known gives its numbers from other columns")
 
 
+def test_a_percentage_beside_it_is_not_the_unit_of_a_speedup(tmp_path: Path) -> None:
+    speedups, saved = printed(lambda old, new: old / new), printed(lambda old, new: 100 * (old - new) / old, "{:.1f}")
+    lines = [f"row {at},{row[0]},{row[1]},{row[2]}" for at, row in enumerate(zip(LATENCIES, saved, speedups, strict=True))]
+    text = "\n".join(["Model,Latency (ms),Latency reduction (%),Speedup", *lines]) + "\n"
+    assert [found.verdict for found in of("derived", audited(tmp_path, text))] == ["exact", "exact"]
+
+
 def test_a_formula_that_fits_too_few_rows_is_said_as_such(tmp_path: Path) -> None:
     text = "Model,Latency (ms),Speedup\nfp16,10.0,1.0x\nint8,6.1,1.64x\nint4,5.0,2.0x\n"
     (found,) = of("derived", audited(tmp_path, text))

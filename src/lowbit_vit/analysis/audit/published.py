@@ -68,7 +68,7 @@ def _table(name: str, grid: Grid, decimal: Point | None) -> ResultsTable:
     # A unit may stand in the first heading of a quantity alone.
     stated = {head.quantity: (head.unit, head.shown) for head in reversed(heads) if head.unit}
     for at, head in enumerate(heads):
-        if head.quantity in stated and not head.unit and "" not in head.units:
+        if head.quantity and head.quantity in stated and not head.unit and "" not in head.units:
             heads[at] = replace(head, unit=stated[head.quantity][0], shown=stated[head.quantity][1])
     columns = [_Printed(name, head, [row[at] for row in rows]) for at, head in enumerate(heads)]
     words = [column for column in columns if column.is_name]
