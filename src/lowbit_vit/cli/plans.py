@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lowbit_vit.cli.options import HERE, ProfileName, Root, console, open_profile
+from lowbit_vit.cli.options import HERE, ProfileName, Reports, Root, console, open_profile
 from lowbit_vit.errors import ConfigError, DataError, escape_controls
 from lowbit_vit.schema.config import Device, Execution, Profile
 from lowbit_vit.schema.workspace import Workspace
@@ -96,6 +96,7 @@ def recommend(
     execution: ExecutionOf = "eager",
     pairs: Pairs = False,
     root: Root = HERE,
+    reports: Reports = None,
 ) -> None:
     """Say in one sentence which model to deploy, what that rests on, and the command that exports it.
 
@@ -109,7 +110,7 @@ def recommend(
     from lowbit_vit.report.recommendation import evidence, planned_evidence, sentence, why_none, without_mixed
     from lowbit_vit.schema.record import write_atomic
 
-    settings, workspace = open_profile(profile, root)
+    settings, workspace = open_profile(profile, root, reports)
     asked = asked_budget(mib=budget_mib, ms=budget_ms, flips=max_flips)
     results = load_all_results(workspace)
     models = measured_models(settings, results, batch=batch, execution=execution)
