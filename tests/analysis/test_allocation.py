@@ -5,7 +5,7 @@ import pytest
 import synthetic
 from lowbit_vit.analysis.allocation import allocate_within, asked_budget, build_problem, measured_latencies, study_plans
 from lowbit_vit.analysis.block_cells import BlockCells, gather_cells
-from lowbit_vit.analysis.flip_model import flip_curve
+from lowbit_vit.analysis.plan_predictions import flip_curve
 from lowbit_vit.analysis.programme import MIB
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.sensitivity import scores

@@ -16,8 +16,8 @@ import pytest
 import synthetic
 from command_line import call
 from lowbit_vit.analysis.archive import PREDICTIONS, SAMPLES, TRIALS
-from lowbit_vit.analysis.packing import pack_records
 from lowbit_vit.analysis.results import load_all_results, require_same_labels
+from lowbit_vit.analysis.runs import pack_records
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import Study, Trial
 from lowbit_vit.schema.predictions import Predictions, load_predictions

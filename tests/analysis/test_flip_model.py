@@ -7,9 +7,8 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.additivity import additivity, additivity_fits
 from lowbit_vit.analysis.block_cells import gather_cells
-from lowbit_vit.analysis.flip_model import FlipCurve, flip_curve
+from lowbit_vit.analysis.plan_predictions import FlipCurve, additivity, additivity_fits, flip_curve
 from lowbit_vit.analysis.results import load_results
 from lowbit_vit.analysis.sensitivity import scores
 from lowbit_vit.schema.config import load_profile

@@ -14,9 +14,8 @@ import pytest
 import synthetic
 from lowbit_vit.analysis.archive import PREDICTIONS, SAMPLES, TRIALS, round_cell
 from lowbit_vit.analysis.claims.ledger import gather, judge
-from lowbit_vit.analysis.packing import pack_records
 from lowbit_vit.analysis.results import load_all_results, load_results
-from lowbit_vit.analysis.runs import load_run
+from lowbit_vit.analysis.runs import load_run, pack_records
 from lowbit_vit.analysis.tables import find
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.config import STUDIES, Profile

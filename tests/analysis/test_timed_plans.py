@@ -6,11 +6,10 @@ import polars as pl
 import pytest
 
 import synthetic
-from lowbit_vit.analysis.additivity import additivity, additivity_fits
 from lowbit_vit.analysis.block_cells import gather_cells
+from lowbit_vit.analysis.plan_predictions import additivity, additivity_fits, predicted_ms, timed_plans
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.sensitivity import scores
-from lowbit_vit.analysis.timed_plans import predicted_ms, timed_plans
 from lowbit_vit.report.allocation_tables import timed_table
 from lowbit_vit.schema.config import Profile
 from lowbit_vit.schema.plan import NF4, all_but, uniform

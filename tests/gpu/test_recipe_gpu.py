@@ -10,9 +10,8 @@ from lowbit_vit.data.arrays import ImageSet
 from lowbit_vit.data.batches import place, train_batches
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model.vit import Architecture, VisionTransformer
-from lowbit_vit.recipe.cuda_graph_step import WARM_UP
 from lowbit_vit.recipe.teacher import Distillation, Guide, Lesson
-from lowbit_vit.recipe.train import RecipeStep, train_by_recipe
+from lowbit_vit.recipe.train import WARM_UP, RecipeStep, train_by_recipe
 from lowbit_vit.schema.config import Augmentation, Colour, Guidance, Mixing, SmallImages, Training, Views
 from lowbit_vit.trial.train import Batch, attention_kernel, seed_everything
 

@@ -12,7 +12,7 @@ import pytest
 
 import synthetic
 import synthetic_claims
-from lowbit_vit.analysis.packing import pack_records
+from lowbit_vit.analysis.runs import pack_records
 from lowbit_vit.analysis.tables import find
 from lowbit_vit.errors import DataError
 from lowbit_vit.report.metrics import metrics

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lowbit_vit.analysis.block_cells import BlockCells
-from lowbit_vit.analysis.flip_model import FlipCurve, flip_curve
+from lowbit_vit.analysis.plan_predictions import FlipCurve, flip_curve, uniform_latencies
 from lowbit_vit.analysis.programme import MIB, Budget, Choice, Limited, PairTerm, Problem, Quantity, solve
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.errors import ConfigError, DataError
@@ -121,26 +121,6 @@ def measured_latencies(
             f"variants of {profile.name}: no timing of {', '.join(missing)} with {study.compute_dtype}, {study.attention}, {execution}, "
             f"batch {batch_size}, quantized after training; add such an arm, or give another --batch or --execution"
         )
-    return found
-
-
-def uniform_latencies(profile: Profile, results: Sequence[Result], *, batch_size: int, execution: Execution) -> dict[str, float]:
-    """As `measured_latencies`, of those that were timed."""
-    study = profile.sensitivity
-    found: dict[str, float] = {}
-    for result in results:
-        trial = result.record.trial
-        names = {rule.weights.name for rule in trial.plan.rules} or {"high"}
-        alike = (
-            trial.plan.compute_dtype == study.compute_dtype,
-            trial.attention == study.attention,
-            trial.adaptation == ("none" if profile.lora is None else "ptq"),
-            trial.execution == execution,
-            trial.qkv == "separate",
-            len(names) == 1,
-        )
-        if batch_size in result.latency and all(alike):
-            found |= dict.fromkeys(names, result.latency[batch_size].p50_ms)
     return found
 
 

@@ -11,10 +11,10 @@ from functools import cached_property
 from operator import attrgetter
 
 from lowbit_vit.analysis.latencies import Ratio, ratio_of_medians
+from lowbit_vit.analysis.plan_predictions import predicted_ms
 from lowbit_vit.analysis.programme import Budget, Limited
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import Comparison, compare, wilson
-from lowbit_vit.analysis.timed_plans import predicted_ms
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import PlanFile
 from lowbit_vit.schema.cell_role import Random

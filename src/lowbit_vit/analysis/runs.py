@@ -1,4 +1,4 @@
-"""Two runs: where each is read from, which of their arms are the same, and what may be compared of them.
+"""Runs: where each is read from, which arms of two are the same, what may be compared of them; and a run packed as a reference.
 
 An arm is matched by what it is (plan, attention, layout, adaptation, execution, seed), not by its label: profiles name their
 arms freely. The device is not part of it, so that a run on a CPU can stand beside one on a GPU.
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowbit_vit.analysis.results import ArmKey, Result, arm_key, load_all_results, read_results
+from lowbit_vit.analysis.archive import is_archived, write_archive
+from lowbit_vit.analysis.results import ArmKey, Result, arm_key, load_all_results, read_results, require_comparable
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
 from lowbit_vit.schema.record import Record
@@ -146,3 +147,32 @@ def origins(run: Run) -> dict[str, str]:
 
 def _joined(values: Iterable[str | None]) -> str:
     return "; ".join(dict.fromkeys("not recorded" if value is None else value for value in values)) or "nothing"
+
+
+# ---------------------------------------------------------------------------------------------------------------- packed
+
+
+def pack_records(profile: Profile, workspace: Workspace, to: Path, *, add: bool = False) -> list[Path]:
+    """Write the records of every study, with their predictions, to `to`/records; returns the files.
+
+    With `add`, trials that are only among those that are packed there stay, before the others: a study whose records come back in
+    pieces.
+
+    Raises:
+        DataError: there are no records, one is damaged, or the records lie loose in `to`; or what is there and what is added cannot be
+            put together.
+    """
+    results = load_all_results(workspace)
+    if not any(results.values()):
+        raise DataError(f"{workspace.reports / 'records'}: no records; run dvc repro report@{profile.name} first")
+    there = Workspace(root=workspace.root, profile=profile.name, elsewhere=to)
+    folder = to / "records"
+    archived = is_archived(folder)
+    if not archived and any(folder.glob("*/*.json")):
+        raise DataError(f"{folder}: holds loose records; pack into another folder, or delete them")
+    again = {result.record.trial_id for found in results.values() for result in found}
+    before = load_all_results(there) if add and archived else {study: [] for study in STUDIES}
+    stay = {study: [result for result in before[study] if result.record.trial_id not in again] for study in STUDIES}
+    joined = {study: [*stay[study], *results[study]] for study in STUDIES}
+    require_comparable([result for study in STUDIES for result in joined[study]], folder)
+    return write_archive(((result.record, result.predictions) for study in STUDIES for result in joined[study]), folder)

@@ -6,13 +6,12 @@ from pathlib import Path
 import polars as pl
 
 from lowbit_vit.analysis import mixed, sensitivity, variants
-from lowbit_vit.analysis.additivity import additivity, additivity_fits
 from lowbit_vit.analysis.block_cells import gather_cells
 from lowbit_vit.analysis.cuda_graph_speedup import cuda_graph_speedup
 from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.pareto import pareto_fronts
+from lowbit_vit.analysis.plan_predictions import additivity, additivity_fits, timed_plans
 from lowbit_vit.analysis.results import Result, load_all_results
-from lowbit_vit.analysis.timed_plans import timed_plans
 from lowbit_vit.schema.config import STUDIES, Profile, Study
 from lowbit_vit.schema.plan import HighPrecision, family_of
 from lowbit_vit.schema.record import Record, write_atomic

@@ -30,7 +30,7 @@ def pack(
     reports: Reports = None,
 ) -> None:
     """Write all records and per-image predictions as Parquet files, which are read like the records. Needs no torch."""
-    from lowbit_vit.analysis.packing import pack_records
+    from lowbit_vit.analysis.runs import pack_records
 
     settings, workspace = open_profile(profile, root, reports)
     for path in pack_records(settings, workspace, to, add=add):

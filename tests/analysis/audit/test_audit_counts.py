@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowbit_vit.analysis.audit import Context, Finding, ResultsTable, audit, load_table
-from lowbit_vit.analysis.audit.counts import rates
-from lowbit_vit.analysis.audit.mixtures import best_mixture
-from lowbit_vit.analysis.audit.readings import BATCHES, PUBLIC, Reading, Split, printable
+from lowbit_vit.analysis.audit.accuracy import rates
+from lowbit_vit.analysis.audit.readings import BATCHES, PUBLIC, Reading, Split, best_mixture, printable
 
 ROUNDINGS = (ROUND_HALF_UP, ROUND_HALF_EVEN, ROUND_DOWN)
 
@@ -101,7 +100,7 @@ def test_a_loader_that_drops_its_last_batch_leaves_a_multiple() -> None:
     assert all(0 < number <= 6149 for number in numbers)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ stated
+# ----------------------------------------------------------------------------------------------------- stated
 
 
 def test_a_stated_number_of_images_is_held_against_the_table(tmp_path: Path) -> None:

@@ -5,10 +5,9 @@ No check needs a run. Each is a function of a case (the table and its context), 
 
 from collections.abc import Sequence
 
-from lowbit_vit.analysis.audit import accuracy, cells, compute, counts, derived, latency, memory, twins
-from lowbit_vit.analysis.audit.check import Check
+from lowbit_vit.analysis.audit import accuracy, cells, compute, derived, latency, memory
+from lowbit_vit.analysis.audit.check import GOOD, Check, Finding, Verdict
 from lowbit_vit.analysis.audit.context import Case, Context, load_context
-from lowbit_vit.analysis.audit.finding import GOOD, Finding, Verdict
 from lowbit_vit.analysis.audit.published import load_table, load_tables
 from lowbit_vit.analysis.audit.table import ResultsTable
 
@@ -19,7 +18,7 @@ _MOST_NAMED = 30
 # By name, in the order of the families and of each module; `size` also says `size-constants`.
 CHECKS = {
     check.name: check
-    for family in (cells, latency, counts, accuracy, memory, compute, twins, derived)
+    for family in (cells, latency, accuracy, memory, compute, derived)
     for check in vars(family).values()
     if isinstance(check, Check)
 }

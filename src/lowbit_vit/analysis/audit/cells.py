@@ -9,9 +9,8 @@ from typing import get_args
 import numpy as np
 from scipy.special import pdtrc
 
-from lowbit_vit.analysis.audit.check import LEVEL, at_least, check
+from lowbit_vit.analysis.audit.check import LEVEL, Finding, Verdict, about, at_least, check
 from lowbit_vit.analysis.audit.context import Case
-from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
 from lowbit_vit.analysis.audit.headings import BINARY, BYTES, Quantity, Rate, Setting, Time, read_heading
 from lowbit_vit.analysis.audit.table import Cell, ResultsTable
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import get_args
 
-from lowbit_vit.analysis.audit.check import LEVEL, at_least, check
+from lowbit_vit.analysis.audit.check import LEVEL, Finding, Verdict, about, at_least, check
 from lowbit_vit.analysis.audit.context import Case
-from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
 from lowbit_vit.analysis.audit.headings import Quantity, Rate, Time
 from lowbit_vit.analysis.audit.table import Cell, Column
 

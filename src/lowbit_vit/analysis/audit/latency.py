@@ -9,9 +9,8 @@ from itertools import pairwise
 from math import ceil, floor
 from statistics import median
 
-from lowbit_vit.analysis.audit.check import Need, check
+from lowbit_vit.analysis.audit.check import Finding, Need, Verdict, about, check
 from lowbit_vit.analysis.audit.context import Case, given
-from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
 from lowbit_vit.analysis.audit.headings import Quantity
 from lowbit_vit.analysis.audit.table import Cell, above
 

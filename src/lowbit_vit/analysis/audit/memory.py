@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations_with_replacement
 
-from lowbit_vit.analysis.audit.check import LEVEL, Need, at_least, check
+from lowbit_vit.analysis.audit.check import LEVEL, Finding, Need, Verdict, about, at_least, check
 from lowbit_vit.analysis.audit.context import DTYPE_BYTES, WEIGHT_BYTES, Case, Lacking, Model, Row, given
-from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
 from lowbit_vit.analysis.audit.headings import Quantity
 from lowbit_vit.analysis.audit.table import Cell
 
