@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from lowbit_vit.analysis.bootstrap import acceleration, bca_interval, macro_f1_difference
+from lowbit_vit.analysis.intervals import acceleration, bca_interval, macro_f1_difference
 
 Answers = npt.NDArray[np.int64]
 # Efron and Tibshirani 1993, table 14.1: spatial test, A.

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowbit_vit.analysis.rank_correlation import agreement, kendall, kendall_error, kendall_interval
+from lowbit_vit.analysis.intervals import agreement, kendall, kendall_error, kendall_interval
 
 # Hollander and Wolfe, example 8.1: canned tuna, Hunter L values and panel scores.
 LIGHTNESS = [44.4, 45.9, 41.9, 53.3, 44.7, 44.1, 50.7, 45.2, 60.1]

@@ -7,7 +7,7 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.block_cells import gather_cells
-from lowbit_vit.analysis.bootstrap import simultaneous_intervals
+from lowbit_vit.analysis.intervals import simultaneous_intervals
 from lowbit_vit.analysis.results import Result, load_results
 from lowbit_vit.analysis.sensitivity import draw_images, scores, write_scores
 from lowbit_vit.errors import DataError

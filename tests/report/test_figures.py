@@ -9,7 +9,7 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.tables import Tables
-from lowbit_vit.report.figure_list import all_figures
+from lowbit_vit.report.figures import all_figures
 from lowbit_vit.report.figures.arms import CLASS_NAMES, accuracy_against_latency, pareto_fronts, size_and_memory, time_by_class
 from lowbit_vit.report.figures.blocks import STRATEGIES, calibration, heat_map, mixed, sensitivity
 from lowbit_vit.report.figures.document import Figure, draw, javascript

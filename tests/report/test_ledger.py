@@ -9,9 +9,8 @@ import synthetic_claims
 from lowbit_vit.analysis.claims.ledger import Judged
 from lowbit_vit.analysis.tables import Findings, find
 from lowbit_vit.report import ledger
-from lowbit_vit.report.missing import not_run
 from lowbit_vit.report.paper_comparison import beside_paper
-from lowbit_vit.report.verdict import headline, sentences
+from lowbit_vit.report.verdict import headline, not_run, sentences
 from lowbit_vit.schema.claim import VERDICTS
 
 DEMO = synthetic.load_profile(synthetic.PROJECT / "profiles" / "demo.yaml")

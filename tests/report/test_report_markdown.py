@@ -1,9 +1,9 @@
 """The page of Markdown: short, and any text stays text."""
 
 from lowbit_vit.report.columns import Column, Table
-from lowbit_vit.report.missing import Missing
 from lowbit_vit.report.page import MOST_MISSING, report_markdown
 from lowbit_vit.report.recommendation import Sentence
+from lowbit_vit.report.verdict import Missing
 
 
 def document(missing: int) -> str:

@@ -11,8 +11,8 @@ from typing import Literal
 
 import polars as pl
 
-from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.frames import typed
+from lowbit_vit.analysis.intervals import macro_f1_difference
 from lowbit_vit.analysis.latencies import ratio_of_medians
 from lowbit_vit.analysis.results import Result, require_same_labels
 from lowbit_vit.analysis.runs import Pair, Run, match, timing_obstacle

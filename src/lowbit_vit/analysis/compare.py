@@ -10,8 +10,8 @@ import polars as pl
 from rich.console import Console
 from rich.progress import track
 
-from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.frames import trial_row, typed
+from lowbit_vit.analysis.intervals import macro_f1_difference
 from lowbit_vit.analysis.latencies import ratio_of_medians
 from lowbit_vit.analysis.results import require_same_labels
 from lowbit_vit.analysis.runs import Pair, Run, match, other_settings, timing_obstacle

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from lowbit_vit.analysis.block_cells import OUTCOME, BlockCells, cell_rows
-from lowbit_vit.analysis.bootstrap import simultaneous_intervals
+from lowbit_vit.analysis.intervals import simultaneous_intervals
 from lowbit_vit.analysis.programme import PairTerm
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import compare, detectable_paired, holm

@@ -15,8 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from lowbit_vit.analysis.block_cells import OUTCOME, BlockCells, Floats, cell_rows, gather_cells
-from lowbit_vit.analysis.bootstrap import simultaneous_intervals
-from lowbit_vit.analysis.rank_correlation import agreement, kendall, kendall_interval
+from lowbit_vit.analysis.intervals import agreement, kendall, kendall_interval, simultaneous_intervals
 from lowbit_vit.analysis.results import load_results
 from lowbit_vit.errors import DataError
 from lowbit_vit.schema.cell_role import OneUnit, Reference, label_of, unit_role

@@ -3,7 +3,7 @@
 Every trial of a profile sees the same test images, so two models are compared image by image: what counts is the images on
 which only one of them is right, not the two rates by themselves. Where the images differ, the rates are compared unpaired.
 A study that finds no difference says nothing about differences smaller than the least that it could have detected.
-Ranks are in `rank_correlation`, latency in `latencies`, macro-F1 in `bootstrap`.
+Macro-F1 and ranks are in `intervals`, latency in `latencies`.
 """
 
 import math

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.claims.context import Arms, Check, ClaimContext, Need, Outcome, TwinCheck, record_ids, spread_of
 from lowbit_vit.analysis.claims.performance_checks import QUANTITY_WORDS, Quantity, pair_words, value_of
+from lowbit_vit.analysis.intervals import macro_f1_difference
 from lowbit_vit.analysis.pareto import undominated
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import Comparison, compare_counts, detectable_paired, holm, margin_test, wilson

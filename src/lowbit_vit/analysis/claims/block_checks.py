@@ -12,7 +12,7 @@ from pydantic import Field
 from lowbit_vit.analysis import mixed
 from lowbit_vit.analysis.claims.accuracy_checks import percent_interval
 from lowbit_vit.analysis.claims.context import ClaimContext, Need, Outcome, RunCheck, bounds, record_ids, spread_of, within
-from lowbit_vit.analysis.rank_correlation import agreement, kendall
+from lowbit_vit.analysis.intervals import agreement, kendall
 from lowbit_vit.analysis.statistics import compare, detectable_paired
 from lowbit_vit.schema.cell_role import Chosen, NoneSpared
 from lowbit_vit.schema.claim import Measured, Verdict

@@ -1,4 +1,4 @@
-"""The bootstrap: macro-F1 of two models on the same images, and intervals of many means at once.
+"""Intervals of what is no rate: macro-F1 of two models, many means at once, and Kendall's tau of two rankings.
 
 Macro-F1 is no mean over images, so there is no test of it from counts: two models are compared by the paired bootstrap with
 bias-corrected and accelerated (BCa) intervals. Resampling draws images with what both models said of them. It is vectorized over
@@ -6,15 +6,20 @@ the different outcomes (label, first answer, second answer), not the images: a r
 from which one matrix product gives each class's hits, answers and labels.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
-from scipy.stats import norm
+from scipy.stats import kendalltau, norm, t
 
 from lowbit_vit.schema.metrics import Interval, macro_f1
+
+# -------------------------------------------------------------------------------------------------------------- macro-F1
 
 RESAMPLES = 10_000
 _CHUNK = 250  # resamples at once: some MB each
@@ -164,3 +169,64 @@ def _resamples(images: int, resamples: int, seed: int) -> tuple[npt.NDArray[np.u
     random = np.random.default_rng(seed)
     share = np.full(images, 1 / images)
     return tuple(random.multinomial(images, share, size=100).astype(np.uint16) for _ in range(0, resamples, 100))
+
+
+# -------------------------------------------------------------------------------------------------------------- rankings
+
+
+def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Kendall's tau-b of two rankings of the same things, -1..1; None where one of them is all ties.
+
+    Raises:
+        ValueError: fewer than two things, or different numbers of them.
+    """
+    if len(first) != len(second) or len(first) < 2:
+        raise ValueError(f"kendall: {len(first)} and {len(second)} values are not two rankings")
+    tau = float(kendalltau(first, second).statistic)
+    return None if math.isnan(tau) else tau
+
+
+def kendall_error(first: Sequence[float], second: Sequence[float]) -> float:
+    """Standard error of Kendall's tau without ties, consistent whatever the joint distribution.
+
+    Source: Hollander, Wolfe and Chicken, "Nonparametric Statistical Methods", 3rd ed., section 8.3 (Samara and Randles 1988).
+
+    Raises:
+        ValueError: fewer than three things, or different numbers of them.
+    """
+    if len(first) != len(second) or len(first) < 3:
+        raise ValueError(f"kendall_error: {len(first)} and {len(second)} values are not two rankings of at least three")
+    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    n = len(x)
+    # For each thing, how many others it agrees with less how many it disagrees with.
+    scores = (np.sign(x[:, None] - x) * np.sign(y[:, None] - y)).sum(axis=1)
+    tau = float(scores.sum()) / (n * (n - 1))
+    spread = 2 * (n - 2) / (n * (n - 1) ** 2) * float(((scores - scores.mean()) ** 2).sum())
+    return math.sqrt(max(0.0, 2 / (n * (n - 1)) * (spread + 1 - tau**2)))
+
+
+def kendall_interval(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Interval | None:
+    """Interval of Kendall's tau, the things being a sample of such things: tau -+ t(n - 2) standard errors, cut at -1 and 1.
+
+    The t quantile, not the normal one: with 8 to 24 blocks the normal one covers 92 to 95 % (simulated in the tests).
+    None where it cannot be had: fewer than 5 things, ties, or rankings that agree (or disagree) in every pair, whose
+    estimated error is 0.
+
+    Source: as `kendall_error`.
+
+    Raises:
+        ValueError: as `kendall`.
+    """
+    tau = kendall(first, second)
+    ties = len(set(first)) < len(first) or len(set(second)) < len(second)
+    if tau is None or ties or len(first) < 5 or math.isclose(abs(tau), 1.0):
+        return None
+    half = float(t.ppf(0.5 + confidence / 2, len(first) - 2)) * kendall_error(first, second)
+    return Interval(low=max(-1.0, tau - half), high=min(1.0, tau + half))
+
+
+def agreement(rankings: Sequence[Sequence[float]]) -> float | None:
+    """Mean Kendall's tau over every pair of rankings: 1 where all draws rank alike. None where some pair has none."""
+    taus = [kendall(first, second) for first, second in combinations(rankings, 2)]
+    known = [tau for tau in taus if tau is not None]
+    return sum(known) / len(known) if known and len(known) == len(taus) else None
