@@ -5,7 +5,6 @@ Blocks are chosen on the selection half of the test images, so what a row says o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -88,38 +87,14 @@ def _half(cells: Sequence[Predictions], high: Predictions | None, *, selection: 
     return Half(right=best == cells[0].label[images], flips=flips, kl=kl, margin=margin)
 
 
-class CellRow(TypedDict, total=False):
-    """The columns of `cell_rows`: what the part is, what the cell is, and from `status` on what came of it."""
-
-    kind: str
-    weights: str | None
-    block: int | None
-    module: str | None
-    k: int | None
-    index: int | None
-    label: str
-    weight_bytes: int
-    flips: int | None
-    status: str
-    reason: str | None
-    images: int
-    top1: float
-    top1_low: float
-    top1_high: float
-    kl: float
-    lost: int
-    gained: int
-    difference: float
-    difference_low: float
-    difference_high: float
-    p_value: float
-    weight_mib: float
-    file_mib: float
-    trial_id: str
-
-
-_COLUMNS = get_type_hints(CellRow)
-OUTCOME = tuple(_COLUMNS)[tuple(_COLUMNS).index("status") :]
+# What the part is and what the cell is; then what came of it.
+_PART: dict[str, type] = {"kind": str, "weights": str, "block": int, "module": str, "k": int, "index": int}
+_PART |= {"label": str, "weight_bytes": int, "flips": int}
+_OUTCOME: dict[str, type] = {"status": str, "reason": str, "images": int, "top1": float, "top1_low": float, "top1_high": float}
+_OUTCOME |= {"kl": float, "lost": int, "gained": int, "difference": float, "difference_low": float, "difference_high": float}
+_OUTCOME |= {"p_value": float, "weight_mib": float, "file_mib": float, "trial_id": str}
+_COLUMNS = _PART | _OUTCOME
+OUTCOME = tuple(_OUTCOME)
 
 
 def cell_rows(cells: BlockCells, *, against: CellRole | None = None) -> pl.DataFrame:

@@ -11,7 +11,7 @@ Predictions come from the selection half, measurements from the report half, so 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, get_type_hints
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -201,19 +201,10 @@ PREDICTIONS = {
 }
 
 
-class Prediction(TypedDict, total=False):
-    """What is known of a plan before it is run, and the latency that was measured of it."""
-
-    trial_id: str
-    predicted_kl: float
-    predicted_flips_per_1000: float
-    expected_flips_per_1000: float
-    expected_flips_low: float
-    expected_flips_high: float
-    batch_size: int
-    predicted_ms: float | None
-    p50_ms: float
-    predicted_weight_bytes: int
+# What is known of a plan before it is run, and the latency that was measured of it.
+_PREDICTION_COLUMNS: dict[str, type] = {"trial_id": str, "predicted_kl": float, "predicted_flips_per_1000": float}
+_PREDICTION_COLUMNS |= dict.fromkeys(("expected_flips_per_1000", "expected_flips_low", "expected_flips_high"), float)
+_PREDICTION_COLUMNS |= {"batch_size": int, "predicted_ms": float, "p50_ms": float, "predicted_weight_bytes": int}
 
 
 def additivity(
@@ -233,14 +224,15 @@ def additivity(
     sizes = {role: model.weight_bytes for role, model in sensitivity.models.items()}
     cells = {result.record.trial_id: result for _, result in mixed.parts}
     curve, timed = flip_curve(sensitivity, scores), (*variants, *cells.values())
-    rows: list[Prediction] = []
+    rows: list[dict[str, object]] = []
     for trial_id, result in cells.items():
         plan = result.record.trial.plan
         parts = _parts(plan, depth=profile.backbone.depth)
         if not parts or not units.keys() >= set(parts):
             continue
         kl = sum(units[part][0] for part in parts)
-        row = Prediction(trial_id=trial_id, predicted_kl=kl, predicted_flips_per_1000=sum(units[part][1] for part in parts))
+        row: dict[str, object] = {"trial_id": trial_id, "predicted_kl": kl}
+        row["predicted_flips_per_1000"] = sum(units[part][1] for part in parts)
         if curve is not None:
             within = curve.interval(kl)
             row |= {"expected_flips_per_1000": curve.expected(kl), "expected_flips_low": within.low, "expected_flips_high": within.high}
@@ -256,7 +248,7 @@ def additivity(
     measured = cell_rows(mixed).unique("trial_id", keep="first", maintain_order=True).filter(pl.col("kind") != "pair").drop_nulls("flips")
     return (
         measured.with_columns(flips_per_1000=1000 * (pl.col("flips") / pl.col("images")))
-        .join(pl.DataFrame(rows, schema=get_type_hints(Prediction)), on="trial_id", maintain_order="left")
+        .join(pl.DataFrame(rows, schema=_PREDICTION_COLUMNS), on="trial_id", maintain_order="left")
         .rename({"label": "plan", "kind": "strategy"})
         .select(
             *("plan", "strategy", "k", "predicted_kl", "kl", "predicted_flips_per_1000"),

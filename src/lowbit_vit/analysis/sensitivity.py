@@ -8,7 +8,6 @@ the whole selection half, for all units together; a unit is called sensitive onl
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -121,25 +120,9 @@ def write_scores(profile: Profile, workspace: Workspace) -> Path:
 # ------------------------------------------------------------------------------------------------------------- the tables
 
 
-class UnitRow(NamedTuple):
-    """The columns of `units`."""
-
-    weights: str
-    direction: str
-    unit: str
-    block: int
-    module: str | None
-    kl_mean: float
-    kl_low: float
-    kl_high: float
-    excess_low: float
-    excess_high: float
-    sensitive: bool
-    flips_mean: float
-    margin_mean: float
-    top1_mean: float
-    draws: int
-    draw_images: int
+_UNIT_COLUMNS: dict[str, type] = {"weights": str, "direction": str, "unit": str, "block": int, "module": str}
+_UNIT_COLUMNS |= dict.fromkeys(("kl_mean", "kl_low", "kl_high", "excess_low", "excess_high"), float) | {"sensitive": bool}
+_UNIT_COLUMNS |= dict.fromkeys(("flips_mean", "margin_mean", "top1_mean"), float) | {"draws": int, "draw_images": int}
 
 
 def units(scores: Sequence[SensitivityScores]) -> pl.DataFrame:
@@ -158,7 +141,7 @@ def units(scores: Sequence[SensitivityScores]) -> pl.DataFrame:
         for score in scores
         for unit in score.units
     ]
-    return pl.DataFrame(rows, schema=get_type_hints(UnitRow), orient="row")
+    return pl.DataFrame(rows, schema=_UNIT_COLUMNS, orient="row")
 
 
 def sensitivity(cells: BlockCells, scores: Sequence[SensitivityScores]) -> pl.DataFrame:
@@ -203,17 +186,8 @@ def draw_agreement(scores: Sequence[SensitivityScores]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={"weights": str, "direction": str, "draws": int, "kendall_tau": float}, orient="row")
 
 
-class EstimatorRow(NamedTuple):
-    """The columns of `estimator_agreement`."""
-
-    weights: str
-    direction: str
-    units: str
-    estimator: str
-    number: int
-    kendall_tau: float | None
-    tau_low: float | None
-    tau_high: float | None
+_ESTIMATOR_COLUMNS: dict[str, type] = dict.fromkeys(("weights", "direction", "units", "estimator"), str) | {"number": int}
+_ESTIMATOR_COLUMNS |= dict.fromkeys(("kendall_tau", "tau_low", "tau_high"), float)
 
 
 def estimator_agreement(estimates: Estimates | None, scores: Sequence[SensitivityScores]) -> pl.DataFrame:
@@ -226,7 +200,7 @@ def estimator_agreement(estimates: Estimates | None, scores: Sequence[Sensitivit
     """
     rows = []
     if estimates is None:
-        return pl.DataFrame(schema=get_type_hints(EstimatorRow))
+        return pl.DataFrame(schema=_ESTIMATOR_COLUMNS)
     for score in scores:
         if estimates.backbone_sha256 != score.backbone_sha256:
             raise DataError(
@@ -241,4 +215,4 @@ def estimator_agreement(estimates: Estimates | None, scores: Sequence[Sensitivit
                 ends = (None, None) if interval is None else (interval.low, interval.high)
                 what = (score.weights.name, score.direction, kind, estimator.replace("_", " "), len(scored))
                 rows.append((*what, kendall(guessed, measured), *ends))
-    return pl.DataFrame(rows, schema=get_type_hints(EstimatorRow), orient="row")
+    return pl.DataFrame(rows, schema=_ESTIMATOR_COLUMNS, orient="row")

@@ -28,23 +28,6 @@ from lowbit_vit.report.figures.style import (
 
 # ---------------------------------------------------------------------------------------------- accuracy against latency
 
-_COLUMNS = (
-    "label",
-    "row",
-    "weights",
-    "weights_family",
-    "attention",
-    "adaptation",
-    "execution",
-    "mean_ms",
-    "p50_ms",
-    "p50_low_ms",
-    "p50_high_ms",
-    "top1",
-    "top1_low",
-    "top1_high",
-    "records",
-)
 _PANEL = (280, 200)  # px, in which the labels' letters have this width and height
 _LETTER, _HEIGHT = 6.5, 11
 _MOST_NUMBERS = 4  # at one point; the others are counted
@@ -89,7 +72,10 @@ def _latency_panel(frame: pl.DataFrame, colour: alt.Color) -> alt.LayerChart | a
     upright = bar.encode(x=x, y=alt.Y("top1_low:Q"), y2="top1_high:Q", color=colour)
     points = alt.Chart().mark_point(filled=True, size=80, opacity=0.95).encode(x=x, y=y, color=colour, shape=shapes, tooltip=_TOOLTIP)
     labels = alt.Chart().mark_text(align="left", dx=7, dy=-6, fontSize=10).encode(x=x, y=y, text="label:N")
-    data = frame.with_columns(pl.Series("label", joint_labels(frame))).select(_COLUMNS)
+    data = frame.with_columns(pl.Series("label", joint_labels(frame))).select(
+        *("label", "row", "weights", "weights_family", "attention", "adaptation", "execution", "mean_ms", "p50_ms", "p50_low_ms"),
+        *("p50_high_ms", "top1", "top1_low", "top1_high", "records"),
+    )
     name = f"batch {frame.item(0, 'batch_size')}"
     return alt.layer(across, upright, points, labels, data=data).properties(
         width=WIDTH - 60, height=240, title=alt.Title(name, anchor="start", fontSize=12)

@@ -36,20 +36,6 @@ _TOOLTIP = [
     alt.Tooltip("flips_mean:Q", title="flipped predictions, mean of draws", format=".1f"),
     alt.Tooltip("draw_images:Q", title="images in a draw"),
 ]
-_COLUMNS = (
-    "panel",
-    "block",
-    "kl_mean",
-    "kl_low",
-    "kl_high",
-    "interval_low",
-    "interval_high",
-    "sensitive",
-    "flips_mean",
-    "draw_images",
-    "weights_family",
-    "records",
-)
 
 
 def _scored(frame: pl.DataFrame) -> pl.DataFrame:
@@ -57,7 +43,10 @@ def _scored(frame: pl.DataFrame) -> pl.DataFrame:
     weights = pl.col("weights").replace_strict(FORMAT_NAMES, default=pl.col("weights"))
     panel = pl.format("{}: {}", weights, pl.col("direction").replace_strict(_DIRECTIONS))
     cells = frame.filter(pl.col("kl_mean").is_not_null() & pl.col("block").is_not_null())
-    return cells.with_columns(panel.alias("panel"), pl.col("trial_id").alias("records")).select(_COLUMNS)
+    return cells.with_columns(panel.alias("panel"), pl.col("trial_id").alias("records")).select(
+        *("panel", "block", "kl_mean", "kl_low", "kl_high", "interval_low", "interval_high", "sensitive"),
+        *("flips_mean", "draw_images", "weights_family", "records"),
+    )
 
 
 def sensitivity(frame: pl.DataFrame) -> dict[str, Any] | None:
