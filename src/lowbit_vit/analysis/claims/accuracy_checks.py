@@ -179,7 +179,7 @@ class FrontierCheck(Check):
         """`reproduced` where some arm of the selector is undominated among all arms; needs another arm to compare with."""
         points: list[tuple[Result, tuple[float, ...]]] = []
         for result in context.results["variants"]:
-            costs = [value_of(result, quantity, self.batch) for quantity in self.costs]
+            costs = [value_of(context, result, quantity, self.batch) for quantity in self.costs]
             if result.whole is not None and None not in costs:
                 known = tuple(cost for cost in costs if cost is not None)
                 points.append((result, (*known, -result.whole.top1)))

@@ -9,14 +9,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lowbit_vit.analysis.audit import Finding, ResultsTable
 from lowbit_vit.analysis.audit.table import Cell as PrintedCell
 from lowbit_vit.analysis.block_cells import BlockCells, gather_cells
-from lowbit_vit.analysis.frames import weights_name
+from lowbit_vit.analysis.frames import Frames, weights_name
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Evidence, Measured, Setup, Stated, Verdict
 from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Execution, Profile, Study
@@ -99,6 +99,19 @@ class ClaimContext:
         """GPUs of the records, each once."""
         found = [_gpu(result.record) for results in self.results.values() for result in results]
         return tuple(dict.fromkeys(gpu for gpu in found if gpu is not None))
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, int | None], dict[str, Any]]:
+        frames = Frames(self.results["variants"])
+        of_trials = {row["trial"]: row for row in frames.trials.to_dicts()}
+        timings = frames.timings.drop("samples_ms").to_dicts()
+        return {(row["trial_id"], None): row for row in of_trials.values()} | {
+            (of_trials[row["trial"]]["trial_id"], row["batch_size"]): of_trials[row["trial"]] | row for row in timings
+        }
+
+    def row(self, result: Result, batch: int | None) -> Mapping[str, Any]:
+        """The columns of `Frames.trials`, and of `Frames.timings` where that batch size was timed."""
+        return self._rows.get((result.record.trial_id, batch)) or self._rows[result.record.trial_id, None]
 
     @cached_property
     def mixed(self) -> BlockCells:

@@ -13,7 +13,7 @@ from lowbit_vit.analysis.frames import MIB
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Measured, Verdict
 from lowbit_vit.schema.config import Device
-from lowbit_vit.schema.metrics import Interval, LatencySummary
+from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.record import KernelTime
 
 QUANTITY_WORDS = {
@@ -76,7 +76,7 @@ COLUMNS: dict[Printed, Column] = {
     "p99": Column("p99_ms", "ms", _ONE, 2, _TIMED),
     "throughput": Column("images_per_s", "images/s", _ONE, 2, _TIMED),
     "vram": Column("peak_mib", "MiB", _MIB, 1, ("model", "cuda")),
-    "cpu": Column("cpu_ms", "ms", _ONE, 1, _TIMED),
+    "cpu": Column("cpu_mean_ms", "ms", _ONE, 1, _TIMED),
     "top1": Column("top1", "", _ONE, 4, _RATED, rate=True),
     "top5": Column("top5", "", _ONE, 4, _RATED, rate=True),
     "f1": Column("macro_f1", "", _ONE, 4, _RATED, rate=True),
@@ -98,19 +98,19 @@ class CellCheck(Check):
         column = next(COLUMNS[quantity] for quantity, heading in context.table.headings.items() if heading == cell.column)
         printed, batch = float(context.printed(cell).exact / column.scale), context.setup.batch_size
         arms = Arms(paper_row=cell.row)
-        values = [(result, _cell_value(result, column.name, batch)) for result in context.select(arms)]
+        values = [(result, value_of(context, result, column.name, batch)) for result in context.select(arms)]
         found = [(result, value) for result, value in values if value is not None]
         if not found:
             obstacle = context.obstacle(column.needs)
             if obstacle is not None:
                 return replace(obstacle, words=f"{obstacle.words} Nor is there a result of this row's arm.")
-            if column.name == "cpu_ms" and values:
+            if column.name == "cpu_mean_ms" and values:
                 model = context.setup.architecture.name
                 return Outcome("not run", f"No profile runs {model} on a CPU.", because=f"a profile with {model} and device: cpu")
             return context.missing_arms(arms)
         mean = fmean(value for _, value in found)
         seeds = f" (mean of {len(found)} seeds)" if len(found) > 1 else ""
-        interval = _p50_interval(found[0][0], batch) if column.name == "p50_ms" and len(found) == 1 else None
+        interval = _p50_interval(context, found[0][0], batch) if column.name == "p50_ms" and len(found) == 1 else None
         text = f"{mean:,.{column.digits}f} {column.unit}".strip() + seeds
         ours = Measured(text=text, value=mean, unit=column.unit or None, interval=interval)
         off = abs(mean - printed) if column.rate else abs(mean / printed - 1) if printed else float("inf")
@@ -119,17 +119,6 @@ class CellCheck(Check):
         verdict: Verdict = "reproduced" if off <= self.within else "not reproduced"
         outcome = Outcome(verdict, words, ours=ours, records=record_ids(*(result for result, _ in found)))
         return context.obstacle(column.needs, outcome) or outcome
-
-
-def _cell_value(result: Result, name: str, batch: int) -> float | None:
-    if name in ("top1", "top5", "macro_f1"):
-        return None if result.whole is None else float(getattr(result.whole, name))
-    latency = result.latency.get(batch)
-    if name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "images_per_s"):
-        return None if latency is None else getattr(latency, name)
-    if name == "cpu_ms":
-        return latency.mean_ms if latency is not None and result.record.trial.device == "cpu" else None
-    return value_of(result, name, batch)
 
 
 # -------------------------------------------------------------------------------------------------------- arm over twin
@@ -150,7 +139,7 @@ class RatioCheck(TwinCheck):
 
     def measure(self, context: ClaimContext) -> Outcome | None:
         """`reproduced` where every pair of twins lies in the bounds, interval and all; an interval across a bound is `underpowered`."""
-        found = [(pair, ratio) for pair in context.twins(self.of, self.to) if (ratio := self._ratio(pair)) is not None]
+        found = [(pair, ratio) for pair in context.twins(self.of, self.to) if (ratio := self._ratio(context, pair)) is not None]
         if not found:
             return None
         ours = spread_of([ratio for _, ratio in found], "x")
@@ -161,15 +150,15 @@ class RatioCheck(TwinCheck):
         words = f"{name}{batch}: ours {ours.text} in {pair_words(len(found))}; expected {bounds(self.at_least, self.at_most)}."
         return Outcome(verdict, words, ours=ours, records=record_ids(*(result for pair, _ in found for result in pair)))
 
-    def _ratio(self, pair: tuple[Result, Result]) -> tuple[float, Interval | None] | None:
+    def _ratio(self, context: ClaimContext, pair: tuple[Result, Result]) -> tuple[float, Interval | None] | None:
         """The quotient, and for a median latency the widest one that the two 95 % intervals allow; None where one was not measured."""
-        one, other = (value_of(result, self.quantity, self.batch) for result in pair)
+        one, other = (value_of(context, result, self.quantity, self.batch) for result in pair)
         if one is None or other is None:
             return None
         value = one / other if other else float("inf")
         if self.quantity != "p50_ms" or self.batch is None:
             return value, None
-        mine, its = (_p50_interval(result, self.batch) for result in pair)
+        mine, its = (_p50_interval(context, result, self.batch) for result in pair)
         return value, None if mine is None or its is None else Interval(low=mine.low / its.high, high=mine.high / its.low)
 
     def _place(self, value: float, interval: Interval | None) -> Literal["in", "out", "across"]:
@@ -258,46 +247,24 @@ PerformanceCheck = CellCheck | RatioCheck | ShareCheck | NeverRunsCheck
 # ------------------------------------------------------------------------------------------------ values of one record
 
 
-def value_of(result: Result, quantity: str, batch: int | None) -> float | None:
+def value_of(context: ClaimContext, result: Result, quantity: str, batch: int | None) -> float | None:
     """A quantity of one trial, or None where it was not measured."""
-    record = result.record
+    row = context.row(result, batch)
     match quantity:
-        case "file_mib":
-            return None if record.model is None else record.model.file_bytes / MIB
-        case "weight_mib":
-            return None if record.model is None else record.model.weight_bytes / MIB
         case "training_peak_mib":
-            peak = None if record.training is None else record.training.peak_allocated_bytes
+            peak = None if result.record.training is None else result.record.training.peak_allocated_bytes
             return None if peak is None else peak / MIB
         case "peak_mib":
-            memories = record.measurement.memory if record.measurement is not None else ()
-            peak = next((item.peak_allocated_bytes for item in memories if item.batch_size == batch), None)
+            peak = row.get("peak_allocated_bytes")
             return None if peak is None else peak / MIB
-        case "p50_ms":
-            latency = _latency(result, batch)
-            return None if latency is None else latency.p50_ms
-        case _:
-            kernels = _kernels(result, batch)
-            return None if kernels is None else _of_kernels(result, kernels, quantity)
-
-
-def _of_kernels(result: Result, kernels: KernelTime, quantity: str) -> float | None:
-    match quantity:
-        case "kernel_us":
-            return sum(kernels.by_class_us.values())
         case "idle_share":
-            idle = result.idle_us(kernels)
-            return None if idle is None else idle / result.wall_us(kernels)
-        case "launches":
-            return kernels.launches
-        case "host_syncs":
-            return kernels.host_syncs
+            return None if row.get("idle_us") is None else row["idle_us"] / row["wall_us"]
+        case "quantize_us" | "gemm_us":
+            kernels = _kernels(result, batch)
+            return None if kernels is None else kernels.by_class_us.get(quantity.removesuffix("_us"), 0.0)
         case _:
-            return kernels.by_class_us.get(quantity.removesuffix("_us"), 0.0)
-
-
-def _latency(result: Result, batch: int | None) -> LatencySummary | None:
-    return None if batch is None else result.latency.get(batch)
+            value: float | None = row.get(quantity)
+            return value
 
 
 def _kernels(result: Result, batch: int | None) -> KernelTime | None:
@@ -305,6 +272,6 @@ def _kernels(result: Result, batch: int | None) -> KernelTime | None:
     return next((item for item in items if item.batch_size == batch), None)
 
 
-def _p50_interval(result: Result, batch: int) -> Interval | None:
-    latency = _latency(result, batch)
-    return None if latency is None else latency.p50_ci_ms
+def _p50_interval(context: ClaimContext, result: Result, batch: int) -> Interval | None:
+    row = context.row(result, batch)
+    return None if row.get("p50_low_ms") is None else Interval(low=row["p50_low_ms"], high=row["p50_high_ms"])
