@@ -9,10 +9,9 @@ import pytest
 
 import synthetic
 from lowbit_vit.analysis.tables import Tables
-from lowbit_vit.report.figures import all_figures
+from lowbit_vit.report.figures import Figure, all_figures, draw, javascript
 from lowbit_vit.report.figures.arms import CLASS_NAMES, accuracy_against_latency, pareto_fronts, size_and_memory, time_by_class
 from lowbit_vit.report.figures.blocks import STRATEGIES, calibration, heat_map, mixed, sensitivity
-from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.figures.style import MOST_ARMS, cut_words
 from lowbit_vit.schema.config import STUDIES
 

@@ -20,8 +20,7 @@ from lowbit_vit.analysis.recommendation import Recommendation, choose, measured_
 from lowbit_vit.analysis.tables import Findings, find, write_tables
 from lowbit_vit.report import allocation_tables, ledger, roofline_tables, run_description, tables, verdict
 from lowbit_vit.report.columns import Table, escape_markdown, to_latex, to_markdown
-from lowbit_vit.report.figures import all_figures
-from lowbit_vit.report.figures.document import Figure, draw, javascript
+from lowbit_vit.report.figures import Figure, all_figures, draw, javascript
 from lowbit_vit.report.metrics import metrics, status_counts
 from lowbit_vit.report.paper_comparison import Beside, beside_paper, paper_table
 from lowbit_vit.report.recommendation import Sentence

@@ -16,7 +16,7 @@ from lowbit_vit.analysis.claims.performance_checks import QUANTITY_WORDS, Quanti
 from lowbit_vit.analysis.intervals import macro_f1_difference
 from lowbit_vit.analysis.pareto import undominated
 from lowbit_vit.analysis.results import Result
-from lowbit_vit.analysis.statistics import Comparison, compare_counts, detectable_paired, holm, margin_test, wilson
+from lowbit_vit.analysis.statistics import Comparison, compare, detectable_paired, holm, margin_test, wilson
 from lowbit_vit.schema.claim import Cell, Measured, Verdict
 from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.predictions import Predictions
@@ -91,8 +91,7 @@ class PairedCheck(TwinCheck):
                 compared.append(_Compared((one, other), f1.difference, f1.interval))
                 continue
             right, other_right = (answers.right if self.metric == "top1" else answers.among5 for answers in predictions)
-            lost, gained = int(np.count_nonzero(other_right & ~right)), int(np.count_nonzero(right & ~other_right))
-            comparison = compare_counts(lost, gained, images=len(right))
+            comparison = compare(other_right, right)
             p_value = context.adjusted.get(self.family_key(one, other), self._p_value(comparison))
             compared.append(_Compared((one, other), comparison.difference, comparison.interval, comparison, p_value))
         return compared
