@@ -4,27 +4,14 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from lowbit_vit.analysis.audit import GOOD, Finding, ResultsTable, Verdict
 from lowbit_vit.report.columns import Column, Table
 
 _STYLES = {"impossible": "bold red", "contradicts itself": "bold red", "holds": "green", "exact": "green"}
 _STYLES |= {"noted": "cyan", "not checked": "dim"}
-# Worst first.
-_ORDER: tuple[Verdict, ...] = (
-    "impossible",
-    "contradicts itself",
-    "understated",
-    "confounded",
-    "not supported",
-    "suspicious",
-    "underpowered",
-    "underspecified",
-    "noted",
-    "holds",
-    "exact",
-    "not checked",
-)
+_ORDER: tuple[Verdict, ...] = get_args(Verdict)
 _EXAMPLES = 3
 # What a reader asks first where nothing is wrong.
 _TOLD = ("split-size", "hidden-images", "batch-size")

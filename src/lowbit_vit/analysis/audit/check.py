@@ -16,18 +16,19 @@ from lowbit_vit.analysis.audit.headings import QUANTITIES, Quantity
 from lowbit_vit.analysis.audit.table import Cell
 from lowbit_vit.schema.plan import Frozen
 
+# In the order in which they are shown, the worst first.
 Verdict = Literal[
-    "holds",
-    "exact",
-    "contradicts itself",
     "impossible",
+    "contradicts itself",
     "understated",
     "confounded",
+    "not supported",
+    "suspicious",
+    "underpowered",
     "underspecified",
     "noted",
-    "suspicious",
-    "not supported",
-    "underpowered",
+    "holds",
+    "exact",
     "not checked",
 ]
 # No fault of the table; "noted", which sound tables have as well, and "not checked" are none either.

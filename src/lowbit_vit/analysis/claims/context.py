@@ -16,7 +16,7 @@ from pydantic import Field
 from lowbit_vit.analysis.audit import Finding, ResultsTable
 from lowbit_vit.analysis.audit.table import Cell as PrintedCell
 from lowbit_vit.analysis.block_cells import BlockCells, gather_cells
-from lowbit_vit.analysis.frames import Frames, weights_name
+from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Evidence, Measured, Setup, Stated, Verdict
 from lowbit_vit.schema.config import AdaptationMethod, AttentionName, Execution, Profile, Study
@@ -41,9 +41,6 @@ class Arms(Frozen):
     attention: tuple[AttentionName, ...] | None = None
     adaptation: tuple[AdaptationMethod, ...] | None = None
     execution: tuple[Execution, ...] | None = None
-
-
-SELECTOR_KEYS = tuple(Arms.model_fields)
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,11 @@ class ClaimContext:
     @cached_property
     def _finished(self) -> list[tuple[Result, Mapping[str, object]]]:
         """Successful trials of the variants study with their keys, which a hundred checks ask for."""
-        return [(result, _keys(result.record)) for result in self.results["variants"] if result.record.status == "success"]
+        return [(result, self._keys(result)) for result in self.results["variants"] if result.record.status == "success"]
+
+    def _keys(self, result: Result) -> Mapping[str, object]:
+        """What a trial is, by the keys of selectors and of twins."""
+        return {**self.row(result, None), "gpu": _gpu(result.record)}
 
     def twins(self, of: Arms, to: Arms) -> list[tuple[Result, Result]]:
         """Pairs (of, to) that are alike in every key that neither selector names; with paper rows, in seed and GPU."""
@@ -199,7 +200,7 @@ class ClaimContext:
             f"{result.record.trial.label}: {result.record.status}"
             + (f" ({result.record.reason})" if result.record.reason is not None else "")
             for result in self.results["variants"]
-            if result.record.status != "success" and any(_picks(values, _keys(result.record)) for values in allowed)
+            if result.record.status != "success" and any(_picks(values, self._keys(result)) for values in allowed)
         ]
         words = "; ".join(dict.fromkeys(reasons)) or "No record of such arms"
         return Outcome("not run", f"{words}.", because=self.command("variants"))
@@ -213,12 +214,6 @@ def _allowed(arms: Arms) -> dict[str, Collection[object]]:
 
 def _picks(allowed: Mapping[str, Collection[object]], values: Mapping[str, object]) -> bool:
     return all(values[key] in wanted for key, wanted in allowed.items())
-
-
-def _keys(record: Record) -> dict[str, object]:
-    """What a trial is, by the keys of selectors and of twins."""
-    special = {"weights": weights_name(record.trial), "compute_dtype": record.trial.plan.compute_dtype, "gpu": _gpu(record)}
-    return {key: special[key] if key in special else getattr(record.trial, key) for key in (*TWIN_KEYS, *SELECTOR_KEYS)}
 
 
 def _gpu(record: Record) -> str | None:
