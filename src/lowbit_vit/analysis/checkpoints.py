@@ -68,5 +68,8 @@ def _look(path: Path, workspace: Workspace) -> Checkpoint:
 
 def _sha256(path: Path, size: int) -> str:
     title, quiet = f"check {path.name}", size < SHOWN_FROM
+    digest = hashlib.sha256()
     with path.open("rb") as raw, wrap_file(raw, size, description=title, console=Console(stderr=True), disable=quiet) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -110,7 +110,7 @@ class CellCheck(Check):
             return context.missing_arms(arms)
         mean = fmean(value for _, value in found)
         seeds = f" (mean of {len(found)} seeds)" if len(found) > 1 else ""
-        interval = _p50_interval(context, found[0][0], batch) if column.name == "p50_ms" and len(found) == 1 else None
+        interval = _p50_interval(found[0][0], batch) if column.name == "p50_ms" and len(found) == 1 else None
         text = f"{mean:,.{column.digits}f} {column.unit}".strip() + seeds
         ours = Measured(text=text, value=mean, unit=column.unit or None, interval=interval)
         off = abs(mean - printed) if column.rate else abs(mean / printed - 1) if printed else float("inf")
@@ -158,7 +158,7 @@ class RatioCheck(TwinCheck):
         value = one / other if other else float("inf")
         if self.quantity != "p50_ms" or self.batch is None:
             return value, None
-        mine, its = (_p50_interval(context, result, self.batch) for result in pair)
+        mine, its = (_p50_interval(result, self.batch) for result in pair)
         return value, None if mine is None or its is None else Interval(low=mine.low / its.high, high=mine.high / its.low)
 
     def _place(self, value: float, interval: Interval | None) -> Literal["in", "out", "across"]:
@@ -272,6 +272,6 @@ def _kernels(result: Result, batch: int | None) -> KernelTime | None:
     return next((item for item in items if item.batch_size == batch), None)
 
 
-def _p50_interval(context: ClaimContext, result: Result, batch: int) -> Interval | None:
-    row = context.row(result, batch)
-    return None if row.get("p50_low_ms") is None else Interval(low=row["p50_low_ms"], high=row["p50_high_ms"])
+def _p50_interval(result: Result, batch: int) -> Interval | None:
+    latency = result.latency.get(batch)
+    return None if latency is None else latency.p50_ci_ms
