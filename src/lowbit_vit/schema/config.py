@@ -381,8 +381,12 @@ class Statistics(Frozen):
 # ---------------------------------------------------------------------------------------------------------------- trial
 
 
+# Fields of a trial that decide nothing about a result that succeeds.
+NOT_IDENTITY = frozenset({"label", "roles", "limits", "paper_row"})
+
+
 class Trial(Frozen):
-    """One cell: all that decides its result. Its identity is the hash of these values."""
+    """One cell: all that decides its result. Its identity is the hash of these values, but for `NOT_IDENTITY`."""
 
     profile: Label
     study: Study
@@ -416,8 +420,7 @@ class Trial(Frozen):
     @property
     def trial_id(self) -> str:
         """`<precision>-<attention>-<adaptation>-<execution>-s<seed>-<10 hex>`: readable, unique, a valid file name."""
-        # Limits, label and roles decide nothing about a result that succeeds.
-        identity = self.model_dump(mode="json", exclude={"label", "roles", "limits", "paper_row"})
+        identity = self.model_dump(mode="json", exclude=set(NOT_IDENTITY))
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         precision = self.plan.name.replace("/", "-")
         return f"{precision}-{self.attention}-{self.adaptation}-{self.execution}-s{self.seed}-{digest[:10]}"
