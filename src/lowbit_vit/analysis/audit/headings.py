@@ -148,10 +148,10 @@ def read_heading(text: str) -> Heading:
     """Find the quantity, the unit and the rest: `Latency P95 (ms)`, `latency_p95_ms`, `Acc@1 [%] ↑`, `Latency on T4 (ms)`."""
     sized = _BATCH.search(text.replace("_", " "))
     if sized:
-        rest = read_heading(re.sub(r"[(\[]\s*[)\]]", " ", text[: sized.start()] + text[sized.end() :]).strip(" _,;@"))
+        plain_head = read_heading(re.sub(r"[(\[]\s*[)\]]", " ", text[: sized.start()] + text[sized.end() :]).strip(" _,;@"))
         # ViT_B16_latency is of a model.
-        if rest.name and not (rest.more and sized[1]):
-            return replace(rest, text=text, batch=int(sized[2]))
+        if plain_head.name and not (plain_head.more and sized[1]):
+            return replace(plain_head, text=text, batch=int(sized[2]))
     counted = re.fullmatch(r"#\s*((?:params?|parameters)\b.*)", text, flags=re.IGNORECASE)
     bare = re.sub(r"\(?(mean\s*)?(\N{PLUS-MINUS SIGN}|\+/?-)\s*[a-z.]*\)?", "", counted[1] if counted else text, flags=re.IGNORECASE)
     plain = bare.replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")
