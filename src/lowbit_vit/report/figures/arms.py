@@ -48,7 +48,7 @@ _TOOLTIP = [
 
 
 def accuracy_against_latency(table: pl.DataFrame) -> dict[str, Any] | None:
-    """The figure of the arms' table; the number beside a point is the row of the result table."""
+    """Figure 1: one point an arm, one panel a batch size; the number beside a point is the row of the result table."""
     frame = finished(table).filter(pl.col("p50_ms").is_not_null())
     if frame.is_empty():
         return None
@@ -113,7 +113,7 @@ def _joint(frame: pl.DataFrame, group: Sequence[int]) -> str:
 
 
 def size_and_memory(table: pl.DataFrame) -> dict[str, Any] | None:
-    """Bars of file size and of peak memory, at the largest batch size."""
+    """Figure 2: bars of file size and of peak memory, at the largest batch size."""
     frame = first_arms(finished(table))
     if frame.is_empty():
         return None
@@ -155,7 +155,7 @@ CLASS_NAMES = {
 
 
 def time_by_class(frame: pl.DataFrame) -> dict[str, Any] | None:
-    """Stacked bars, one panel a batch size. `frame` has a row for each arm, batch size and class."""
+    """Figure 5: stacked bars, one panel a batch size. `frame` has a row for each arm, batch size and class."""
     if frame.is_empty():
         return None
     frame = first_arms(frame)
@@ -194,7 +194,7 @@ def time_by_class(frame: pl.DataFrame) -> dict[str, Any] | None:
 
 
 def pareto_fronts(frame: pl.DataFrame) -> dict[str, Any] | None:
-    """One panel a pair of axes; `frame` is that of `analysis.pareto.pareto_fronts`.
+    """Figure 6: one panel a pair of axes; `frame` is that of `analysis.pareto.pareto_fronts`.
 
     Points of the front are filled and joined by a step line: nothing lies above and left of it. Dominated points are hollow.
     """

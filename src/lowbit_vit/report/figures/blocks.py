@@ -67,7 +67,7 @@ def sensitivity(frame: pl.DataFrame) -> dict[str, Any] | None:
 
 
 def heat_map(frame: pl.DataFrame) -> dict[str, Any] | None:
-    """Block x format and direction; colour is KL as a share of its line's greatest, so that lines of any scale can be read."""
+    """Figure 7: block x format and direction; colour is KL as a share of its line's greatest, so that lines of any scale can be read."""
     scored = _scored(frame)
     if scored.is_empty():
         return None
@@ -107,7 +107,7 @@ _VALUE_SCALE = alt.Scale(zero=False, padding=8)
 
 
 def mixed(frame: pl.DataFrame, bands: pl.DataFrame) -> dict[str, Any] | None:
-    """Points for the chosen plans, ticks for the random ones, their range and middle half as a band."""
+    """Figure 4: points for the chosen plans, ticks for the random ones, their range and middle half as a band."""
     with_result = frame.filter(pl.col("top1").is_not_null()).with_columns(pl.col("trial_id").alias("records"))
     plans = with_result.filter(pl.col("k").is_not_null())
     if plans.is_empty():
@@ -172,7 +172,7 @@ _CALIBRATED = (
 
 
 def calibration(frame: pl.DataFrame) -> dict[str, Any] | None:
-    """One panel a quantity; `frame` is that of `analysis.plan_predictions.additivity`. On the line, the prediction is right."""
+    """Figure 8: one panel a quantity; `frame` is that of `analysis.plan_predictions.additivity`. On the line, the prediction is right."""
     panels = [panel for columns in _CALIBRATED if (panel := _calibration_panel(frame, *columns)) is not None]
     return configured(alt.vconcat(*panels, spacing=22)) if panels else None
 
