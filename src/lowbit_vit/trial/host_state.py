@@ -32,8 +32,8 @@ class HostWatch:
         self.sample()
         self._started = time.perf_counter(), cpu_waiting_us(), _cpu_ticks()
 
-    def sample(self) -> None:
-        """Time a loop of plain Python and, on a GPU that has nothing to do, the launches of a small kernel."""
+    def sample(self) -> tuple[float, float | None]:
+        """Time a loop of plain Python, ns a turn, and, on a GPU that has nothing to do, launches of a small kernel, us each."""
         before = time.perf_counter_ns()
         for _ in range(_LOOPS):
             pass
@@ -44,6 +44,7 @@ class HostWatch:
                 self._target.add_(1)
             self._launches_us.append((time.perf_counter_ns() - before) / _LAUNCHES / 1000)
             torch.cuda.synchronize()
+        return self._loops_ns[-1], self._launches_us[-1] if self._launches_us else None
 
     def seen(self) -> Host:
         """The host since the watch was made."""
