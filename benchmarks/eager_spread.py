@@ -5,8 +5,8 @@
 Every process measures the same three sides one after another, twice (forth and back), so that what differs between sides, between two
 passes of one process and between processes can be told apart. Between every ten calls stands what the process can see of its host: the
 time of a launch of a small kernel and of a loop of plain Python, and the core that it runs on. A condition changes one thing: the cores
-that the process may use, its priority, the allocator, garbage collection, hashing of strings, the layout of the address space, huge
-pages. `plain` changes none and is drawn twice a round.
+that the process may use, its priority, the allocator, garbage collection, hashing of strings with the layout of the address space.
+`plain` changes none and is drawn twice a round.
 
 Writes records/eager_spread.json after each process.
 """
