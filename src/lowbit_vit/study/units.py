@@ -52,14 +52,15 @@ def make_units(missing: Sequence[Trial], places: Places, expected: Mapping[str, 
     """Timing trials one by one, the other cells in chunks of those that begin alike; the longest first.
 
     Args:
-        missing: the trials to run.
+        missing: the trials to run; repeats of timings are not among others.
         places: what there is to run them on.
         expected: trial_id -> seconds; those that are expected to take as long stay in the grid's order.
     """
     kind = {} if places.gpu_kind is None else {f"accelerator_type:{places.gpu_kind}": 0.001}
     units = [_timing_unit(trial, places, kind) for trial in missing if trial.measurement is not None]
     units += _chunks([trial for trial in missing if trial.measurement is None], places, kind)
-    return sorted(units, key=lambda unit: -sum(expected[trial.trial_id] for trial in unit.trials))
+    # Repeats stay in the order of their rounds.
+    return sorted(units, key=lambda unit: 0 if unit.trials[0].process else -sum(expected[trial.trial_id] for trial in unit.trials))
 
 
 def _timing_unit(trial: Trial, places: Places, kind: dict[str, float]) -> Unit:
@@ -186,4 +187,5 @@ def expected_seconds(trials: Sequence[Trial], folder: Path) -> dict[str, float]:
 def _kind(trial: dict[str, Any]) -> tuple[str, ...]:
     formats = sorted({rule["weights"]["format"] for rule in trial["plan"]["rules"]} - {"high"})
     axes = ("attention", "adaptation", "execution", "device")
-    return (*formats, trial["plan"]["compute_dtype"], *(trial[axis] for axis in axes))
+    repeat = "repeat" if trial.get("process") else ""
+    return (*formats, trial["plan"]["compute_dtype"], *(trial[axis] for axis in axes), repeat)

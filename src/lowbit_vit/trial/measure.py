@@ -45,8 +45,9 @@ def measure(
     attention: AttentionName,
     device: Device,
     dtype: torch.dtype,
+    repeat: bool = False,
 ) -> MeasurementResult:
-    """Run every pass for every batch size.
+    """Run every pass for every batch size; of a repeat, the latency alone.
 
     Args:
         prepare: makes the callable to be timed, without gradients, for images of one shape: the model, a captured graph,
@@ -58,6 +59,7 @@ def measure(
         attention: the label that the trace must confirm.
         device: where the model is.
         dtype: of the images given to the model.
+        repeat: whether another process measured all of it.
 
     Raises:
         Busy: another process uses the GPU, or NVML does not show it; see `gpu_state.exclusive`.
@@ -69,6 +71,9 @@ def measure(
     example = partial(_example, images, views, device=device, dtype=dtype)
     try:
         latency = [_latency(prepare, example(batch_size=size), config, device) for size in config.batch_sizes]
+        if repeat:
+            exclusive(device, config.exclusive)  # still: another process may have started meanwhile
+            return MeasurementResult(exclusive=alone, latency=tuple(latency), memory=(), kernels=(), work=(), ceilings=None)
         memory = [measure_memory(prepare, example(batch_size=size), device) for size in config.batch_sizes]
         kernels: list[KernelTime] = []
         if config.trace:
@@ -92,7 +97,7 @@ def measure(
     finally:
         gc.unfreeze()
     ceilings = measure_ceilings(device, dtype)
-    exclusive(device, config.exclusive)  # still: another process may have started meanwhile
+    exclusive(device, config.exclusive)
     held = weight_bytes(model)
     return MeasurementResult(
         exclusive=alone,
