@@ -23,6 +23,9 @@ from lowbit_vit.schema.record import FIRST_EDITION, KernelTime, Record, read_rec
 from lowbit_vit.schema.workspace import Workspace
 
 GPUS = "GPUs"  # an origin of timings alone
+# Above both, a latency is the host's. Eager ViT-L/16 leaves an H200 idle for 61 % or more at batch 1, a CUDA graph for 11 % at most;
+# between processes eager medians differ by a factor of up to two, those of graphs by 3 %.
+HOST_BOUND_IDLE, HOST_BOUND_SPREAD = 0.25, 1.10
 _ADVICE = "run the study again, or copy the records again"
 
 
@@ -67,6 +70,12 @@ class Result:
             )
             for item in timed
         }
+
+    def is_host_bound(self, batch_size: int) -> bool:
+        """Whether the GPU waits for the host, and processes differ in how long: one median then says little of the variant."""
+        traced = () if self.record.measurement is None else self.record.measurement.kernels
+        idle = [(self.idle_us(item) or 0) / self.wall_us(item) for item in traced if item.batch_size == batch_size]
+        return any(share > HOST_BOUND_IDLE for share in idle) and self.latency[batch_size].spread > HOST_BOUND_SPREAD
 
     @property
     def records(self) -> tuple[Record, ...]:

@@ -297,7 +297,7 @@ class _StudyProgress(Progress):
     def begin(self, process: int, trials: Sequence[Trial]) -> None:
         """Note that a process with these trials was started."""
         self._running[process] = {trial.trial_id for trial in trials}
-        self._say(f"running   {trials[0].label}" if len(trials) == 1 else f"running   {len(trials)} cells in one process")
+        self._say(f"running   {_name(trials[0])}" if len(trials) == 1 else f"running   {len(trials)} cells in one process")
 
     def finish(self, record: Record, predictions: bytes | None) -> None:
         """Note that a trial has its record, with the content of its predictions' file."""
@@ -307,7 +307,7 @@ class _StudyProgress(Progress):
         top1 = f"  Top-1 {parse_predictions(predictions, source=record.trial_id).accuracy().top1:.1%}" if predictions else ""
         why = f": {record.reason}" if record.reason else ""
         self.advance(self._task)
-        self._say(f"{word:9} {record.trial.label}{top1}{why}")
+        self._say(f"{word:9} {_name(record.trial)}{top1}{why}")
 
     def end(self, process: int) -> None:
         """Note that the process is gone."""
@@ -322,3 +322,7 @@ class _StudyProgress(Progress):
         waiting = sum(map(len, self._running.values()))
         processes = "process" if len(self._running) == 1 else "processes"
         self.update(self._task, now=f"{len(self._running)} {processes}, {waiting} cells in them" if self._running else "")
+
+
+def _name(trial: Trial) -> str:
+    return f"{trial.label}, process {trial.process}" if trial.process else trial.label
