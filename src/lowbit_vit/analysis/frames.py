@@ -14,6 +14,7 @@ from polars.datatypes import DataTypeClass
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import COMPARISON, compare_counts, wilson
 from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.metrics import disturbance
 from lowbit_vit.schema.record import MeasurementResult, Memory
 
 MIB = 2**20
@@ -21,7 +22,7 @@ MIB = 2**20
 IDENTITY = ("order", "arm", "paper_row", "weights", "compute_dtype", "attention", "qkv", "adaptation", "execution", "device")
 ACCURACY = ("images", "top1", "top1_low", "top1_high", "top5", "macro_f1")
 INVARIANCE = ("first_batch", "second_batch", "invariance_images", "flips", "max_abs_logit_difference", "bit_equal")
-PROCESSES = ("processes", "process_medians_ms", "host_bound")
+PROCESSES = ("processes", "process_medians_ms", "host_bound", "disturbed")
 LATENCY = ("mean_ms", "p50_ms", "p50_low_ms", "p50_high_ms", "p95_ms", "p99_ms", "samples", "images_per_s", *PROCESSES)
 KERNELS = ("kernel_us", "attention_us", "idle_us", "wall_us", "launches", "host_syncs")
 _MEMORY = ("before_bytes", "workspace_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes")
@@ -30,7 +31,18 @@ _ROOFLINE = ("flop", "least_bytes", "matmul_flops_per_s", "copy_bytes_per_s")
 _TYPES: dict[DataTypeClass, tuple[str, ...]] = {  # of the columns that are not Float64
     pl.Int64: (
         *("trial", "reference", "order", "paper_row", "seed", "attempts", "images", "weight_bytes", "batch_size", "samples", *_MEMORY),
-        *("processes", "first_batch", "second_batch", "invariance_images", "flips", "launches", "host_syncs", "lost", "gained"),
+        *(
+            "processes",
+            "disturbed",
+            "first_batch",
+            "second_batch",
+            "invariance_images",
+            "flips",
+            "launches",
+            "host_syncs",
+            "lost",
+            "gained",
+        ),
         "least_bytes",
     ),
     pl.String: (
@@ -78,7 +90,8 @@ class Frames:
         """One row a trial and batch size: latency with `samples_ms`, memory in bytes, kernel time, and what its roofline follows from.
 
         `cpu_mean_ms` is the mean latency of a trial on a CPU. `memory_is` says of which kind `peak_memory_mib` is. `process_medians_ms`
-        has a median for each process in the order of the rounds, with blanks between, a dash for one that is not there.
+        has a median for each process in the order of the rounds, with blanks between, a dash for one that is not there;
+        `disturbed` counts those beside which others used the CPUs.
         """
         rows = [
             {"trial": number} | row
@@ -211,7 +224,7 @@ def _timings(result: Result, measured: MeasurementResult) -> Iterator[dict[str, 
         medians = [latency.medians_ms.get(process) for process in range(max(latency.medians_ms) + 1)]
         row = vars(latency) | {"samples": len(latency.samples_ms), "processes": latency.processes}
         row |= {"process_medians_ms": " ".join("-" if ms is None else f"{ms:.7g}" for ms in medians)}
-        row |= {"host_bound": result.is_host_bound(batch)}
+        row |= {"host_bound": result.is_host_bound(batch), "disturbed": sum(disturbance(record) is not None for record in result.records)}
         if latency.p50_ci_ms is not None:
             row |= {"p50_low_ms": latency.p50_ci_ms.low, "p50_high_ms": latency.p50_ci_ms.high}
         if result.record.trial.device == "cpu":

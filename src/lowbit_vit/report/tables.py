@@ -57,7 +57,8 @@ def result_table(frame: pl.DataFrame, results: Sequence[Result]) -> Table:
         Column("status", status_words, kind="words", style=lambda row: "" if status_words(row) == "success" else "yellow"),
     )
     title = f"{results[0].record.trial.profile}: variants" if results else "variants"
-    note = f"{_result_note(results)} {process_words(frame['processes'])}".strip()
+    beside = "Disturbed: other work took the CPUs; the same command times it again." if frame["disturbed"].sum() else ""
+    note = " ".join(filter(None, (_result_note(results), process_words(frame["processes"]), beside)))
     return Table(title, columns, rows, note, records=_all_records, missing=unfinished)
 
 
@@ -119,7 +120,8 @@ def latency_column(heading: str, batch: int | None = None) -> Column:
 
     def value(row: Row) -> float | str | None:
         row = timed(row)
-        marks = [*(["host-bound"] if row.get("host_bound") else []), *(["disturbed"] if row.get("disturbed") else [])]
+        marks = ["host-bound"] if row.get("host_bound") else []
+        marks += [f"{row['disturbed']} of {row['processes']} disturbed"] if row.get("disturbed") else []
         return f"{milliseconds(row['p50_ms'])} ({process_range(row)}, {', '.join(marks)})" if marks else row.get("p50_ms")
 
     def note(row: Row) -> str:

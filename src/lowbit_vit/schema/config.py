@@ -382,8 +382,12 @@ class Statistics(Frozen):
 # ---------------------------------------------------------------------------------------------------------------- trial
 
 
+# Fields of a trial that decide nothing about a result that succeeds.
+NOT_IDENTITY = frozenset({"label", "roles", "limits", "paper_row"})
+
+
 class Trial(Frozen):
-    """One cell: all that decides its result. Its identity is the hash of these values."""
+    """One cell: all that decides its result. Its identity is the hash of these values, but for `NOT_IDENTITY`."""
 
     profile: Label
     study: Study
@@ -423,8 +427,8 @@ class Trial(Frozen):
 
         A repeat has `-p<process>` behind the seed.
         """
-        # Limits, label and roles decide nothing about a result that succeeds, nor does how many processes follow the first.
-        without = dict.fromkeys(("label", "roles", "limits", "paper_row"), True) | {"measurement": {"processes"}}
+        # How many processes follow the first decides nothing about its result.
+        without: dict[str, Any] = dict.fromkeys(NOT_IDENTITY, True) | {"measurement": {"processes"}}
         identity = self.model_dump(mode="json", exclude=without if self.process else without | {"process": True})
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         precision, repeat = self.plan.name.replace("/", "-"), f"-p{self.process}" if self.process else ""

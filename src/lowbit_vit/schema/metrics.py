@@ -20,6 +20,11 @@ from pydantic import BaseModel, ConfigDict
 from scipy.stats import quantile_test
 
 from lowbit_vit.schema.plan import Frozen
+from lowbit_vit.schema.record import Record
+
+# Shares of the calls' time. Beside an idle host's own tasks some task waits for a CPU for 5 % of it, beside a task for each core always.
+DISTURBED_PRESSURE, DISTURBED_STEAL = 0.25, 0.05
+_STEAL_SECONDS = 1.0  # stolen time is counted in ticks of 10 ms
 
 # From 368 samples the interval of P99 is finite, but up to here its upper end is the slowest call.
 LEAST_FOR_P99 = 1000
@@ -142,6 +147,19 @@ def summarize_latency(
         p99_ci_ms=p99_ci if alone else None,
         images_per_s=batch_size / mean_ms * 1000,
     )
+
+
+def disturbance(record: Record) -> str | None:
+    """What others took of the CPUs during the calls, in words; None: little, or it was not looked at."""
+    timed = () if record.measurement is None else record.measurement.latency
+    seconds = [sum(item.samples_ms) / 1000 for item in timed]
+    for name, most, least_seconds in (("cpu_pressure", DISTURBED_PRESSURE, 0.0), ("steal", DISTURBED_STEAL, _STEAL_SECONDS)):
+        shares = [getattr(item.host, name, None) for item in timed]
+        known = [(share, weight) for share, weight in zip(shares, seconds, strict=True) if share is not None]
+        total = sum(weight for _, weight in known)
+        if known and total >= least_seconds and (share := sum(share * weight for share, weight in known) / total) > most:
+            return f"{name.replace('_', ' ').replace('cpu', 'CPU')} {100 * share:.0f} %"
+    return None
 
 
 def percentile(samples: Sequence[float], q: float) -> float:

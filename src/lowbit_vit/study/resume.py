@@ -16,6 +16,7 @@ from lowbit_vit.schema.allocation import PlanFile, load_plan_file, load_plan_fil
 from lowbit_vit.schema.code_hash import code_sha256, is_current
 from lowbit_vit.schema.config import Profile, Study, Trial
 from lowbit_vit.schema.machine import provenance, why_unavailable
+from lowbit_vit.schema.metrics import disturbance
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.predictions import check_predictions, parse_predictions, read_predictions
 from lowbit_vit.schema.record import Record, read_record, remove_half_written, write_record
@@ -26,6 +27,8 @@ from lowbit_vit.study.launch import scratch_folder, without_result
 
 log = logging.getLogger(__name__)
 
+# A timing that was disturbed is taken again twice: a host that is always busy has no better one.
+_MOST_ATTEMPTS = 3
 _SCORES: TypeAdapter[tuple[SensitivityScores, ...]] = TypeAdapter(tuple[SensitivityScores, ...])
 
 
@@ -138,7 +141,7 @@ def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: 
             read_predictions(arrays, record)
     except DataError:
         return "with missing or damaged predictions"
-    return None
+    return "timed on a disturbed host" if record.attempts < _MOST_ATTEMPTS and disturbance(record) is not None else None
 
 
 def _is_of_kind(gpu: str | None, kind: str) -> bool:
@@ -235,7 +238,7 @@ def put_record(record: Record, predictions: bytes | None, workspace: Workspace, 
         lost: how often the trial was started in vain before, without leaving a record.
 
     Returns:
-        The record with `attempts`: how often the trial has been tried since its last success.
+        The record with `attempts`: how often the trial has been tried since its last success on a host that was not disturbed.
 
     Raises:
         DataError: the predictions are not those of the record, or a file cannot be written.
@@ -250,7 +253,8 @@ def put_record(record: Record, predictions: bytes | None, workspace: Workspace, 
     except DataError:  # none, or not readable: it is replaced
         attempts = 1
     else:
-        attempts = 1 if before.status in ("success", "skipped") else before.attempts + 1
+        disturbed = is_current(before) and disturbance(before) is not None
+        attempts = 1 if before.status in ("success", "skipped") and not disturbed else before.attempts + 1
     record = record.model_copy(update={"attempts": attempts + lost})
     if predictions is None:
         (folder / f"{record.trial_id}.npz").unlink(missing_ok=True)
