@@ -24,9 +24,13 @@ from statistics import median
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lowbit_vit.analysis.latencies import paired_ratio
+from lowbit_vit.model.vit import VisionTransformer, architecture
+from lowbit_vit.schema.config import SmallVit
 from lowbit_vit.schema.metrics import percentile_interval
+from lowbit_vit.trial.measure import call_ms
 
 RECORD = Path(__file__).parent / "records" / "latency_errors.json"
 ALPHA = 0.05
@@ -81,12 +85,6 @@ def simulate(kind: str, *, processes: int, runs: int, seed: int = 0) -> dict[str
 
 def median_ms(blocks: int) -> float:
     """In a fresh process: median latency of one image through a small ViT."""
-    import torch
-
-    from lowbit_vit.model.vit import VisionTransformer, architecture
-    from lowbit_vit.schema.config import SmallVit
-    from lowbit_vit.trial.measure import call_ms
-
     torch.set_num_threads(1)
     torch.manual_seed(0)
     sizes = architecture(SmallVit(patch_size=2, depth=blocks, heads=4, width=128, mlp_width=256), 16)
@@ -122,6 +120,7 @@ def verdicts(found: list[dict[str, list[float]]]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Both, and the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--runs", type=int, default=4000)

@@ -31,19 +31,8 @@ _ROOFLINE = ("flop", "least_bytes", "matmul_flops_per_s", "copy_bytes_per_s")
 _TYPES: dict[DataTypeClass, tuple[str, ...]] = {  # of the columns that are not Float64
     pl.Int64: (
         *("trial", "reference", "order", "paper_row", "seed", "attempts", "images", "weight_bytes", "batch_size", "samples", *_MEMORY),
-        *(
-            "processes",
-            "disturbed",
-            "first_batch",
-            "second_batch",
-            "invariance_images",
-            "flips",
-            "launches",
-            "host_syncs",
-            "lost",
-            "gained",
-        ),
-        "least_bytes",
+        *("processes", "disturbed", "first_batch", "second_batch", "invariance_images", "flips", "launches", "host_syncs"),
+        *("lost", "gained", "least_bytes"),
     ),
     pl.String: (
         *(*IDENTITY[3:], "arm", "study", "status", "reason", "trial_id", "memory_is", "class", "settings_differ", "accuracy_test"),
