@@ -29,7 +29,7 @@ from lowbit_vit.trial.host_state import HostWatch, wait_for_quiet
 from lowbit_vit.trial.memory import measure_memory
 from lowbit_vit.trial.trace import trace
 
-_MOST_WAITING_S = 30.0  # for a quiet host, and no longer than a batch size is sampled
+_MOST_WAITING_S = 30.0  # for a quiet host, and no longer than a quarter of what a batch size is sampled for
 _SIDE = {"cuda": 8192, "cpu": 1024}
 _COPIED = {"cuda": 512 * 2**20, "cpu": 64 * 2**20}  # bytes of one tensor: beyond any cache
 _CEILING_SECONDS = {"cuda": 0.25, "cpu": 0.3}  # of each of the two; on an H100 all calls take less
@@ -71,7 +71,7 @@ def measure(
     gc.collect()  # what training and evaluation left behind is not this model's memory
     gc.freeze()  # what is alive now stays: a collection takes a second otherwise, and each capture asks for one
     example = partial(_example, images, views, device=device, dtype=dtype)
-    wait_for_quiet(min(_MOST_WAITING_S, config.seconds))
+    wait_for_quiet(min(_MOST_WAITING_S, config.seconds / 4))
     try:
         latency = [_latency(prepare, example(batch_size=size), config, device) for size in config.batch_sizes]
         if repeat:
