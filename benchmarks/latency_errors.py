@@ -6,7 +6,7 @@ Simulated: the log of a process's median is its variant's, plus an effect of its
 are those seen on an H200 (`eager_spread.py`, `gpus.py`): a CUDA graph's are normal with a deviation of 0.3 to 1 %, an eager variant's
 have two modes, a factor of two apart, the slower one with probability 1/4 (fp16 5.33, 5.30, 5.32, 7.40 ms; NF4 11.5, 21.2, 10.8).
 
-Measured: a ViT of 20 blocks under two names (A/A) and one of 21 blocks (A/B, some 5 % more), each in six fresh processes, in drawn rounds.
+Measured: a ViT of 40 blocks under two names (A/A) and one of 42 blocks (A/B, some 5 % more), each in six fresh processes, in drawn rounds.
 
 Writes records/latency_errors.json.
 """
@@ -97,7 +97,7 @@ def median_ms(blocks: int) -> float:
 
 def measure(*, repetitions: int, rounds: int = 6) -> list[dict[str, list[float]]]:
     """Of each repetition, the medians of the variants by round."""
-    variants = {"A": 20, "A again": 20, "B": 21}
+    variants = {"A": 40, "A again": 40, "B": 42}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "lowbit_vit.trial.measure"])
     found = []
