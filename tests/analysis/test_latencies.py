@@ -69,6 +69,7 @@ def test_rounds_that_all_agree_differ_from_six_on(rounds: int, rejects: bool) ->
     assert found.value == pytest.approx(1.02)
     assert found.rounds == rounds
     assert found.p_value == pytest.approx(2 * 0.5**rounds)
+    assert found.p_value is not None
     assert (found.p_value < 0.05) == rejects
     assert (found.interval is not None) == rejects
 

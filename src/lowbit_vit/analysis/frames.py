@@ -220,7 +220,7 @@ def _timings(result: Result, measured: MeasurementResult) -> Iterator[dict[str, 
             row["cpu_mean_ms"] = latency.mean_ms
         if batch in memories:
             row |= dict(memories[batch]) | _peak(memories[batch])
-        if batch in work:
+        if batch in work and measured.ceilings is not None:
             row |= work[batch] | dict(measured.ceilings)
         if batch in kernels:
             traced = kernels[batch]
