@@ -67,8 +67,8 @@ class Findings:
 
     @property
     def all_records(self) -> list[Record]:
-        """The records of every study."""
-        return [result.record for result in self.all_results]
+        """The records of every study and process."""
+        return [record for result in self.all_results for record in result.records]
 
 
 def find(profile: Profile, workspace: Workspace) -> Findings:
@@ -126,7 +126,11 @@ def _with_family(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _not_successful(results: dict[Study, list[Result]]) -> pl.DataFrame:
-    trials = Frames([result for study in STUDIES for result in results[study] if result.record.status != "success"]).trials
+    every = [result for study in STUDIES for result in results[study]]
+    failed = [result for result in every if result.record.status != "success"]
+    # A trial without a first process has no repeats either.
+    failed += [Result(repeat, None) for result in every if result not in failed for repeat in result.repeats if repeat.status != "success"]
+    trials = Frames(failed).trials
     return trials.select("study", pl.col("arm").alias("label"), "seed", "status", "reason", "attempts", "trial_id")
 
 

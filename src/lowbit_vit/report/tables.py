@@ -18,6 +18,8 @@ from lowbit_vit.report.number_format import (
     percent,
     points,
     probability,
+    process_range,
+    process_words,
     spread,
     status_words,
     within,
@@ -50,11 +52,14 @@ def result_table(frame: pl.DataFrame, results: Sequence[Result]) -> Table:
         Column("against row 1, points", _difference, points, _difference_note, hint=_exact_p, targets=PAGE),
         Column("size MiB", "file_mib", number),
         *(latency_column(f"P50 ms, batch {batch}", batch) for batch in batches),
+        *(_times_first_column(batch) for batch in batches if any(row["by_batch"].get(batch, {}).get("times_first") for row in rows)),
         Column("peak MiB", "peak_memory_mib", decimals(1), "{memory_is}"),
         Column("status", status_words, kind="words", style=lambda row: "" if status_words(row) == "success" else "yellow"),
     )
     title = f"{results[0].record.trial.profile}: variants" if results else "variants"
-    return Table(title, columns, rows, _result_note(results), records=_all_records, missing=unfinished)
+    beside = "Disturbed: other work took the CPUs; the same command times it again." if frame["disturbed"].sum() else ""
+    note = " ".join(filter(None, (_result_note(results), process_words(frame["processes"]), beside)))
+    return Table(title, columns, rows, note, records=_all_records, missing=unfinished)
 
 
 def _all_records(row: Row) -> str:
@@ -108,13 +113,34 @@ def _exact_p(row: Row) -> str:
 
 
 def latency_column(heading: str, batch: int | None = None) -> Column:
-    """The median with its interval, of the row itself or of its `by_batch` at a batch size."""
+    """The median with its interval, of the row itself or of its `by_batch` at a batch size; of a host-bound one the range as well."""
 
     def timed(row: Row) -> Row:
         return row if batch is None else row["by_batch"].get(batch, {})
 
-    interval = within("p50_low_ms", "p50_high_ms", milliseconds)
-    return Column(heading, lambda row: timed(row).get("p50_ms"), milliseconds, lambda row: interval(timed(row)))
+    def value(row: Row) -> float | str | None:
+        row = timed(row)
+        marks = ["host-bound"] if row.get("host_bound") else []
+        marks += [f"{row['disturbed']} of {row['processes']} disturbed"] if row.get("disturbed") else []
+        return f"{milliseconds(row['p50_ms'])} ({process_range(row)}, {', '.join(marks)})" if marks else row.get("p50_ms")
+
+    def note(row: Row) -> str:
+        row = timed(row)
+        if row["p50_low_ms"] is None and row["processes"] > 1:
+            return f"{row['processes']} processes: {process_range(row)}"
+        return within("p50_low_ms", "p50_high_ms", milliseconds)(row)
+
+    return Column(heading, value, milliseconds, note)
+
+
+def _times_first_column(batch: int) -> Column:
+    def note(row: Row) -> str:
+        its = row["by_batch"][batch]
+        return f"{within('times_first_low', 'times_first_high', number)(its)}, p {probability(its['times_first_p'])}"
+
+    return Column(
+        f"times row 1's, batch {batch}", lambda row: row["by_batch"].get(batch, {}).get("times_first"), number, note, targets=PAGE
+    )
 
 
 def class_table(tables: Tables) -> Table:

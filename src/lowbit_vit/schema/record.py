@@ -218,10 +218,10 @@ class MeasurementResult(Frozen):
 
     exclusive: bool | None = Field(description="no other process on the GPU; null: unknown, or a CPU trial; false: waived")
     latency: tuple[Latency, ...]
-    memory: tuple[Memory, ...]
+    memory: tuple[Memory, ...] = Field(description="of the first process, as kernels, work, ceilings and invariance")
     kernels: tuple[KernelTime, ...]
     work: tuple[Work, ...]
-    ceilings: Ceilings
+    ceilings: Ceilings | None = Field(description="null: a repeat in another process")
     invariance: Invariance | None = Field(default=None, description="null: the profile did not ask for it")
 
 
@@ -261,8 +261,8 @@ class Record(Frozen):
             "provenance": succeeded or self.provenance is not None,
             "data_sha256": succeeded,
             "model": succeeded,
-            "training": succeeded and trial.adaptation == "qlora",
-            "evaluation": succeeded,
+            "training": succeeded and trial.adaptation == "qlora" and not trial.process,
+            "evaluation": succeeded and not trial.process,
             "measurement": succeeded and trial.measurement is not None,
         }
         for name, wanted in asked.items():
@@ -278,7 +278,7 @@ class Record(Frozen):
         if self.training is not None and trial.lora is not None and len(self.training.loss) != trial.lora.training.epochs:
             yield f"training.loss: {len(self.training.loss)} values of {trial.lora.training.epochs} epochs"
         if self.measurement is not None and trial.measurement is not None:
-            yield from _measurement_problems(self.measurement, trial.measurement, trial.device)
+            yield from _measurement_problems(self.measurement, trial.measurement, trial.device, repeat=trial.process > 0)
 
     def _model_problems(self, model: ModelFacts) -> Iterator[str]:
         known = {"high", *(rule.weights.name for rule in self.trial.plan.rules)}
@@ -290,19 +290,21 @@ class Record(Frozen):
             yield "model.base_sha256: not backbone_sha256, though the trial started from the backbone itself"
 
 
-def _measurement_problems(measured: MeasurementResult, config: Measurement, device: Device) -> Iterator[str]:
-    for name in ("latency", "memory", "work", "kernels"):
-        found = [item.batch_size for item in getattr(measured, name)]
-        wanted = list(config.batch_sizes) if name != "kernels" or config.trace else []
-        if found != wanted:
-            yield f"measurement.{name}: batch sizes {found}, the trial asks for {wanted}"
+def _measurement_problems(measured: MeasurementResult, config: Measurement, device: Device, *, repeat: bool) -> Iterator[str]:
+    asked = {"latency": True, "memory": not repeat, "work": not repeat, "kernels": config.trace and not repeat}
+    for name, wanted in asked.items():
+        found, sizes = [item.batch_size for item in getattr(measured, name)], list(config.batch_sizes) if wanted else []
+        if found != sizes:
+            yield f"measurement.{name}: batch sizes {found}, the trial asks for {sizes}"
+    if repeat != (measured.ceilings is None):
+        yield f"measurement.ceilings: must be {'null' if repeat else 'given'} for this trial"
     most = max((len(latency.samples_ms) for latency in measured.latency), default=0)
     if most > config.samples:
         yield f"measurement.latency.samples_ms: {most} samples, the trial asks for {config.samples}"
     items: list[Memory | KernelTime] = [*measured.memory, *measured.kernels]
     for item in items:
         yield from _misplaced(item, device)
-    invariance, images = measured.invariance, config.invariance_images
+    invariance, images = measured.invariance, None if repeat else config.invariance_images
     if invariance is None or images is None:
         if invariance is not None or images is not None:
             yield f"measurement.invariance: must be {'null' if images is None else 'given'} for this trial"

@@ -12,10 +12,23 @@ from statistics import median
 import torch
 
 from lowbit_vit.schema.config import Device
+from lowbit_vit.schema.metrics import DISTURBED_PRESSURE
 from lowbit_vit.schema.record import Host
 
+_LOOK_SECONDS = 0.1
 _LOOPS = 5_000  # some 0.2 ms
 _LAUNCHES = 50
+
+
+def wait_for_quiet(most_seconds: float) -> None:
+    """Return when little else wants a CPU, or after that time; the record says then what the calls were beside."""
+    deadline = time.perf_counter() + most_seconds
+    while (before := cpu_waiting_us()) is not None:
+        started = time.perf_counter()
+        time.sleep(_LOOK_SECONDS)
+        waited = ((cpu_waiting_us() or before) - before) / 1e6
+        if waited <= DISTURBED_PRESSURE * (time.perf_counter() - started) or time.perf_counter() > deadline:
+            return
 
 
 class HostWatch:
@@ -51,12 +64,12 @@ class HostWatch:
         started, waiting, (stolen, ticks) = self._started
         waiting_now, (stolen_now, ticks_now) = cpu_waiting_us(), _cpu_ticks()
         wall_us = (time.perf_counter() - started) * 1e6
-        known = waiting is not None and waiting_now is not None
+        known = None if waiting is None or waiting_now is None else waiting_now - waiting
         return Host(
             launch_us=round(median(self._launches_us), 3) if self._launches_us else None,
             python_loop_ns=round(median(self._loops_ns), 3),
             python_loop_most_ns=round(max(self._loops_ns), 3),
-            cpu_pressure=round(min(1.0, (waiting_now - waiting) / wall_us), 4) if known else None,
+            cpu_pressure=None if known is None else round(min(1.0, known / wall_us), 4),
             steal=round((stolen_now - stolen) / (ticks_now - ticks), 4) if ticks_now > ticks else None,
             load=round(os.getloadavg()[0], 2),
         )

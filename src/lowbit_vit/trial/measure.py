@@ -25,10 +25,11 @@ from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
 from lowbit_vit.schema.record import LEAST_SAMPLES, Ceilings, Invariance, KernelTime, Latency, MeasurementResult
 from lowbit_vit.trial.evaluate import Forward, Logits, predict, spread_rows
 from lowbit_vit.trial.gpu_state import clocks, exclusive
-from lowbit_vit.trial.host_state import HostWatch
+from lowbit_vit.trial.host_state import HostWatch, wait_for_quiet
 from lowbit_vit.trial.memory import measure_memory
 from lowbit_vit.trial.trace import trace
 
+_MOST_WAITING_S = 30.0  # for a quiet host, and no longer than a quarter of what a batch size is sampled for
 _SIDE = {"cuda": 8192, "cpu": 1024}
 _COPIED = {"cuda": 512 * 2**20, "cpu": 64 * 2**20}  # bytes of one tensor: beyond any cache
 _CEILING_SECONDS = {"cuda": 0.25, "cpu": 0.3}  # of each of the two; on an H100 all calls take less
@@ -46,8 +47,9 @@ def measure(
     attention: AttentionName,
     device: Device,
     dtype: torch.dtype,
+    repeat: bool = False,
 ) -> MeasurementResult:
-    """Run every pass for every batch size.
+    """Run every pass for every batch size; of a repeat, the latency alone.
 
     Args:
         prepare: makes the callable to be timed, without gradients, for images of one shape: the model, a captured graph,
@@ -59,6 +61,7 @@ def measure(
         attention: the label that the trace must confirm.
         device: where the model is.
         dtype: of the images given to the model.
+        repeat: whether another process measured all of it.
 
     Raises:
         Busy: another process uses the GPU, or NVML does not show it; see `gpu_state.exclusive`.
@@ -68,8 +71,12 @@ def measure(
     gc.collect()  # what training and evaluation left behind is not this model's memory
     gc.freeze()  # what is alive now stays: a collection takes a second otherwise, and each capture asks for one
     example = partial(_example, images, views, device=device, dtype=dtype)
+    wait_for_quiet(min(_MOST_WAITING_S, config.seconds / 4))
     try:
         latency = [_latency(prepare, example(batch_size=size), config, device) for size in config.batch_sizes]
+        if repeat:
+            exclusive(device, config.exclusive)  # still: another process may have started meanwhile
+            return MeasurementResult(exclusive=alone, latency=tuple(latency), memory=(), kernels=(), work=(), ceilings=None)
         memory = [measure_memory(prepare, example(batch_size=size), device) for size in config.batch_sizes]
         kernels: list[KernelTime] = []
         if config.trace:
@@ -93,7 +100,7 @@ def measure(
     finally:
         gc.unfreeze()
     ceilings = measure_ceilings(device, dtype)
-    exclusive(device, config.exclusive)  # still: another process may have started meanwhile
+    exclusive(device, config.exclusive)
     held = weight_bytes(model)
     return MeasurementResult(
         exclusive=alone,
