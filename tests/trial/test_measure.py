@@ -37,6 +37,9 @@ def test_every_pass_covers_every_batch_size_even_beyond_the_number_of_images() -
     for latency in result.latency:
         assert len(latency.samples_ms) == 80
         assert (latency.clocks_before, latency.clocks_after) == (None, None)
+        assert latency.host is not None
+        assert latency.host.launch_us is None
+        assert 1 < latency.host.python_loop_ns <= latency.host.python_loop_most_ns < 1e5
     assert [work.batch_size for work in result.work] == [1, 8]
     assert result.work[1].flop == 8 * result.work[0].flop
     assert result.work[0].least_bytes < result.work[1].least_bytes

@@ -34,6 +34,7 @@ GiB = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Loss = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 Microseconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=1, le=1e21, allow_inf_nan=False)]
 KernelClass = Annotated[str, Field(pattern=f"^({'|'.join(KERNEL_CLASSES)})$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -120,6 +121,17 @@ class EvaluationResult(Frozen):
     block_evaluations: Count | None = Field(None, description="blocks that a scan evaluated for this cell alone; null: no scan")
 
 
+class Host(Frozen):
+    """What the host was like during the calls of one batch size (trial/host_state.py). A fact that could not be read is null."""
+
+    launch_us: Microseconds | None = Field(description="median time that Python takes to launch a small kernel; null: CPU")
+    python_loop_ns: Microseconds = Field(description="one turn of an empty Python loop, taken between the calls; median")
+    python_loop_most_ns: Microseconds = Field(description="the slowest of these")
+    cpu_pressure: Share | None = Field(description="share of the time in which a task of this host waited for a CPU")
+    steal: Share | None = Field(description="share of all cores' time that the hypervisor gave to others")
+    load: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = Field(description="of the last minute")
+
+
 class Latency(Frozen):
     """The calls of one batch size."""
 
@@ -128,6 +140,7 @@ class Latency(Frozen):
     first_call_ms: Milliseconds
     clocks_before: Clocks | None
     clocks_after: Clocks | None
+    host: Host | None = Field(default=None, description="null: a record of before it was looked at")
 
 
 class Memory(Frozen):

@@ -25,6 +25,7 @@ from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
 from lowbit_vit.schema.record import LEAST_SAMPLES, Ceilings, Invariance, KernelTime, Latency, MeasurementResult
 from lowbit_vit.trial.evaluate import Forward, Logits, predict, spread_rows
 from lowbit_vit.trial.gpu_state import clocks, exclusive
+from lowbit_vit.trial.host_state import HostWatch
 from lowbit_vit.trial.memory import measure_memory
 from lowbit_vit.trial.trace import trace
 
@@ -132,10 +133,11 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
     for _ in range(config.warmup):
         forward(example)
     _wait(device)
+    host = HostWatch(device)
     gc.disable()  # a collection in the middle of a call would be counted as the model's time
     try:
         with progress_bar(f"latency, batch {len(example)}", config.samples, "calls") as bar:
-            samples_ms = _sample(forward, example, config=config, device=device, bar=bar)
+            samples_ms = _sample(forward, example, config=config, device=device, bar=bar, host=host)
     finally:
         gc.enable()
     return Latency(
@@ -144,11 +146,12 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
         first_call_ms=first_call_ms,
         clocks_before=clocks_before,
         clocks_after=clocks(device),
+        host=host.seen(),
     )
 
 
-def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: Device, bar: Bar) -> tuple[float, ...]:
-    """Time single calls, in ms, until there are enough or the time is up."""
+def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: Device, bar: Bar, host: HostWatch) -> tuple[float, ...]:
+    """Time single calls, in ms, until there are enough or the time is up; look at the host in between."""
     deadline = time.perf_counter() + config.seconds
     samples: list[float] = []
     shown = 0
@@ -158,6 +161,7 @@ def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: D
         if len(samples) - shown >= max(1, config.samples // 20):
             bar.advance(len(samples) - shown)
             shown = len(samples)
+            host.sample()
     bar.advance(len(samples) - shown)
     return tuple(samples)
 
