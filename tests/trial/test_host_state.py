@@ -42,9 +42,9 @@ def test_the_slowest_loop_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = HostWatch.__new__(HostWatch)
     monkeypatch.setattr(host_state, "_LOOPS", 5_000)
     monkeypatch.setattr(host_state.time, "perf_counter_ns", lambda: next(clock))
-    watch._target, watch._loops_ns, watch._launches_us = None, [], []  # noqa: SLF001
+    watch._target, watch._loops_ns, watch._launches_us = None, [], []
     for _ in range(3):
         watch.sample()
-    watch._started = 0.0, None, (0, 0)  # noqa: SLF001
+    watch._started = 0.0, None, (0, 0)
     seen = watch.seen()
     assert (seen.python_loop_ns, seen.python_loop_most_ns) == (2, 10)
