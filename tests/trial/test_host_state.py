@@ -34,7 +34,7 @@ def test_what_the_kernel_does_not_say_is_null(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Path, "read_text", missing)
     seen = HostWatch("cpu").seen()
-    assert (seen.cpu_pressure, seen.steal, seen.launch_us) == (None, None, None)
+    assert (seen.cpu_pressure, seen.steal, seen.launch_us, seen.core_mhz) == (None, None, None, None)
 
 
 def test_the_slowest_loop_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ class HostWatch:
             cpu_pressure=round(min(1.0, (waiting_now - waiting) / wall_us), 4) if known else None,
             steal=round((stolen_now - stolen) / (ticks_now - ticks), 4) if ticks_now > ticks else None,
             load=round(os.getloadavg()[0], 2),
+            core_mhz=_core_mhz(),
         )
 
 
@@ -81,3 +82,13 @@ def _cpu_ticks() -> tuple[int, int]:
         return 0, 0
     ticks = [int(value) for value in line.split()[1:9]]  # the last two, of guests, are counted in the first ones
     return ticks[7], sum(ticks)
+
+
+def _core_mhz() -> float | None:
+    """Median clock of the cores as Linux shows it; a virtual machine shows its nominal one. None where it shows none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    clocks = [float(line.rpartition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return median(clocks) if clocks else None

@@ -1,8 +1,8 @@
-"""Latency, memory, kernel time and batch invariance of a model that is ready to run, and the device's own ceilings beside them.
+"""Latency, energy, memory, kernel time and batch invariance of a model that is ready to run, and the device's own ceilings beside them.
 
 Each in a pass of its own, for each batch size. Latency: CUDA events around each call on a GPU, `perf_counter_ns` on the CPU; a
-warm-up, then raw samples, each call waited for. Memory and kernels: `memory`, `trace`. The ceilings come last, so that their
-matrices disturb nothing. Exclusivity: `gpu_state`.
+warm-up, then raw samples, each call waited for. Energy, memory and kernels: `energy`, `memory`, `trace`. The ceilings come last, so
+that their matrices disturb nothing. Exclusivity: `gpu_state`.
 """
 
 import gc
@@ -22,9 +22,10 @@ from lowbit_vit.model.flops import least_work
 from lowbit_vit.model.precision import weight_bytes
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
-from lowbit_vit.schema.record import LEAST_SAMPLES, Ceilings, Invariance, KernelTime, Latency, MeasurementResult
+from lowbit_vit.schema.record import LEAST_SAMPLES, Ceilings, Energy, Invariance, KernelTime, Latency, MeasurementResult
 from lowbit_vit.trial.evaluate import Forward, Logits, predict, spread_rows
-from lowbit_vit.trial.gpu_state import clocks, exclusive
+from lowbit_vit.trial.energy import find_counter, measure_energy
+from lowbit_vit.trial.gpu_state import clocks, exclusive, wait
 from lowbit_vit.trial.host_state import HostWatch
 from lowbit_vit.trial.memory import measure_memory
 from lowbit_vit.trial.trace import trace
@@ -70,6 +71,7 @@ def measure(
     example = partial(_example, images, views, device=device, dtype=dtype)
     try:
         latency = [_latency(prepare, example(batch_size=size), config, device) for size in config.batch_sizes]
+        energy = _energy(prepare, example, config, device)
         memory = [measure_memory(prepare, example(batch_size=size), device) for size in config.batch_sizes]
         kernels: list[KernelTime] = []
         if config.trace:
@@ -106,6 +108,7 @@ def measure(
         ),
         ceilings=ceilings,
         invariance=invariance,
+        energy=energy,
     )
 
 
@@ -128,11 +131,11 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
     started = time.perf_counter_ns()
     forward = prepare(example)
     forward(example)
-    _wait(device)
+    wait(device)
     first_call_ms = (time.perf_counter_ns() - started) / 1e6
     for _ in range(config.warmup):
         forward(example)
-    _wait(device)
+    wait(device)
     host = HostWatch(device)
     gc.disable()  # a collection in the middle of a call would be counted as the model's time
     try:
@@ -150,6 +153,23 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
     )
 
 
+def _energy(
+    prepare: Callable[[Tensor], Forward], example: Callable[..., Tensor], config: Measurement, device: Device
+) -> tuple[Energy, ...]:
+    """Energy of each batch size; of none where the profile does not ask for it, or the device has no counter."""
+    counter = None if config.energy_seconds is None else find_counter(device)
+    if config.energy_seconds is None or counter is None:
+        return ()
+    found = []
+    for size in config.batch_sizes:
+        batch = example(batch_size=size)
+        forward = prepare(batch)
+        forward(batch)
+        call = partial(forward, batch)
+        found.append(measure_energy(call, counter, batch_size=size, seconds=config.energy_seconds, device=device))
+    return tuple(energy for energy in found if energy is not None)
+
+
 def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: Device, bar: Bar, host: HostWatch) -> tuple[float, ...]:
     """Time single calls, in ms, until there are enough or the time is up; look at the host in between."""
     deadline = time.perf_counter() + config.seconds
@@ -164,11 +184,6 @@ def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: D
             host.sample()
     bar.advance(len(samples) - shown)
     return tuple(samples)
-
-
-def _wait(device: Device) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def call_ms(device: Device, call: Callable[..., object], *arguments: object) -> float:
