@@ -318,9 +318,9 @@ def _measurement_problems(measured: MeasurementResult, config: Measurement, devi
         wanted = list(config.batch_sizes) if name != "kernels" or config.trace else []
         if found != wanted:
             yield f"measurement.{name}: batch sizes {found}, the trial asks for {wanted}"
-    counted = [item.batch_size for item in measured.energy]
-    if counted and (config.energy_seconds is None or not set(counted) <= set(config.batch_sizes) or len(set(counted)) < len(counted)):
-        yield f"measurement.energy: batch sizes {counted}, of which the trial asks for {list(config.batch_sizes) if config.energy_seconds else []}"
+    counted, asked = [item.batch_size for item in measured.energy], config.batch_sizes if config.energy_seconds else ()
+    if not set(counted) <= set(asked) or len(set(counted)) < len(counted):
+        yield f"measurement.energy: batch sizes {counted}, the trial asks for {list(asked)}"
     most = max((len(latency.samples_ms) for latency in measured.latency), default=0)
     if most > config.samples:
         yield f"measurement.latency.samples_ms: {most} samples, the trial asks for {config.samples}"

@@ -23,8 +23,8 @@ from lowbit_vit.model.precision import weight_bytes
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
 from lowbit_vit.schema.record import LEAST_SAMPLES, Ceilings, Energy, Invariance, KernelTime, Latency, MeasurementResult
-from lowbit_vit.trial.evaluate import Forward, Logits, predict, spread_rows
 from lowbit_vit.trial.energy import find_counter, measure_energy
+from lowbit_vit.trial.evaluate import Forward, Logits, predict, spread_rows
 from lowbit_vit.trial.gpu_state import clocks, exclusive, wait
 from lowbit_vit.trial.host_state import HostWatch
 from lowbit_vit.trial.memory import measure_memory
