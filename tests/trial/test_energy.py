@@ -1,11 +1,13 @@
 """Energy of calls back to back. There is no GPU here: its counter is faked, and so is the clock, which calls and pauses move."""
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lowbit_vit.schema.record import Energy
 from lowbit_vit.trial import energy
 from lowbit_vit.trial.energy import Counter, find_counter, measure_energy
 
@@ -33,12 +35,12 @@ class FakeGpu:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     fake = FakeGpu()
-    monkeypatch.setattr(energy.time, "perf_counter", lambda: fake.now)
-    monkeypatch.setattr(energy.time, "sleep", lambda seconds: fake.spend(seconds, IDLE))
+    monkeypatch.setattr(time, "perf_counter", lambda: fake.now)
+    monkeypatch.setattr(time, "sleep", lambda seconds: fake.spend(seconds, IDLE))
     return fake
 
 
-def counted(gpu: FakeGpu, joules: Callable[[], float]) -> energy.Energy | None:
+def counted(gpu: FakeGpu, joules: Callable[[], float]) -> Energy | None:
     counter = Counter(source="nvml", joules=joules, watts=lambda: BUSY)
     return measure_energy(gpu.call, counter, batch_size=8, seconds=1.0, device="cpu")  # of the CPU: this test has no events of CUDA
 

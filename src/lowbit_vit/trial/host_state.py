@@ -50,12 +50,12 @@ class HostWatch:
         started, waiting, (stolen, ticks) = self._started
         waiting_now, (stolen_now, ticks_now) = cpu_waiting_us(), _cpu_ticks()
         wall_us = (time.perf_counter() - started) * 1e6
-        known = waiting is not None and waiting_now is not None
+        waited = None if waiting is None or waiting_now is None else waiting_now - waiting
         return Host(
             launch_us=round(median(self._launches_us), 3) if self._launches_us else None,
             python_loop_ns=round(median(self._loops_ns), 3),
             python_loop_most_ns=round(max(self._loops_ns), 3),
-            cpu_pressure=round(min(1.0, (waiting_now - waiting) / wall_us), 4) if known else None,
+            cpu_pressure=None if waited is None else round(min(1.0, waited / wall_us), 4),
             steal=round((stolen_now - stolen) / (ticks_now - ticks), 4) if ticks_now > ticks else None,
             load=round(os.getloadavg()[0], 2),
             core_mhz=_core_mhz(),
