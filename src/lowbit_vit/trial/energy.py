@@ -18,7 +18,7 @@ import torch
 
 from lowbit_vit.schema.config import Device
 from lowbit_vit.schema.record import Energy
-from lowbit_vit.trial.gpu_state import clocks, gpu_handle, wait
+from lowbit_vit.trial.gpu_state import clocks, gpu_handle
 
 log = logging.getLogger(__name__)
 
@@ -119,13 +119,13 @@ def measure_energy(call: Callable[[], object], counter: Counter, *, batch_size: 
         None, and a line in the log, where the counter goes back, stands still for 5 s, or cannot be read any more.
     """
     try:
-        wait(device)
+        _wait(device)
         before, update_s = _idle(counter)
         clocks_before = clocks(device)
         calls = _calls_of_a_chunk(call, device)
         first, last, watts = _count(call, counter, calls=calls, seconds=max(seconds, _UPDATES * update_s), device=device)
         clocks_during = clocks(device)
-        wait(device)
+        _wait(device)
         after, _ = _idle(counter)
     except (_UnusableError, pynvml.NVMLError, OSError) as error:
         log.warning("energy, batch %d: %s; none is recorded", batch_size, error)
@@ -180,7 +180,7 @@ def _calls_of_a_chunk(call: Callable[[], object], device: Device) -> int:
     started, calls = time.perf_counter(), 0
     while calls < 3 or time.perf_counter() - started < _CHUNK_S:
         call()
-        wait(device)
+        _wait(device)
         calls += 1
     return max(1, round(calls * _CHUNK_S / (time.perf_counter() - started)))
 
@@ -220,3 +220,8 @@ def _enqueue(call: Callable[[], object], calls: int, device: Device) -> torch.cu
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return event
+
+
+def _wait(device: Device) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -151,12 +151,6 @@ def _memory_by_pid() -> dict[int, int | None] | None:
         return None
 
 
-def wait(device: Device) -> None:
-    """Until the GPU has nothing to do; on a CPU nothing is under way."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def gpu_handle() -> Any | None:
     """NVML's handle of torch's current GPU; None where there is no NVML."""
     try:

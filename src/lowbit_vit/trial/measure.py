@@ -25,7 +25,7 @@ from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
 from lowbit_vit.schema.record import LEAST_SAMPLES, Ceilings, Energy, Invariance, KernelTime, Latency, MeasurementResult
 from lowbit_vit.trial.energy import find_counter, measure_energy
 from lowbit_vit.trial.evaluate import Forward, Logits, predict, spread_rows
-from lowbit_vit.trial.gpu_state import clocks, exclusive, wait
+from lowbit_vit.trial.gpu_state import clocks, exclusive
 from lowbit_vit.trial.host_state import HostWatch
 from lowbit_vit.trial.memory import measure_memory
 from lowbit_vit.trial.trace import trace
@@ -71,8 +71,8 @@ def measure(
     example = partial(_example, images, views, device=device, dtype=dtype)
     try:
         latency = [_latency(prepare, example(batch_size=size), config, device) for size in config.batch_sizes]
-        energy = _energy(prepare, example, config, device)
         memory = [measure_memory(prepare, example(batch_size=size), device) for size in config.batch_sizes]
+        energy = _energy(prepare, example, config, device)
         kernels: list[KernelTime] = []
         if config.trace:
             for size in config.batch_sizes:
@@ -131,11 +131,11 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
     started = time.perf_counter_ns()
     forward = prepare(example)
     forward(example)
-    wait(device)
+    _wait(device)
     first_call_ms = (time.perf_counter_ns() - started) / 1e6
     for _ in range(config.warmup):
         forward(example)
-    wait(device)
+    _wait(device)
     host = HostWatch(device)
     gc.disable()  # a collection in the middle of a call would be counted as the model's time
     try:
@@ -151,23 +151,6 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
         clocks_after=clocks(device),
         host=host.seen(),
     )
-
-
-def _energy(
-    prepare: Callable[[Tensor], Forward], example: Callable[..., Tensor], config: Measurement, device: Device
-) -> tuple[Energy, ...]:
-    """Energy of each batch size; of none where the profile does not ask for it, or the device has no counter."""
-    counter = None if config.energy_seconds is None else find_counter(device)
-    if config.energy_seconds is None or counter is None:
-        return ()
-    found = []
-    for size in config.batch_sizes:
-        batch = example(batch_size=size)
-        forward = prepare(batch)
-        forward(batch)
-        call = partial(forward, batch)
-        found.append(measure_energy(call, counter, batch_size=size, seconds=config.energy_seconds, device=device))
-    return tuple(energy for energy in found if energy is not None)
 
 
 def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: Device, bar: Bar, host: HostWatch) -> tuple[float, ...]:
@@ -186,6 +169,11 @@ def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: D
     return tuple(samples)
 
 
+def _wait(device: Device) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def call_ms(device: Device, call: Callable[..., object], *arguments: object) -> float:
     """Milliseconds of one call that is waited for: between events of the current CUDA device, or by `perf_counter_ns` on the CPU."""
     if device == "cpu":
@@ -198,6 +186,26 @@ def call_ms(device: Device, call: Callable[..., object], *arguments: object) -> 
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end))
+
+
+# -------------------------------------------------------------------------------------------------------------- energy
+
+
+def _energy(
+    prepare: Callable[[Tensor], Forward], example: Callable[..., Tensor], config: Measurement, device: Device
+) -> tuple[Energy, ...]:
+    """Energy of each batch size; of none where the profile does not ask for it, or the device has no counter."""
+    counter = None if config.energy_seconds is None else find_counter(device)
+    if config.energy_seconds is None or counter is None:
+        return ()
+    found = []
+    for size in config.batch_sizes:
+        batch = example(batch_size=size)
+        forward = prepare(batch)
+        forward(batch)
+        call = partial(forward, batch)
+        found.append(measure_energy(call, counter, batch_size=size, seconds=config.energy_seconds, device=device))
+    return tuple(energy for energy in found if energy is not None)
 
 
 # ---------------------------------------------------------------------------------------------------- batch invariance
