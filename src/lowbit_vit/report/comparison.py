@@ -81,7 +81,8 @@ def comparison_notes(frame: pl.DataFrame, first: Run, second: Run) -> list[str]:
         arms = frame.filter(pl.col("study") == study).unique(["trial_id", "trial_id_b"])
         both = arms.filter(pl.col("p_value").is_not_null())
         differ = both.filter(pl.col("p_holm") < 0.05).height
-        notes.append(f"{study}: {both.height} of {arms.height} arms have accuracy on both sides, {differ} differ at 5 % (Holm)")
+        what = "arms" if study == "variants" else "cells"
+        notes.append(f"{study}: {both.height} of {arms.height} {what} have accuracy on both sides, {differ} differ at 5 % (Holm)")
     return notes
 
 

@@ -17,7 +17,7 @@ from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import ScalarNode
 
-from lowbit_vit.errors import ConfigError, first_line, printable
+from lowbit_vit.errors import ConfigError, first_line
 from lowbit_vit.schema.cell_role import CellRole
 from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Label, Plan, WeightFormat, uniform
 
@@ -759,7 +759,7 @@ def one_line(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     first = problems[0]
     key = ".".join(_short(part).strip("'") if isinstance(part, str) else str(part) for part in first["loc"]) or "(top level)"
-    message = printable(first["msg"].removeprefix("Value error, "))[:300]  # a number may have thousands of digits
+    message = first["msg"].removeprefix("Value error, ")[:300]  # a number may have thousands of digits
     if first["type"] == "extra_forbidden":
         message = f"unknown key{_suggestion(first['loc'])}"
     value = "" if first["type"] in ("missing", "value_error") else f", got {_short(first['input'])}"

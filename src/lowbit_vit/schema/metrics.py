@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # imports its stats, which take 0.5 s, when they are first asked for
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import quantile_test
 
 from lowbit_vit.schema.plan import Frozen
 
@@ -149,7 +149,7 @@ def percentile_interval(samples: Sequence[float], q: float, confidence: float = 
         ValueError: no samples, or q or confidence not between 0 and 1.
     """
     _check(samples, q)
-    interval: Any = quantile_test(samples, p=q).confidence_interval(confidence)  # scipy-stubs says float
+    interval: Any = scipy.stats.quantile_test(samples, p=q).confidence_interval(confidence)  # scipy-stubs says float
     if math.isnan(interval.low) or math.isnan(interval.high):
         return None
     return Interval(low=float(interval.low), high=float(interval.high))

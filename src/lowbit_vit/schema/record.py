@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from lowbit_vit.errors import DataError, first_line
+from lowbit_vit.errors import CONTROL, DataError, first_line
 from lowbit_vit.schema.cell_role import fits, label_of
 from lowbit_vit.schema.config import Device, Measurement, Trial, one_line
 from lowbit_vit.schema.plan import TEXT_LENGTH, Frozen, Text
@@ -405,7 +405,7 @@ def write_record(record: Record, folder: Path, predictions: bytes | None = None)
 
 def shorten(text: str) -> str:
     """The text as one line that a record can hold: control characters become blanks, and its end is cut."""
-    line = "".join(character if character.isprintable() else " " for character in text).strip()
+    line = CONTROL.sub(" ", text).strip()
     return line if len(line) <= TEXT_LENGTH else f"{line[: TEXT_LENGTH - 3]}..."
 
 
