@@ -79,7 +79,7 @@ class Block(nn.Module):
 
 
 class _Patches(nn.Conv2d):
-    """A patch embedding that takes images of any floating dtype, and on CUDA is the GEMM that it is (see `vit.VisionTransformer.patches`)."""
+    """A patch embedding that takes images of any floating dtype; on CUDA a GEMM, as `vit.VisionTransformer.patches`."""
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, Y, X] -> [B, W, Y / P, X / P]."""

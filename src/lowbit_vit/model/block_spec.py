@@ -172,7 +172,7 @@ class SpecAttention(nn.Module):
         return q_BNHD, k_BNHD, v_BNHD
 
     def _rotated(self, x_BNHD: Tensor, tables: Tensor) -> Tensor:
-        """Rotary positions for all tokens after the prefix; tables: sines, then cosines, [..., N - prefix, 2 D], [H, ...] or none before."""
+        """Rotary positions for all tokens after the prefix; tables: sines, then cosines, [..., N - prefix, 2 D]."""
         sines, cosines = tables.chunk(2, -1)
         before, x = x_BNHD.transpose(1, 2).split([self.prefix, x_BNHD.shape[1] - self.prefix], dim=2)
         if self.rotation == "half":

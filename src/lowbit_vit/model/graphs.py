@@ -121,7 +121,7 @@ class Graphs:
 
 @contextmanager
 def compiled_parts(blocks: Sequence[Any]) -> Iterator[None]:
-    """Inside, what PyTorch computes in our blocks goes through its compiler: whole blocks in 16 bits, what stands between kernels in others."""
+    """Inside, what PyTorch computes in our blocks is compiled: whole blocks in 16 bits, what stands between kernels in others."""
     parts: list[tuple[nn.Module, str]] = []
     for block in (each.inner for each in blocks):
         if isinstance(block, SpecBlock):

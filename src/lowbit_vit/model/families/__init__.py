@@ -4,7 +4,6 @@ To add a family: a module with the four functions of `Family`, and its name in `
 meets a model of it.
 """
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 from torch import nn
