@@ -66,8 +66,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu", *, execution: s
             raise ValueError(f"its card is of kind {card.get('kind')!r}")
         plan, family = Plan.model_validate(card["plan"]), families.FAMILIES[card["family"]]
         any_vit.require_runs(plan, torch.device(device), execution=execution)
-        with torch.device(device):
-            model: nn.Module = family.build(card["arguments"]).eval()
+        model: nn.Module = family.build(card["arguments"]).eval().to(device)
         return _filled(model, family, plan, {name: tensor.to(device) for name, tensor in state.items()}, card, execution=execution)
     except ValidationError as error:
         raise DataError(f"{path.with_suffix('.json')}: {one_line(error)}") from None
