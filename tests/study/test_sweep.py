@@ -17,11 +17,11 @@ from lowbit_vit.errors import Busy, DataError, TrialsFailed
 from lowbit_vit.schema import file_lock
 from lowbit_vit.schema.config import Arm, Profile
 from lowbit_vit.schema.plan import HighPrecision, SensitivityScores
-from lowbit_vit.schema.record import read_record, read_records, sha256
+from lowbit_vit.schema.record import Host, read_record, read_records, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import scratch_folder
-from lowbit_vit.study.resume import load_scores, missing_trials, prune
+from lowbit_vit.study.resume import load_scores, missing_trials, prune, put_record
 from lowbit_vit.study.sweep import run_study
 from processes import launched
 
@@ -74,6 +74,33 @@ def test_failures_are_named_the_rest_finishes_and_going_on_runs_only_what_is_mis
     assert [record.attempts for record in records] == [1, 2, 2, 2, 2, 1]
     assert {path: sha256(path.read_bytes()) for path in done} == done
     assert len((workspace.root / "times.txt").read_text().splitlines()) == 2
+
+
+def test_repeats_run_in_rounds_after_all_first_processes_and_not_without_theirs(
+    workspace: Workspace, profile_of: ProfileOf, obedient: Command
+) -> None:
+    profile = synthetic.in_processes(profile_of("occupy 0", "fail"), 3)
+    with pytest.raises(TrialsFailed, match=r"variants: 1 of 6 trials did not succeed: 'fail' \(failed: said so\)"):
+        run_study(profile, "variants", workspace, command=obedient)
+    records = {(record.trial.label, record.trial.process): record for record in read_records(workspace.records("variants"))}
+    assert len(records) == 6
+    for process in (1, 2):
+        assert records["occupy 0", process].status == "success"
+        skipped = records["fail", process]
+        assert (skipped.status, skipped.reason) == ("skipped", "its first process did not succeed (failed: said so)")
+    assert len((workspace.root / "times.txt").read_text().splitlines()) == 3
+
+    # One that was disturbed is taken again, twice.
+    disturbed = records["occupy 0", 2]
+    assert disturbed.measurement is not None
+    host = Host(launch_us=None, python_loop_ns=1, python_loop_most_ns=1, cpu_pressure=0.9, steal=None, load=9)
+    latency = tuple(item.model_copy(update={"host": host}) for item in disturbed.measurement.latency)
+    disturbed = disturbed.model_copy(update={"measurement": disturbed.measurement.model_copy(update={"latency": latency})})
+    for attempts, again in ((1, True), (2, True), (3, False)):
+        write_record(disturbed.model_copy(update={"attempts": attempts}), workspace.records("variants"))
+        assert (missing_trials([disturbed.trial], workspace) == [disturbed.trial]) == again
+    write_record(disturbed, workspace.records("variants"))
+    assert put_record(disturbed, None, workspace).attempts == 2
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(
