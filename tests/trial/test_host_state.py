@@ -1,5 +1,6 @@
 """The host's state beside a timing: what the kernel counts, and what a loop of Python takes."""
 
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from lowbit_vit.trial.host_state import HostWatch, cpu_waiting_us
 
 @pytest.mark.skipif(cpu_waiting_us() is None, reason="this kernel counts no pressure (/proc/pressure/cpu)")
 def test_more_tasks_than_cores_are_pressure() -> None:
-    cores = len(host_state.os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * cores)]
     try:
         time.sleep(0.3)  # until all of them run
@@ -34,14 +35,14 @@ def test_what_the_kernel_does_not_say_is_null(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Path, "read_text", missing)
     seen = HostWatch("cpu").seen()
-    assert (seen.cpu_pressure, seen.steal, seen.launch_us) == (None, None, None)
+    assert (seen.cpu_pressure, seen.steal, seen.launch_us, seen.core_mhz) == (None, None, None, None)
 
 
 def test_the_slowest_loop_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0, 5_000, 0, 50_000, 0, 10_000])  # ns; loops of 1, 10 and 2 ns a turn
     watch = HostWatch.__new__(HostWatch)
     monkeypatch.setattr(host_state, "_LOOPS", 5_000)
-    monkeypatch.setattr(host_state.time, "perf_counter_ns", lambda: next(clock))
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: next(clock))
     watch._target, watch._loops_ns, watch._launches_us = None, [], []
     for _ in range(3):
         watch.sample()

@@ -15,7 +15,7 @@ from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import COMPARISON, compare_counts, wilson
 from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.metrics import disturbance
-from lowbit_vit.schema.record import MeasurementResult, Memory
+from lowbit_vit.schema.record import Energy, MeasurementResult, Memory
 
 MIB = 2**20
 
@@ -24,6 +24,7 @@ ACCURACY = ("images", "top1", "top1_low", "top1_high", "top5", "macro_f1")
 INVARIANCE = ("first_batch", "second_batch", "invariance_images", "flips", "max_abs_logit_difference", "bit_equal")
 PROCESSES = ("processes", "process_medians_ms", "host_bound", "disturbed")
 LATENCY = ("mean_ms", "p50_ms", "p50_low_ms", "p50_high_ms", "p95_ms", "p99_ms", "samples", "images_per_s", *PROCESSES)
+ENERGY = ("joules_per_image", "images_per_kwh", "busy_images_per_s", "watts", "sampled_watts", "idle_watts_before", "idle_watts_after")
 KERNELS = ("kernel_us", "attention_us", "idle_us", "wall_us", "launches", "host_syncs")
 _MEMORY = ("before_bytes", "workspace_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes")
 _ROOFLINE = ("flop", "least_bytes", "matmul_flops_per_s", "copy_bytes_per_s")
@@ -88,7 +89,7 @@ class Frames:
             if result.record.measurement is not None
             for row in _timings(result, result.record.measurement)
         ]
-        names = (*LATENCY, "cpu_mean_ms", "peak_memory_mib", "memory_is", *KERNELS, *_MEMORY, *_ROOFLINE)
+        names = (*LATENCY, *ENERGY, "cpu_mean_ms", "peak_memory_mib", "memory_is", *KERNELS, *_MEMORY, *_ROOFLINE)
         samples = pl.Series("samples_ms", [row["samples_ms"] for row in rows], pl.List(pl.Float64))
         return typed(rows, "trial", "batch_size", *names).with_columns(samples)
 
@@ -209,6 +210,7 @@ def _timings(result: Result, measured: MeasurementResult) -> Iterator[dict[str, 
     memories = {item.batch_size: item for item in measured.memory}
     work = {item.batch_size: dict(item) for item in measured.work}
     kernels = {item.batch_size: item for item in measured.kernels}
+    energy = {item.batch_size: item for item in measured.energy}
     for batch, latency in result.latency.items():
         medians = [latency.medians_ms.get(process) for process in range(max(latency.medians_ms) + 1)]
         row = vars(latency) | {"samples": len(latency.samples_ms), "processes": latency.processes}
@@ -222,6 +224,8 @@ def _timings(result: Result, measured: MeasurementResult) -> Iterator[dict[str, 
             row |= dict(memories[batch]) | _peak(memories[batch])
         if batch in work and measured.ceilings is not None:
             row |= work[batch] | dict(measured.ceilings)
+        if batch in energy:
+            row |= _energy(energy[batch])
         if batch in kernels:
             traced = kernels[batch]
             row |= {
@@ -233,6 +237,16 @@ def _timings(result: Result, measured: MeasurementResult) -> Iterator[dict[str, 
                 "host_syncs": traced.host_syncs,
             }
         yield row
+
+
+def _energy(counted: Energy) -> dict[str, Any]:
+    """Per image and per kWh; `watts` are the counter's, `sampled_watts` a second opinion; images a second of calls back to back."""
+    return dict(counted) | {
+        "joules_per_image": counted.joules / counted.images,
+        "images_per_kwh": 3.6e6 * counted.images / counted.joules,
+        "busy_images_per_s": counted.images / counted.seconds,
+        "watts": counted.joules / counted.seconds,
+    }
 
 
 def _peak(memory: Memory) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.pareto import pareto_fronts
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.timed_plans import timed_plans
-from lowbit_vit.schema.config import STUDIES, Profile, Study
+from lowbit_vit.schema.config import STUDIES, Prices, Profile, Study
 from lowbit_vit.schema.plan import HighPrecision, family_of
 from lowbit_vit.schema.record import Record, write_atomic
 from lowbit_vit.schema.stage_documents import read_estimates
@@ -86,7 +86,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
     mixed_table = mixed.mixed(plans, depth=depth)
     added = additivity(plans, alone, scored, profile, variants=results["variants"])
     timed = timed_plans(results["mixed"], results["variants"], profile)
-    table = _with_family(_with_rows(variants.paper_table(trials)))
+    table = _with_family(_with_rows(with_cost(variants.paper_table(trials), profile.prices)))
     tables = Tables(
         paper_table=table,
         variants=trials,
@@ -112,6 +112,14 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
         not_successful=_not_successful(results),
     )
     return Findings(results=results, tables=tables)
+
+
+def with_cost(frame: pl.DataFrame, prices: Prices | None) -> pl.DataFrame:
+    """Add `cost_per_million` images and its `currency` for GPUs that ran back to back, where there are prices and energy was counted."""
+    if prices is None or "joules_per_image" not in frame.columns:
+        return frame
+    cost = pl.when(pl.col("device") == "cuda").then(1e6 / pl.col("busy_images_per_s") * prices.gpu_hour / 3600)
+    return frame.with_columns(cost.alias("cost_per_million"), pl.lit(prices.currency).alias("currency"))
 
 
 def _with_rows(frame: pl.DataFrame) -> pl.DataFrame:

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from lowbit_vit.analysis.frames import ACCURACY, IDENTITY, INVARIANCE, KERNELS, LATENCY, MIB, PROCESSES, Frames, average_over_seeds, typed
+from lowbit_vit.analysis.frames import (
+    ACCURACY,
+    ENERGY,
+    IDENTITY,
+    INVARIANCE,
+    KERNELS,
+    LATENCY,
+    MIB,
+    PROCESSES,
+    Frames,
+    average_over_seeds,
+    typed,
+)
 from lowbit_vit.analysis.latencies import ratio_of_rows
 from lowbit_vit.analysis.statistics import holm
 
@@ -33,7 +45,8 @@ def variants(frames: Frames, *, margin: float | None = None) -> pl.DataFrame:
     compared = compared.with_columns(pl.Series("p_holm", holm(compared["p_value"].to_list()), pl.Float64))
     table = frames.trials.join(compared, on="trial", how="left").join(frames.timings, on="trial", how="left")
     state, memory = ("seed", "status", "reason", "batch_size", *_SIZES), ("peak_memory_mib", "memory_is", "cpu_mean_ms")
-    columns = (*IDENTITY, *state, *LATENCY, *memory, *ACCURACY, *_COMPARED, *KERNELS, "trial_id")
+    energy = ENERGY if table["joules_per_image"].count() else ()  # no columns of dashes where nothing was counted
+    columns = (*IDENTITY, *state, *LATENCY, *energy, *memory, *ACCURACY, *_COMPARED, *KERNELS, "trial_id")
     return table.sort("order", "arm", "seed", "batch_size", nulls_last=True).select(columns)
 
 
@@ -48,7 +61,7 @@ def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
     averaged = average_over_seeds(
         _of_most_processes(frame.filter(pl.col("status") == "success"), (*IDENTITY, "batch_size"), _TIMED),
         (*IDENTITY, "batch_size"),
-        (*_AVERAGED, *_MEANS_ONLY),
+        (*_AVERAGED, *_MEANS_ONLY, *(name for name in ENERGY if name in frame.columns)),
         pl.col("images", "samples", "memory_is").first(),
         pl.col(PROCESSES).sort_by("processes", descending=True, maintain_order=True).first(),
         pl.col("seed").cast(pl.String).str.join(" ").alias("seeds"),

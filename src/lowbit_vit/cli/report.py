@@ -53,7 +53,7 @@ def show(
     results = load_results(workspace, "variants")
     if not results:
         raise DataError(f"{workspace.records('variants')}: no records; run dvc repro report@{profile} first")
-    table = result_table_of(results, arms=[arm.label for arm in settings.variants.arms])
+    table = result_table_of(results, arms=[arm.label for arm in settings.variants.arms], prices=settings.prices)
     if markdown:
         print(to_markdown(table), end="")
         return

@@ -8,6 +8,9 @@ What a block launches, for rows = images x tokens (docs/fast-path.md says why):
     norm2 + codes of its rows   ->  fc1 GEMM + bias + GELU + codes     (int8: fc1 GEMM + bias  ->  GELU + codes of its rows)
                                 ->  fc2 GEMM + bias + residual
 
+In blocks of other libraries' ViTs (`block_spec`) what else stands between two GEMMs is done by PyTorch: norm and rotation of q and k after
+the first, a gate, another GELU or a norm after fc1, whose result then is in 16 bits. LayerScale is folded into out and fc2.
+
 Seven launches beside the attention's own, eight in int8, and one more for each GEMM where the codes are made from NF4. No integer
 sum, norm or GELU result in 16 bits reaches memory. Weights are codes of the fp32 weights.
 The kernels need Triton and CUDA; building, counting and saving a model needs neither.
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.model.attention import attend
+from lowbit_vit.model.block_spec import SpecAttention, SpecBlock, SpecMlp
 from lowbit_vit.model.formats import Format
 from lowbit_vit.model.kernels.coded import LARGEST, SMALLEST, VECTOR, Coded
 from lowbit_vit.model.lazy_import import Deferred
@@ -56,17 +59,17 @@ class FusedBlock(nn.Module):
         block: with all linears of one 8-bit format; its parts are taken over. Their weights are not to be changed after the first forward.
     """
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block | SpecBlock) -> None:
         super().__init__()
         self.norm1: nn.LayerNorm = block.norm1
-        self.attention: Attention = block.attention
+        self.attention: Attention | SpecAttention = block.attention
         self.norm2: nn.LayerNorm = block.norm2
-        self.mlp: Mlp = block.mlp
+        self.mlp: Mlp | SpecMlp = block.mlp
         self._reach: Tensor | None = None  # of fc1, once it is known
         self._arrivals: Tensor | None = None  # of the parts of fc2's depth
 
-    def forward(self, x_BNW: Tensor) -> Tensor:
-        """Map tokens to tokens, [B, N, W] -> [B, N, W], fp16 or bf16. T below: tokens of all images."""
+    def forward(self, x_BNW: Tensor, *tables: Tensor | None) -> Tensor:
+        """Map tokens to tokens, [B, N, W] -> [B, N, W], fp16 or bf16; tables: as of `SpecBlock`. T below: tokens of all images."""
         dtype, x_TW = x_BNW.dtype, x_BNW.reshape(-1, x_BNW.shape[-1]).contiguous()
         qkv, out, fc1, fc2 = self.attention.qkv, self.attention.out, self.mlp.fc1, self.mlp.fc2
         w_qkv: Coded = qkv.coded()  # type: ignore[operator]
@@ -74,10 +77,10 @@ class FusedBlock(nn.Module):
 
         codes = quantize.normalize_rows(x_TW, self.norm1, codes=kind)
         qkv_TX = gemm.multiply(codes, w_qkv, qkv.bias, dtype=dtype)  # type: ignore[arg-type]
-        q_BNHD, k_BNHD, v_BNHD = qkv_TX.view(*x_BNW.shape[:2], 3, self.attention.heads, -1).unbind(2)
-        heads_TW = attend(q_BNHD, k_BNHD, v_BNHD, self.attention.kernel).reshape(x_TW.shape).contiguous()
+        heads_TW = self.attention.mix(qkv_TX.view(*x_BNW.shape[:2], -1), *tables).flatten(0, 1).contiguous()
 
-        codes = quantize.quantize_rows(heads_TW, codes=kind)
+        inner = self.attention.norm
+        codes = quantize.quantize_rows(heads_TW, codes=kind) if inner is None else quantize.normalize_rows(heads_TW, inner, codes=kind)
         x_TW = gemm.multiply(codes, out.coded(), out.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
 
         codes = self._hidden(x_TW, fc1.coded(), fc1.bias)  # type: ignore[operator,arg-type]
@@ -87,8 +90,11 @@ class FusedBlock(nn.Module):
         return x_TW.view(x_BNW.shape)
 
     def _hidden(self, x_TW: Tensor, w: Coded, bias: Tensor) -> Coded:
-        """Codes of GELU's result, [T, M]."""
+        """Codes of GELU's result, [T, M], or of what else the MLP makes of fc1's."""
         kind = w.codes.dtype
+        if isinstance(self.mlp, SpecMlp) and not self.mlp.plain:
+            hidden_TM = gemm.multiply(quantize.normalize_rows(x_TW, self.norm2, codes=kind), w, bias, dtype=x_TW.dtype)
+            return quantize.quantize_rows(self.mlp.activate(hidden_TM).contiguous(), codes=kind)
         if kind == torch.int8:
             hidden_TM = gemm.multiply(quantize.normalize_rows(x_TW, self.norm2, codes=kind), w, bias, dtype=x_TW.dtype)
             return quantize.gelu_rows(hidden_TM, codes=kind)
@@ -129,7 +135,7 @@ class EightBit(Format[W8A8 | FP8]):
         """See `Format`."""
         return EightBitLinear(tensors["weight"], tensors["scales"], tensors["bias"])
 
-    def fuse(self, block: Block) -> FusedBlock:
+    def fuse(self, block: Block | SpecBlock) -> FusedBlock:
         """See `Format`."""
         return FusedBlock(block).train(block.training)
 

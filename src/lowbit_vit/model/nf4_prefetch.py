@@ -8,7 +8,7 @@ large, two blocks, 48 MiB, since each change of turns costs the GPU a microsecon
 Made for capture into a CUDA graph. With kernels launched one by one, the host's speed would decide how much overlaps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,16 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.model.nf4_linear import FusedNF4Linear, decode_together, in_16_bits, multiplied_by
-from lowbit_vit.model.vit import VisionTransformer, encoder_linears
 
 # Rows (images x tokens) from which a turn holds three times the largest layer: a block of a ViT, whose MLP is four times as wide as it.
 BY_BLOCKS_FROM = 2048
 _BLOCK = 3
 
 
-def coded_layers(model: VisionTransformer) -> list[FusedNF4Linear]:
-    """The nf4_fused layers with 16-bit GEMMs, in the order of the forward."""
-    return [linear for linear in encoder_linears(model).values() if in_16_bits(linear)]
+def coded_layers(linears: Iterable[nn.Module]) -> list[FusedNF4Linear]:
+    """The nf4_fused layers with 16-bit GEMMs among these, in their order."""
+    return [linear for linear in linears if in_16_bits(linear)]
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,9 @@ class Prefetcher:
             self.decoded.append(self.stream.record_event())
 
 
-def prefetcher(model: VisionTransformer, *, rows: int) -> Prefetcher | None:
-    """The prefetcher of a model's layers for batches of so many rows; None: it has no such layers."""
-    layers = coded_layers(model)
+def prefetcher(linears: Iterable[nn.Module], *, rows: int) -> Prefetcher | None:
+    """The prefetcher of linears, in the order of the forward, for batches of so many rows; None: there are none of its layers."""
+    layers = coded_layers(linears)
     if not layers:
         return None
     return Prefetcher(layers, capacity=(_BLOCK if rows >= BY_BLOCKS_FROM else 1) * max(map(_count, layers)))

@@ -89,7 +89,7 @@ def apply_plan(model: VisionTransformer, plan: Plan) -> LayerAudit:
         LowbitVitError: the model does not hold what the plan says after conversion (a defect here or in bitsandbytes).
     """
     formats = plan.resolve(encoder_linears(model))
-    _require_whole(formats, fused=model.qkv == "fused")
+    require_whole(formats, fused=model.qkv == "fused")
     dtype = compute_dtype(plan)
     converted = {id(linear): convert_linear(linear, formats[name], dtype, name=name) for name, linear in encoder_linears(model).items()}
     for parent in list(model.modules()):
@@ -172,7 +172,7 @@ def take_over(model: VisionTransformer, plan: Plan) -> None:
     format_named(names.pop()).take_over(model)
 
 
-def _require_whole(formats: Mapping[str, Weights], *, fused: bool) -> None:
+def require_whole(formats: Mapping[str, Weights], *, fused: bool) -> None:
     """Refuse plans that no kernel of this project can run.
 
     Args:

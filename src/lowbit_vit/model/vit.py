@@ -90,6 +90,8 @@ def architecture(config: TorchvisionVit | SmallVit, image_size: int) -> Architec
 class Attention(nn.Module):
     """Multi-head self-attention: the projections as linears, the rest by one pinned kernel."""
 
+    norm = None  # between attention and out there is none
+
     def __init__(self, arch: Architecture, *, kernel: AttentionName, qkv: QkvLayout) -> None:
         super().__init__()
         self.heads = arch.heads
@@ -107,12 +109,17 @@ class Attention(nn.Module):
     def forward(self, x_BNW: Tensor) -> Tensor:
         """Map tokens to tokens, [B, N, W] -> [B, N, W]."""
         if self.layout == "fused":
-            q_BNHD, k_BNHD, v_BNHD = self.qkv(x_BNW).unflatten(-1, (3, self.heads, -1)).unbind(2)
+            heads_BNW = self.mix(self.qkv(x_BNW))
         else:
             q_BNHD, k_BNHD, v_BNHD = [project(x_BNW).unflatten(-1, (self.heads, -1)) for project in (self.q, self.k, self.v)]
-        out_BNHD = attend(q_BNHD, k_BNHD, v_BNHD, self.kernel)
-        out_BNW: Tensor = self.out(out_BNHD.flatten(2))
+            heads_BNW = attend(q_BNHD, k_BNHD, v_BNHD, self.kernel).flatten(2)
+        out_BNW: Tensor = self.out(heads_BNW)
         return out_BNW
+
+    def mix(self, qkv_BNX: Tensor) -> Tensor:
+        """The heads side by side, from the fused layer's result, [B, N, 3 W] -> [B, N, W]."""
+        q_BNHD, k_BNHD, v_BNHD = qkv_BNX.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return attend(q_BNHD, k_BNHD, v_BNHD, self.kernel).flatten(2)
 
 
 class Mlp(nn.Module):

@@ -1,13 +1,13 @@
 """The tables of the variants study and of what the run cost, declared from the tidy frames."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
 
 from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.results import Result
-from lowbit_vit.analysis.tables import Tables
+from lowbit_vit.analysis.tables import Tables, with_cost
 from lowbit_vit.analysis.variants import most_lost, paper_table, variants
 from lowbit_vit.report.columns import PAGE, PLAIN, Column, Table
 from lowbit_vit.report.number_format import (
@@ -24,10 +24,12 @@ from lowbit_vit.report.number_format import (
     status_words,
     within,
 )
+from lowbit_vit.schema.config import Prices
 from lowbit_vit.schema.record import Record
 
 Row = dict[str, Any]
 MOST_CLASSES = 3
+_ENERGY = "calls back to back; of the whole GPU by NVML's counter, of all processor packages by RAPL's on a CPU"
 
 
 def result_table(frame: pl.DataFrame, results: Sequence[Result]) -> Table:
@@ -53,6 +55,7 @@ def result_table(frame: pl.DataFrame, results: Sequence[Result]) -> Table:
         Column("size MiB", "file_mib", number),
         *(latency_column(f"P50 ms, batch {batch}", batch) for batch in batches),
         *(_times_first_column(batch) for batch in batches if any(row["by_batch"].get(batch, {}).get("times_first") for row in rows)),
+        *_energy_columns(frame),
         Column("peak MiB", "peak_memory_mib", decimals(1), "{memory_is}"),
         Column("status", status_words, kind="words", style=lambda row: "" if status_words(row) == "success" else "yellow"),
     )
@@ -66,15 +69,15 @@ def _all_records(row: Row) -> str:
     return " ".join(filter(None, (row["records"], row["failed_records"])))
 
 
-def result_table_of(results: Sequence[Result], *, arms: Sequence[str] = ()) -> Table:
+def result_table_of(results: Sequence[Result], *, arms: Sequence[str] = (), prices: Prices | None = None) -> Table:
     """The columns of `result_table` that need the records alone, for Markdown and the terminal.
 
-    `arms` gives the order (the profile's labels); arms of the paper's table come first without it.
+    `arms` gives the order (the profile's labels); arms of the paper's table come first without it. `prices` are the profile's.
     """
     trials = (result.record.trial for result in results)
     ranked = sorted(trials, key=lambda trial: (trial.paper_row is None, trial.paper_row or 0, trial.label))
     frames = Frames(results, arms=list(arms) or list(dict.fromkeys(trial.label for trial in ranked)))
-    return result_table(paper_table(variants(frames)), results)
+    return result_table(with_cost(paper_table(variants(frames)), prices), results)
 
 
 def _result_note(results: Sequence[Result]) -> str:
@@ -141,6 +144,29 @@ def _times_first_column(batch: int) -> Column:
     return Column(
         f"times row 1's, batch {batch}", lambda row: row["by_batch"].get(batch, {}).get("times_first"), number, note, targets=PAGE
     )
+
+
+def _energy_columns(frame: pl.DataFrame) -> list[Column]:
+    """Joules of an image at each batch size; images a kWh and cost at the greatest. None where no energy was counted."""
+    if "joules_per_image" not in frame.columns:
+        return []
+    counted = frame.drop_nulls("joules_per_image")
+    batches = counted["batch_size"].unique().sort().to_list()
+
+    def column(heading: str, name: str, batch: int, printed: Callable[[float | None], str], note: str = "") -> Column:
+        def timed(row: Row) -> Row:
+            its: Row = row["by_batch"].get(batch, {})
+            return its
+
+        return Column(heading, lambda row: timed(row).get(name), printed, lambda row: note.format_map(timed(row)), hint=lambda _: _ENERGY)
+
+    power = "{watts:.0f} W; idle {idle_watts_before:.0f} W before, {idle_watts_after:.0f} W after"
+    columns = [column(f"J/image, batch {batch}", "joules_per_image", batch, milliseconds, power) for batch in batches]
+    columns += [column(f"images/kWh, batch {batch}", "images_per_kwh", batch, decimals(0)) for batch in batches[-1:]]
+    if "cost_per_million" in counted.columns and counted["cost_per_million"].count():
+        heading = f"{counted['currency'][0]} a million images, batch {batches[-1]}"
+        columns.append(column(heading, "cost_per_million", batches[-1], decimals(2)))
+    return columns
 
 
 def class_table(tables: Tables) -> Table:

@@ -348,6 +348,7 @@ class Measurement(Frozen):
     trace: bool = Field(description="profile kernels after the timing")
     exclusive: Exclusive = Field("required", description="no other process on the GPU: required, assumed where NVML cannot tell, or waived")
     invariance_images: int | None = Field(None, ge=1, description="test images predicted at the least and greatest batch size; null: none")
+    energy_seconds: float | None = Field(None, gt=0, le=600, description="least time over which energy is counted, a batch size; null: not")
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -377,6 +378,13 @@ class Statistics(Frozen):
 
     margin: float = Field(gt=0, lt=0.5, description="ours: a loss of Top-1 that counts as none, as a share (MLPerf: 1 % of the reference)")
     latency_factor: float = Field(gt=1, description="ours: medians of two runs on one GPU that differ by less count as equal")
+
+
+class Prices(Frozen):
+    """What a GPU costs where the study is meant to be deployed."""
+
+    gpu_hour: float = Field(gt=0, le=1e6, description="of one GPU, with its host")
+    currency: str = Field(pattern=r"^[A-Z]{3}$", description="ISO 4217, such as EUR")
 
 
 # ---------------------------------------------------------------------------------------------------------------- trial
@@ -427,8 +435,10 @@ class Trial(Frozen):
 
         A repeat has `-p<process>` behind the seed.
         """
-        # How many processes follow the first decides nothing about its result.
-        without: dict[str, Any] = dict.fromkeys(NOT_IDENTITY, True) | {"measurement": {"processes"}}
+        # How many processes follow the first decides nothing about its result; older records have no key of energy.
+        counted = self.measurement is not None and self.measurement.energy_seconds is not None
+        without: dict[str, Any] = dict.fromkeys(NOT_IDENTITY, True)
+        without["measurement"] = {"processes"} if counted else {"processes", "energy_seconds"}
         identity = self.model_dump(mode="json", exclude=without if self.process else without | {"process": True})
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         precision, repeat = self.plan.name.replace("/", "-"), f"-p{self.process}" if self.process else ""
@@ -575,6 +585,7 @@ class Profile(Frozen):
     measurement: Measurement
     limits: Limits
     statistics: Statistics = Field(default=Statistics(margin=0.01, latency_factor=1.25))
+    prices: Prices | None = Field(None, description="null: no cost is computed")
     selection_seed: int = Field(ge=0, description="splits the test set into a selection and a report half")
     variants: VariantsStudy
     sensitivity: SensitivityStudy

@@ -18,6 +18,7 @@ from lowbit_vit.schema.workspace import Workspace
 EXPORT_VERSION: Literal[2] = 2
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
+ANY_VIT_FILE = "quantized.safetensors"  # of another library's ViT
 
 
 class ModelCard(BaseModel):

@@ -31,6 +31,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Positive = Annotated[int, Field(ge=1, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 GiB = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Watts = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Loss = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 Microseconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
@@ -130,6 +131,7 @@ class Host(Frozen):
     cpu_pressure: Share | None = Field(description="share of the time in which a task of this host waited for a CPU")
     steal: Share | None = Field(description="share of all cores' time that the hypervisor gave to others")
     load: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = Field(description="of the last minute")
+    core_mhz: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(None, description="median clock of all cores")
 
 
 class Latency(Frozen):
@@ -195,6 +197,25 @@ class Work(Frozen):
     least_bytes: Positive = Field(description="weights as stored, images in, logits out: each moved once")
 
 
+class Energy(Frozen):
+    """Energy of one batch size, over calls back to back, between two updates of the device's counter (trial/energy.py).
+
+    NVML's counter is of the whole GPU; RAPL's is of all processor packages, whatever else runs on them.
+    """
+
+    batch_size: Positive
+    images: Positive
+    seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+    joules: Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+    source: Literal["nvml", "rapl"]
+    update_ms: Milliseconds = Field(description="period of the counter, found by reading it until it moved")
+    idle_watts_before: Watts
+    idle_watts_after: Watts = Field(description="right after the calls: the device is still warm")
+    sampled_watts: Watts | None = Field(description="mean of NVML's power during the calls, each of the last second; null: RAPL")
+    clocks_before: Clocks | None
+    clocks_during: Clocks | None = Field(description="at the end, the next calls under way")
+
+
 class Invariance(Frozen):
     """Whether an image's prediction depends on the size of its batch: the same images, predicted at two batch sizes."""
 
@@ -223,6 +244,7 @@ class MeasurementResult(Frozen):
     work: tuple[Work, ...]
     ceilings: Ceilings | None = Field(description="null: a repeat in another process")
     invariance: Invariance | None = Field(default=None, description="null: the profile did not ask for it")
+    energy: tuple[Energy, ...] = Field((), description="empty: not asked for, or no counter of the device can be read")
 
 
 class Record(Frozen):
@@ -298,6 +320,9 @@ def _measurement_problems(measured: MeasurementResult, config: Measurement, devi
             yield f"measurement.{name}: batch sizes {found}, the trial asks for {sizes}"
     if repeat != (measured.ceilings is None):
         yield f"measurement.ceilings: must be {'null' if repeat else 'given'} for this trial"
+    counted, asked = [item.batch_size for item in measured.energy], config.batch_sizes if config.energy_seconds and not repeat else ()
+    if not set(counted) <= set(asked) or len(set(counted)) < len(counted):
+        yield f"measurement.energy: batch sizes {counted}, the trial asks for {list(asked)}"
     most = max((len(latency.samples_ms) for latency in measured.latency), default=0)
     if most > config.samples:
         yield f"measurement.latency.samples_ms: {most} samples, the trial asks for {config.samples}"

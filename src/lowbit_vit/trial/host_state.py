@@ -45,8 +45,8 @@ class HostWatch:
         self.sample()
         self._started = time.perf_counter(), cpu_waiting_us(), _cpu_ticks()
 
-    def sample(self) -> None:
-        """Time a loop of plain Python and, on a GPU that has nothing to do, the launches of a small kernel."""
+    def sample(self) -> tuple[float, float | None]:
+        """Time a loop of plain Python, ns a turn, and, on a GPU that has nothing to do, launches of a small kernel, us each."""
         before = time.perf_counter_ns()
         for _ in range(_LOOPS):
             pass
@@ -57,20 +57,22 @@ class HostWatch:
                 self._target.add_(1)
             self._launches_us.append((time.perf_counter_ns() - before) / _LAUNCHES / 1000)
             torch.cuda.synchronize()
+        return self._loops_ns[-1], self._launches_us[-1] if self._launches_us else None
 
     def seen(self) -> Host:
         """The host since the watch was made."""
         started, waiting, (stolen, ticks) = self._started
         waiting_now, (stolen_now, ticks_now) = cpu_waiting_us(), _cpu_ticks()
         wall_us = (time.perf_counter() - started) * 1e6
-        known = None if waiting is None or waiting_now is None else waiting_now - waiting
+        waited = None if waiting is None or waiting_now is None else waiting_now - waiting
         return Host(
             launch_us=round(median(self._launches_us), 3) if self._launches_us else None,
             python_loop_ns=round(median(self._loops_ns), 3),
             python_loop_most_ns=round(max(self._loops_ns), 3),
-            cpu_pressure=None if known is None else round(min(1.0, known / wall_us), 4),
+            cpu_pressure=None if waited is None else round(min(1.0, waited / wall_us), 4),
             steal=round((stolen_now - stolen) / (ticks_now - ticks), 4) if ticks_now > ticks else None,
             load=round(os.getloadavg()[0], 2),
+            core_mhz=_core_mhz(),
         )
 
 
@@ -94,3 +96,13 @@ def _cpu_ticks() -> tuple[int, int]:
         return 0, 0
     ticks = [int(value) for value in line.split()[1:9]]  # the last two, of guests, are counted in the first ones
     return ticks[7], sum(ticks)
+
+
+def _core_mhz() -> float | None:
+    """Median clock of the cores as Linux shows it; a virtual machine shows its nominal one. None where it shows none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    clocks = [float(line.rpartition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return median(clocks) if clocks else None

@@ -1,8 +1,8 @@
-"""Latency, memory, kernel time and batch invariance of a model that is ready to run, and the device's own ceilings beside them.
+"""Latency, energy, memory, kernel time and batch invariance of a model that is ready to run, and the device's own ceilings beside them.
 
 Each in a pass of its own, for each batch size. Latency: CUDA events around each call on a GPU, `perf_counter_ns` on the CPU; a
-warm-up, then raw samples, each call waited for. Memory and kernels: `memory`, `trace`. The ceilings come last, so that their
-matrices disturb nothing. Exclusivity: `gpu_state`.
+warm-up, then raw samples, each call waited for. Energy, memory and kernels: `energy`, `memory`, `trace`. The ceilings come last, so
+that their matrices disturb nothing. Exclusivity: `gpu_state`.
 """
 
 import gc
@@ -22,7 +22,8 @@ from lowbit_vit.model.flops import least_work
 from lowbit_vit.model.precision import weight_bytes
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
-from lowbit_vit.schema.record import LEAST_SAMPLES, Ceilings, Invariance, KernelTime, Latency, MeasurementResult
+from lowbit_vit.schema.record import LEAST_SAMPLES, Ceilings, Energy, Invariance, KernelTime, Latency, MeasurementResult
+from lowbit_vit.trial.energy import find_counter, measure_energy
 from lowbit_vit.trial.evaluate import Forward, Logits, predict, spread_rows
 from lowbit_vit.trial.gpu_state import clocks, exclusive
 from lowbit_vit.trial.host_state import HostWatch, wait_for_quiet
@@ -78,6 +79,7 @@ def measure(
             exclusive(device, config.exclusive)  # still: another process may have started meanwhile
             return MeasurementResult(exclusive=alone, latency=tuple(latency), memory=(), kernels=(), work=(), ceilings=None)
         memory = [measure_memory(prepare, example(batch_size=size), device) for size in config.batch_sizes]
+        energy = _energy(prepare, example, config, device)
         kernels: list[KernelTime] = []
         if config.trace:
             for size in config.batch_sizes:
@@ -113,6 +115,7 @@ def measure(
         ),
         ceilings=ceilings,
         invariance=invariance,
+        energy=energy,
     )
 
 
@@ -190,6 +193,26 @@ def call_ms(device: Device, call: Callable[..., object], *arguments: object) -> 
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end))
+
+
+# -------------------------------------------------------------------------------------------------------------- energy
+
+
+def _energy(
+    prepare: Callable[[Tensor], Forward], example: Callable[..., Tensor], config: Measurement, device: Device
+) -> tuple[Energy, ...]:
+    """Energy of each batch size; of none where the profile does not ask for it, or the device has no counter."""
+    counter = None if config.energy_seconds is None else find_counter(device)
+    if config.energy_seconds is None or counter is None:
+        return ()
+    found = []
+    for size in config.batch_sizes:
+        batch = example(batch_size=size)
+        forward = prepare(batch)
+        forward(batch)
+        call = partial(forward, batch)
+        found.append(measure_energy(call, counter, batch_size=size, seconds=config.energy_seconds, device=device))
+    return tuple(energy for energy in found if energy is not None)
 
 
 # ---------------------------------------------------------------------------------------------------- batch invariance

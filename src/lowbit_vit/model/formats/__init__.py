@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError, LowbitVitError
+from lowbit_vit.model.block_spec import SpecBlock
 from lowbit_vit.model.vit import Block, VisionTransformer
 from lowbit_vit.schema.plan import Format as Declared
 
@@ -72,7 +73,7 @@ class Format(ABC, Generic[W]):
         """
         raise LowbitVitError(f"{type(layer).__name__} is no low-bit layer")
 
-    def fuse(self, block: Block) -> nn.Module:
+    def fuse(self, block: Block | SpecBlock) -> nn.Module:
         """The block that runs in place of one whose fc1 has this format."""
         return block
 

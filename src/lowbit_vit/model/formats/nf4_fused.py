@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.model import nf4_lora, nf4_prefetch
+from lowbit_vit.model.block_spec import SpecBlock
 from lowbit_vit.model.formats import Format, Prepared
 from lowbit_vit.model.formats.nf4 import BLOCK, coded_bytes, quantize
 from lowbit_vit.model.fused import FusedBlock, require_codable
 from lowbit_vit.model.nf4_linear import FusedNF4Linear, from_bitsandbytes, in_16_bits
-from lowbit_vit.model.vit import Block, VisionTransformer
+from lowbit_vit.model.vit import Block, VisionTransformer, encoder_linears
 from lowbit_vit.schema.plan import FusedNF4
 
 
@@ -37,15 +38,16 @@ class _FusedNF4(Format[FusedNF4]):
         update = (tensors["up"], tensors["down"]) if "up" in tensors else None
         return FusedNF4Linear(tensors["weight"], tensors["absmax"], nested, tensors["bias"], products=weights.products, update=update)
 
-    def fuse(self, block: Block) -> nn.Module:
-        fc1 = block.mlp.fc1
+    def fuse(self, block: Block | SpecBlock) -> nn.Module:
+        fc1, activation = block.mlp.fc1, block.mlp.activation
         if not in_16_bits(fc1):
             return FusedBlock(block).train(block.training)
-        block.mlp.activation, fc1.gelu = nn.Identity(), True
+        if isinstance(activation, nn.GELU) and activation.approximate == "none":
+            block.mlp.activation, fc1.gelu = nn.Identity(), True
         return block
 
     def prefetch(self, model: VisionTransformer, *, rows: int) -> Prepared | None:
-        found = nf4_prefetch.prefetcher(model, rows=rows)
+        found = nf4_prefetch.prefetcher(encoder_linears(model).values(), rows=rows)
         return None if found is None else found.running
 
     def take_over(self, model: VisionTransformer) -> None:
