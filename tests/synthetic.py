@@ -233,8 +233,9 @@ def unfinished(trial: Trial, status: Status, reason: str) -> Record:
 
 
 def fill_profile() -> Profile:
-    """The demo's, with each timing in one process."""
-    return in_processes(load_profile(PROJECT / "profiles" / "demo.yaml"), 1)
+    """The demo's, with 200 samples of each timing in one process."""
+    demo = in_processes(load_profile(PROJECT / "profiles" / "demo.yaml"), 1)
+    return demo.model_copy(update={"measurement": demo.measurement.model_copy(update={"samples": 200})})
 
 
 def in_processes(profile: Profile, processes: int) -> Profile:

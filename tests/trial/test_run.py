@@ -9,6 +9,7 @@ import torch
 
 from lowbit_vit.data.arrays import load_dataset, read_manifest
 from lowbit_vit.errors import Busy, ConfigError, DataError, LowbitVitError, Unavailable
+from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.code_hash import code_sha256
 from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, only, uniform
@@ -71,7 +72,7 @@ def test_a_repeat_loads_what_the_first_process_trained_and_takes_the_latency_alo
     timed: dict[str, dict[str, torch.Tensor]] = {}
 
     def looked_at(name: str) -> Any:
-        def measure(*arguments: Any, model: torch.nn.Module, **options: Any) -> MeasurementResult:
+        def measure(*arguments: Any, model: VisionTransformer, **options: Any) -> MeasurementResult:
             timed[name] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
             return trial_measure.measure(*arguments, model=model, **options)
 

@@ -320,9 +320,9 @@ def _measurement_problems(measured: MeasurementResult, config: Measurement, devi
             yield f"measurement.{name}: batch sizes {found}, the trial asks for {sizes}"
     if repeat != (measured.ceilings is None):
         yield f"measurement.ceilings: must be {'null' if repeat else 'given'} for this trial"
-    counted, asked = [item.batch_size for item in measured.energy], config.batch_sizes if config.energy_seconds and not repeat else ()
-    if not set(counted) <= set(asked) or len(set(counted)) < len(counted):
-        yield f"measurement.energy: batch sizes {counted}, the trial asks for {list(asked)}"
+    counted, powered = [item.batch_size for item in measured.energy], config.batch_sizes if config.energy_seconds and not repeat else ()
+    if not set(counted) <= set(powered) or len(set(counted)) < len(counted):
+        yield f"measurement.energy: batch sizes {counted}, the trial asks for {list(powered)}"
     most = max((len(latency.samples_ms) for latency in measured.latency), default=0)
     if most > config.samples:
         yield f"measurement.latency.samples_ms: {most} samples, the trial asks for {config.samples}"
