@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import lowbit_vit
@@ -17,15 +19,15 @@ from lowbit_vit.model import any_vit, block_spec
 from lowbit_vit.model.any_vit import high_precision
 from lowbit_vit.schema.plan import NF4, Int8, Plan, Rule, uniform
 
-timm = pytest.importorskip("timm", reason="timm is not installed; run: tox -e families")
-torchvision = pytest.importorskip("torchvision")
-
 SIZE = 64
+EXAMPLES = re.findall(r"^```python test\n(.*?)^```", (Path(__file__).parents[2] / "docs" / "any-vit.md").read_text(), re.M | re.S)
 ABSENT = Rule(pattern="blocks.7.*", weights=Int8(format="int8", threshold=0.0))
 
 
 def from_timm(name: str, **arguments: Any) -> nn.Module:
-    return timm.create_model(name, pretrained=False, **{"img_size": SIZE, "depth": 2, "num_classes": 5, **arguments})
+    timm = pytest.importorskip("timm", reason="timm is not installed; run: tox -e families")
+    model: nn.Module = timm.create_model(name, pretrained=False, **{"img_size": SIZE, "depth": 2, "num_classes": 5, **arguments})
+    return model
 
 
 def from_torchvision(**arguments: Any) -> nn.Module:
@@ -279,3 +281,11 @@ def test_the_users_own_compile_works_around_quantized_blocks() -> None:
     model = lowbit_vit.quantize_(drawn("ViT"), "int8")
     expected = model(images(model))
     assert torch.equal(torch.compile(model, backend="eager")(images(model)), expected)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["timm", "torchvision"])
+def test_an_example_of_the_documentation_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "timm" in example:
+        pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/any-vit.md", "exec"), {})
