@@ -2,11 +2,11 @@
 
     python benchmarks/eager_spread.py [--rounds 5]
 
-Every process measures the same four sides one after another, twice (forth and back), so that what differs between sides, between two
-passes of one process and between processes can be told apart. Beside each latency stand what the process can see of its host: the time
-of a launch of an empty kernel and of a loop of pure Python, the core it ran on and its clock, context switches, stolen time, and the
-GPU's clock. A condition changes one thing: the cores that the process may use, the allocator, garbage collection, hashing of strings,
-the layout of the address space, huge pages. `plain` changes none and is drawn twice a round.
+Every process measures the same three sides one after another, twice (forth and back), so that what differs between sides, between two
+passes of one process and between processes can be told apart. Between every ten calls stands what the process can see of its host: the
+time of a launch of a small kernel and of a loop of plain Python, and the core that it runs on. A condition changes one thing: the cores
+that the process may use, its priority, the allocator, garbage collection, hashing of strings with the layout of the address space.
+`plain` changes none and is drawn twice a round.
 
 Writes records/eager_spread.json after each process.
 """
@@ -16,7 +16,6 @@ import gc
 import json
 import math
 import os
-import platform
 import random
 import resource
 import shutil
@@ -33,13 +32,14 @@ import torch
 from torch import Tensor
 
 from fast_path_sides import SINGLE, ours
-from lowbit_vit.schema.plan import HighPrecision, Int8
+from lowbit_vit.schema.machine import provenance
+from lowbit_vit.schema.plan import HighPrecision
+from lowbit_vit.trial.host_state import HostWatch
 
 RECORD = Path(__file__).parent / "records" / "eager_spread.json"
 CALLS = 120
 WARMUP = 20
-LAUNCHES = 5_000
-LOOPS = 2_000_000
+BLOCK = 10
 SECONDS = 120
 CORES = sorted(os.sched_getaffinity(0))
 # Condition: environment, command in front of Python, argument of the child.
@@ -47,12 +47,10 @@ CONDITIONS: dict[str, tuple[dict[str, str], list[str], str]] = {
     "plain": ({}, [], ""),
     "plain again": ({}, [], ""),
     "pinned to one core": ({}, ["taskset", "-c", str(CORES[len(CORES) // 2])], ""),
-    "pinned to the first four cores": ({}, ["taskset", "-c", ",".join(map(str, CORES[:4]))], ""),
     "no garbage collection": ({}, [], "no-gc"),
-    "strings hashed alike": ({"PYTHONHASHSEED": "0"}, [], ""),
     "no random address space": ({"PYTHONHASHSEED": "0"}, ["setarch", "-R"], ""),
     "one OpenMP thread": ({"OMP_NUM_THREADS": "1"}, [], ""),
-    "malloc with huge pages": ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, [], ""),
+    "ahead of other processes": ({}, ["nice", "-n", "-15"], ""),
     "allocator with expandable segments": ({"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, [], ""),
 }
 
@@ -63,7 +61,6 @@ def child(argument: str) -> None:
     makers = {
         "bf16, eager": ours(HighPrecision(), "eager"),
         "NF4, eager": ours(SINGLE, "eager"),
-        "int8 0.0, eager": ours(Int8(format="int8", threshold=0.0), "eager"),
         "bf16, graph": ours(HighPrecision(), "cuda_graph"),
     }
     example = torch.randn(1, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
@@ -76,56 +73,35 @@ def child(argument: str) -> None:
         gc.collect()
         gc.disable()
     orders = (list(sides), list(reversed(sides)))
-    passes = [{"host": _host(), "ms": {name: _quantiles(sides[name], example) for name in order}} for order in orders]
+    passes = [{name: _timed(sides[name], example) for name in order} for order in orders]
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"passes": passes, "host_after": _host(), "involuntary": used.ru_nivcsw, "voluntary": used.ru_nvcsw}))
+    print(json.dumps({"passes": passes, "involuntary": used.ru_nivcsw, "voluntary": used.ru_nvcsw}))
 
 
-def _quantiles(call: Callable[[Tensor], object], example: Tensor) -> dict[str, float]:
-    """P5, P50 and P95 of a call by CUDA events; and what the host needs to enqueue it."""
-    took, enqueued = [], []
-    for _ in range(CALLS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        before = time.perf_counter_ns()
-        call(example)
-        enqueued.append((time.perf_counter_ns() - before) / 1e6)
-        end.record()
-        end.synchronize()
-        took.append(start.elapsed_time(end))
+def _timed(call: Callable[[Tensor], object], example: Tensor) -> dict[str, Any]:
+    """P5, P50 and P95 of a call by CUDA events; and by `BLOCK` calls what the host needs to enqueue one, beside how fast the host is."""
+    took, blocks, watch = [], [], HostWatch("cuda")
+    for _ in range(CALLS // BLOCK):
+        enqueued = []
+        for _ in range(BLOCK):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            before = time.perf_counter_ns()
+            call(example)
+            enqueued.append((time.perf_counter_ns() - before) / 1e6)
+            end.record()
+            end.synchronize()
+            took.append(start.elapsed_time(end))
+        loop_ns, launch_us = watch.sample()
+        blocks.append((round(statistics.median(enqueued), 4), round(loop_ns, 2), round(launch_us or 0.0, 2), _core()))
     took.sort()
-    shares = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
-    quantiles = {name: round(took[int(share * CALLS)], 4) for name, share in shares.items()}
-    return quantiles | {"enqueue_p50": round(statistics.median(enqueued), 4)}
+    quantiles = {name: round(took[int(share * CALLS)], 4) for name, share in (("p5", 0.05), ("p50", 0.5), ("p95", 0.95))}
+    return {**quantiles, "enqueue_ms_loop_ns_launch_us_core": blocks, "host": watch.seen().model_dump()}
 
 
-def _host() -> dict[str, float]:
-    """What the process sees of its host now."""
-    torch.cuda.synchronize()
-    one = torch.zeros(1, device="cuda")
-    torch.cuda.synchronize()
-    before = time.perf_counter()
-    for _ in range(LAUNCHES):
-        one.add_(1)
-    launch = (time.perf_counter() - before) / LAUNCHES * 1e6
-    torch.cuda.synchronize()
-    before = time.perf_counter()
-    total = 0
-    for number in range(LOOPS):
-        total += number
-    loop = (time.perf_counter() - before) / LOOPS * 1e9
-    core = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[36])
-    clocks = [float(line.rpartition(":")[2]) for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("cpu MHz")]
-    ticks = Path("/proc/stat").read_text().splitlines()[0].split()
-    return {
-        "launch_us": round(launch, 3),
-        "python_loop_ns": round(loop, 2),
-        "core": core,
-        "core_mhz": clocks[core] if core < len(clocks) else 0.0,
-        "stolen_ticks": float(ticks[8]),
-        "gpu_mhz": float(torch.cuda.clock_rate()),
-        "load": os.getloadavg()[0],
-    }
+def _core() -> int:
+    """That this process runs on."""
+    return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[36])
 
 
 def measure(condition: str) -> dict[str, Any]:
@@ -144,30 +120,43 @@ def measure(condition: str) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """By condition and side: P50 of every process, least, greatest; the spread within a process; and what it goes along with."""
-    by: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    within: defaultdict[str, list[float]] = defaultdict(list)
+    """By condition and side the P50 of every pass; how far passes and processes lie apart; and what goes along with the host's time."""
+    by: defaultdict[str, defaultdict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
     points: defaultdict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    floors: defaultdict[str, list[float]] = defaultdict(list)
     for run in runs:
-        for side in run.get("passes", [{"ms": {}}])[0]["ms"]:
-            first, second = (one["ms"][side]["p50"] for one in run["passes"])
-            by[run["condition"]][side].append((first + second) / 2)
-            within[side].append(abs(first - second) / min(first, second))
-            for one in run["passes"]:
-                points[side].append((one["ms"][side]["p50"], one["host"]["launch_us"], one["host"]["python_loop_ns"]))
-    correlations = {}
-    for side, values in points.items():
-        launch, loop = ([(ms, beside[at]) for ms, *beside in values] for at in (0, 1))
-        correlations[side] = {"launch": _correlation(launch), "python loop": _correlation(loop)}
-    return {
-        "p50_ms_of_each_process": {
-            condition: {side: [round(ms, 3) for ms in values] for side, values in sides.items()} for condition, sides in by.items()
-        },
-        "two_passes_of_a_process_apart": {
-            side: {"median": round(statistics.median(values), 4), "most": round(max(values), 4)} for side, values in within.items()
-        },
-        "log_correlation_with": correlations,
-    }
+        for side in run.get("passes", [{}])[0]:
+            found = [one[side] for one in run["passes"]]
+            by[side][run["condition"]].append([one["p50"] for one in found])
+            floors[side] += [one["p5"] for one in found]
+            points[side] += [block[:3] for one in found for block in one["enqueue_ms_loop_ns_launch_us_core"]]
+    sides = {}
+    for side, conditions in by.items():
+        every = [ms for processes in conditions.values() for passes in processes for ms in passes]
+        plain = [ms for name in ("plain", "plain again") for passes in conditions.get(name, []) for ms in passes] or every
+        sides[side] = {
+            "p50_ms_of_each_pass_of_each_process": conditions,
+            "median_over_that_of_plain": {
+                name: round(statistics.median([ms for passes in processes for ms in passes]) / statistics.median(plain), 3)
+                for name, processes in conditions.items()
+            },
+            "most_over_least_p50": round(max(every) / min(every), 3),
+            "most_over_least_p5": round(max(floors[side]) / min(floors[side]), 3),
+            "most_over_least_within_a_process": round(max(max(one) / min(one) for all_ in conditions.values() for one in all_), 3),
+            "log_correlation_of_enqueueing": {
+                "with the loop of Python": _correlation([(ms, loop) for ms, loop, _ in points[side]]),
+                "with the launches": _correlation([(ms, launch) for ms, _, launch in points[side]]),
+            },
+            "enqueue_ms_by_loop": _by_loop([(ms, loop) for ms, loop, _ in points[side]]),
+        }
+    return sides
+
+
+def _by_loop(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """Median time to enqueue where the loop of Python was at most 1.1 times as long as its fastest tenth, and where it was longer."""
+    fast = 1.1 * sorted(loop for _, loop in pairs)[len(pairs) // 10]
+    parts = {"fast core": [ms for ms, loop in pairs if loop <= fast], "slow core": [ms for ms, loop in pairs if loop > fast]}
+    return {name: {"blocks": len(found), "median_ms": round(statistics.median(found), 3)} for name, found in parts.items() if found}
 
 
 def _correlation(pairs: list[tuple[float, float]]) -> float | None:
@@ -188,7 +177,9 @@ def main() -> None:
         child(arguments.child)
         return
     started, runs = time.monotonic(), []
-    facts = {"python": platform.python_version(), "cores": len(CORES), "cpu": _cpu(), "rounds": arguments.rounds, "calls": CALLS}
+    seen = provenance("python benchmarks/eager_spread.py")
+    facts = {name: getattr(seen, name) for name in ("gpu", "driver", "cpu", "cpu_cores", "python", "packages", "git_revision")}
+    facts |= {"rounds": arguments.rounds, "calls": CALLS}
     for number in range(arguments.rounds):
         order = list(CONDITIONS)
         random.Random(number).shuffle(order)
@@ -196,14 +187,9 @@ def main() -> None:
             if time.monotonic() - started > arguments.seconds:
                 break
             runs.append({"round": number, **measure(condition)})
-            RECORD.write_text(json.dumps({"machine": facts, **summary(runs), "processes": runs}, indent=1) + "\n")
-            shown = {side: value["p50"] for side, value in runs[-1].get("passes", [{"ms": {}}])[0]["ms"].items()}
+            RECORD.write_text(json.dumps({"machine": facts, "sides": summary(runs), "processes": runs}) + "\n")
+            shown = {side: value["p50"] for side, value in runs[-1].get("passes", [{}])[0].items()}
             print(number, condition, shown or runs[-1].get("skipped"), flush=True)
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import polars as pl
 import vl_convert
 
-from lowbit_vit.report.figures.kernels import time_by_class
+from lowbit_vit.report.figures.costs import time_by_class
 from lowbit_vit.schema.record import write_atomic
 from lowbit_vit.trial.trace import kernel_class
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+import synthetic
 from lowbit_vit.schema.config import Arm, Limits, Profile, load_profile
 from lowbit_vit.schema.plan import HighPrecision
 from lowbit_vit.schema.record import sha256
@@ -28,7 +29,7 @@ from processes import wait_until
 TESTS = Path(__file__).parent
 SOURCES = str(TESTS.parent / "src")
 OBEDIENT = TESTS / "study" / "obedient_child.py"
-DEMO = load_profile(TESTS.parent / "profiles" / "demo.yaml")
+DEMO = synthetic.in_processes(load_profile(TESTS.parent / "profiles" / "demo.yaml"), 1)
 PROGRAM = (
     "import sys, logging; logging.basicConfig(level=logging.INFO, format='%(message)s'); from pathlib import Path;"
     "from lowbit_vit.errors import LowbitVitError;"

@@ -24,7 +24,7 @@ def profile() -> Profile:
         }
     )
     lora = demo.lora.model_copy(update={"training": demo.lora.training.model_copy(update=short)})
-    measurement = Measurement(batch_sizes=(1, 2), warmup=1, samples=10, seconds=10, trace=True)
+    measurement = Measurement(batch_sizes=(1, 2), warmup=1, samples=10, seconds=1, trace=True)
     return demo.model_copy(update={"backbone": backbone, "lora": lora, "measurement": measurement})
 
 

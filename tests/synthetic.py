@@ -123,7 +123,7 @@ def _log_softmax(logits: Logits) -> Logits:
 
 
 def succeeded(trial: Trial) -> tuple[Record, bytes]:
-    """A successful record of a trial and the bytes of its predictions."""
+    """A successful record of a trial and the bytes of its predictions; of a repeat they are of its first process."""
     arrays = predictions(trial, with_kl=trial.study != "variants")
     used = formats(trial)
     per_block = {"high": 200_000, "nf4": 28_000, "nf4-dq": 26_000}
@@ -145,7 +145,9 @@ def succeeded(trial: Trial) -> tuple[Record, bytes]:
             weight_bytes=weight_bytes,
             file_bytes=weight_bytes + 3_000,
         ),
-        evaluation=EvaluationResult(
+        evaluation=None
+        if trial.process
+        else EvaluationResult(
             split="test",
             seconds=1.0,
             predictions_sha256=arrays.sha256(),
@@ -158,7 +160,7 @@ def succeeded(trial: Trial) -> tuple[Record, bytes]:
 
 
 def _training(trial: Trial) -> TrainingResult | None:
-    if trial.adaptation != "qlora" or trial.lora is None:
+    if trial.adaptation != "qlora" or trial.lora is None or trial.process:
         return None
     epochs = trial.lora.training.epochs
     return TrainingResult(steps=10 * epochs, seconds=1.0, loss=tuple(1 / (1 + epoch) for epoch in range(epochs)), peak_allocated_bytes=None)
@@ -169,7 +171,7 @@ def _measurement(trial: Trial) -> MeasurementResult:
     slow = {"high": 1.0, "nf4": 1.7, "nf4-dq": 1.9}.get(formats(trial)[0], 2.6) * (1.3 if trial.attention == "math" else 1.0)
     latency, memory, kernels, on_gpu = [], [], [], trial.device == "cuda"
     for batch in trial.measurement.batch_sizes:
-        mean = slow * (1.1 + 0.12 * batch) * (1 + 0.05 * trial.seed)
+        mean = slow * (1.1 + 0.12 * batch) * (1 + 0.05 * trial.seed) * (1 + 0.01 * trial.process)
         samples = tuple(round(mean * (0.95 + 0.1 * i / 199), 4) for i in range(min(200, trial.measurement.samples)))
         latency.append(
             Latency(
@@ -203,6 +205,8 @@ def _measurement(trial: Trial) -> MeasurementResult:
                 low_bit_kernels=(),
             )
         )
+    if trial.process:
+        return MeasurementResult(exclusive=None, latency=tuple(latency), memory=(), kernels=(), work=(), ceilings=None)
     smallest, largest = min(trial.measurement.batch_sizes), max(trial.measurement.batch_sizes)
     return MeasurementResult(
         exclusive=None,
@@ -228,6 +232,17 @@ def unfinished(trial: Trial, status: Status, reason: str) -> Record:
     return Record(trial_id=trial.trial_id, status=status, reason=reason, trial=trial, provenance=None, code_sha256=CODE)
 
 
+def fill_profile() -> Profile:
+    """The demo's, with each timing in one process."""
+    return in_processes(load_profile(PROJECT / "profiles" / "demo.yaml"), 1)
+
+
+def in_processes(profile: Profile, processes: int) -> Profile:
+    """The profile with each timing in so many processes."""
+    measurement = profile.measurement.model_copy(update={"processes": processes})
+    return profile.model_copy(update={"measurement": measurement})
+
+
 def with_invariance(trial: Trial) -> Trial:
     """The trial, asked for predictions at two batch sizes; the demo's are not."""
     assert trial.measurement is not None
@@ -242,7 +257,7 @@ def write_trials(trials: list[Trial], workspace: Workspace) -> None:
             write_record(unfinished(trial, "skipped", "needs CUDA"), folder)
         else:
             record, content = succeeded(trial)
-            write_record(record, folder, content)
+            write_record(record, folder, None if trial.process else content)
 
 
 def fill(root: Path, *, profile: Profile | None = None, studies: Sequence[Study] = STUDIES) -> tuple[Profile, Workspace]:
@@ -250,7 +265,7 @@ def fill(root: Path, *, profile: Profile | None = None, studies: Sequence[Study]
 
     Equal workspaces are made once in a process, and copied.
     """
-    profile = profile or load_profile(PROJECT / "profiles" / "demo.yaml")
+    profile = profile or fill_profile()
     shutil.copytree(_filled(profile, tuple(studies)), root, dirs_exist_ok=True)
     return profile, Workspace(root=root, profile=profile.name)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # Line ends and other control characters, those that turn the direction of writing, and bytes of file names that are not UTF-8.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
 
@@ -34,12 +34,7 @@ def _escaped(character: str) -> str:
 def first_line(error: Exception) -> str:
     """The first line of another library's error, at most 120 characters; the class's name where it says nothing."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-    return printable(line)
-
-
-def printable(text: str) -> str:
-    """A text of others, in which control characters are written as Python writes them."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return escape_controls(line)
 
 
 class LowbitVitError(Exception):

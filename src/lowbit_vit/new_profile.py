@@ -20,7 +20,7 @@ from pydantic import AliasPath, BaseModel, Field, ValidationError
 from lowbit_vit.data.folder import find_layout, list_images
 from lowbit_vit.data.remote_files import WEIGHTS
 from lowbit_vit.data.source import Source
-from lowbit_vit.errors import ConfigError, DataError, Unavailable
+from lowbit_vit.errors import ConfigError, DataError, Unavailable, escape_controls
 from lowbit_vit.model.lazy_import import Deferred
 from lowbit_vit.schema.config import (
     DRAWN_KEYS,
@@ -274,7 +274,7 @@ def _render(name: str, config: FolderData, source: Source, given: Given, device:
         model = architecture = given.architecture
     folder = Path(config.root).name
     text = TEMPLATE.read_text(encoding="utf-8")
-    title = "".join(c if c.isprintable() else " " for c in f"{folder} with {given.words}.")
+    title = escape_controls(f"{folder} with {given.words}.")
     template = Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
     rendered: str = template.render(
         name=name,
@@ -382,6 +382,6 @@ def _shown_path(path: Path, root: Path) -> str:
     """Relative to the project where the file lies in it, so that the profile works in another clone; absolute elsewhere."""
     absolute, project = Path(os.path.abspath(path)), Path(os.path.abspath(root))  # noqa: PTH100  (.. goes, links stay)
     shown = (absolute.relative_to(project) if absolute.is_relative_to(project) else absolute).as_posix()
-    if not shown.isprintable() and any("\ud800" <= c <= "\udfff" for c in shown):
+    if any("\ud800" <= c <= "\udfff" for c in shown):
         raise DataError(f"{shown!r}: its name is not UTF-8, so no profile can hold it; rename it")
     return shown

@@ -24,7 +24,7 @@ from lowbit_vit.analysis.check import (
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.runs import Run, load_run
 from lowbit_vit.schema.config import STUDIES
-from lowbit_vit.schema.metrics import Interval
+from lowbit_vit.schema.metrics import Interval, LatencySummary, summarize_latency
 from lowbit_vit.schema.record import Memory, Record
 
 REFERENCES = sorted(folder.parent for folder in (synthetic.PROJECT / "reports" / "reference").glob("*/records"))
@@ -154,8 +154,12 @@ def test_a_check_of_rates_does_not_depend_on_which_side_is_the_reference(one: fl
     assert there.verdict == compare_rates("Top-1", two, one, interval=mirrored, margin=margin, images="").verdict
 
 
+def of_one(samples: list[float]) -> LatencySummary:
+    return summarize_latency(samples, batch_size=1)
+
+
 def test_latencies_of_another_processor_are_listed_and_never_a_miss() -> None:
-    outcome = compare_latencies("P50", [1.0] * 20, [9.0] * 20, factor=1.25, obstacle="different processor: a / b")
+    outcome = compare_latencies("P50", of_one([1.0] * 20), of_one([9.0] * 20), factor=1.25, obstacle="different processor: a / b")
     assert (outcome.verdict, outcome.because) == ("not compared", "different processor: a / b")
     assert (outcome.expected, outcome.found) == ("1 ms", "9 ms")
 
@@ -163,7 +167,8 @@ def test_latencies_of_another_processor_are_listed_and_never_a_miss() -> None:
 @pytest.mark.parametrize(("times", "verdict"), [(1.2, "within"), (1.3, "miss"), (0.7, "miss"), (0.85, "within")])
 def test_a_run_may_be_neither_much_slower_nor_much_faster(times: float, verdict: str) -> None:
     samples = [1.0] * 50
-    assert compare_latencies("P50", samples, [times * value for value in samples], factor=1.25, obstacle=None).verdict == verdict
+    found = of_one([times * value for value in samples])
+    assert compare_latencies("P50", of_one(samples), found, factor=1.25, obstacle=None).verdict == verdict
 
 
 def test_what_is_counted_must_be_equal() -> None:

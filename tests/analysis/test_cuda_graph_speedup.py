@@ -4,7 +4,7 @@ import pytest
 import synthetic
 from lowbit_vit.analysis.cuda_graph_speedup import MARGIN, cuda_graph_speedup
 from lowbit_vit.analysis.frames import Frames
-from lowbit_vit.analysis.latencies import ratio_of_medians
+from lowbit_vit.analysis.latencies import latency_ratio
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import margin_test
 from lowbit_vit.report.number_format import DASH
@@ -42,7 +42,7 @@ def test_arms_in_graphs_stand_beside_16_bits_with_compiled_blocks() -> None:
     arm, reference, exact = (found[label] for label in ("W8A8", REFERENCE, EXACT))
     assert arm.record.measurement is not None
     assert reference.record.measurement is not None
-    ratio = ratio_of_medians(arm.record.measurement.latency[1].samples_ms, reference.record.measurement.latency[1].samples_ms)
+    ratio = latency_ratio(arm.latency[32], reference.latency[32], one_run=True)
     assert ratio.interval is not None
     assert (row["times"], row["times_low"], row["times_high"]) == (ratio.value, ratio.interval.low, ratio.interval.high)
     assert row["over_weights_mib"] == pytest.approx(10)

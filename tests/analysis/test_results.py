@@ -2,19 +2,30 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pytest
 
 import synthetic
 from lowbit_vit.analysis.block_cells import gather_cells
+from lowbit_vit.analysis.frames import Frames
+from lowbit_vit.analysis.packing import pack_records
 from lowbit_vit.analysis.results import Result, load_all_results, load_results, require_one_origin
+from lowbit_vit.analysis.tables import find
+from lowbit_vit.analysis.variants import paper_table, variants
 from lowbit_vit.errors import DataError
+from lowbit_vit.report.columns import Table, to_markdown
+from lowbit_vit.report.tables import latency_column, result_table_of
 from lowbit_vit.schema.config import Study
+from lowbit_vit.schema.metrics import Interval
 from lowbit_vit.schema.record import Record, read_record, write_record
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.study.cells import cells
 
 
 def macro_f1(label: npt.NDArray[np.uint16], best: npt.NDArray[np.uint16]) -> float:
@@ -173,3 +184,60 @@ def test_studies_of_different_code_cannot_enter_one_report(filled: Workspace, tm
     assert load_results(workspace, "mixed")
     with pytest.raises(DataError, match=r"variants/\S+ and mixed/\S+ are of different code \(sha256 121212121212\.\.\. and ffffffffffff"):
         load_all_results(workspace)
+
+
+def test_repeats_belong_to_their_first_process_and_the_process_is_the_unit(tmp_path: Path) -> None:
+    profile, workspace = synthetic.fill(tmp_path, profile=synthetic.in_processes(synthetic.fill_profile(), 6), studies=("variants",))
+    results = load_results(workspace, "variants")
+    assert [result.record.trial.process for result in results] == [0] * len(profile.variants.arms)
+    done = [result for result in results if result.record.status == "success"]
+    assert {len(result.repeats) for result in done} == {5}
+    for result in done:
+        assert [record.trial.process for record in result.records] == list(range(6))
+        for latency in result.latency.values():
+            medians = [latency.medians_ms[process] for process in range(6)]
+            assert latency.p50_ci_ms == Interval(low=min(medians), high=max(medians))
+    tables = find(profile, workspace).tables
+    last = tables.paper_table.filter(pl.col("times_first").is_not_null()).to_dicts()[-1]
+    assert last["processes"] == 6
+    assert last["times_first_low"] == pytest.approx(last["times_first_high"], rel=1e-3)  # every round has one and the same factor
+    assert last["times_first_p"] == pytest.approx(2 / 64)
+    shown = to_markdown(result_table_of(results))
+    assert "Latencies are medians of 6 processes" in shown
+
+    packed = pack_records(profile, workspace, tmp_path / "packed")
+    again = load_results(replace(workspace, elsewhere=packed[0].parents[1]), "variants")
+    assert {result.record.trial_id: result.latency for result in again} == {result.record.trial_id: result.latency for result in results}
+
+    first = next(result for result in done)
+    (workspace.records("variants") / f"{first.record.trial_id}.json").unlink()
+    (workspace.records("variants") / f"{first.record.trial_id}.npz").unlink()
+    with pytest.raises(DataError, match="repeats the timing of a trial that has no record"):
+        load_results(workspace, "variants")
+
+
+@pytest.mark.parametrize(
+    ("idle", "factor", "bound"), [(0.6, 1.4, True), (0.6, 1.02, False), (0.05, 1.4, False)], ids=["both", "no spread", "a busy GPU"]
+)
+def test_a_variant_is_host_bound_where_the_gpu_waits_and_processes_differ(idle: float, factor: float, bound: bool) -> None:
+    profile = synthetic.in_processes(synthetic.fill_profile(), 2)
+    trials = [trial.model_copy(update={"device": "cuda"}) for trial in cells(profile, "variants") if trial.label == "bf16"]
+    (first, _), (repeat, _) = (synthetic.succeeded(trial) for trial in trials)
+    assert first.measurement is not None
+    assert repeat.measurement is not None
+    calls = first.measurement.latency[0].samples_ms
+    slower = repeat.measurement.latency[0].model_copy(update={"samples_ms": tuple(factor * value for value in calls)})
+    latency = (slower, *repeat.measurement.latency[1:])
+    repeat = repeat.model_copy(update={"measurement": repeat.measurement.model_copy(update={"latency": latency})})
+    busy_us = 1000 * Result(first, None, (repeat,)).latency[1].p50_ms * (1 - idle)
+    traced = first.measurement.kernels[0].model_copy(update={"by_class_us": {"gemm": busy_us}})
+    measured = first.measurement.model_copy(update={"kernels": (traced, *first.measurement.kernels[1:])})
+    result = Result(first.model_copy(update={"measurement": measured}), None, (repeat,))
+    assert result.is_host_bound(1) == bound
+    ((shown, *_),) = (line.cells for line in Table("", [latency_column("P50 ms", 1)], [row_of(result)]).lines("terminal"))
+    assert ("host-bound" in shown.text) == bound
+
+
+def row_of(result: Result) -> dict[str, Any]:
+    frames = Frames([result], arms=["bf16"])
+    return {"by_batch": {row["batch_size"]: row for row in paper_table(variants(frames)).to_dicts()}}

@@ -92,6 +92,9 @@ def test_timings_are_compared_on_one_kind_of_processor_alone(root: Path) -> None
     record = load_run("demo", root=root).results["variants"][0].record
     assert record.provenance is not None
     assert processor(record) == "Synthetic CPU, 2 cores, 2 threads"
+    for threads, said in ((1, "1 thread"), (None, "unknown threads")):
+        provenance = record.provenance.model_copy(update={"threads": threads})
+        assert processor(record.model_copy(update={"provenance": provenance})) == f"Synthetic CPU, 2 cores, {said}"
     assert timing_obstacle(record, record) is None
     faster = record.model_copy(update={"provenance": record.provenance.model_copy(update={"cpu": "Other CPU"})})
     obstacle = timing_obstacle(record, faster)

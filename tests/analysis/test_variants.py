@@ -73,7 +73,7 @@ def test_skipped_arms_stay_in_the_table_with_their_reason(results: list[Result])
 
 
 def test_seeds_are_averaged_and_their_range_is_shown(tmp_path: Path) -> None:
-    profile, workspace = synthetic.fill(tmp_path / "root", profile=two_seeds(), studies=("variants",))
+    profile, workspace = synthetic.fill(tmp_path / "root", profile=synthetic.in_processes(two_seeds(), 1), studies=("variants",))
     frame = variants(Frames(load_results(workspace, "variants"), arms=labels(profile)))
     seeds = frame.filter((pl.col("paper_row") == 1) & (pl.col("batch_size") == 1))
     row = paper_table(frame).row(by_predicate=(pl.col("paper_row") == 1) & (pl.col("batch_size") == 1), named=True)
@@ -83,6 +83,18 @@ def test_seeds_are_averaged_and_their_range_is_shown(tmp_path: Path) -> None:
     assert row["mean_ms_spread"] == pytest.approx(max(values) - min(values))
     # One p value for two seeds would pool them.
     assert row["p_value"] is None
+
+
+def test_a_seed_measured_in_one_process_does_not_weigh_as_much_as_one_in_six(tmp_path: Path) -> None:
+    profile, workspace = synthetic.fill(tmp_path / "root", profile=synthetic.in_processes(two_seeds(), 6), studies=("variants",))
+    results = load_results(workspace, "variants")
+    row = paper_table(variants(Frames(results, arms=labels(profile)))).filter(pl.col("paper_row") == 1).row(0, named=True)
+    (first,) = (result for result in results if (result.record.trial.paper_row, result.record.trial.seed) == (1, 0))
+    latency = first.latency[row["batch_size"]]
+    assert latency.p50_ci_ms is not None
+    assert (row["seeds"], row["processes"], row["p50_ms"]) == ("0 1", 6, latency.p50_ms)
+    assert (row["p50_low_ms"], row["p50_high_ms"]) == (latency.p50_ci_ms.low, latency.p50_ci_ms.high)
+    assert row["top1_spread"] is not None
 
 
 @pytest.mark.parametrize("status", ["failed", "oom", "timeout", "skipped"])

@@ -38,7 +38,9 @@ def a_profile() -> Profile:
     short = demo.backbone.training.model_copy(update={"epochs": 1, "warmup_epochs": 0.5, "autocast": "bf16"})
     arms = tuple(arm for arm in paper.variants.arms if arm.label == "fp16, flash")
     none = tuple(arm.model_copy(update={"adaptation": "none"}) for arm in arms)
-    measurement = paper.measurement.model_copy(update={"samples": 10, "seconds": 2.0, "trace": False, "invariance_images": None})
+    measurement = paper.measurement.model_copy(
+        update={"samples": 10, "seconds": 2.0, "trace": False, "invariance_images": None, "energy_seconds": None}
+    )
     return paper.model_copy(
         update={
             "data": demo.data,

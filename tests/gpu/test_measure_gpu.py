@@ -14,6 +14,7 @@ from lowbit_vit.model.precision import apply_plan, compute_dtype, matmul_mode, w
 from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import Execution, Views
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, uniform
+from lowbit_vit.trial.energy import find_counter, measure_energy
 from lowbit_vit.trial.measure import measure_ceilings, measure_invariance
 from lowbit_vit.trial.memory import measure_memory
 
@@ -115,3 +116,19 @@ def test_invariance_is_measured_in_the_arms_own_execution(weights: HighPrecision
     assert found.bit_equal == (found.max_abs_logit_difference == 0)
     same = measure_invariance(ready, some, VIEWS, count=8, batch_sizes=(4, 4), device="cuda", dtype=torch.float16)
     assert same.bit_equal
+
+
+def test_the_energy_counter_agrees_with_sampled_power_and_one_variant_with_itself() -> None:
+    counter = find_counter("cuda")
+    if counter is None:
+        pytest.skip("NVML gives no total energy of this GPU")
+    left, right = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    call = partial(torch.mm, left, right)
+    first, second = (measure_energy(call, counter, batch_size=1, seconds=3, device="cuda") for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.joules / first.images == pytest.approx(second.joules / second.images, rel=0.05)
+    for found in (first, second):
+        assert found.sampled_watts is not None
+        assert found.joules / found.seconds == pytest.approx(found.sampled_watts, rel=0.08)
+        assert found.idle_watts_before < 0.8 * found.joules / found.seconds

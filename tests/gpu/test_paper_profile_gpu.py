@@ -62,7 +62,9 @@ def prepared(served: RemoteFile, flowers_root: Path, tmp_path_factory: pytest.Te
             update={"checkpoint": str(checkpoint.relative_to(workspace.root)), "checkpoint_sha256": served.sha256}
         ),
         "lora": PAPER.lora.model_copy(update={"training": short}),
-        "measurement": PAPER.measurement.model_copy(update={"samples": 20, "invariance_images": 32, "exclusive": "waived"}),
+        "measurement": PAPER.measurement.model_copy(
+            update={"samples": 20, "invariance_images": 32, "exclusive": "waived", "energy_seconds": None}
+        ),
     }
     profile = PAPER.model_copy(update=changes)
     prepare_dataset(profile.data, folder=workspace.data, root=workspace.root, workers=8)

@@ -47,7 +47,9 @@ def small_cuda_profile() -> Profile:
     short = demo.backbone.training.model_copy(update={"epochs": 30, "warmup_epochs": 2.0, "autocast": "bf16"})
     backbone = demo.backbone.model_copy(update={"architecture": small, "training": short})
     lora = paper.lora.model_copy(update={"training": short.model_copy(update={"epochs": 2, "warmup_epochs": 0.5})})
-    measurement = paper.measurement.model_copy(update={"samples": 20, "seconds": 5.0, "invariance_images": 32, "exclusive": "waived"})
+    measurement = paper.measurement.model_copy(
+        update={"samples": 20, "seconds": 5.0, "invariance_images": 32, "exclusive": "waived", "energy_seconds": None}
+    )
     arms = tuple(arm.model_copy(update={"samples": None, "seeds": (0,)}) for arm in (*paper.variants.arms, ADAPTED))
     return paper.model_copy(
         update={

@@ -48,6 +48,7 @@ def test_the_table_has_every_arm_of_both_sides_and_says_what_is_missing() -> Non
     assert "B not in this run" in text
     notes = comparison_notes(frame, first, second)
     assert "processor: A AMD EPYC, 2 cores, 2 threads; B NVIDIA H200" in notes
+    assert any(note.startswith("sensitivity: ") and "cells have accuracy on both sides" in note for note in notes)
     assert all(f"- {escape_markdown(note)}\n" in markdown for note in notes)
 
 

@@ -12,12 +12,10 @@ from lowbit_vit.analysis.tables import Tables
 from lowbit_vit.report.figure_list import all_figures
 from lowbit_vit.report.figures.accuracy import accuracy_against_latency
 from lowbit_vit.report.figures.blocks import heat_map, sensitivity
-from lowbit_vit.report.figures.calibration import calibration
+from lowbit_vit.report.figures.costs import CLASS_NAMES, size_and_memory, time_by_class
 from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.figures.fronts import pareto_fronts
-from lowbit_vit.report.figures.kernels import CLASS_NAMES, time_by_class
-from lowbit_vit.report.figures.mixed import STRATEGIES, mixed
-from lowbit_vit.report.figures.size import size_and_memory
+from lowbit_vit.report.figures.plans import STRATEGIES, calibration, mixed
 from lowbit_vit.report.figures.style import MOST_ARMS, cut_words
 from lowbit_vit.schema.config import STUDIES
 

@@ -43,7 +43,7 @@ def test_accuracy_names_split_images_and_seeds() -> None:
     trial = cells(profile, "variants")[0]
     result = Result(synthetic.succeeded(trial)[0], synthetic.predictions(trial, with_kl=False))
     words = run_description.accuracy_words(profile, [result])
-    assert "test split, n = 600 images" in words
+    assert "test split (n = 600 images) of scikit-learn" in words
     assert "seed 0" in words
     assert run_description.accuracy_words(profile, []) == "No accuracy was measured."
 

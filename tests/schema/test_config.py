@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+import synthetic
 from fuzzing import EXAMPLES
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.schema.cell_role import Reference
 from lowbit_vit.schema.config import Profile, Trial, load_profile, load_trial, load_trials, read_yaml, validate
+from lowbit_vit.study.cells import cells
 
 PROFILES = sorted((Path(__file__).parents[2] / "profiles").glob("*.yaml"))
 DEMO = next(path for path in PROFILES if path.stem == "demo")
@@ -353,3 +356,18 @@ def test_our_nf4_carries_adapters_unless_its_constants_are_quantized(tmp_path: P
 def test_scans_of_blocks_take_no_format_of_our_own_kernels(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sensitivity\.formats: formats of this project's kernels are for whole models"):
         load_profile(write_changed(tmp_path, {"sensitivity.formats": [{"format": "w8a8"}]}))
+
+
+def test_a_first_process_keeps_its_identity_and_a_repeat_has_its_own() -> None:
+    first = synthetic.in_processes(load_profile(DEMO), 1)
+    trial = cells(first, "variants")[0]
+    assert trial.measurement is not None
+    more = trial.model_copy(update={"measurement": trial.measurement.model_copy(update={"processes": 6})})
+    # As records of before the keys were there have it: neither is in what the hash is of.
+    assert trial.trial_id == more.trial_id
+    repeat = more.model_copy(update={"process": 3})
+    assert repeat.trial_id != more.trial_id
+    assert "-s0-p3-" in repeat.trial_id
+    assert repeat.first_process == more
+    with pytest.raises(ValidationError, match="process 3 would repeat a timing, but measurement is null"):
+        Trial.model_validate({**dict(more), "process": 3, "measurement": None})

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from lowbit_vit.schema.metrics import Interval, percentile, percentile_interval, summarize_latency
+import synthetic
+from lowbit_vit.schema.metrics import Interval, disturbance, percentile, percentile_interval, summarize_latency
+from lowbit_vit.schema.record import Host
+from lowbit_vit.study.cells import cells
 
 
 @pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
@@ -70,3 +73,44 @@ def test_throughput_is_the_batch_over_the_mean_latency() -> None:
     found = summarize_latency((1.0, 2.0, 3.0), batch_size=4)
     assert (found.mean_ms, found.p50_ms, found.p50_ci_ms, found.samples_ms) == (2.0, 2.0, None, (1.0, 2.0, 3.0))
     assert found.images_per_s == 2000.0
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5, 6, 9])
+def test_of_several_processes_the_process_is_the_unit(processes: int) -> None:
+    samples = {process: [10.0 + process + call / 1000 for call in range(200)] for process in range(processes)}
+    found = summarize_latency(samples[0], batch_size=4, repeats={process: samples[process] for process in range(1, processes)})
+    medians = [percentile(its, 0.5) for its in samples.values()]
+    assert list(found.medians_ms.values()) == medians
+    assert found.p50_ms == pytest.approx(np.median(medians))
+    assert found.spread == max(medians) / min(medians)
+    assert len(found.samples_ms) == 200 * processes
+    if processes == 1:
+        assert found.p50_ci_ms == percentile_interval(samples[0], 0.5)
+        assert found.p95_ci_ms is not None
+        return
+    assert found.p95_ci_ms is None
+    assert (found.p99_ms is None) == (200 * processes < 1000)
+    if processes < 6:
+        assert found.p50_ci_ms is None
+    elif processes == 6:  # covers with 1 - 2 / 2^6 = 96.9 %
+        assert found.p50_ci_ms == Interval(low=medians[0], high=medians[-1])
+
+
+@pytest.mark.parametrize(
+    ("pressure", "steal", "calls_ms", "words"),
+    [
+        (0.05, 0.0, 10.0, None),
+        (0.9, 0.0, 10.0, "CPU pressure 90 %"),
+        (None, None, 10.0, None),
+        (0.0, 0.2, 10.0, None),  # one tick of 10 ms may be a fifth of so short a time
+        (0.0, 0.2, 100.0, "steal 20 %"),
+    ],
+)
+def test_calls_beside_other_work_are_disturbed(pressure: float | None, steal: float | None, calls_ms: float, words: str | None) -> None:
+    host = Host(launch_us=None, python_loop_ns=20, python_loop_most_ns=30, cpu_pressure=pressure, steal=steal, load=1)
+    record, _ = synthetic.succeeded(cells(synthetic.fill_profile(), "variants")[0])
+    assert record.measurement is not None
+    assert disturbance(record) is None  # not looked at
+    latency = tuple(item.model_copy(update={"host": host, "samples_ms": (calls_ms,) * 10}) for item in record.measurement.latency)
+    measured = record.measurement.model_copy(update={"latency": latency})
+    assert disturbance(record.model_copy(update={"measurement": measured})) == words

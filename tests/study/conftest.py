@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import synthetic
 from lowbit_vit.schema.config import Arm, Limits, Profile, load_profile
 from lowbit_vit.schema.plan import HighPrecision
 from lowbit_vit.schema.record import sha256
@@ -16,7 +17,7 @@ from lowbit_vit.study.launch import scratch_folder
 from processes import living_children, wait_until
 
 HERE = Path(__file__).parent
-DEMO = load_profile(HERE.parents[1] / "profiles" / "demo.yaml")
+DEMO = synthetic.in_processes(load_profile(HERE.parents[1] / "profiles" / "demo.yaml"), 1)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Each study's cells are the ones that the profile declares, each once, and the same on every machine."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from lowbit_vit.schema.plan import SensitivityScores, linear_names, spared_block
 from lowbit_vit.study.cells import cells, draw_blocks
 
 PROFILES = Path(__file__).parents[2] / "profiles"
-DEMO = load_profile(PROFILES / "demo.yaml")
+DEMO = synthetic.in_processes(load_profile(PROFILES / "demo.yaml"), 1)
 
 
 def scores_of(profile: Profile) -> SensitivityScores:
@@ -51,6 +52,34 @@ def test_an_arm_may_ask_for_more_samples_of_its_first_seed() -> None:
     assert second is not None
     assert (first.samples, second.samples) == (1000, DEMO.measurement.samples)
     assert first.batch_sizes == DEMO.measurement.batch_sizes
+
+
+def test_repeats_come_in_rounds_of_all_timed_trials_each_in_a_drawn_order() -> None:
+    arms = (DEMO.variants.arms[0].model_copy(update={"seeds": (0, 1), "samples": 1000}), *DEMO.variants.arms[1:])
+    profile = synthetic.in_processes(DEMO.model_copy(update={"variants": DEMO.variants.model_copy(update={"arms": arms})}), 6)
+    trials = cells(profile, "variants")
+    assert trials == cells(profile, "variants")
+    rounds = [[trial for trial in trials if trial.process == process] for process in range(6)]
+    assert trials == [trial for found in rounds for trial in found]
+    labels = [arm.label for arm in arms]
+    assert [(trial.label, trial.seed) for trial in rounds[0]] == [*((label, 0) for label in labels), (labels[0], 1)]
+    for found in rounds[1:]:
+        assert sorted(trial.label for trial in found) == sorted(labels)
+        assert {trial.seed for trial in found} == {0}
+    assert len({tuple(trial.label for trial in found) for found in rounds}) == 6
+    measurements = [trial.measurement for trial in trials if trial.measurement is not None]
+    assert {measurement.samples for measurement in measurements} == {math.ceil(1000 / 6), math.ceil(DEMO.measurement.samples / 6)}
+    assert all(
+        trial.first_process == next(first for first in rounds[0] if first.label == trial.label) for trial in trials if not trial.seed
+    )
+
+
+def test_cells_of_mixed_that_are_timed_are_repeated_and_no_others() -> None:
+    trials = cells(synthetic.in_processes(DEMO, 3), "mixed", scores=[scores_of(DEMO)])
+    repeats = [trial for trial in trials if trial.process]
+    timed = [trial for trial in trials if trial.measurement is not None and not trial.process]
+    assert timed
+    assert sorted(trial.first_process.trial_id for trial in repeats) == sorted(2 * [trial.trial_id for trial in timed])
 
 
 def test_two_arms_that_are_one_trial_are_an_error_that_names_both() -> None:

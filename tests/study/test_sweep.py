@@ -4,6 +4,7 @@ One Ray start costs several seconds, so each test that needs one claims several 
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from lowbit_vit.errors import Busy, DataError, TrialsFailed
 from lowbit_vit.schema import file_lock
 from lowbit_vit.schema.config import Arm, Profile
 from lowbit_vit.schema.plan import HighPrecision, SensitivityScores
-from lowbit_vit.schema.record import read_record, read_records, sha256
+from lowbit_vit.schema.record import Host, read_record, read_records, sha256, write_record
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study.cells import cells
 from lowbit_vit.study.launch import scratch_folder
-from lowbit_vit.study.resume import load_scores, missing_trials, prune
+from lowbit_vit.study.resume import load_scores, missing_trials, prune, put_record
 from lowbit_vit.study.sweep import run_study
 from processes import launched
 
@@ -75,16 +76,31 @@ def test_failures_are_named_the_rest_finishes_and_going_on_runs_only_what_is_mis
     assert len((workspace.root / "times.txt").read_text().splitlines()) == 2
 
 
-def test_a_scan_study_has_a_record_for_every_cell_and_going_on_starts_nothing(
+def test_repeats_run_in_rounds_after_all_first_processes_and_not_without_theirs(
     workspace: Workspace, profile_of: ProfileOf, obedient: Command
 ) -> None:
-    profile = profile_of("finish")
-    records = run_study(profile, "sensitivity", workspace, command=obedient)
-    assert [record.trial for record in records] == cells(profile, "sensitivity")
-    before = hashes(workspace.records("sensitivity"))
-    assert len(before) == 2 * len(records)
-    assert run_study(profile, "sensitivity", workspace, command=NEVER) == records
-    assert hashes(workspace.records("sensitivity")) == before
+    profile = synthetic.in_processes(profile_of("occupy 0", "fail"), 3)
+    with pytest.raises(TrialsFailed, match=r"variants: 1 of 6 trials did not succeed: 'fail' \(failed: said so\)"):
+        run_study(profile, "variants", workspace, command=obedient)
+    records = {(record.trial.label, record.trial.process): record for record in read_records(workspace.records("variants"))}
+    assert len(records) == 6
+    for process in (1, 2):
+        assert records["occupy 0", process].status == "success"
+        skipped = records["fail", process]
+        assert (skipped.status, skipped.reason) == ("skipped", "its first process did not succeed (failed: said so)")
+    assert len((workspace.root / "times.txt").read_text().splitlines()) == 3
+
+    # One that was disturbed is taken again, twice.
+    disturbed = records["occupy 0", 2]
+    assert disturbed.measurement is not None
+    host = Host(launch_us=None, python_loop_ns=1, python_loop_most_ns=1, cpu_pressure=0.9, steal=None, load=9)
+    latency = tuple(item.model_copy(update={"host": host}) for item in disturbed.measurement.latency)
+    disturbed = disturbed.model_copy(update={"measurement": disturbed.measurement.model_copy(update={"latency": latency})})
+    for attempts, again in ((1, True), (2, True), (3, False)):
+        write_record(disturbed.model_copy(update={"attempts": attempts}), workspace.records("variants"))
+        assert (missing_trials([disturbed.trial], workspace) == [disturbed.trial]) == again
+    write_record(disturbed, workspace.records("variants"))
+    assert put_record(disturbed, None, workspace).attempts == 2
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(
@@ -124,12 +140,21 @@ def test_an_arm_that_cannot_run_here_is_skipped_with_its_reason_and_starts_nothi
     assert hashes(workspace.records("variants")) == before
 
 
+@pytest.fixture(scope="module")
+def launched_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that asks keeps what a process made."""
+    return tmp_path_factory.mktemp("launched") / "reports"
+
+
 @pytest.fixture
-def finished(workspace: Workspace, profile_of: ProfileOf, obedient: Command) -> tuple[Profile, Path]:
+def finished(workspace: Workspace, profile_of: ProfileOf, obedient: Command, launched_before: Path) -> tuple[Profile, Path]:
     """A profile of one arm whose record is there."""
     profile = profile_of("finish")
     (trial,) = cells(profile, "variants")
-    launched([trial], workspace, command=obedient)
+    if not launched_before.exists():
+        launched([trial], workspace, command=obedient)
+        shutil.copytree(workspace.reports, launched_before)
+    shutil.copytree(launched_before, workspace.reports, dirs_exist_ok=True)
     return profile, workspace.records("variants") / f"{trial.trial_id}.json"
 
 

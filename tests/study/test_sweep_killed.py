@@ -28,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 @pytest.mark.parametrize(
     ("number", "group"),
-    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
-    ids=["Ctrl-C to the group", "SIGINT to the process", "SIGTERM to the process"],
+    [(signal.SIGINT, True), (signal.SIGTERM, False)],
+    ids=["Ctrl-C to the group", "SIGTERM to the process"],
 )
 def test_a_study_listens_on_the_loopback_alone_and_an_interrupt_leaves_no_process_and_no_half_written_record(
     number: signal.Signals, group: bool, workspace: Workspace, profile_of: ProfileOf, obedient: Command

@@ -13,6 +13,7 @@ import pytest
 from lowbit_vit.schema.config import Profile, Study
 from lowbit_vit.schema.workspace import Workspace
 from lowbit_vit.study import cluster, places, sweep
+from lowbit_vit.study.cells import cells
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_cards")
-def test_every_process_sees_one_gpu_scans_share_both_and_a_timing_trial_has_one_to_itself(
+def test_every_cell_has_a_record_and_its_process_one_gpu_that_scans_share_and_a_timing_trial_has_to_itself(
     workspace: Workspace, profile_of: Callable[..., Profile], obedient: tuple[str, ...]
 ) -> None:
     whole = profile_of("occupy 1", "occupy 1", "occupy 1")
@@ -42,7 +43,12 @@ def test_every_process_sees_one_gpu_scans_share_both_and_a_timing_trial_has_one_
     def run(study: Study) -> Counter[str]:
         (workspace.root / "gpus.txt").unlink(missing_ok=True)
         records = sweep.run_study(profile, study, workspace, command=obedient)
-        assert {record.status for record in records} == {"success"}
+        assert [(record.trial, record.status) for record in records] == [(cell, "success") for cell in cells(profile, study)]
+        # Going on starts nothing and touches nothing.
+        before = {path: path.read_bytes() for path in workspace.records(study).iterdir()}
+        assert len(before) == 2 * len(records)
+        assert sweep.run_study(profile, study, workspace, command=("/no/such/program",)) == records
+        assert {path: path.read_bytes() for path in workspace.records(study).iterdir()} == before
         return Counter((workspace.root / "gpus.txt").read_text().splitlines())
 
     (workspace.root / "together.txt").write_text("4")

@@ -193,6 +193,7 @@ def test_metrics_of_other_code_are_left_out_of_a_plans_card(
             ConfigError,
             "has adaptation qlora: its adapters were trained in the trial and are not kept; labels that can be exported:",
         ),
+        ({"label": "a cel"}, ConfigError, "and a plan file ends in .json or .yaml; did you mean 'a cel'?"),
         ({"execution": "cuda_graph", "device": "cuda", "attention": "math"}, DataError, "has no result (skipped: needs CUDA"),
         ({"plan": uniform(NF4(format="nf4", double_quantization=False), "bf16"), "label": "other"}, ConfigError, "no record of demo has"),
     ],

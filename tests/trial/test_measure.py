@@ -1,3 +1,4 @@
+import time
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from lowbit_vit.model.vit import Architecture, VisionTransformer
 from lowbit_vit.schema.config import Measurement, Views
 from lowbit_vit.schema.metrics import summarize_latency
 from lowbit_vit.schema.record import LEAST_SAMPLES, MeasurementResult
-from lowbit_vit.trial import memory
+from lowbit_vit.trial import energy, memory
+from lowbit_vit.trial import measure as measuring
+from lowbit_vit.trial.energy import Counter
 from lowbit_vit.trial.measure import compare_logits, measure
 
 VIEWS = Views(image_size=8, eval_resize=8, train_resize=8, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))
@@ -37,10 +40,28 @@ def test_every_pass_covers_every_batch_size_even_beyond_the_number_of_images() -
     for latency in result.latency:
         assert len(latency.samples_ms) == 80
         assert (latency.clocks_before, latency.clocks_after) == (None, None)
+        assert latency.host is not None
+        assert latency.host.launch_us is None
+        assert 1 < latency.host.python_loop_ns <= latency.host.python_loop_most_ns < 1e5
     assert [work.batch_size for work in result.work] == [1, 8]
     assert result.work[1].flop == 8 * result.work[0].flop
     assert result.work[0].least_bytes < result.work[1].least_bytes
     assert result.invariance is None
+
+
+def test_energy_is_counted_at_every_batch_size_where_there_is_a_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_SETTLE_S": 0.0, "_IDLE_S": 0.0, "_UPDATES": 1}.items():
+        monkeypatch.setattr(energy, name, value)
+    config = CONFIG.model_copy(update={"samples": 10, "trace": False, "energy_seconds": 0.05})
+    faked = Counter(source="rapl", joules=lambda: 50 * time.perf_counter())  # a machine that takes 50 W
+    monkeypatch.setattr(measuring, "find_counter", lambda _: faked)
+    found = run(config).energy
+    assert [counted.batch_size for counted in found] == [1, 8]
+    for counted in found:
+        assert counted.joules / counted.seconds == pytest.approx(50, rel=0.02)
+        assert counted.images % counted.batch_size == 0
+    monkeypatch.setattr(measuring, "find_counter", lambda _: None)
+    assert measuring._energy(lambda _: torch.clone, torch.zeros, config, "cpu") == ()
 
 
 def test_the_devices_ceilings_stand_beside_every_timing() -> None:

@@ -13,8 +13,10 @@ from lowbit_vit.schema.code_hash import code_sha256
 from lowbit_vit.schema.config import Profile, Trial
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, only, uniform
 from lowbit_vit.schema.predictions import load_predictions, read_predictions
-from lowbit_vit.schema.record import read_record
+from lowbit_vit.schema.record import MeasurementResult, read_record
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.trial import measure as trial_measure
+from lowbit_vit.trial import run as trial_run
 from lowbit_vit.trial.run import outcome, record_trial, run_trial
 
 NF4_PLAIN = NF4(format="nf4", double_quantization=False)
@@ -56,6 +58,44 @@ def test_a_trial_ends_in_a_complete_record(
     assert record.measurement is not None
     assert [latency.batch_size for latency in record.measurement.latency] == [1, 2]
     assert set(record.durations_s) >= {"load", "quantize", "count", "evaluate", "measure"}
+
+
+def test_a_repeat_loads_what_the_first_process_trained_and_takes_the_latency_alone(
+    measured_cell: Trial, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert measured_cell.measurement is not None
+    several = measured_cell.measurement.model_copy(update={"processes": 2})
+    first = changed(measured_cell, plan=uniform(NF4_PLAIN, "fp32"), adaptation="qlora", measurement=several)
+    repeat = changed(first, process=1)
+    made = run_trial(first, workspace, tmp_path)
+    timed: dict[str, dict[str, torch.Tensor]] = {}
+
+    def looked_at(name: str) -> Any:
+        def measure(*arguments: Any, model: torch.nn.Module, **options: Any) -> MeasurementResult:
+            timed[name] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+            return trial_measure.measure(*arguments, model=model, **options)
+
+        return measure
+
+    monkeypatch.setattr(trial_run, "measure", looked_at("restored"))
+    with monkeypatch.context() as untrained:
+        untrained.setattr(trial_run, "train", None)  # it would be an error to call it
+        record = run_trial(repeat, workspace, tmp_path)
+    assert read_record(tmp_path / f"{repeat.trial_id}.json") == record
+    assert not (tmp_path / f"{repeat.trial_id}.npz").exists()
+    assert (record.evaluation, record.training) == (None, None)
+    assert record.model is not None
+    assert made.model is not None
+    assert record.model.model_copy(update={"file_bytes": 1}) == made.model.model_copy(update={"file_bytes": 1})  # the id is in the file
+    assert record.measurement is not None
+    assert [len(latency.samples_ms) for latency in record.measurement.latency] == [10, 10]
+    assert (record.measurement.memory, record.measurement.kernels, record.measurement.ceilings) == ((), (), None)
+
+    monkeypatch.setattr(trial_run, "measure", looked_at("trained again"))
+    run_trial(repeat, workspace, tmp_path / "elsewhere")
+    assert timed["restored"].keys() == timed["trained again"].keys()
+    for name, tensor in timed["restored"].items():
+        assert torch.equal(tensor, timed["trained again"][name]), name
 
 
 def test_the_predictions_file_is_the_one_the_record_names(cell: Trial, workspace: Workspace, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from lowbit_vit.errors import ConfigError
 from lowbit_vit.model.precision import convert_block
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.recipe.backbone import make_backbone
+from lowbit_vit.schema.cell_role import GivenPlan, label_of
 from lowbit_vit.schema.config import Evaluation, Profile, SmallVit, Trial
 from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, WeightFormat, all_but, only, uniform
 from lowbit_vit.schema.record import read_record
@@ -135,8 +136,9 @@ def test_activations_used_again_change_no_bit(
         "lora": None,
     }
     trials = [
-        Trial.model_validate(cell.model_copy(update={**values, "plan": plan, "label": f"cell {index}"}).model_dump())
+        Trial.model_validate(cell.model_copy(update={**values, "plan": plan, "roles": (role,), "label": label_of(role)}).model_dump())
         for index, plan in enumerate(block_plans(weights))
+        for role in [GivenPlan(name=f"cell {index}")]  # a study's cells each have a role of their own, and share a model all the same
     ]
     assert len(load_dataset(workspace.data, cell.data.views).eval_views["test"].labels) % 128
     records = run_scan(trials, workspace, tmp_path / "scan")

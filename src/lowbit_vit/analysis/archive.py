@@ -134,7 +134,7 @@ def _row(record: Record) -> dict[str, Any]:
 def _samples(record: Record) -> Iterable[tuple[str, int, int, int, float]]:
     timed = () if record.measurement is None else record.measurement.latency
     for item in timed:
-        yield from ((record.trial_id, 0, item.batch_size, call, ms) for call, ms in enumerate(item.samples_ms))
+        yield from ((record.trial_id, record.trial.process, item.batch_size, call, ms) for call, ms in enumerate(item.samples_ms))
 
 
 def _images(record: Record, predictions: Predictions) -> pl.DataFrame:

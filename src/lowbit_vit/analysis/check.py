@@ -13,12 +13,12 @@ import polars as pl
 
 from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.frames import typed
-from lowbit_vit.analysis.latencies import ratio_of_medians
+from lowbit_vit.analysis.latencies import latency_ratio
 from lowbit_vit.analysis.results import Result, require_same_labels
 from lowbit_vit.analysis.runs import Pair, Run, match, timing_obstacle
 from lowbit_vit.analysis.statistics import compare, compare_unpaired
 from lowbit_vit.schema.config import Statistics, Study
-from lowbit_vit.schema.metrics import Interval, percentile
+from lowbit_vit.schema.metrics import Interval, LatencySummary
 from lowbit_vit.schema.record import Record
 
 # The allocator's peak is not exactly repeatable: libraries choose their workspaces by what they find free.
@@ -140,19 +140,21 @@ def compare_rates(metric: str, expected: float, found: float, *, interval: Inter
     return replace(outcome, verdict="miss", because=seen)
 
 
-def compare_latencies(metric: str, expected: Sequence[float], found: Sequence[float], *, factor: float, obstacle: str | None) -> Outcome:
-    """Medians of two samples in ms: a miss where their ratio, with its 95 % interval, lies beyond the factor either way.
+def compare_latencies(metric: str, expected: LatencySummary, found: LatencySummary, *, factor: float, obstacle: str | None) -> Outcome:
+    """Two median latencies: a miss where their ratio, with its 95 % interval, lies beyond the factor either way.
 
     Args:
         metric: its name.
-        expected: the reference's samples, in ms.
+        expected: the reference's.
         found: the run's.
         factor: greatest ratio that counts as equal; its inverse is the least.
         obstacle: why the two cannot be compared, or None.
     """
-    ratio = ratio_of_medians(expected, found)
-    before, after = (f"{percentile(samples, 0.5):.4g} ms" for samples in (expected, found))
-    tolerance = f"factor {factor:g} (statistics.latency_factor), same processor"
+    ratio = latency_ratio(expected, found, one_run=False)
+    before, after = (f"{latency.p50_ms:.4g} ms" for latency in (expected, found))
+    counts = sorted({expected.processes, found.processes})
+    of = "one process" if counts == [1] else f"{' and '.join(map(str, counts))} processes"
+    tolerance = f"factor {factor:g} (statistics.latency_factor), same processor; {of}"
     if obstacle is not None:
         return Outcome(metric, before, after, tolerance, "not compared", obstacle)
     low, high = (ratio.value, ratio.value) if ratio.interval is None else (ratio.interval.low, ratio.interval.high)
@@ -199,7 +201,7 @@ def _speed(expected: Result, found: Result, *, factor: float) -> Iterator[Outcom
         if theirs is None:
             yield _absent(metric, f"{latency.p50_ms:.4g} ms")
         else:
-            yield compare_latencies(metric, latency.samples_ms, theirs.samples_ms, factor=factor, obstacle=obstacle)
+            yield compare_latencies(metric, latency, theirs, factor=factor, obstacle=obstacle)
     peaks = _peaks(found.record)
     for batch, peak in _peaks(expected.record).items():
         yield _memory(f"peak allocated bytes, batch {batch}", peak, peaks.get(batch), obstacle=obstacle)

@@ -12,7 +12,7 @@ from rich.progress import track
 
 from lowbit_vit.analysis.bootstrap import macro_f1_difference
 from lowbit_vit.analysis.frames import trial_row, typed
-from lowbit_vit.analysis.latencies import ratio_of_medians
+from lowbit_vit.analysis.latencies import latency_ratio
 from lowbit_vit.analysis.results import require_same_labels
 from lowbit_vit.analysis.runs import Pair, Run, match, other_settings, timing_obstacle
 from lowbit_vit.analysis.statistics import compare, compare_unpaired, holm
@@ -26,7 +26,8 @@ COLUMNS = (
     *("study", "arm", "arm_b", "seed", "status", "status_b", "settings_differ", "same_weights", "accuracy_test", "images", "images_b"),
     *("top1", "top1_b", "lost", "gained", "difference", "difference_low", "difference_high", "p_value", "p_holm", "p_inferior"),
     *("p_equivalent", "macro_f1", "macro_f1_b", *_F1, "weight_bytes", "weight_bytes_b"),
-    *("batch_size", "p50_ms", "p50_ms_b", "ratio", "ratio_low", "ratio_high", "timing", "trial_id", "trial_id_b"),
+    *("batch_size", "p50_ms", "p50_ms_b", "processes", "processes_b", "ratio", "ratio_low", "ratio_high", "timing"),
+    *("trial_id", "trial_id_b"),
 )
 
 
@@ -93,13 +94,16 @@ def _timings(pair: Pair) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for batch in sorted({*one, *two}):
         row: dict[str, Any] = {"batch_size": batch} | {
-            name: found[batch].p50_ms for name, found in (("p50_ms", one), ("p50_ms_b", two)) if batch in found
+            f"{name}{suffix}": getattr(found[batch], name)
+            for suffix, found in (("", one), ("_b", two))
+            for name in ("p50_ms", "processes")
+            if batch in found
         }
         obstacle: str | None = "measured on one side alone"
         if pair.first is not None and pair.second is not None and batch in one and batch in two:
             obstacle = timing_obstacle(pair.first.record, pair.second.record)
         if obstacle is None:
-            ratio = ratio_of_medians(one[batch].samples_ms, two[batch].samples_ms)
+            ratio = latency_ratio(one[batch], two[batch], one_run=False)
             row["ratio"] = ratio.value
             if ratio.interval is not None:
                 row |= {"ratio_low": ratio.interval.low, "ratio_high": ratio.interval.high}

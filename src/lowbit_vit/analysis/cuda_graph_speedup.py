@@ -3,7 +3,7 @@
 import polars as pl
 
 from lowbit_vit.analysis.frames import MIB, Frames
-from lowbit_vit.analysis.latencies import ratio_of_medians
+from lowbit_vit.analysis.latencies import latency_ratio
 
 MARGIN = 0.005  # of Top-1, that an arm may be worse than the reference: half a point
 
@@ -12,9 +12,10 @@ def cuda_graph_speedup(frames: Frames) -> pl.DataFrame:
     """One row for each arm in a CUDA graph, seed and batch size; empty where no reference finished.
 
     The reference is the first finished arm, in the profile's order, in 16 bits with `execution: compile_graph`. `times` is its median
-    latency over the arm's, with an interval. `flips` counts images with another class than the reference gives, `flips_of_fp32` with
-    another than the first finished fp32 arm gives, whatever its execution; `p_inferior` is of "worse than the reference by `MARGIN` or
-    more". `over_weights_mib` is the peak less the weights and cuBLAS's workspace. Comparisons are of one seed.
+    latency over the arm's, with an interval, paired by round where both were measured in several processes (`times_p`: sign test).
+    `flips` counts images with another class than the reference gives, `flips_of_fp32` with another than the first finished fp32 arm
+    gives, whatever its execution; `p_inferior` is of "worse than the reference by `MARGIN` or more". `over_weights_mib` is the peak less
+    the weights and cuBLAS's workspace. Comparisons are of one seed.
     """
     done = frames.trials.drop("flips").filter(pl.col("status") == "success").sort("order", "seed", maintain_order=True)
     high = done.filter(pl.col("weights") == "none")
@@ -35,13 +36,16 @@ def cuda_graph_speedup(frames: Frames) -> pl.DataFrame:
         replayed = replayed.join(flips, on=pair, how="left")
     others = replayed.select("trial", "reference").filter(pl.col("trial") != pl.col("reference"))
     compared = frames.comparisons(others, margin=MARGIN)
-    theirs = frames.timings.select("batch_size", reference="trial", reference_samples_ms="samples_ms")
+    theirs = frames.timings.select("batch_size", reference="trial")
     timed = (
         replayed.join(compared, on=["trial", "reference"], how="left")
         .join(frames.timings, on="trial")
         .join(theirs, on=["reference", "batch_size"])
     )
-    ratios = [ratio_of_medians(*samples) for samples in timed.select("samples_ms", "reference_samples_ms").rows()]
+    ratios = [
+        latency_ratio(*(frames.results[trial].latency[batch] for trial in pair), one_run=True)
+        for *pair, batch in timed.select("trial", "reference", "batch_size").rows()
+    ]
     limits = [(None, None) if ratio.interval is None else (ratio.interval.low, ratio.interval.high) for ratio in ratios]
     peak = pl.col("peak_allocated_bytes") - pl.col("workspace_bytes") - pl.col("weight_bytes")
     ids = pl.concat_list("trial_id", "reference_id", "fp32_id").list.drop_nulls().list.unique(maintain_order=True)
@@ -49,11 +53,12 @@ def cuda_graph_speedup(frames: Frames) -> pl.DataFrame:
         pl.Series("times", [ratio.value for ratio in ratios], pl.Float64),
         pl.Series("times_low", [low for low, _ in limits], pl.Float64),
         pl.Series("times_high", [high for _, high in limits], pl.Float64),
+        pl.Series("times_p", [ratio.p_value for ratio in ratios], pl.Float64),
         pl.col("reference_arm").alias("reference"),
         (peak / MIB).alias("over_weights_mib"),
         pl.when(pl.col("lost").is_not_null()).then("images").alias("images"),
         ids.list.join(" ").alias("records"),
     )
-    times = ("batch_size", "p50_ms", "times", "times_low", "times_high", "over_weights_mib")
+    times = ("batch_size", "p50_ms", "processes", "times", "times_low", "times_high", "times_p", "over_weights_mib")
     accuracy = ("images", *pairs, "lost", "gained", "difference", "p_inferior")
     return table.select("order", "arm", "reference", "seed", *times, *accuracy, "records").sort("order", "arm", "seed", "batch_size")

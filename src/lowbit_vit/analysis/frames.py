@@ -14,14 +14,17 @@ from polars.datatypes import DataTypeClass
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import COMPARISON, compare_counts, wilson
 from lowbit_vit.schema.config import Trial
-from lowbit_vit.schema.record import MeasurementResult, Memory
+from lowbit_vit.schema.metrics import disturbance
+from lowbit_vit.schema.record import Energy, MeasurementResult, Memory
 
 MIB = 2**20
 
 IDENTITY = ("order", "arm", "paper_row", "weights", "compute_dtype", "attention", "qkv", "adaptation", "execution", "device")
 ACCURACY = ("images", "top1", "top1_low", "top1_high", "top5", "macro_f1")
 INVARIANCE = ("first_batch", "second_batch", "invariance_images", "flips", "max_abs_logit_difference", "bit_equal")
-LATENCY = ("mean_ms", "p50_ms", "p50_low_ms", "p50_high_ms", "p95_ms", "p99_ms", "samples", "images_per_s")
+PROCESSES = ("processes", "process_medians_ms", "host_bound", "disturbed")
+LATENCY = ("mean_ms", "p50_ms", "p50_low_ms", "p50_high_ms", "p95_ms", "p99_ms", "samples", "images_per_s", *PROCESSES)
+ENERGY = ("joules_per_image", "images_per_kwh", "busy_images_per_s", "watts", "sampled_watts", "idle_watts_before", "idle_watts_after")
 KERNELS = ("kernel_us", "attention_us", "idle_us", "wall_us", "launches", "host_syncs")
 _MEMORY = ("before_bytes", "workspace_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "process_bytes")
 _ROOFLINE = ("flop", "least_bytes", "matmul_flops_per_s", "copy_bytes_per_s")
@@ -29,13 +32,14 @@ _ROOFLINE = ("flop", "least_bytes", "matmul_flops_per_s", "copy_bytes_per_s")
 _TYPES: dict[DataTypeClass, tuple[str, ...]] = {  # of the columns that are not Float64
     pl.Int64: (
         *("trial", "reference", "order", "paper_row", "seed", "attempts", "images", "weight_bytes", "batch_size", "samples", *_MEMORY),
-        *("first_batch", "second_batch", "invariance_images", "flips", "launches", "host_syncs", "lost", "gained", "least_bytes"),
+        *("processes", "disturbed", "first_batch", "second_batch", "invariance_images", "flips", "launches", "host_syncs"),
+        *("lost", "gained", "least_bytes"),
     ),
     pl.String: (
         *(*IDENTITY[3:], "arm", "study", "status", "reason", "trial_id", "memory_is", "class", "settings_differ", "accuracy_test"),
-        *("timing", "metric", "expected", "found", "tolerance", "verdict", "because"),
+        *("timing", "process_medians_ms", "metric", "expected", "found", "tolerance", "verdict", "because"),
     ),
-    pl.Boolean: ("bit_equal", "same_weights"),
+    pl.Boolean: ("bit_equal", "same_weights", "host_bound"),
 }
 _TYPE = {name: kind for kind, names in _TYPES.items() for name in names}
 
@@ -75,7 +79,9 @@ class Frames:
     def timings(self) -> pl.DataFrame:
         """One row a trial and batch size: latency with `samples_ms`, memory in bytes, kernel time, and what its roofline follows from.
 
-        `cpu_mean_ms` is the mean latency of a trial on a CPU. `memory_is` says of which kind `peak_memory_mib` is.
+        `cpu_mean_ms` is the mean latency of a trial on a CPU. `memory_is` says of which kind `peak_memory_mib` is. `process_medians_ms`
+        has a median for each process in the order of the rounds, with blanks between, a dash for one that is not there;
+        `disturbed` counts those beside which others used the CPUs.
         """
         rows = [
             {"trial": number} | row
@@ -83,7 +89,7 @@ class Frames:
             if result.record.measurement is not None
             for row in _timings(result, result.record.measurement)
         ]
-        names = (*LATENCY, "cpu_mean_ms", "peak_memory_mib", "memory_is", *KERNELS, *_MEMORY, *_ROOFLINE)
+        names = (*LATENCY, *ENERGY, "cpu_mean_ms", "peak_memory_mib", "memory_is", *KERNELS, *_MEMORY, *_ROOFLINE)
         samples = pl.Series("samples_ms", [row["samples_ms"] for row in rows], pl.List(pl.Float64))
         return typed(rows, "trial", "batch_size", *names).with_columns(samples)
 
@@ -204,16 +210,22 @@ def _timings(result: Result, measured: MeasurementResult) -> Iterator[dict[str, 
     memories = {item.batch_size: item for item in measured.memory}
     work = {item.batch_size: dict(item) for item in measured.work}
     kernels = {item.batch_size: item for item in measured.kernels}
+    energy = {item.batch_size: item for item in measured.energy}
     for batch, latency in result.latency.items():
-        row = vars(latency) | {"samples": len(latency.samples_ms)}
+        medians = [latency.medians_ms.get(process) for process in range(max(latency.medians_ms) + 1)]
+        row = vars(latency) | {"samples": len(latency.samples_ms), "processes": latency.processes}
+        row |= {"process_medians_ms": " ".join("-" if ms is None else f"{ms:.7g}" for ms in medians)}
+        row |= {"host_bound": result.is_host_bound(batch), "disturbed": sum(disturbance(record) is not None for record in result.records)}
         if latency.p50_ci_ms is not None:
             row |= {"p50_low_ms": latency.p50_ci_ms.low, "p50_high_ms": latency.p50_ci_ms.high}
         if result.record.trial.device == "cpu":
             row["cpu_mean_ms"] = latency.mean_ms
         if batch in memories:
             row |= dict(memories[batch]) | _peak(memories[batch])
-        if batch in work:
+        if batch in work and measured.ceilings is not None:
             row |= work[batch] | dict(measured.ceilings)
+        if batch in energy:
+            row |= _energy(energy[batch])
         if batch in kernels:
             traced = kernels[batch]
             row |= {
@@ -225,6 +237,16 @@ def _timings(result: Result, measured: MeasurementResult) -> Iterator[dict[str, 
                 "host_syncs": traced.host_syncs,
             }
         yield row
+
+
+def _energy(counted: Energy) -> dict[str, Any]:
+    """Per image and per kWh; `watts` are the counter's, `sampled_watts` a second opinion; images a second of calls back to back."""
+    return dict(counted) | {
+        "joules_per_image": counted.joules / counted.images,
+        "images_per_kwh": 3.6e6 * counted.images / counted.joules,
+        "busy_images_per_s": counted.images / counted.seconds,
+        "watts": counted.joules / counted.seconds,
+    }
 
 
 def _peak(memory: Memory) -> dict[str, Any]:

@@ -32,4 +32,6 @@ def pack_records(profile: Profile, workspace: Workspace, to: Path, *, add: bool 
     stay = {study: [result for result in before[study] if result.record.trial_id not in again] for study in STUDIES}
     joined = {study: [*stay[study], *results[study]] for study in STUDIES}
     require_comparable([result for study in STUDIES for result in joined[study]], folder)
-    return write_archive(((result.record, result.predictions) for study in STUDIES for result in joined[study]), folder)
+    every = [result for study in STUDIES for result in joined[study]]
+    repeats = [(record, None) for result in every for record in result.repeats]
+    return write_archive([*((result.record, result.predictions) for result in every), *repeats], folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 
-from lowbit_vit.analysis.latencies import Ratio, ratio_of_medians
+from lowbit_vit.analysis.latencies import Ratio, latency_ratio
 from lowbit_vit.analysis.programme import Budget, Limited
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.analysis.statistics import Comparison, compare, wilson
@@ -19,7 +19,7 @@ from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.allocation import PlanFile
 from lowbit_vit.schema.cell_role import Random
 from lowbit_vit.schema.config import Execution, Profile, Study, Trial
-from lowbit_vit.schema.metrics import Interval, percentile
+from lowbit_vit.schema.metrics import Interval, LatencySummary
 from lowbit_vit.schema.plan import HighPrecision, Plan, linear_names, spared_blocks, uniform
 
 
@@ -31,6 +31,7 @@ class Speed:
         ms: of the model.
         faster: the reference's median over it; the interval is None where it is predicted or the samples are too few.
         predicted: from the arms of one format throughout, for this model was not timed.
+        processes: that each of the two was measured in, at least.
     """
 
     ms: float
@@ -38,6 +39,7 @@ class Speed:
     predicted: bool
     batch_size: int
     execution: Execution
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -206,10 +208,17 @@ class _Timings:
 
     def of(self, result: Result, reference: Result) -> Speed | None:
         """Of a model that was run, from the samples of the trials that timed it and its reference, else predicted."""
-        ours, theirs = (self._samples.get(self._key(each)) for each in (result, reference))
+        ours, theirs = (self._timed.get(self._key(each)) for each in (result, reference))
         if ours and theirs:
-            ms = percentile(ours, 0.5)
-            return Speed(ms, ratio_of_medians(ours, theirs), predicted=False, batch_size=self.batch_size, execution=self.execution)
+            faster = latency_ratio(ours, theirs, one_run=True)
+            return Speed(
+                ours.p50_ms,
+                faster,
+                predicted=False,
+                batch_size=self.batch_size,
+                execution=self.execution,
+                processes=min(ours.processes, theirs.processes),
+            )
         trial, study = result.record.trial, self.profile.sensitivity
         as_studied = (trial.plan.compute_dtype, trial.attention, trial.qkv) == (study.compute_dtype, study.attention, "separate")
         return self.predicted(trial.plan) if as_studied else None
@@ -223,15 +232,10 @@ class _Timings:
         return Speed(ours, Ratio(theirs / ours, None), predicted=True, batch_size=self.batch_size, execution=self.execution)
 
     @cached_property
-    def _samples(self) -> dict[Hashable, Sequence[float]]:
-        """Samples in ms, by what was timed: an arm and a cell may be one model."""
+    def _timed(self) -> dict[Hashable, LatencySummary]:
+        """By what was timed: an arm and a cell may be one model."""
         timed = [result for result in self.results if self.batch_size in result.latency and result.record.trial.execution == self.execution]
-        return {
-            self._key(result): item.samples_ms
-            for result in timed
-            for item in (result.record.measurement.latency if result.record.measurement else ())
-            if item.batch_size == self.batch_size
-        }
+        return {self._key(result): result.latency[self.batch_size] for result in timed}
 
     def _key(self, result: Result) -> Hashable:
         trial = result.record.trial

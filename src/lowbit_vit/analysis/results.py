@@ -6,7 +6,7 @@ by side, and pairs of images are the same image.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -23,15 +23,19 @@ from lowbit_vit.schema.record import FIRST_EDITION, KernelTime, Record, read_rec
 from lowbit_vit.schema.workspace import Workspace
 
 GPUS = "GPUs"  # an origin of timings alone
+# Above both, a latency is the host's. Eager ViT-L/16 leaves an H200 idle for 61 % or more at batch 1, a CUDA graph for 11 % at most;
+# between processes eager medians differ by a factor of up to two, those of graphs by 3 %.
+HOST_BOUND_IDLE, HOST_BOUND_SPREAD = 0.25, 1.10
 _ADVICE = "run the study again, or copy the records again"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One trial: its record, its predictions if it succeeded, and what is computed of the two."""
+    """One trial: its record, its predictions if it succeeded, the records of its repeats, and what is computed of them."""
 
     record: Record
     predictions: Predictions | None
+    repeats: tuple[Record, ...] = ()
 
     @cached_property
     def whole(self) -> Accuracy | None:
@@ -52,7 +56,31 @@ class Result:
     def latency(self) -> dict[int, LatencySummary]:
         """By batch size, in the order in which they were measured; empty where nothing was timed."""
         timed = () if self.record.measurement is None else self.record.measurement.latency
-        return {item.batch_size: summarize_latency(item.samples_ms, batch_size=item.batch_size) for item in timed}
+        repeats = {
+            (item.batch_size, record.trial.process): item.samples_ms
+            for record in self.repeats
+            if record.measurement is not None
+            for item in record.measurement.latency
+        }
+        return {
+            item.batch_size: summarize_latency(
+                item.samples_ms,
+                batch_size=item.batch_size,
+                repeats={process: samples for (batch, process), samples in repeats.items() if batch == item.batch_size},
+            )
+            for item in timed
+        }
+
+    def is_host_bound(self, batch_size: int) -> bool:
+        """Whether the GPU waits for the host, and processes differ in how long: one median then says little of the variant."""
+        traced = () if self.record.measurement is None else self.record.measurement.kernels
+        idle = [(self.idle_us(item) or 0) / self.wall_us(item) for item in traced if item.batch_size == batch_size]
+        return any(share > HOST_BOUND_IDLE for share in idle) and self.latency[batch_size].spread > HOST_BOUND_SPREAD
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Of every process."""
+        return (self.record, *self.repeats)
 
     def wall_us(self, kernels: KernelTime) -> float:
         """Wall time of the forward that was traced: on a GPU the median latency, since the profiler slows the host."""
@@ -119,13 +147,29 @@ def read_results(reports: Path, studies: Sequence[Study]) -> dict[Study, list[Re
     folder = reports / "records"
     _refuse_first_edition(folder)
     if is_archived(folder):
-        found = [Result(record, predictions) for record, predictions in read_archive(folder)]
+        found = _with_repeats([Result(record, predictions) for record, predictions in read_archive(folder)], folder)
         results = {study: [result for result in found if result.record.trial.study == study] for study in studies}
     else:
-        results = {study: list(_loose(folder / study, study)) for study in studies}
+        results = {study: _with_repeats(list(_loose(folder / study, study)), folder) for study in studies}
     together = [result for study in studies for result in results[study]]
     require_comparable(together, folder)
     return results
+
+
+def _with_repeats(found: Sequence[Result], folder: Path) -> list[Result]:
+    """The first process of each trial with its repeats, in the order of the first ones."""
+    repeats: dict[Hashable, list[Record]] = {}
+    for result in found:
+        if result.record.trial.process:
+            repeats.setdefault((arm_key(result.record.trial), result.record.trial.device), []).append(result.record)
+    grouped = []
+    for result in found:
+        if not result.record.trial.process:
+            mine = repeats.pop((arm_key(result.record.trial), result.record.trial.device), [])
+            grouped.append(replace(result, repeats=tuple(sorted(mine, key=lambda record: record.trial.process))))
+    for record in (records[0] for records in repeats.values()):
+        raise DataError(f"{folder}: {_name(record)}: repeats the timing of a trial that has no record; {_ADVICE}")
+    return grouped
 
 
 def _of_profile(results: dict[Study, list[Result]], workspace: Workspace) -> dict[Study, list[Result]]:
@@ -174,7 +218,7 @@ def require_comparable(results: Sequence[Result], folder: Path) -> None:
     Raises:
         DataError: names two records and what differs.
     """
-    require_one_origin([result.record for result in results], folder)
+    require_one_origin([record for result in results for record in result.records], folder)
     _require_each_arm_once(results, folder)
     _require_each_role_once(results, folder)
     _require_same_images(results, folder)
@@ -233,6 +277,9 @@ def _require_each_arm_once(results: Iterable[Result], folder: Path) -> None:
         other = arms.setdefault((arm_key(trial), trial.device), record)
         if other is not record:
             raise DataError(f"{folder}: {_name(other)} and {_name(record)} are the same arm, trial and seed; delete one, or {_ADVICE}")
+        processes = [repeat.trial.process for repeat in result.repeats]
+        if twice := [process for process in processes if processes.count(process) > 1]:
+            raise DataError(f"{folder}: {_name(record)}: two records of its process {twice[0]}; delete one, or {_ADVICE}")
         named = labels.setdefault((trial.study, trial.label), record)
         if arm_key(named.trial)._replace(seed=0) != arm_key(trial)._replace(seed=0):
             raise DataError(f"{folder}: {_name(named)} and {_name(record)}: key trial.label: {trial.label!r} is of two arms; {_ADVICE}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from lowbit_vit.analysis.results import ArmKey, Result, arm_key, load_all_results, read_results
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.schema.config import STUDIES, Profile, Study, Trial, load_profile
-from lowbit_vit.schema.record import Record
+from lowbit_vit.schema.record import Provenance, Record
 from lowbit_vit.schema.workspace import Workspace
 
 # Settings of a trial that are no part of what its arm is; where two differ in them, that is said.
@@ -112,7 +112,13 @@ def processor(record: Record) -> str | None:
     provenance = record.provenance
     if provenance is None or record.trial.device == "cuda":
         return None if provenance is None else provenance.gpu
-    return f"{provenance.cpu}, {provenance.cpu_cores} cores, {provenance.threads} threads"
+    return cpu_words(provenance)
+
+
+def cpu_words(provenance: Provenance) -> str:
+    """The CPU with its cores and a trial's threads."""
+    cores, threads = provenance.cpu_cores, provenance.threads
+    return f"{provenance.cpu}, {cores} core{'s' * (cores != 1)}, {threads or 'unknown'} thread{'s' * (threads != 1)}"
 
 
 def timing_obstacle(first: Record, second: Record) -> str | None:

@@ -13,7 +13,7 @@ from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.pareto import pareto_fronts
 from lowbit_vit.analysis.results import Result, load_all_results
 from lowbit_vit.analysis.timed_plans import timed_plans
-from lowbit_vit.schema.config import STUDIES, Profile, Study
+from lowbit_vit.schema.config import STUDIES, Prices, Profile, Study
 from lowbit_vit.schema.plan import HighPrecision, family_of
 from lowbit_vit.schema.record import Record, write_atomic
 from lowbit_vit.schema.stage_documents import read_estimates
@@ -67,8 +67,8 @@ class Findings:
 
     @property
     def all_records(self) -> list[Record]:
-        """The records of every study."""
-        return [result.record for result in self.all_results]
+        """The records of every study and process."""
+        return [record for result in self.all_results for record in result.records]
 
 
 def find(profile: Profile, workspace: Workspace) -> Findings:
@@ -86,7 +86,7 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
     mixed_table = mixed.mixed(plans, depth=depth)
     added = additivity(plans, alone, scored, profile, variants=results["variants"])
     timed = timed_plans(results["mixed"], results["variants"], profile)
-    table = _with_family(_with_rows(variants.paper_table(trials)))
+    table = _with_family(_with_rows(with_cost(variants.paper_table(trials), profile.prices)))
     tables = Tables(
         paper_table=table,
         variants=trials,
@@ -114,6 +114,14 @@ def find(profile: Profile, workspace: Workspace) -> Findings:
     return Findings(results=results, tables=tables)
 
 
+def with_cost(frame: pl.DataFrame, prices: Prices | None) -> pl.DataFrame:
+    """Add `cost_per_million` images and its `currency` for GPUs that ran back to back, where there are prices and energy was counted."""
+    if prices is None or "joules_per_image" not in frame.columns:
+        return frame
+    cost = pl.when(pl.col("device") == "cuda").then(1e6 / pl.col("busy_images_per_s") * prices.gpu_hour / 3600)
+    return frame.with_columns(cost.alias("cost_per_million"), pl.lit(prices.currency).alias("currency"))
+
+
 def _with_rows(frame: pl.DataFrame) -> pl.DataFrame:
     """Add `number` (1-based place of the arm, as on the figures) and `row` (`3. 8-bit + SDPA`)."""
     number = pl.col("order") + 1
@@ -126,7 +134,11 @@ def _with_family(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _not_successful(results: dict[Study, list[Result]]) -> pl.DataFrame:
-    trials = Frames([result for study in STUDIES for result in results[study] if result.record.status != "success"]).trials
+    every = [result for study in STUDIES for result in results[study]]
+    failed = [result for result in every if result.record.status != "success"]
+    # A trial without a first process has no repeats either.
+    failed += [Result(repeat, None) for result in every if result not in failed for repeat in result.repeats if repeat.status != "success"]
+    trials = Frames(failed).trials
     return trials.select("study", pl.col("arm").alias("label"), "seed", "status", "reason", "attempts", "trial_id")
 
 

@@ -3,9 +3,24 @@
 An arm is what the profile declares: its trials differ in the seed alone.
 """
 
+from collections.abc import Sequence
+
 import polars as pl
 
-from lowbit_vit.analysis.frames import ACCURACY, IDENTITY, INVARIANCE, KERNELS, LATENCY, MIB, Frames, average_over_seeds
+from lowbit_vit.analysis.frames import (
+    ACCURACY,
+    ENERGY,
+    IDENTITY,
+    INVARIANCE,
+    KERNELS,
+    LATENCY,
+    MIB,
+    PROCESSES,
+    Frames,
+    average_over_seeds,
+    typed,
+)
+from lowbit_vit.analysis.latencies import ratio_of_rows
 from lowbit_vit.analysis.statistics import holm
 
 # Averaged over seeds; each also gets a `_spread` column.
@@ -13,6 +28,8 @@ _AVERAGED = ("top1", "top5", "macro_f1", "mean_ms", "p50_ms", "p95_ms", "p99_ms"
 _SIZES = ("file_mib", "weight_mib")
 _TIMES = ("cpu_mean_ms", "kernel_us", "attention_us", "idle_us", "wall_us")
 _MEANS_ONLY = (*_SIZES, *_TIMES, "top1_low", "top1_high", "p50_low_ms", "p50_high_ms")
+_TIMED = ("mean_ms", "p50_ms", "p50_low_ms", "p50_high_ms", "p95_ms", "p99_ms", "images_per_s", "cpu_mean_ms", "idle_us", "wall_us")
+_TIMES_FIRST = ("times_first", "times_first_low", "times_first_high", "times_first_p")
 _COMPARED = ("lost", "gained", "difference", "p_value", "p_holm", "p_mid", "p_inferior", "p_equivalent")
 
 
@@ -28,7 +45,8 @@ def variants(frames: Frames, *, margin: float | None = None) -> pl.DataFrame:
     compared = compared.with_columns(pl.Series("p_holm", holm(compared["p_value"].to_list()), pl.Float64))
     table = frames.trials.join(compared, on="trial", how="left").join(frames.timings, on="trial", how="left")
     state, memory = ("seed", "status", "reason", "batch_size", *_SIZES), ("peak_memory_mib", "memory_is", "cpu_mean_ms")
-    columns = (*IDENTITY, *state, *LATENCY, *memory, *ACCURACY, *_COMPARED, *KERNELS, "trial_id")
+    energy = ENERGY if table["joules_per_image"].count() else ()  # no columns of dashes where nothing was counted
+    columns = (*IDENTITY, *state, *LATENCY, *energy, *memory, *ACCURACY, *_COMPARED, *KERNELS, "trial_id")
     return table.sort("order", "arm", "seed", "batch_size", nulls_last=True).select(columns)
 
 
@@ -37,13 +55,15 @@ def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
 
     The batch sizes of an arm are those of its successful trials. An arm of which no trial succeeded keeps one row with the
     statuses and reasons. `records` and `failed_records` name the trials. `top1_low`..`top1_high` is the mean of the seeds'
-    Wilson intervals: images, not seeds, are its sampling unit; `_spread` columns show the seeds.
+    Wilson intervals: images, not seeds, are its sampling unit; `_spread` columns show the seeds. Latencies are of the seeds that were
+    measured in most processes. `times_first` is the median latency over the first arm's.
     """
     averaged = average_over_seeds(
-        frame.filter(pl.col("status") == "success"),
+        _of_most_processes(frame.filter(pl.col("status") == "success"), (*IDENTITY, "batch_size"), _TIMED),
         (*IDENTITY, "batch_size"),
-        (*_AVERAGED, *_MEANS_ONLY),
+        (*_AVERAGED, *_MEANS_ONLY, *(name for name in ENERGY if name in frame.columns)),
         pl.col("images", "samples", "memory_is").first(),
+        pl.col(PROCESSES).sort_by("processes", descending=True, maintain_order=True).first(),
         pl.col("seed").cast(pl.String).str.join(" ").alias("seeds"),
         # Several seeds: the comparison of each is in `variants`; a single p value would have to pool them.
         *(pl.when(pl.len() == 1).then(pl.col(name).first()).first().alias(name) for name in _COMPARED),
@@ -64,7 +84,29 @@ def paper_table(frame: pl.DataFrame) -> pl.DataFrame:
     # An arm can be in both: then its good seeds make the row and `reason` names what is missing.
     table = averaged.join(failed, on=IDENTITY, how="full", coalesce=True, nulls_equal=True)
     status = pl.coalesce("status", "failed_status").alias("status")
-    return table.with_columns(status).drop("failed_status").sort("order", "arm", "batch_size", nulls_last=True)
+    return _with_times_first(table.with_columns(status).drop("failed_status").sort("order", "arm", "batch_size", nulls_last=True))
+
+
+def _of_most_processes(frame: pl.DataFrame, keys: Sequence[str], timed: Sequence[str]) -> pl.DataFrame:
+    """Without the timings of seeds that were measured in fewer processes than another: one process would weigh as much as six."""
+    fewer = pl.col("processes") < pl.col("processes").max().over(keys)
+    return frame.with_columns(pl.when(fewer).then(None).otherwise(pl.col(name)).alias(name) for name in timed)
+
+
+def _with_times_first(table: pl.DataFrame) -> pl.DataFrame:
+    """Add the ratio of each median latency to the first arm's at that batch size, paired by round; null where there are no rounds."""
+    rows = table.to_dicts()
+    first = {row["batch_size"]: row for row in rows if row["order"] == 0 and row["p50_ms"] is not None}
+    ratios: list[dict[str, float | None]] = []
+    for row in rows:
+        base = first.get(row["batch_size"])
+        ratio = ratio_of_rows(base, row) if base is not None and base is not row and row["p50_ms"] is not None else None
+        found: tuple[float | None, ...] = ()
+        if ratio is not None and ratio.rounds:
+            ends = (None, None) if ratio.interval is None else (ratio.interval.low, ratio.interval.high)
+            found = (ratio.value, *ends, ratio.p_value)
+        ratios.append(dict(zip(_TIMES_FIRST, found, strict=False)))
+    return table.hstack(typed(ratios, *_TIMES_FIRST))
 
 
 def kernel_classes(frames: Frames) -> pl.DataFrame:
@@ -96,8 +138,9 @@ def rooflines(frames: Frames) -> pl.DataFrame:
         "ceiling_gb_per_s": pl.col("copy_bytes_per_s") / 1e9,
     }
     bound = pl.when(compute >= memory).then(pl.lit("compute")).otherwise(pl.lit("memory"))
+    keys = ("order", "arm", "device", "batch_size", "bound")
     each = frames.timings.drop_nulls("flop").with_columns(bound=bound, **values).join(frames.trials, on="trial")
-    averaged = average_over_seeds(each, ("order", "arm", "device", "batch_size", "bound"), tuple(values))
+    averaged = average_over_seeds(_of_most_processes(each, keys, ("p50_ms", "over_roofline", "tflop_per_s")), keys, tuple(values))
     return averaged.sort("order", "arm", "batch_size", "bound")
 
 

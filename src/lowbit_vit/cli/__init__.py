@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from lowbit_vit.cli import audit, compare, plans, project, report, studies
+from lowbit_vit.cli import plans, project, report, studies
 from lowbit_vit.errors import DataError, LowbitVitError, Unavailable, escape_controls
 
 app = typer.Typer(
@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (project, studies, plans, report, audit, compare):
+for group in (project, studies, plans, report):
     app.add_typer(group.app)
 
 

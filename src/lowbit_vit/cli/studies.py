@@ -63,6 +63,7 @@ def _study_verb(epilog: str) -> Callable[[_Verb], _Verb]:
 
 
 def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
+    from lowbit_vit.schema.metrics import disturbance
     from lowbit_vit.study.container import find_image
     from lowbit_vit.study.sweep import run_study
 
@@ -82,6 +83,9 @@ def _run(study: Study, profile: str, root: Path, place: _Place) -> None:
         sys.exit(130)
     done = sum(record.status == "success" for record in records)
     skipped = sum(record.status == "skipped" for record in records)
+    disturbed = {f"{record.trial.label}, process {record.trial.process}": why for record in records if (why := disturbance(record))}
+    for name, why in disturbed.items():
+        print(f"{study}: {name}: timed beside other work ({why}); the same command times it again, at most twice", file=sys.stderr)
     print(f"{study}: {done} trials done, {skipped} skipped; {workspace.records(study).relative_to(workspace.root)}")
 
 

@@ -36,7 +36,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from lowbit_vit.data.source import Content
-from lowbit_vit.errors import DataError, printable
+from lowbit_vit.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -112,7 +112,7 @@ def name_fault(name: object) -> Iterator[None]:
             reason = "not an image"
         elif not reason or not isinstance(fault, (OSError, ValueError, SyntaxError, NotImplementedError)):
             reason = f"damaged ({type(fault).__name__}{': ' if reason else ''}{reason})"
-        raise DataError(f"{name}: {printable(reason)}") from fault
+        raise DataError(f"{name}: {reason}") from fault
 
 
 def make_view(image: Image.Image, view: View) -> Pixels:

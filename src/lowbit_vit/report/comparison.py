@@ -9,7 +9,7 @@ from lowbit_vit.analysis.check import Line, Verdict, misses
 from lowbit_vit.analysis.compare import PAIRED
 from lowbit_vit.analysis.runs import Run, origins
 from lowbit_vit.report.columns import Column, Table
-from lowbit_vit.report.number_format import milliseconds, number, percent, points, probability, within
+from lowbit_vit.report.number_format import milliseconds, number, percent, points, probability, process_words, within
 
 Row = dict[str, Any]
 _STYLES: dict[Verdict, str] = {"within": "green", "miss": "bold red", "not compared": "yellow"}
@@ -75,13 +75,17 @@ def comparison_notes(frame: pl.DataFrame, first: Run, second: Run) -> list[str]:
     unpaired = frame.filter(pl.col("accuracy_test").is_not_null() & (pl.col("accuracy_test") != PAIRED))
     if not unpaired.is_empty():
         notes.append("accuracy is compared unpaired, because the test images are others: that sees less than a paired test")
+    for name, counts in (("A", frame["processes"]), ("B", frame["processes_b"])):
+        if words := process_words(counts):
+            notes.append(f"{name}: {words[0].lower()}{words[1:-1]}")
     if not frame.filter(pl.col("timing").str.starts_with("different processor")).is_empty():
         notes.append("latencies of different processors are shown and not compared")
     for study in frame["study"].unique(maintain_order=True):
         arms = frame.filter(pl.col("study") == study).unique(["trial_id", "trial_id_b"])
         both = arms.filter(pl.col("p_value").is_not_null())
         differ = both.filter(pl.col("p_holm") < 0.05).height
-        notes.append(f"{study}: {both.height} of {arms.height} arms have accuracy on both sides, {differ} differ at 5 % (Holm)")
+        what = "arms" if study == "variants" else "cells"
+        notes.append(f"{study}: {both.height} of {arms.height} {what} have accuracy on both sides, {differ} differ at 5 % (Holm)")
     return notes
 
 

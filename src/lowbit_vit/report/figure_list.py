@@ -7,12 +7,10 @@ from lowbit_vit.analysis.tables import Tables
 from lowbit_vit.report.allocation_tables import byte_words
 from lowbit_vit.report.figures.accuracy import accuracy_against_latency
 from lowbit_vit.report.figures.blocks import heat_map, sensitivity
-from lowbit_vit.report.figures.calibration import calibration
+from lowbit_vit.report.figures.costs import size_and_memory, time_by_class
 from lowbit_vit.report.figures.document import Figure
 from lowbit_vit.report.figures.fronts import pareto_fronts
-from lowbit_vit.report.figures.kernels import time_by_class
-from lowbit_vit.report.figures.mixed import mixed
-from lowbit_vit.report.figures.size import size_and_memory
+from lowbit_vit.report.figures.plans import calibration, mixed
 from lowbit_vit.report.figures.style import cut_words, finished
 
 _NO_ARM = "No arm of the variants study has finished."

@@ -1,6 +1,6 @@
 """How each quantity is printed, in every table and sentence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 DASH = "\N{EN DASH}"
@@ -55,6 +55,23 @@ def spread(row: dict[str, Any], name: str, text: str, *, digits: int, scale: flo
     """`text` with `(range ...)` behind it where several seeds were averaged."""
     value = row.get(f"{name}_spread")
     return text if value is None else f"{text} (range {scale * value:.{digits}f})"
+
+
+def process_words(counts: Iterable[int | None]) -> str:
+    """What latencies are medians of, as one sentence, from the numbers of processes behind each; empty where there is none."""
+    found = sorted({count for count in counts if count is not None})
+    if not found:
+        return ""
+    if found == [1]:
+        return "Latencies are of one process each, intervals within it: another process may differ by more."
+    several = f"{found[-1]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
+    return f"Latencies are medians of {several} processes, intervals between processes (six or more give one)."
+
+
+def process_range(row: dict[str, Any]) -> str:
+    """Least and greatest median of a process."""
+    medians = [float(word) for word in row["process_medians_ms"].split() if word != "-"]
+    return f"{milliseconds(min(medians))} to {milliseconds(max(medians))}"
 
 
 def image_changes(row: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from lowbit_vit.report.figure_list import all_figures
 from lowbit_vit.report.figures.document import Figure, draw, javascript
 from lowbit_vit.report.metrics import metrics, status_counts
 from lowbit_vit.report.missing import Missing, not_run
+from lowbit_vit.report.number_format import process_words
 from lowbit_vit.report.paper_comparison import Beside, beside_paper, paper_table
 from lowbit_vit.report.recommendation import Sentence
 from lowbit_vit.schema.claim import VERDICT_MEANS
@@ -184,6 +185,7 @@ def _render(
         adaptation=run_description.adaptation_words(profile),
         studies=[(study, status_counts([record.status for record in findings.records[study]])) for study in STUDIES],
         machines=run_description.machines(records),
+        timing=process_words(frames.paper_table["processes"]),
         alone=run_description.exclusive_words(records),
         hashes=run_description.weight_hashes(records),
         table_files=[f"{field.name}.csv" for field in fields(frames)],

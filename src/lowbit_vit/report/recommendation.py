@@ -128,7 +128,8 @@ def _speed_words(profile: Profile, model: Recommendation) -> str:
     if speed is None:
         return f" Not timed at this batch size and execution: lowbit-vit variants {profile.name} times arms, profile key mixed.timed plans."
     theirs = speed.ms * speed.faster.value
-    how = "predicted from the arms of one format throughout" if speed.predicted else "each timed in a process of its own"
+    several = "one process" if speed.processes == 1 else f"{speed.processes} processes"
+    how = "predicted from the arms of one format throughout" if speed.predicted else f"each timed in {several}"
     return (
         f" Median of a batch of {speed.batch_size}, {speed.execution.replace('_', ' ')}: {milliseconds(speed.ms)} ms, of high precision "
         f"{milliseconds(theirs)} ms, {how}; of two runs, medians within a factor of {profile.statistics.latency_factor:g} count as equal."

@@ -5,8 +5,9 @@ from typing import Any
 import polars as pl
 
 from lowbit_vit.analysis.cuda_graph_speedup import MARGIN
+from lowbit_vit.analysis.latencies import Ratio, ratio_of_rows
 from lowbit_vit.report.columns import Column, Table
-from lowbit_vit.report.number_format import decimals, image_changes, milliseconds, number, points, probability, within
+from lowbit_vit.report.number_format import decimals, image_changes, milliseconds, number, points, probability, process_words, within
 
 Row = dict[str, Any]
 _ARM = (Column("#", lambda row: row["order"] + 1), Column("arm", "arm", kind="name"))
@@ -24,9 +25,19 @@ def execution_table(table: pl.DataFrame) -> Table:
         Column("batch", "batch_size"),
         Column("eager, P50 ms", "p50_ms", milliseconds, lambda row: _idle(row["idle_us"], row["wall_us"])),
         Column("graph or compiled, P50 ms", "p50_ms_twin", milliseconds, lambda row: _idle(row["idle_us_twin"], row["wall_us_twin"])),
-        Column("eager / graph", lambda row: row["p50_ms"] / row["p50_ms_twin"], number),
+        Column("eager / graph", lambda row: _over_twin(row).value, number, _over_twin_note),
     )
     return Table("Eager against graph", columns, pairs.to_dicts(), records=lambda row: f"{row['records']} {row['records_twin']}")
+
+
+def _over_twin(row: Row) -> Ratio:
+    twin = {name: row[f"{name}_twin"] for name in ("p50_ms", "process_medians_ms")}
+    return ratio_of_rows(twin, row)
+
+
+def _over_twin_note(row: Row) -> str:
+    interval = _over_twin(row).interval
+    return "" if interval is None else f"{number(interval.low)} to {number(interval.high)}"
 
 
 def _idle(idle_us: float | None, wall_us: float | None) -> str:
@@ -59,6 +70,7 @@ def graph_words(frame: pl.DataFrame) -> str:
         return ""
     return (
         f"The reference is {frame.item(0, 'reference')}: times is its median latency over the arm's, with a 95 % interval. "
+        f"{process_words(frame['processes'])} "
         f"p is of worse than the reference by {100 * MARGIN:g} points or more, by Tango's score test."
     )
 

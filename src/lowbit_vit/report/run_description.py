@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit_vit.analysis.results import Result
+from lowbit_vit.analysis.runs import cpu_words
 from lowbit_vit.schema.config import DataConfig, DigitsData, FlowersData, FolderData, Profile, SmallVit
 from lowbit_vit.schema.record import Provenance, Record
 
@@ -62,7 +63,7 @@ def accuracy_words(profile: Profile, results: Sequence[Result]) -> str:
         return "No accuracy was measured."
     n = " or ".join(f"{count:,}" for count in counts)
     which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    return f"Accuracy is on the test split, n = {n} images of {image_words(profile, records)}; {model_words(profile)}; {which}."
+    return f"Accuracy is on the test split (n = {n} images) of {image_words(profile, records)}; {model_words(profile)}; {which}."
 
 
 def adaptation_words(profile: Profile) -> str:
@@ -96,7 +97,7 @@ def host_facts(provenance: Provenance) -> tuple[tuple[str, str], ...]:
     facts = {
         "GPU": provenance.gpu and f"{provenance.gpu}, {provenance.gpu_memory_gib or 0:.0f} GiB, {provenance.gpu_uuid or 'no UUID'}",
         "driver, CUDA": provenance.driver and f"{provenance.driver}, {provenance.cuda or 'unknown'}",
-        "CPU": f"{provenance.cpu}, {provenance.cpu_cores} cores, {provenance.threads or 'unknown'} threads",
+        "CPU": cpu_words(provenance),
         "memory": f"{provenance.memory_gib:.1f} GiB",
         "system": f"{provenance.host_os}, Python {provenance.python}",
         "packages": packages,

@@ -1,13 +1,13 @@
 """The tables of the variants study and of what the run cost, declared from the tidy frames."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
 
 from lowbit_vit.analysis.frames import Frames
 from lowbit_vit.analysis.results import Result
-from lowbit_vit.analysis.tables import Tables
+from lowbit_vit.analysis.tables import Tables, with_cost
 from lowbit_vit.analysis.variants import most_lost, paper_table, variants
 from lowbit_vit.report.columns import PAGE, PLAIN, Column, Table
 from lowbit_vit.report.number_format import (
@@ -18,14 +18,18 @@ from lowbit_vit.report.number_format import (
     percent,
     points,
     probability,
+    process_range,
+    process_words,
     spread,
     status_words,
     within,
 )
+from lowbit_vit.schema.config import Prices
 from lowbit_vit.schema.record import Record
 
 Row = dict[str, Any]
 MOST_CLASSES = 3
+_ENERGY = "calls back to back; of the whole GPU by NVML's counter, of all processor packages by RAPL's on a CPU"
 
 
 def result_table(frame: pl.DataFrame, results: Sequence[Result]) -> Table:
@@ -50,26 +54,30 @@ def result_table(frame: pl.DataFrame, results: Sequence[Result]) -> Table:
         Column("against row 1, points", _difference, points, _difference_note, hint=_exact_p, targets=PAGE),
         Column("size MiB", "file_mib", number),
         *(latency_column(f"P50 ms, batch {batch}", batch) for batch in batches),
+        *(_times_first_column(batch) for batch in batches if any(row["by_batch"].get(batch, {}).get("times_first") for row in rows)),
+        *_energy_columns(frame),
         Column("peak MiB", "peak_memory_mib", decimals(1), "{memory_is}"),
         Column("status", status_words, kind="words", style=lambda row: "" if status_words(row) == "success" else "yellow"),
     )
     title = f"{results[0].record.trial.profile}: variants" if results else "variants"
-    return Table(title, columns, rows, _result_note(results), records=_all_records, missing=unfinished)
+    beside = "Disturbed: other work took the CPUs; the same command times it again." if frame["disturbed"].sum() else ""
+    note = " ".join(filter(None, (_result_note(results), process_words(frame["processes"]), beside)))
+    return Table(title, columns, rows, note, records=_all_records, missing=unfinished)
 
 
 def _all_records(row: Row) -> str:
     return " ".join(filter(None, (row["records"], row["failed_records"])))
 
 
-def result_table_of(results: Sequence[Result], *, arms: Sequence[str] = ()) -> Table:
+def result_table_of(results: Sequence[Result], *, arms: Sequence[str] = (), prices: Prices | None = None) -> Table:
     """The columns of `result_table` that need the records alone, for Markdown and the terminal.
 
-    `arms` gives the order (the profile's labels); arms of the paper's table come first without it.
+    `arms` gives the order (the profile's labels); arms of the paper's table come first without it. `prices` are the profile's.
     """
     trials = (result.record.trial for result in results)
     ranked = sorted(trials, key=lambda trial: (trial.paper_row is None, trial.paper_row or 0, trial.label))
     frames = Frames(results, arms=list(arms) or list(dict.fromkeys(trial.label for trial in ranked)))
-    return result_table(paper_table(variants(frames)), results)
+    return result_table(with_cost(paper_table(variants(frames)), prices), results)
 
 
 def _result_note(results: Sequence[Result]) -> str:
@@ -108,13 +116,57 @@ def _exact_p(row: Row) -> str:
 
 
 def latency_column(heading: str, batch: int | None = None) -> Column:
-    """The median with its interval, of the row itself or of its `by_batch` at a batch size."""
+    """The median with its interval, of the row itself or of its `by_batch` at a batch size; of a host-bound one the range as well."""
 
     def timed(row: Row) -> Row:
         return row if batch is None else row["by_batch"].get(batch, {})
 
-    interval = within("p50_low_ms", "p50_high_ms", milliseconds)
-    return Column(heading, lambda row: timed(row).get("p50_ms"), milliseconds, lambda row: interval(timed(row)))
+    def value(row: Row) -> float | str | None:
+        row = timed(row)
+        marks = ["host-bound"] if row.get("host_bound") else []
+        marks += [f"{row['disturbed']} of {row['processes']} disturbed"] if row.get("disturbed") else []
+        return f"{milliseconds(row['p50_ms'])} ({process_range(row)}, {', '.join(marks)})" if marks else row.get("p50_ms")
+
+    def note(row: Row) -> str:
+        row = timed(row)
+        if row["p50_low_ms"] is None and row["processes"] > 1:
+            return f"{row['processes']} processes: {process_range(row)}"
+        return within("p50_low_ms", "p50_high_ms", milliseconds)(row)
+
+    return Column(heading, value, milliseconds, note)
+
+
+def _times_first_column(batch: int) -> Column:
+    def note(row: Row) -> str:
+        its = row["by_batch"][batch]
+        return f"{within('times_first_low', 'times_first_high', number)(its)}, p {probability(its['times_first_p'])}"
+
+    return Column(
+        f"times row 1's, batch {batch}", lambda row: row["by_batch"].get(batch, {}).get("times_first"), number, note, targets=PAGE
+    )
+
+
+def _energy_columns(frame: pl.DataFrame) -> list[Column]:
+    """Joules of an image at each batch size; images a kWh and cost at the greatest. None where no energy was counted."""
+    if "joules_per_image" not in frame.columns:
+        return []
+    counted = frame.drop_nulls("joules_per_image")
+    batches = counted["batch_size"].unique().sort().to_list()
+
+    def column(heading: str, name: str, batch: int, printed: Callable[[float | None], str], note: str = "") -> Column:
+        def timed(row: Row) -> Row:
+            its: Row = row["by_batch"].get(batch, {})
+            return its
+
+        return Column(heading, lambda row: timed(row).get(name), printed, lambda row: note.format_map(timed(row)), hint=lambda _: _ENERGY)
+
+    power = "{watts:.0f} W; idle {idle_watts_before:.0f} W before, {idle_watts_after:.0f} W after"
+    columns = [column(f"J/image, batch {batch}", "joules_per_image", batch, milliseconds, power) for batch in batches]
+    columns += [column(f"images/kWh, batch {batch}", "images_per_kwh", batch, decimals(0)) for batch in batches[-1:]]
+    if "cost_per_million" in counted.columns and counted["cost_per_million"].count():
+        heading = f"{counted['currency'][0]} a million images, batch {batches[-1]}"
+        columns.append(column(heading, "cost_per_million", batches[-1], decimals(2)))
+    return columns
 
 
 def class_table(tables: Tables) -> Table:

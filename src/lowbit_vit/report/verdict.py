@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from lowbit_vit.analysis.claims.ledger import Judged
+from lowbit_vit.analysis.latencies import ratio_of_rows
 from lowbit_vit.analysis.programme import Budget
 from lowbit_vit.analysis.recommendation import Recommendation
 from lowbit_vit.analysis.results import Result
@@ -14,7 +15,7 @@ from lowbit_vit.analysis.statistics import compare
 from lowbit_vit.analysis.tables import Findings, Tables
 from lowbit_vit.report.figures.style import FORMAT_NAMES
 from lowbit_vit.report.ledger import TONE_WORDS, tone_counts
-from lowbit_vit.report.number_format import percent, points
+from lowbit_vit.report.number_format import percent, points, process_range
 from lowbit_vit.report.recommendation import Sentence, evidence, sentence, why_none, without_mixed
 from lowbit_vit.schema.config import Profile
 
@@ -106,8 +107,12 @@ def _speed(trio: Trio) -> str:
     timed = [row for row in trio.low if row["p50_ms"] is not None]
     if trio.high["p50_ms"] is None or not timed:
         return "no latency was measured."
-    ratios = [f"{row['arm']} takes {row['p50_ms'] / trio.high['p50_ms']:.2f}" for row in timed]
-    text = f"at batch {trio.high['batch_size']}, {_listed(ratios)} times the median latency of {trio.high['arm']}"
+    if trio.high["host_bound"] and any(row["host_bound"] for row in timed):
+        ranges = _listed([f"{row['arm']} {process_range(row)}" for row in (trio.high, *timed)])
+        return f"at batch {trio.high['batch_size']} the host sets the pace, and processes differ ({ranges} ms): medians decide nothing."
+    ratios = [f"{row['arm']} takes {ratio_of_rows(trio.high, row).value:.2f}" for row in timed]
+    of = " (one process each)" if min(row["processes"] for row in (trio.high, *timed)) == 1 else ""
+    text = f"at batch {trio.high['batch_size']}, {_listed(ratios)} times the median latency of {trio.high['arm']}{of}"
     waiting = [row for row in timed if row["idle_us"] is not None]
     if waiting and trio.high["kernel_us"]:
         kernels = _listed([f"{row['kernel_us'] / trio.high['kernel_us']:.2f}" for row in waiting])

@@ -17,7 +17,7 @@ from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import ScalarNode
 
-from lowbit_vit.errors import ConfigError, first_line, printable
+from lowbit_vit.errors import ConfigError, first_line
 from lowbit_vit.schema.cell_role import CellRole
 from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Label, Plan, WeightFormat, uniform
 
@@ -342,11 +342,13 @@ class Measurement(Frozen):
 
     batch_sizes: tuple[int, ...] = Field(min_length=1, description="images a call")
     warmup: int = Field(ge=1, description="calls before the first sample")
-    samples: int = Field(ge=10, description="timed calls for each batch size; P99 is null below 1000")
+    samples: int = Field(ge=10, description="timed calls for each batch size, of all processes together; P99 is null below 1000")
+    processes: int = Field(1, ge=1, le=24, description="fresh processes for each variant; an interval of 95 % between them needs 6")
     seconds: float = Field(gt=0, description="stop sampling a batch size after this long, once 10 samples are in")
     trace: bool = Field(description="profile kernels after the timing")
     exclusive: Exclusive = Field("required", description="no other process on the GPU: required, assumed where NVML cannot tell, or waived")
     invariance_images: int | None = Field(None, ge=1, description="test images predicted at the least and greatest batch size; null: none")
+    energy_seconds: float | None = Field(None, gt=0, le=600, description="least time over which energy is counted, a batch size; null: not")
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -378,11 +380,22 @@ class Statistics(Frozen):
     latency_factor: float = Field(gt=1, description="ours: medians of two runs on one GPU that differ by less count as equal")
 
 
+class Prices(Frozen):
+    """What a GPU costs where the study is meant to be deployed."""
+
+    gpu_hour: float = Field(gt=0, le=1e6, description="of one GPU, with its host")
+    currency: str = Field(pattern=r"^[A-Z]{3}$", description="ISO 4217, such as EUR")
+
+
 # ---------------------------------------------------------------------------------------------------------------- trial
 
 
+# Fields of a trial that decide nothing about a result that succeeds.
+NOT_IDENTITY = frozenset({"label", "roles", "limits", "paper_row"})
+
+
 class Trial(Frozen):
-    """One cell: all that decides its result. Its identity is the hash of these values."""
+    """One cell: all that decides its result. Its identity is the hash of these values, but for `NOT_IDENTITY`."""
 
     profile: Label
     study: Study
@@ -402,10 +415,13 @@ class Trial(Frozen):
     limits: Limits
     selection_seed: int = Field(ge=0, description="splits the test set into a selection and a report half")
     seed: int = Field(ge=0)
+    process: int = Field(0, ge=0, lt=24, description="0: the whole trial; others load what it made and measure its latency again")
     paper_row: int | None = Field(None, ge=0, description="row of the paper's table that this cell repeats, from 0")
 
     @model_validator(mode="after")
     def _combination_exists(self) -> Self:
+        if self.process and self.measurement is None:
+            raise ValueError(f"process {self.process} would repeat a timing, but measurement is null")
         problem = impossible(self.plan, self.attention, self.device) or unfit(self.plan, self.qkv, self.adaptation)
         if problem is not None:
             raise ValueError(problem)
@@ -415,12 +431,23 @@ class Trial(Frozen):
 
     @property
     def trial_id(self) -> str:
-        """`<precision>-<attention>-<adaptation>-<execution>-s<seed>-<10 hex>`: readable, unique, a valid file name."""
-        # Limits, label and roles decide nothing about a result that succeeds.
-        identity = self.model_dump(mode="json", exclude={"label", "roles", "limits", "paper_row"})
+        """`<precision>-<attention>-<adaptation>-<execution>-s<seed>-<10 hex>`: readable, unique, a valid file name.
+
+        A repeat has `-p<process>` behind the seed.
+        """
+        # How many processes follow the first decides nothing about its result; older records have no key of energy.
+        counted = self.measurement is not None and self.measurement.energy_seconds is not None
+        without: dict[str, Any] = dict.fromkeys(NOT_IDENTITY, True)
+        without["measurement"] = {"processes"} if counted else {"processes", "energy_seconds"}
+        identity = self.model_dump(mode="json", exclude=without if self.process else without | {"process": True})
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-        precision = self.plan.name.replace("/", "-")
-        return f"{precision}-{self.attention}-{self.adaptation}-{self.execution}-s{self.seed}-{digest[:10]}"
+        precision, repeat = self.plan.name.replace("/", "-"), f"-p{self.process}" if self.process else ""
+        return f"{precision}-{self.attention}-{self.adaptation}-{self.execution}-s{self.seed}{repeat}-{digest[:10]}"
+
+    @property
+    def first_process(self) -> "Trial":
+        """The trial whose timing this one repeats; itself, where it is the first."""
+        return self.model_copy(update={"process": 0}) if self.process else self
 
 
 def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | None:
@@ -558,6 +585,7 @@ class Profile(Frozen):
     measurement: Measurement
     limits: Limits
     statistics: Statistics = Field(default=Statistics(margin=0.01, latency_factor=1.25))
+    prices: Prices | None = Field(None, description="null: no cost is computed")
     selection_seed: int = Field(ge=0, description="splits the test set into a selection and a report half")
     variants: VariantsStudy
     sensitivity: SensitivityStudy
@@ -745,7 +773,7 @@ def one_line(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     first = problems[0]
     key = ".".join(_short(part).strip("'") if isinstance(part, str) else str(part) for part in first["loc"]) or "(top level)"
-    message = printable(first["msg"].removeprefix("Value error, "))[:300]  # a number may have thousands of digits
+    message = first["msg"].removeprefix("Value error, ")[:300]  # a number may have thousands of digits
     if first["type"] == "extra_forbidden":
         message = f"unknown key{_suggestion(first['loc'])}"
     value = "" if first["type"] in ("missing", "value_error") else f", got {_short(first['input'])}"

@@ -3,20 +3,28 @@
 A latency distribution has no known shape, so the interval of a percentile comes from order statistics alone: the number of
 samples below the true q-quantile is binomial(n, q) whatever the distribution. Source: Conover, "Practical Nonparametric
 Statistics", 3rd ed., section 3.2; the same as David and Nagaraja, "Order Statistics", 3rd ed., 7.1.
+
+Calls of one process are more alike than those of two: eager latencies of the same code differ by a factor of two between processes,
+within one by 1 %. So the unit is the process, as soon as there are several: its median is one draw.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # imports its stats, which take 0.5 s, when they are first asked for
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import quantile_test
 
 from lowbit_vit.schema.plan import Frozen
+from lowbit_vit.schema.record import Record
+
+# Shares of the calls' time. Beside an idle host's own tasks some task waits for a CPU for 5 % of it, beside a task for each core always.
+DISTURBED_PRESSURE, DISTURBED_STEAL = 0.25, 0.05
+_STEAL_SECONDS = 1.0  # stolen time is counted in ticks of 10 ms
 
 # From 368 samples the interval of P99 is finite, but up to here its upper end is the slowest call.
 LEAST_FOR_P99 = 1000
@@ -87,11 +95,14 @@ def macro_f1(labels: Floats, answers: Floats, hits: Floats) -> Floats:
 class LatencySummary:
     """Latency of one batch size; images_per_s is batch_size / mean latency.
 
+    Of several processes, `p50_ms` is the median of their medians, with the interval between them, which needs six (96.9 %: the least and
+    the greatest); P95 and P99 are of all samples together, without an interval. Of one process, all is within it.
     A percentile without enough samples for a finite interval is None, and so is P99 below `LEAST_FOR_P99` samples.
     """
 
     batch_size: int
     samples_ms: tuple[float, ...]
+    medians_ms: dict[int, float]
     mean_ms: float
     p50_ms: float
     p50_ci_ms: Interval | None
@@ -101,25 +112,54 @@ class LatencySummary:
     p99_ci_ms: Interval | None
     images_per_s: float
 
+    @property
+    def processes(self) -> int:
+        """How many were measured."""
+        return len(self.medians_ms)
 
-def summarize_latency(samples_ms: Sequence[float], *, batch_size: int) -> LatencySummary:
-    """Mean, P50, P95 and P99 with their intervals, of at least one sample."""
-    mean_ms = fmean(samples_ms)
-    p95_ci, p99_ci = percentile_interval(samples_ms, 0.95), percentile_interval(samples_ms, 0.99)
-    if len(samples_ms) < LEAST_FOR_P99:
+    @property
+    def spread(self) -> float:
+        """The greatest median of a process over the least; 1 for one process."""
+        return max(self.medians_ms.values()) / min(self.medians_ms.values())
+
+
+def summarize_latency(
+    samples_ms: Sequence[float], *, batch_size: int, repeats: Mapping[int, Sequence[float]] | None = None
+) -> LatencySummary:
+    """Mean, P50, P95 and P99 with their intervals, of at least one sample; `repeats` are those of further processes, by number."""
+    of_each = {0: samples_ms, **(repeats or {})}
+    together = [sample for samples in of_each.values() for sample in samples]
+    medians = {process: percentile(samples, 0.5) for process, samples in of_each.items()}
+    mean_ms, alone = fmean(map(fmean, of_each.values())), len(of_each) == 1
+    p95_ci, p99_ci = percentile_interval(together, 0.95), percentile_interval(together, 0.99)
+    if len(together) < LEAST_FOR_P99:
         p99_ci = None
     return LatencySummary(
         batch_size=batch_size,
-        samples_ms=tuple(samples_ms),
+        samples_ms=tuple(together),
+        medians_ms=medians,
         mean_ms=mean_ms,
-        p50_ms=percentile(samples_ms, 0.5),
-        p50_ci_ms=percentile_interval(samples_ms, 0.5),
-        p95_ms=None if p95_ci is None else percentile(samples_ms, 0.95),
-        p95_ci_ms=p95_ci,
-        p99_ms=None if p99_ci is None else percentile(samples_ms, 0.99),
-        p99_ci_ms=p99_ci,
+        p50_ms=median(medians.values()),
+        p50_ci_ms=percentile_interval(samples_ms if alone else list(medians.values()), 0.5),
+        p95_ms=None if p95_ci is None else percentile(together, 0.95),
+        p95_ci_ms=p95_ci if alone else None,
+        p99_ms=None if p99_ci is None else percentile(together, 0.99),
+        p99_ci_ms=p99_ci if alone else None,
         images_per_s=batch_size / mean_ms * 1000,
     )
+
+
+def disturbance(record: Record) -> str | None:
+    """What others took of the CPUs during the calls, in words; None: little, or it was not looked at."""
+    timed = () if record.measurement is None else record.measurement.latency
+    seconds = [sum(item.samples_ms) / 1000 for item in timed]
+    for name, most, least_seconds in (("cpu_pressure", DISTURBED_PRESSURE, 0.0), ("steal", DISTURBED_STEAL, _STEAL_SECONDS)):
+        shares = [getattr(item.host, name, None) for item in timed]
+        known = [(share, weight) for share, weight in zip(shares, seconds, strict=True) if share is not None]
+        total = sum(weight for _, weight in known)
+        if known and total >= least_seconds and (share := sum(share * weight for share, weight in known) / total) > most:
+            return f"{name.replace('_', ' ').replace('cpu', 'CPU')} {100 * share:.0f} %"
+    return None
 
 
 def percentile(samples: Sequence[float], q: float) -> float:
@@ -149,7 +189,7 @@ def percentile_interval(samples: Sequence[float], q: float, confidence: float = 
         ValueError: no samples, or q or confidence not between 0 and 1.
     """
     _check(samples, q)
-    interval: Any = quantile_test(samples, p=q).confidence_interval(confidence)  # scipy-stubs says float
+    interval: Any = scipy.stats.quantile_test(samples, p=q).confidence_interval(confidence)  # scipy-stubs says float
     if math.isnan(interval.low) or math.isnan(interval.high):
         return None
     return Interval(low=float(interval.low), high=float(interval.high))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from lowbit_vit.errors import DataError, first_line
+from lowbit_vit.errors import CONTROL, DataError, first_line
 from lowbit_vit.schema.cell_role import fits, label_of
 from lowbit_vit.schema.config import Device, Measurement, Trial, one_line
 from lowbit_vit.schema.plan import TEXT_LENGTH, Frozen, Text
@@ -31,9 +31,11 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Positive = Annotated[int, Field(ge=1, le=2**53)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 GiB = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Watts = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Loss = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 Microseconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=1, le=1e21, allow_inf_nan=False)]
 KernelClass = Annotated[str, Field(pattern=f"^({'|'.join(KERNEL_CLASSES)})$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -120,6 +122,18 @@ class EvaluationResult(Frozen):
     block_evaluations: Count | None = Field(None, description="blocks that a scan evaluated for this cell alone; null: no scan")
 
 
+class Host(Frozen):
+    """What the host was like during the calls of one batch size (trial/host_state.py). A fact that could not be read is null."""
+
+    launch_us: Microseconds | None = Field(description="median time that Python takes to launch a small kernel; null: CPU")
+    python_loop_ns: Microseconds = Field(description="one turn of an empty Python loop, taken between the calls; median")
+    python_loop_most_ns: Microseconds = Field(description="the slowest of these")
+    cpu_pressure: Share | None = Field(description="share of the time in which a task of this host waited for a CPU")
+    steal: Share | None = Field(description="share of all cores' time that the hypervisor gave to others")
+    load: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = Field(description="of the last minute")
+    core_mhz: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(None, description="median clock of all cores")
+
+
 class Latency(Frozen):
     """The calls of one batch size."""
 
@@ -128,6 +142,7 @@ class Latency(Frozen):
     first_call_ms: Milliseconds
     clocks_before: Clocks | None
     clocks_after: Clocks | None
+    host: Host | None = Field(default=None, description="null: a record of before it was looked at")
 
 
 class Memory(Frozen):
@@ -182,6 +197,25 @@ class Work(Frozen):
     least_bytes: Positive = Field(description="weights as stored, images in, logits out: each moved once")
 
 
+class Energy(Frozen):
+    """Energy of one batch size, over calls back to back, between two updates of the device's counter (trial/energy.py).
+
+    NVML's counter is of the whole GPU; RAPL's is of all processor packages, whatever else runs on them.
+    """
+
+    batch_size: Positive
+    images: Positive
+    seconds: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+    joules: Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+    source: Literal["nvml", "rapl"]
+    update_ms: Milliseconds = Field(description="period of the counter, found by reading it until it moved")
+    idle_watts_before: Watts
+    idle_watts_after: Watts = Field(description="right after the calls: the device is still warm")
+    sampled_watts: Watts | None = Field(description="mean of NVML's power during the calls, each of the last second; null: RAPL")
+    clocks_before: Clocks | None
+    clocks_during: Clocks | None = Field(description="at the end, the next calls under way")
+
+
 class Invariance(Frozen):
     """Whether an image's prediction depends on the size of its batch: the same images, predicted at two batch sizes."""
 
@@ -205,11 +239,12 @@ class MeasurementResult(Frozen):
 
     exclusive: bool | None = Field(description="no other process on the GPU; null: unknown, or a CPU trial; false: waived")
     latency: tuple[Latency, ...]
-    memory: tuple[Memory, ...]
+    memory: tuple[Memory, ...] = Field(description="of the first process, as kernels, work, ceilings and invariance")
     kernels: tuple[KernelTime, ...]
     work: tuple[Work, ...]
-    ceilings: Ceilings
+    ceilings: Ceilings | None = Field(description="null: a repeat in another process")
     invariance: Invariance | None = Field(default=None, description="null: the profile did not ask for it")
+    energy: tuple[Energy, ...] = Field((), description="empty: not asked for, or no counter of the device can be read")
 
 
 class Record(Frozen):
@@ -248,8 +283,8 @@ class Record(Frozen):
             "provenance": succeeded or self.provenance is not None,
             "data_sha256": succeeded,
             "model": succeeded,
-            "training": succeeded and trial.adaptation == "qlora",
-            "evaluation": succeeded,
+            "training": succeeded and trial.adaptation == "qlora" and not trial.process,
+            "evaluation": succeeded and not trial.process,
             "measurement": succeeded and trial.measurement is not None,
         }
         for name, wanted in asked.items():
@@ -265,7 +300,7 @@ class Record(Frozen):
         if self.training is not None and trial.lora is not None and len(self.training.loss) != trial.lora.training.epochs:
             yield f"training.loss: {len(self.training.loss)} values of {trial.lora.training.epochs} epochs"
         if self.measurement is not None and trial.measurement is not None:
-            yield from _measurement_problems(self.measurement, trial.measurement, trial.device)
+            yield from _measurement_problems(self.measurement, trial.measurement, trial.device, repeat=trial.process > 0)
 
     def _model_problems(self, model: ModelFacts) -> Iterator[str]:
         known = {"high", *(rule.weights.name for rule in self.trial.plan.rules)}
@@ -277,19 +312,24 @@ class Record(Frozen):
             yield "model.base_sha256: not backbone_sha256, though the trial started from the backbone itself"
 
 
-def _measurement_problems(measured: MeasurementResult, config: Measurement, device: Device) -> Iterator[str]:
-    for name in ("latency", "memory", "work", "kernels"):
-        found = [item.batch_size for item in getattr(measured, name)]
-        wanted = list(config.batch_sizes) if name != "kernels" or config.trace else []
-        if found != wanted:
-            yield f"measurement.{name}: batch sizes {found}, the trial asks for {wanted}"
+def _measurement_problems(measured: MeasurementResult, config: Measurement, device: Device, *, repeat: bool) -> Iterator[str]:
+    asked = {"latency": True, "memory": not repeat, "work": not repeat, "kernels": config.trace and not repeat}
+    for name, wanted in asked.items():
+        found, sizes = [item.batch_size for item in getattr(measured, name)], list(config.batch_sizes) if wanted else []
+        if found != sizes:
+            yield f"measurement.{name}: batch sizes {found}, the trial asks for {sizes}"
+    if repeat != (measured.ceilings is None):
+        yield f"measurement.ceilings: must be {'null' if repeat else 'given'} for this trial"
+    counted, asked = [item.batch_size for item in measured.energy], config.batch_sizes if config.energy_seconds and not repeat else ()
+    if not set(counted) <= set(asked) or len(set(counted)) < len(counted):
+        yield f"measurement.energy: batch sizes {counted}, the trial asks for {list(asked)}"
     most = max((len(latency.samples_ms) for latency in measured.latency), default=0)
     if most > config.samples:
         yield f"measurement.latency.samples_ms: {most} samples, the trial asks for {config.samples}"
     items: list[Memory | KernelTime] = [*measured.memory, *measured.kernels]
     for item in items:
         yield from _misplaced(item, device)
-    invariance, images = measured.invariance, config.invariance_images
+    invariance, images = measured.invariance, None if repeat else config.invariance_images
     if invariance is None or images is None:
         if invariance is not None or images is not None:
             yield f"measurement.invariance: must be {'null' if images is None else 'given'} for this trial"
@@ -367,7 +407,7 @@ def write_record(record: Record, folder: Path, predictions: bytes | None = None)
 
 def shorten(text: str) -> str:
     """The text as one line that a record can hold: control characters become blanks, and its end is cut."""
-    line = "".join(character if character.isprintable() else " " for character in text).strip()
+    line = CONTROL.sub(" ", text).strip()
     return line if len(line) <= TEXT_LENGTH else f"{line[: TEXT_LENGTH - 3]}..."
 
 

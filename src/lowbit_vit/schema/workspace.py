@@ -9,6 +9,8 @@ from lowbit_vit.schema.config import STUDIES, Study
 
 # In the folder that a scan writes to: ids of the trials that it is at, which are to blame if it dies.
 NOW = ".now"
+# In the folder that a trial writes to, and in the reports' (no output of DVC): what it trained on quantized weights, for its repeats.
+TRAINED = "trained"
 
 
 @dataclass(frozen=True)

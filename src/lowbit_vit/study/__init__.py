@@ -10,3 +10,5 @@ else:
     # To a cluster that is not there, one attempt of 20 s instead of 20 attempts of 40 s; Ray reads these at import, too.
     os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "10")
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+    # Of ray://, where three attempts take 5, 10 and 15 s.
+    os.environ.setdefault("RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S", "7")

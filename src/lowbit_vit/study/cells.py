@@ -26,8 +26,9 @@ from lowbit_vit.schema.cell_role import (
     label_of,
     unit_role,
 )
-from lowbit_vit.schema.config import Arm, MixedStudy, Profile, SensitivityStudy, Study, Trial, one_line
+from lowbit_vit.schema.config import Arm, Measurement, MixedStudy, Profile, SensitivityStudy, Study, Trial, one_line
 from lowbit_vit.schema.plan import Plan, SensitivityScores, all_but, linear_names, only, uniform
+from lowbit_vit.schema.record import LEAST_SAMPLES
 
 # Cells of sensitivity and mixed start from one model; seeds are an axis of the variants only.
 CELL_SEED = 0
@@ -38,7 +39,7 @@ def cells(profile: Profile, study: Study, *, scores: Sequence[SensitivityScores]
 
     Args:
         profile: the profile.
-        study: which study.
+        study: which study; after the first process of every trial come the rounds of those that repeat a timing.
         scores: what the sensitivity study found; `mixed` needs those of its own format, direction "only".
         plans: more plans for `mixed`.
 
@@ -50,13 +51,16 @@ def cells(profile: Profile, study: Study, *, scores: Sequence[SensitivityScores]
         case "variants":
             arms = [(arm, place, seed) for arm in profile.variants.arms for place, seed in enumerate(arm.seeds)]
             # All first seeds before any second, so that a run that is cut short has every arm rather than half of them twice.
-            return _distinct_arms(_arm_trial(profile, arm, place, seed) for arm, place, seed in sorted(arms, key=lambda entry: entry[1]))
+            arms.sort(key=lambda entry: entry[1])
+            trials = _distinct_arms(_arm_trial(profile, arm, place, seed) for arm, place, seed in arms)
+            return trials + _repeats(trials[: len(profile.variants.arms)], profile)
         case "sensitivity":
             return _cells(profile, study, _sensitivity_plans(profile.sensitivity, profile.backbone.depth))
         case "mixed":
             chosen = _choose_scores(profile, scores)
             mixed_plans = _mixed_plans(profile.mixed, profile.backbone.depth, chosen) + _given_plans(profile, plans, chosen)
-            return [_time_if_asked(profile, trial) for trial in _cells(profile, study, mixed_plans)]
+            trials = [_time_if_asked(profile, trial) for trial in _cells(profile, study, mixed_plans)]
+            return trials + _repeats(trials, profile)
 
 
 # ------------------------------------------------------------------------------------------------------------ variants
@@ -79,7 +83,7 @@ def _arm_trial(profile: Profile, arm: Arm, place: int, seed: int) -> Trial:
         execution=arm.execution,
         device=arm.device or profile.device,
         evaluation=profile.evaluation,
-        measurement=profile.measurement.model_copy(update=changes),
+        measurement=_share(profile.measurement.model_copy(update=changes)),
         limits=profile.limits,
         selection_seed=profile.selection_seed,
         seed=seed,
@@ -186,7 +190,23 @@ def plan_cell(profile: Profile, file: PlanFile) -> Trial:
 def _time_if_asked(profile: Profile, trial: Trial) -> Trial:
     """Measure a cell if one of the parts that it plays is to be timed; it stays one cell, which a scan then leaves out."""
     timed = any(role.kind in profile.mixed.timed for role in trial.roles)
-    return trial.model_copy(update={"measurement": profile.measurement}) if timed else trial
+    return trial.model_copy(update={"measurement": _share(profile.measurement)}) if timed else trial
+
+
+def _share(measurement: Measurement) -> Measurement:
+    """What one of the processes measures."""
+    return measurement.model_copy(update={"samples": max(LEAST_SAMPLES, math.ceil(measurement.samples / measurement.processes))})
+
+
+def _repeats(trials: Sequence[Trial], profile: Profile) -> list[Trial]:
+    """The timed trials again, each in `processes` - 1 more rounds, in a drawn order: what drifts with the hours meets every variant."""
+    timed = [trial for trial in trials if trial.measurement is not None]
+    found: list[Trial] = []
+    for process in range(1, profile.measurement.processes):
+        generator = random.Random(f"{profile.selection_seed}/{process}")
+        order = sorted(timed, key=lambda _: generator.random())
+        found += [trial.model_copy(update={"process": process}) for trial in order]
+    return found
 
 
 def draw_blocks(depth: int, k: int, *, count: int, seed: int) -> list[tuple[int, ...]]:

@@ -21,7 +21,7 @@ from lowbit_vit.errors import DataError
 from lowbit_vit.schema.code_hash import code_sha256
 from lowbit_vit.schema.config import Limits, Trial
 from lowbit_vit.schema.record import Provenance, Record, Status, read_record, shorten
-from lowbit_vit.schema.workspace import NOW, Workspace
+from lowbit_vit.schema.workspace import NOW, TRAINED, Workspace
 from lowbit_vit.study.container import Container, Starter
 from lowbit_vit.study.process import LIFELINE, RUN, SERVER_LOST, Process, exit_code, kill_group, start_fork, start_program
 
@@ -110,6 +110,10 @@ def _run_process(
     scratch = Path(tempfile.mkdtemp(dir=scratch_root))
     out = scratch / "out"
     out.mkdir()
+    if trials[0].process:
+        (out / TRAINED).mkdir()
+        for path in (workspace.reports / TRAINED).glob(f"{trials[0].first_process.trial_id}.*"):
+            shutil.copyfile(path, out / TRAINED / path.name)
     request = scratch / "request.json"
     documents = [trial.model_dump_json() for trial in trials]
     request.write_text(documents[0] if verb == "trial" else f"[{','.join(documents)}]")
@@ -139,6 +143,9 @@ def _run_process(
             kill_group(process)
             if isinstance(command, Container):
                 command.remove(scratch.name)
+        for path in (out / TRAINED).glob("[!.]*"):
+            (workspace.reports / TRAINED).mkdir(exist_ok=True)
+            path.replace(workspace.reports / TRAINED / path.name)
         at = (out / NOW).read_text().split() if (out / NOW).exists() else ()
         return replace(ending or _ending(process, output, start), at=tuple(at))
     finally:

@@ -16,16 +16,19 @@ from lowbit_vit.schema.allocation import PlanFile, load_plan_file, load_plan_fil
 from lowbit_vit.schema.code_hash import code_sha256, is_current
 from lowbit_vit.schema.config import Profile, Study, Trial
 from lowbit_vit.schema.machine import provenance, why_unavailable
+from lowbit_vit.schema.metrics import disturbance
 from lowbit_vit.schema.plan import SensitivityScores
 from lowbit_vit.schema.predictions import check_predictions, parse_predictions, read_predictions
 from lowbit_vit.schema.record import Record, read_record, remove_half_written, write_record
 from lowbit_vit.schema.stage_documents import read_stage_document
-from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.schema.workspace import TRAINED, Workspace
 from lowbit_vit.study.cells import CELL_SEED
 from lowbit_vit.study.launch import scratch_folder, without_result
 
 log = logging.getLogger(__name__)
 
+# A timing that was disturbed is taken again twice: a host that is always busy has no better one.
+_MOST_ATTEMPTS = 3
 _SCORES: TypeAdapter[tuple[SensitivityScores, ...]] = TypeAdapter(tuple[SensitivityScores, ...])
 
 
@@ -96,6 +99,20 @@ def missing_trials(
     return missing
 
 
+def repeatable(repeats: Sequence[Trial], workspace: Workspace) -> list[Trial]:
+    """Of repeats, those whose first process succeeded; the others get a record that says that it did not."""
+    found = []
+    for trial in repeats:
+        first = read_record(workspace.records(trial.study) / f"{trial.first_process.trial_id}.json")
+        if first.status == "success":
+            found.append(trial)
+        else:
+            facts = provenance(f"lowbit-vit {trial.study} {trial.profile}")
+            reason = f"its first process did not succeed ({first.status}: {first.reason})"
+            put_record(without_result(trial, status="skipped", reason=reason, provenance=facts), None, workspace)
+    return found
+
+
 def _read(path: Path) -> Record | None:
     if not path.exists():
         return None
@@ -120,10 +137,11 @@ def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: 
     if present.gpu_kind is not None and trial.measurement is not None and trial.device == "cuda" and not _is_of_kind(gpu, present.gpu_kind):
         return "timed on another GPU"
     try:
-        read_predictions(arrays, record)
+        if record.evaluation is not None:
+            read_predictions(arrays, record)
     except DataError:
         return "with missing or damaged predictions"
-    return None
+    return "timed on a disturbed host" if record.attempts < _MOST_ATTEMPTS and disturbance(record) is not None else None
 
 
 def _is_of_kind(gpu: str | None, kind: str) -> bool:
@@ -142,7 +160,9 @@ def _skip(before: Record | None, trial: Trial, workspace: Workspace, present: _P
 
 
 def _follow_profile(record: Record, trial: Trial, path: Path) -> None:
-    named = record.trial.model_copy(update={"label": trial.label, "roles": trial.roles, "paper_row": trial.paper_row})
+    # Those that are no part of the identity; the rest of the measurement is equal.
+    follows = ("label", "roles", "paper_row", "measurement")
+    named = record.trial.model_copy(update={name: getattr(trial, name) for name in follows})
     if named != record.trial:
         write_record(record.model_copy(update={"trial": named}), path.parent)
 
@@ -198,6 +218,9 @@ def prune(workspace: Workspace, study: Study, *, keep: set[str]) -> None:
     """Delete records of cells that left the grid, and what a killed process left behind."""
     shutil.rmtree(scratch_folder(workspace), ignore_errors=True)
     remove_half_written(workspace.records(study))
+    for path in (workspace.reports / TRAINED).glob("*"):
+        if study == "variants" and path.stem not in keep:  # no other study trains
+            path.unlink()
     for path in sorted(workspace.records(study).glob("[!.]*")):
         if path.suffix in (".json", ".npz") and path.stem not in keep:
             if path.suffix == ".json":
@@ -215,7 +238,7 @@ def put_record(record: Record, predictions: bytes | None, workspace: Workspace, 
         lost: how often the trial was started in vain before, without leaving a record.
 
     Returns:
-        The record with `attempts`: how often the trial has been tried since its last success.
+        The record with `attempts`: how often the trial has been tried since its last success on a host that was not disturbed.
 
     Raises:
         DataError: the predictions are not those of the record, or a file cannot be written.
@@ -230,7 +253,8 @@ def put_record(record: Record, predictions: bytes | None, workspace: Workspace, 
     except DataError:  # none, or not readable: it is replaced
         attempts = 1
     else:
-        attempts = 1 if before.status in ("success", "skipped") else before.attempts + 1
+        disturbed = is_current(before) and disturbance(before) is not None
+        attempts = 1 if before.status in ("success", "skipped") and not disturbed else before.attempts + 1
     record = record.model_copy(update={"attempts": attempts + lost})
     if predictions is None:
         (folder / f"{record.trial_id}.npz").unlink(missing_ok=True)

@@ -122,11 +122,13 @@ def _run_unit(config: dict[str, int], *, order: _Order) -> None:
         if all_code_sha256() != order.code:  # of a node that joined late
             raise LowbitVitError(other_code(socket.gethostname(), all_code_sha256(), submitted=order.code))
         with _workspace_here(order, send) as workspace:
-            for finished in launch(unit.trials, workspace, verb=unit.verb, threads=unit.threads, command=order.command):
-                send("record", finished)
-            output = log_file(workspace, unit.trials, unit.verb)
-            if order.files is not None and output.exists():
-                send("log", (output.name, output.read_bytes()[-_LOG_TAIL_BYTES:]))
+            # A timing has a process of its own, those of a round one after another.
+            for trials in [unit.trials] if unit.verb == "scan" else [(trial,) for trial in unit.trials]:
+                for finished in launch(trials, workspace, verb=unit.verb, threads=unit.threads, command=order.command):
+                    send("record", finished)
+                output = log_file(workspace, trials, unit.verb)
+                if order.files is not None and output.exists():
+                    send("log", (output.name, output.read_bytes()[-_LOG_TAIL_BYTES:]))
     except Exception as error:  # noqa: BLE001  (Tune would start it again, and it would raise again)
         send("ended", last_line(error))
     else:
@@ -297,7 +299,8 @@ class _StudyProgress(Progress):
     def begin(self, process: int, trials: Sequence[Trial]) -> None:
         """Note that a process with these trials was started."""
         self._running[process] = {trial.trial_id for trial in trials}
-        self._say(f"running   {trials[0].label}" if len(trials) == 1 else f"running   {len(trials)} cells in one process")
+        several = f"round {trials[0].process}, {len(trials)} timings" if trials[0].process else f"{len(trials)} cells in one process"
+        self._say(f"running   {several if len(trials) > 1 else _name(trials[0])}")
 
     def finish(self, record: Record, predictions: bytes | None) -> None:
         """Note that a trial has its record, with the content of its predictions' file."""
@@ -307,7 +310,7 @@ class _StudyProgress(Progress):
         top1 = f"  Top-1 {parse_predictions(predictions, source=record.trial_id).accuracy().top1:.1%}" if predictions else ""
         why = f": {record.reason}" if record.reason else ""
         self.advance(self._task)
-        self._say(f"{word:9} {record.trial.label}{top1}{why}")
+        self._say(f"{word:9} {_name(record.trial)}{top1}{why}")
 
     def end(self, process: int) -> None:
         """Note that the process is gone."""
@@ -322,3 +325,7 @@ class _StudyProgress(Progress):
         waiting = sum(map(len, self._running.values()))
         processes = "process" if len(self._running) == 1 else "processes"
         self.update(self._task, now=f"{len(self._running)} {processes}, {waiting} cells in them" if self._running else "")
+
+
+def _name(trial: Trial) -> str:
+    return f"{trial.label}, process {trial.process}" if trial.process else trial.label

@@ -24,7 +24,7 @@ from lowbit_vit.study.cluster import cluster_address, connected, own_ray, places
 from lowbit_vit.study.container import Container, Starter
 from lowbit_vit.study.launch import scratch_folder
 from lowbit_vit.study.places import this_machine
-from lowbit_vit.study.resume import load_plans, load_scores, missing_trials, prune, starting_weights, why_not_here
+from lowbit_vit.study.resume import load_plans, load_scores, missing_trials, prune, repeatable, starting_weights, why_not_here
 from lowbit_vit.study.schedule import RETRIES, RayLost, run_units
 from lowbit_vit.study.units import expected_seconds, make_units
 
@@ -102,7 +102,13 @@ def _complete(profile: Profile, study: Study, workspace: Workspace, *, command: 
                 if not path.is_file():
                     raise DataError(f"{Path(*path.parts[-3:])}: no such weights; run lowbit-vit backbone {profile.name}")
             places = replace(this_machine(), gpu_kind=gpu_kind) if nodes is None else places_on(nodes, missing, gpu_kind=gpu_kind)
-            units = make_units(missing, places, expected)
-            with own_ray(units) if nodes is None else nullcontext() as own:
-                run_units(units, workspace, title=f"{profile.name} {study}", command=command, own=own)
+            first, repeats = ([trial for trial in missing if (trial.process > 0) == repeat] for repeat in (False, True))
+            with own_ray(make_units(missing, places, expected)) if nodes is None else nullcontext() as own:
+                if first:
+                    run_units(make_units(first, places, expected), workspace, title=f"{profile.name} {study}", command=command, own=own)
+                # What a first process trained is there when its repeats begin.
+                repeats = repeatable(repeats, workspace)
+                if repeats:
+                    title = f"{profile.name} {study}, repeats"
+                    run_units(make_units(repeats, places, expected), workspace, title=title, command=command, own=own)
         return [read_record(folder / f"{trial.trial_id}.json") for trial in trials]

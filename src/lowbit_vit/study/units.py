@@ -40,7 +40,7 @@ BlockFormats = tuple[tuple[Weights, ...], ...]  # of each block, the weights of 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one Tune trial runs: a timing trial, or a chunk of a scan."""
+    """What one Tune trial runs: a timing trial, a round of repeats (a process after another, on one GPU), or a chunk of a scan."""
 
     trials: tuple[Trial, ...]
     verb: Verb
@@ -49,7 +49,7 @@ class Unit:
 
 
 def make_units(missing: Sequence[Trial], places: Places, expected: Mapping[str, float]) -> list[Unit]:
-    """Timing trials one by one, the other cells in chunks of those that begin alike; the longest first.
+    """Timing trials one by one, their repeats in rounds, the other cells in chunks of those that begin alike; the longest first.
 
     Args:
         missing: the trials to run.
@@ -57,18 +57,22 @@ def make_units(missing: Sequence[Trial], places: Places, expected: Mapping[str, 
         expected: trial_id -> seconds; those that are expected to take as long stay in the grid's order.
     """
     kind = {} if places.gpu_kind is None else {f"accelerator_type:{places.gpu_kind}": 0.001}
-    units = [_timing_unit(trial, places, kind) for trial in missing if trial.measurement is not None]
+    rounds: dict[tuple[int, str], list[Trial]] = {}
+    for trial in (trial for trial in missing if trial.process):
+        rounds.setdefault((trial.process, trial.device), []).append(trial)
+    alone = [(trial,) for trial in missing if trial.measurement is not None and not trial.process]
+    units = [_timing_unit(trials, places, kind) for trials in (*alone, *map(tuple, rounds.values()))]
     units += _chunks([trial for trial in missing if trial.measurement is None], places, kind)
     return sorted(units, key=lambda unit: -sum(expected[trial.trial_id] for trial in unit.trials))
 
 
-def _timing_unit(trial: Trial, places: Places, kind: dict[str, float]) -> Unit:
-    on_gpu = trial.device == "cuda"
+def _timing_unit(trials: tuple[Trial, ...], places: Places, kind: dict[str, float]) -> Unit:
+    on_gpu = trials[0].device == "cuda"
     resources: dict[str, float] = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": places.cores}
     # Trials on a node's other GPUs have the other cores; one on the CPU has them all.
     cores = places.cores_of_gpu if on_gpu else places.cores
     threads = int(environment_number("OMP_NUM_THREADS", max(1, cores), least=1))
-    return Unit(trials=(trial,), verb="trial", threads=threads, resources={**resources, "profile_slot": 1, **kind})
+    return Unit(trials=trials, verb="trial", threads=threads, resources={**resources, "profile_slot": 1, **kind})
 
 
 def _chunks(scanned: Sequence[Trial], places: Places, kind: dict[str, float]) -> list[Unit]:
@@ -186,4 +190,5 @@ def expected_seconds(trials: Sequence[Trial], folder: Path) -> dict[str, float]:
 def _kind(trial: dict[str, Any]) -> tuple[str, ...]:
     formats = sorted({rule["weights"]["format"] for rule in trial["plan"]["rules"]} - {"high"})
     axes = ("attention", "adaptation", "execution", "device")
-    return (*formats, trial["plan"]["compute_dtype"], *(trial[axis] for axis in axes))
+    repeat = "repeat" if trial.get("process") else ""
+    return (*formats, trial["plan"]["compute_dtype"], *(trial[axis] for axis in axes), repeat)

@@ -87,7 +87,7 @@ def allowed(pids: set[int] | None, own: int, demanded: Exclusive) -> bool | None
 
 def clocks(device: Device) -> Clocks | None:
     """The GPU's clocks, temperature and throttle reasons now; None on the CPU or where NVML does not give them."""
-    handle = _handle() if device == "cuda" else None
+    handle = gpu_handle() if device == "cuda" else None
     if handle is None:
         return None
     try:
@@ -142,7 +142,7 @@ def require_memory(needed: int, *, free: int, total: int) -> None:
 
 def _memory_by_pid() -> dict[int, int | None] | None:
     """Bytes of GPU memory of each compute process that NVML lists; None where it gives no list."""
-    handle = _handle()
+    handle = gpu_handle()
     if handle is None:
         return None
     try:
@@ -151,7 +151,7 @@ def _memory_by_pid() -> dict[int, int | None] | None:
         return None
 
 
-def _handle() -> Any | None:
+def gpu_handle() -> Any | None:
     """NVML's handle of torch's current GPU; None where there is no NVML."""
     try:
         pynvml.nvmlInit()

@@ -1,8 +1,8 @@
-"""Latency, memory, kernel time and batch invariance of a model that is ready to run, and the device's own ceilings beside them.
+"""Latency, energy, memory, kernel time and batch invariance of a model that is ready to run, and the device's own ceilings beside them.
 
 Each in a pass of its own, for each batch size. Latency: CUDA events around each call on a GPU, `perf_counter_ns` on the CPU; a
-warm-up, then raw samples, each call waited for. Memory and kernels: `memory`, `trace`. The ceilings come last, so that their
-matrices disturb nothing. Exclusivity: `gpu_state`.
+warm-up, then raw samples, each call waited for. Energy, memory and kernels: `energy`, `memory`, `trace`. The ceilings come last, so
+that their matrices disturb nothing. Exclusivity: `gpu_state`.
 """
 
 import gc
@@ -22,12 +22,15 @@ from lowbit_vit.model.flops import least_work
 from lowbit_vit.model.precision import weight_bytes
 from lowbit_vit.model.vit import VisionTransformer
 from lowbit_vit.schema.config import AttentionName, Device, Measurement, Views
-from lowbit_vit.schema.record import LEAST_SAMPLES, Ceilings, Invariance, KernelTime, Latency, MeasurementResult
+from lowbit_vit.schema.record import LEAST_SAMPLES, Ceilings, Energy, Invariance, KernelTime, Latency, MeasurementResult
+from lowbit_vit.trial.energy import find_counter, measure_energy
 from lowbit_vit.trial.evaluate import Forward, Logits, predict, spread_rows
 from lowbit_vit.trial.gpu_state import clocks, exclusive
+from lowbit_vit.trial.host_state import HostWatch, wait_for_quiet
 from lowbit_vit.trial.memory import measure_memory
 from lowbit_vit.trial.trace import trace
 
+_MOST_WAITING_S = 30.0  # for a quiet host, and no longer than a quarter of what a batch size is sampled for
 _SIDE = {"cuda": 8192, "cpu": 1024}
 _COPIED = {"cuda": 512 * 2**20, "cpu": 64 * 2**20}  # bytes of one tensor: beyond any cache
 _CEILING_SECONDS = {"cuda": 0.25, "cpu": 0.3}  # of each of the two; on an H100 all calls take less
@@ -45,8 +48,9 @@ def measure(
     attention: AttentionName,
     device: Device,
     dtype: torch.dtype,
+    repeat: bool = False,
 ) -> MeasurementResult:
-    """Run every pass for every batch size.
+    """Run every pass for every batch size; of a repeat, the latency alone.
 
     Args:
         prepare: makes the callable to be timed, without gradients, for images of one shape: the model, a captured graph,
@@ -58,6 +62,7 @@ def measure(
         attention: the label that the trace must confirm.
         device: where the model is.
         dtype: of the images given to the model.
+        repeat: whether another process measured all of it.
 
     Raises:
         Busy: another process uses the GPU, or NVML does not show it; see `gpu_state.exclusive`.
@@ -67,9 +72,14 @@ def measure(
     gc.collect()  # what training and evaluation left behind is not this model's memory
     gc.freeze()  # what is alive now stays: a collection takes a second otherwise, and each capture asks for one
     example = partial(_example, images, views, device=device, dtype=dtype)
+    wait_for_quiet(min(_MOST_WAITING_S, config.seconds / 4))
     try:
         latency = [_latency(prepare, example(batch_size=size), config, device) for size in config.batch_sizes]
+        if repeat:
+            exclusive(device, config.exclusive)  # still: another process may have started meanwhile
+            return MeasurementResult(exclusive=alone, latency=tuple(latency), memory=(), kernels=(), work=(), ceilings=None)
         memory = [measure_memory(prepare, example(batch_size=size), device) for size in config.batch_sizes]
+        energy = _energy(prepare, example, config, device)
         kernels: list[KernelTime] = []
         if config.trace:
             for size in config.batch_sizes:
@@ -92,7 +102,7 @@ def measure(
     finally:
         gc.unfreeze()
     ceilings = measure_ceilings(device, dtype)
-    exclusive(device, config.exclusive)  # still: another process may have started meanwhile
+    exclusive(device, config.exclusive)
     held = weight_bytes(model)
     return MeasurementResult(
         exclusive=alone,
@@ -105,6 +115,7 @@ def measure(
         ),
         ceilings=ceilings,
         invariance=invariance,
+        energy=energy,
     )
 
 
@@ -132,10 +143,11 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
     for _ in range(config.warmup):
         forward(example)
     _wait(device)
+    host = HostWatch(device)
     gc.disable()  # a collection in the middle of a call would be counted as the model's time
     try:
         with progress_bar(f"latency, batch {len(example)}", config.samples, "calls") as bar:
-            samples_ms = _sample(forward, example, config=config, device=device, bar=bar)
+            samples_ms = _sample(forward, example, config=config, device=device, bar=bar, host=host)
     finally:
         gc.enable()
     return Latency(
@@ -144,11 +156,12 @@ def _latency(prepare: Callable[[Tensor], Forward], example: Tensor, config: Meas
         first_call_ms=first_call_ms,
         clocks_before=clocks_before,
         clocks_after=clocks(device),
+        host=host.seen(),
     )
 
 
-def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: Device, bar: Bar) -> tuple[float, ...]:
-    """Time single calls, in ms, until there are enough or the time is up."""
+def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: Device, bar: Bar, host: HostWatch) -> tuple[float, ...]:
+    """Time single calls, in ms, until there are enough or the time is up; look at the host in between."""
     deadline = time.perf_counter() + config.seconds
     samples: list[float] = []
     shown = 0
@@ -158,6 +171,7 @@ def _sample(forward: Forward, example: Tensor, *, config: Measurement, device: D
         if len(samples) - shown >= max(1, config.samples // 20):
             bar.advance(len(samples) - shown)
             shown = len(samples)
+            host.sample()
     bar.advance(len(samples) - shown)
     return tuple(samples)
 
@@ -179,6 +193,26 @@ def call_ms(device: Device, call: Callable[..., object], *arguments: object) -> 
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end))
+
+
+# -------------------------------------------------------------------------------------------------------------- energy
+
+
+def _energy(
+    prepare: Callable[[Tensor], Forward], example: Callable[..., Tensor], config: Measurement, device: Device
+) -> tuple[Energy, ...]:
+    """Energy of each batch size; of none where the profile does not ask for it, or the device has no counter."""
+    counter = None if config.energy_seconds is None else find_counter(device)
+    if config.energy_seconds is None or counter is None:
+        return ()
+    found = []
+    for size in config.batch_sizes:
+        batch = example(batch_size=size)
+        forward = prepare(batch)
+        forward(batch)
+        call = partial(forward, batch)
+        found.append(measure_energy(call, counter, batch_size=size, seconds=config.energy_seconds, device=device))
+    return tuple(energy for energy in found if energy is not None)
 
 
 # ---------------------------------------------------------------------------------------------------- batch invariance

@@ -1,7 +1,8 @@
 """One trial, from its configuration to its record, in the order in which a method section tells it.
 
 `run_trial` reads straight down: data, weights, quantization, adapters, accuracy, latency and memory, record. It raises what
-goes wrong; `record_trial` turns that into the record's status.
+goes wrong; `record_trial` turns that into the record's status. A repeat (`Trial.process` from 1) loads what the first process
+trained, and measures the latency alone.
 """
 
 import logging
@@ -17,7 +18,7 @@ import torch
 from lowbit_vit.data.arrays import Dataset, load_dataset
 from lowbit_vit.errors import DataError, Unavailable
 from lowbit_vit.model.attention import require
-from lowbit_vit.model.checkpoint import load_state, restore
+from lowbit_vit.model.checkpoint import load_state, restore, save_state
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.flops import needed_bytes
 from lowbit_vit.model.lora import attach, import_peft, settle, trainable_parameters
@@ -29,7 +30,7 @@ from lowbit_vit.schema.config import Trial
 from lowbit_vit.schema.machine import command_line, provenance, why_unavailable
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import EvaluationResult, MeasurementResult, ModelFacts, Record, Status, TrainingResult, shorten, write_record
-from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.schema.workspace import TRAINED, Workspace
 from lowbit_vit.trial.evaluate import Logits, evaluate, predict_test
 from lowbit_vit.trial.gpu_state import exclusive, require_memory
 from lowbit_vit.trial.measure import measure
@@ -69,6 +70,8 @@ class Origin:
 def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
     """Run one trial in this process and write `<trial_id>.npz` and `.json` into `out`.
 
+    What is trained on quantized weights is kept in `out`/trained, where a repeat looks for it; without it the repeat trains again.
+
     Raises:
         Unavailable: this machine cannot run it.
         DataError: data or weights are missing, damaged, or made for another profile; or the disk is full.
@@ -90,7 +93,8 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
         parameters = sum(parameter.numel() for parameter in model.parameters())
     # The high-precision model's logits, where the study asks how far quantization moves them.
     with clock.part("reference"), matmul_mode(trial.plan):
-        reference_logits = high_precision_logits(trial, workspace, dataset) if trial.study != "variants" else None
+        asked = trial.study != "variants" and not trial.process
+        reference_logits = high_precision_logits(trial, workspace, dataset) if asked else None
 
     # III-C: the encoder's linears become low-bit, everything else takes the compute dtype.
     with clock.part("quantize"):
@@ -102,10 +106,17 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
     with clock.part("train"), matmul_mode(trial.plan):
         if trial.adaptation == "qlora" and trial.lora is not None:
             attach(model, trial.lora, seed=trial.seed)
-            sets = [dataset.train_views[split] for split in trial.lora.training.splits]
-            title = f"adapt {trial.label}"
-            training = train(model, sets, trial.lora.training, views=trial.data.views, seed=trial.seed, device=trial.device, title=title)
-            model.zero_grad(set_to_none=True)  # else the last gradients would count as the model's memory
+            kept = out / TRAINED / f"{trial.first_process.trial_id}.safetensors"
+            made_of = {"trial_id": kept.stem, "backbone_sha256": origin.weights, "code_sha256": CODE_SHA256}
+            if not (trial.process and _restore_trained(model, kept, made_of)):
+                sets = [dataset.train_views[split] for split in trial.lora.training.splits]
+                title = f"adapt {trial.label}"
+                training = train(
+                    model, sets, trial.lora.training, views=trial.data.views, seed=trial.seed, device=trial.device, title=title
+                )
+                model.zero_grad(set_to_none=True)  # else the last gradients would count as the model's memory
+                if trial.measurement is not None and trial.measurement.processes > 1:
+                    save_state(trainable_parameters(model), kept, made_of)
             trainable = sum(parameter.numel() for parameter in trainable_parameters(model).values())
             settle(model)
             if taken_over:
@@ -116,8 +127,10 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
 
     # III-E and IV: accuracy, then latency, memory and kernels of the very same model.
     ready = partial(prepare, model, trial.execution)
-    with clock.part("evaluate"), matmul_mode(trial.plan):
-        evaluation, predictions = evaluate(ready, dataset, trial, reference_logits=reference_logits)
+    evaluation, predictions = None, None
+    if not trial.process:
+        with clock.part("evaluate"), matmul_mode(trial.plan):
+            evaluation, predictions = evaluate(ready, dataset, trial, reference_logits=reference_logits)
     measurement = None
     with clock.part("measure"), matmul_mode(trial.plan):
         if trial.measurement is not None:
@@ -130,11 +143,28 @@ def run_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
                 attention=trial.attention,
                 device=trial.device,
                 dtype=compute_dtype(trial.plan),
+                repeat=trial.process > 0,
             )
 
+    training = None if trial.process else training
     record = success(trial, origin=origin, facts=facts, evaluation=evaluation, clock=clock, training=training, measurement=measurement)
     write_record(record, out, predictions)
     return record
+
+
+def _restore_trained(model: VisionTransformer, path: Path, made_of: dict[str, str]) -> bool:
+    """Load what the first process trained; whether that is there, of this code and these weights."""
+    if not path.is_file():
+        log.info("%s: not there; trained again", path)
+        return False
+    state, card = load_state(path)
+    parameters = trainable_parameters(model)
+    if any(card.get(name) != value for name, value in made_of.items()) or state.keys() != parameters.keys():
+        log.info("%s: of other code or weights; trained again", path)
+        return False
+    for name, parameter in parameters.items():
+        parameter.data.copy_(state[name])
+    return True
 
 
 def record_trial(trial: Trial, workspace: Workspace, out: Path) -> Record:
@@ -285,12 +315,12 @@ def success(
     *,
     origin: Origin,
     facts: ModelFacts,
-    evaluation: EvaluationResult,
+    evaluation: EvaluationResult | None,
     clock: Stopwatch,
     training: TrainingResult | None = None,
     measurement: MeasurementResult | None = None,
 ) -> Record:
-    """The record of a trial that went through; a scanned cell has neither training nor measurement."""
+    """The record of a trial that went through; a scanned cell has neither training nor measurement, a repeat no evaluation."""
     return Record(
         trial_id=trial.trial_id,
         status="success",

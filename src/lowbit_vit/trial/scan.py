@@ -20,7 +20,7 @@ from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model.precision import import_formats, matmul_mode
 from lowbit_vit.model.vit import VisionTransformer
-from lowbit_vit.schema.config import Trial
+from lowbit_vit.schema.config import NOT_IDENTITY, Trial
 from lowbit_vit.schema.plan import Plan
 from lowbit_vit.schema.record import Record, write_record
 from lowbit_vit.schema.workspace import NOW, Workspace
@@ -67,7 +67,7 @@ def run_scan(trials: Sequence[Trial], workspace: Workspace, out: Path) -> list[R
 def _shared(trial: Trial) -> str:
     """What cells must share to run on one resident model: everything but the plan's rules and what identifies the cell."""
     bare = trial.model_copy(update={"plan": Plan(compute_dtype=trial.plan.compute_dtype)})
-    return bare.model_dump_json(exclude={"label", "limits", "paper_row"})
+    return bare.model_dump_json(exclude=set(NOT_IDENTITY))
 
 
 def _scan_group(trials: list[Trial], workspace: Workspace, out: Path) -> list[Record]:

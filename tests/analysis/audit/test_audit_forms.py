@@ -67,6 +67,26 @@ def test_a_column_that_compares_is_known_by_its_heading(heading: str, of: str | 
     assert (read.derived, read.quantity, read.of) == (True, None, of)
 
 
+@pytest.mark.parametrize(
+    ("heading", "quantity", "batch"),
+    [
+        ("Latency (bs=1)", "mean", 1),
+        ("latency_ms_b32", "mean", 32),
+        ("Throughput @ bs 64", "throughput", 64),
+        ("Latency, batch size: 8 (ms)", "mean", 8),
+        ("Batch 128 throughput (img/s)", "throughput", 128),
+        ("bs16_p95_latency_ms", "p95", 16),
+        ("Peak memory [MiB, B=4]", "vram", 4),
+        ("vit_b16_latency_ms", "mean", 0),
+        ("Latency B0 (ms)", "mean", 0),
+        ("Batch size", "batch", 0),
+    ],
+)
+def test_a_heading_may_name_the_batch_size(heading: str, quantity: str, batch: int) -> None:
+    read = read_heading(heading)
+    assert (read.quantity, read.batch, read.text) == (quantity, batch, heading)
+
+
 PLAIN = {("a", "mean"): "12.5", ("b", "mean"): "24.0", ("a", "top1"): "82.10", ("b", "top1"): "81.95"}
 FORMS = {
     "commas": "Model,Latency (ms),Top-1 (%)\na,12.5,82.10\nb,24.0,81.95\n",
@@ -195,6 +215,28 @@ def test_columns_that_are_not_known_are_listed_once_and_are_no_error(tmp_path: P
 def test_columns_that_all_say_the_same_more_are_read(tmp_path: Path) -> None:
     table = table_of(tmp_path, "Model,T4 latency (ms),T4 throughput (img/s)\na,10.0,100\n")
     assert set(table.headings) == {"mean", "throughput"}
+
+
+def test_columns_of_several_batch_sizes_are_a_table_each_and_are_not_held_against_each_other(tmp_path: Path) -> None:
+    head = "Model,Top-1 (%),Latency (bs=1) (ms),Throughput @ bs 1 (img/s),latency_ms_b32,throughput_b32 (img/s)\n"
+    path = tmp_path / "table.csv"
+    path.write_text(f"{head}a,81.23,5.00,200,40.0,800\nb,80.11,4.00,250,32.0,1000\nc,79.90,8.00,125,64.0,50\n")
+    first, second = load_tables(path)
+    assert [set(table.headings) for table in (first, second)] == [{"top1", "mean", "throughput"}, {"mean", "throughput"}]
+    assert [cell.exact for cell in second.column("batch")] == [32, 32, 32]
+    assert [finding for finding in audit(first) if finding.fault] == []
+    # 64 ms for 32 images are 500 images/s.
+    found = [finding for finding in audit(second, before=[first]) if finding.fault]
+    assert {(finding.check, finding.rows) for finding in found} == {("slipped-digit", (2,))}
+
+
+def test_a_column_that_names_no_batch_size_is_not_held_against_those_of_several(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("Model,Throughput (img/s),Latency (bs=1) (ms),Latency (bs=8) (ms)\na,3000,5.00,9.00\n")
+    assert [[*table.headings] for table in load_tables(path)] == [["throughput"], ["mean"], ["mean"]]
+    path.write_text("Model,Throughput (img/s),Latency (bs=1) (ms)\na,3000,5.00\n")
+    (table,) = load_tables(path)
+    assert (set(table.headings), table.column("batch")) == ({"throughput", "mean"}, [])
 
 
 def test_several_tables_are_audited_in_one_call_and_what_holds_no_results_is_left_out(tmp_path: Path) -> None:

@@ -12,14 +12,13 @@ from scipy.special import pdtrc
 from lowbit_vit.analysis.audit.check import LEVEL, at_least, check
 from lowbit_vit.analysis.audit.context import Case
 from lowbit_vit.analysis.audit.finding import Finding, Verdict, about
-from lowbit_vit.analysis.audit.headings import BINARY, BYTES, Quantity, Rate, Setting, Time, read_heading
+from lowbit_vit.analysis.audit.headings import BINARY, BYTES, MEASURED, Quantity, Rate, Setting, Time, read_heading
 from lowbit_vit.analysis.audit.table import Cell, ResultsTable
 
 # Peak memory may be that of a CPU, kernels those of a name filter; no model does without the other costs.
 _OF_A_GPU: tuple[Quantity, ...] = ("vram", "kernel", "attention")
 _TIMES: tuple[Quantity, ...] = get_args(Time)
 _RATES: tuple[Quantity, ...] = get_args(Rate)
-_MEASURED: tuple[Quantity, ...] = (*_TIMES, "throughput", "vram", "power", "energy")
 # What a row was measured with: differs between rows without a fault.
 _SETTINGS: tuple[Quantity, ...] = get_args(Setting)
 # Digits that two measurements rarely share, and rows that a constant column has at least.
@@ -158,7 +157,7 @@ def printed_twice(case: Case) -> Iterator[Finding]:
 @check("constant")
 def constant(case: Case) -> Iterator[Finding]:
     """A measured column with one value in all rows: said, and no fault, as twins may be equal."""
-    for quantity in (*_MEASURED, *_RATES):
+    for quantity in (*MEASURED, *_RATES):
         cells = case.table.column(quantity)
         if len(cells) >= _ROWS and len({cell.text for cell in cells}) == 1 and _told(cells[0]):
             words = f"{cells[0].heading} is {cells[0].text} in all {len(cells)} rows that have it"
@@ -169,7 +168,7 @@ def constant(case: Case) -> Iterator[Finding]:
 def equal_rows(case: Case) -> Iterator[Finding]:
     """Rows of different names with equal measurements: said, and no fault, as one network may have two names."""
     table = case.table
-    measured = [quantity for quantity in (*_MEASURED, *_RATES) if len({cell.text for cell in table.column(quantity)}) > 1]
+    measured = [quantity for quantity in (*MEASURED, *_RATES) if len({cell.text for cell in table.column(quantity)}) > 1]
     groups: defaultdict[tuple[str, ...], list[Cell]] = defaultdict(list)
     for row in table.rows:
         cells = [cell for quantity in measured if (cell := table.cell(row, quantity))]

@@ -5,15 +5,17 @@ A name is looked for among a heading's words; the words that are left tell the c
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 Time = Literal["mean", "p50", "p95", "p99", "cpu", "kernel", "attention"]
 Setting = Literal["batch", "image_size", "images"]
 Rate = Literal["top1", "top5", "f1"]
 Cost = Literal["size", "vram", "params", "macs", "flop", "power", "energy"]
 Quantity = Literal[Time, Setting, Rate, Cost, "throughput", "top1_error", "top5_error"]
+# What depends on the batch size.
+MEASURED: tuple[Quantity, ...] = (*get_args(Time), "throughput", "vram", "power", "energy")
 Units = dict[str, Fraction]
 
 
@@ -86,6 +88,8 @@ _OTHERWISE = re.compile(
 
 _BRACKETED = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
 _WORD = "[a-zµ0-9./]*[a-zµ0-9]"
+# bs=1, batch size: 8, batch_32, and the letter alone in latency_ms_b32.
+_BATCH = re.compile(r"[@,;]?\s*(?<![a-z0-9])(?:batch(?:[ -]?size)?|bs|(b)(?=[=\d]))[ =:-]{0,3}([1-9]\d{0,5})(?!\.?[a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Heading:
         aside: whether it starts with #: no column by itself.
         name: all words without the unit.
         of: the quantity that a derived column names.
+        batch: images a forward of all its numbers; 0: not said.
     """
 
     text: str
@@ -113,11 +118,17 @@ class Heading:
     aside: bool
     name: str
     of: Quantity | None = None
+    batch: int = 0
 
     @property
     def units(self) -> Units:
         """The units that its quantity has."""
         return {} if self.quantity is None else QUANTITIES[self.quantity][0]
+
+    @property
+    def silent(self) -> bool:
+        """Whether its numbers depend on a batch size that it does not name."""
+        return self.quantity in MEASURED and not self.batch
 
     @property
     def allowed(self) -> Units:
@@ -135,6 +146,12 @@ _NAMES: dict[tuple[str, ...], tuple[Quantity, str]] = {tuple(name.split()): (wha
 
 def read_heading(text: str) -> Heading:
     """Find the quantity, the unit and the rest: `Latency P95 (ms)`, `latency_p95_ms`, `Acc@1 [%] ↑`, `Latency on T4 (ms)`."""
+    sized = _BATCH.search(text.replace("_", " "))
+    if sized:
+        plain_head = read_heading(re.sub(r"[(\[]\s*[)\]]", " ", text[: sized.start()] + text[sized.end() :]).strip(" _,;@"))
+        # ViT_B16_latency is of a model.
+        if plain_head.name and not (plain_head.more and sized[1]):
+            return replace(plain_head, text=text, batch=int(sized[2]))
     counted = re.fullmatch(r"#\s*((?:params?|parameters)\b.*)", text, flags=re.IGNORECASE)
     bare = re.sub(r"\(?(mean\s*)?(\N{PLUS-MINUS SIGN}|\+/?-)\s*[a-z.]*\)?", "", counted[1] if counted else text, flags=re.IGNORECASE)
     plain = bare.replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}")

@@ -4,7 +4,7 @@ How a file is parted into cells is the work of `grids`, what a heading means tha
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -59,10 +59,12 @@ def load_tables(path: Path, *, decimal: Point | None = None) -> list[ResultsTabl
     known = [at for at, grid in enumerate(grids) if any(read_heading(cell).quantity for row in grid.rows[:4] for cell in row)]
     if not grids:
         raise DataError(f"{path}: {_NO_ROWS}")
-    return [_table(str(path) if len(grids) == 1 else f"{path}, table {at + 1}", grids[at], decimal) for at in known or [0]]
+    names = [str(path) if len(grids) == 1 else f"{path}, table {at + 1}" for at in known or [0]]
+    return [table for name, at in zip(names, known or [0], strict=True) for table in _tables(name, grids[at], decimal)]
 
 
-def _table(name: str, grid: Grid, decimal: Point | None) -> ResultsTable:
+def _tables(name: str, grid: Grid, decimal: Point | None) -> Iterator[ResultsTable]:
+    """The table of a grid, or one for each batch size that its headings name."""
     headings, rows, sections = _parted(name, grid.rows)
     heads = [read_heading(heading) for heading in headings]
     # A unit may stand in the first heading of a quantity alone.
@@ -77,25 +79,44 @@ def _table(name: str, grid: Grid, decimal: Point | None) -> ResultsTable:
     label = min(words, key=lambda column: [*LABELS, column.head.name].index(column.head.name))
     names, telling = _names(label, columns, words, sections)
     sign = {"point": ".", "comma": ","}.get(decimal or "") or _decimal(name, grid.separator, columns)
-    quantities = _quantities(columns)
-    cells = {(cell.row, what): cell for what, column in quantities.items() for cell in column.cells(sign)}
-    others = {column: found for column in columns if column not in {*quantities.values(), *words} and (found := column.beside(sign))}
-    left = [column for column in columns if column not in {label, *telling, *quantities.values()}]
-    left = [column for column in left if column not in others or (column.head.more and not column.head.derived)]
-    not_read = tuple(unread(column.head) for column in left if not column.head.aside and column.head.name not in NUMBERS)
-    if not quantities and not_read:
-        such = "headings are such as Latency (ms), Throughput (img/s), Top-1 (%)"
-        raise DataError(f"{name}: no column is known: {', '.join(not_read)}; {such}")
-    return ResultsTable(
-        labels=tuple(f"{one} ({before + 1})" if (before := names[:row].count(one)) else one for row, one in enumerate(names)),
-        headings=MappingProxyType({what: column.head.text for what, column in quantities.items()}),
-        cells=MappingProxyType(cells),
-        columns=tuple(Column(column.head, found) for column, found in others.items()),
-        names=tuple(names),
-        words=tuple(frozenset(" ".join(told).lower().split()) for told in zip(names, *(column.texts for column in words), strict=True)),
-        unread=not_read,
-        name=name,
-    )
+    parts = _by_batch(columns)
+    for batch, part in parts.items():
+        quantities = _quantities(part)
+        cells = {(cell.row, what): cell for what, column in quantities.items() for cell in column.cells(sign)}
+        if batch:
+            heading = next(column.head.text for column in part if column.head.batch)
+            cells |= {(row, "batch"): Cell(row, heading, str(batch), Fraction(1), Fraction(1)) for row in range(len(rows))}
+        others = {column: found for column in part if column not in {*quantities.values(), *words} and (found := column.beside(sign))}
+        left = [column for column in part if column not in {label, *telling, *quantities.values()}]
+        left = [column for column in left if column not in others or (column.head.more and not column.head.derived)]
+        not_read = tuple(unread(column.head) for column in left if not column.head.aside and column.head.name not in NUMBERS)
+        if not quantities and not_read and len(parts) == 1:
+            such = "headings are such as Latency (ms), Throughput (img/s), Top-1 (%)"
+            raise DataError(f"{name}: no column is known: {', '.join(not_read)}; {such}")
+        yield ResultsTable(
+            labels=tuple(f"{one} ({before + 1})" if (before := names[:row].count(one)) else one for row, one in enumerate(names)),
+            headings=MappingProxyType({what: column.head.text for what, column in quantities.items()}),
+            cells=MappingProxyType(cells),
+            columns=tuple(Column(column.head, found) for column, found in others.items()),
+            names=tuple(names),
+            words=tuple(frozenset(" ".join(told).lower().split()) for told in zip(names, *(column.texts for column in words), strict=True)),
+            unread=not_read,
+            name=f"{name}, batch size {batch}" if batch and len(parts) > 1 else name,
+        )
+
+
+def _by_batch(columns: list["_Printed"]) -> dict[int, list["_Printed"]]:
+    """The columns of each batch size that headings name.
+
+    Columns whose headings name none go with the smallest one; if some of them depend on a batch size, which is not said, they stand
+    alone under 0, or all columns do where no second one is named.
+    """
+    sizes = sorted({column.head.batch for column in columns} - {0})
+    silent = any(column.head.silent for column in columns)
+    if not sizes or (silent and len(sizes) == 1):
+        return {0: columns}
+    first = 0 if silent else sizes[0]
+    return {size: [column for column in columns if (column.head.batch or first) == size] for size in sorted({first, *sizes})}
 
 
 # ------------------------------------------------------------------------------------------------- headings, rows and their names

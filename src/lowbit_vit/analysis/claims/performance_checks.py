@@ -1,5 +1,6 @@
 """Checks on latency, kernels, memory and size: a cell against its arm, an arm against its twin, where extra time goes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from statistics import fmean, median
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, Field
 from lowbit_vit.analysis.audit.headings import Quantity as Printed
 from lowbit_vit.analysis.claims.context import Arms, Check, ClaimContext, Need, Outcome, TwinCheck, bounds, record_ids, spread_of, within
 from lowbit_vit.analysis.frames import MIB
+from lowbit_vit.analysis.latencies import latency_ratio
 from lowbit_vit.analysis.results import Result
 from lowbit_vit.schema.claim import Cell, Measured, Verdict
 from lowbit_vit.schema.config import Device
@@ -115,7 +117,9 @@ class CellCheck(Check):
         ours = Measured(text=text, value=mean, unit=column.unit or None, interval=interval)
         off = abs(mean - printed) if column.rate else abs(mean / printed - 1) if printed else float("inf")
         allowed = f"{100 * self.within:g} {'points' if column.rate else '%'}"
-        words = f"Printed {printed:g}, ours {text}; allowed {allowed}."
+        latencies = [result.latency[batch] for result, _ in found if column.needs == _TIMED and batch in result.latency]
+        of = f" ({_processes(latencies)})" if latencies else ""
+        words = f"Printed {printed:g}, ours {text}{of}; allowed {allowed}."
         verdict: Verdict = "reproduced" if off <= self.within else "not reproduced"
         outcome = Outcome(verdict, words, ours=ours, records=record_ids(*(result for result, _ in found)))
         return context.obstacle(column.needs, outcome) or outcome
@@ -158,17 +162,25 @@ class RatioCheck(TwinCheck):
         verdict: Verdict = "not reproduced" if "out" in states else "underpowered" if "across" in states else "reproduced"
         batch = f" at batch {self.batch}" if self.batch is not None else ""
         name = QUANTITY_WORDS[self.quantity].capitalize()
-        words = f"{name}{batch}: ours {ours.text} in {pair_words(len(found))}; expected {bounds(self.at_least, self.at_most)}."
+        timed = [result.latency[self.batch] for pair, _ in found for result in pair if self.quantity == "p50_ms" and self.batch is not None]
+        of = f", {_processes(timed)}" if timed else ""
+        words = f"{name}{batch}: ours {ours.text} in {pair_words(len(found))}{of}; expected {bounds(self.at_least, self.at_most)}."
         return Outcome(verdict, words, ours=ours, records=record_ids(*(result for pair, _ in found for result in pair)))
 
     def _ratio(self, pair: tuple[Result, Result]) -> tuple[float, Interval | None] | None:
-        """The quotient, and for a median latency the widest one that the two 95 % intervals allow; None where one was not measured."""
+        """The quotient, None where one was not measured, and for a median latency its 95 % interval.
+
+        Paired by round; of one process the widest interval that those of the two allow.
+        """
         one, other = (value_of(result, self.quantity, self.batch) for result in pair)
         if one is None or other is None:
             return None
         value = one / other if other else float("inf")
         if self.quantity != "p50_ms" or self.batch is None:
             return value, None
+        ratio = latency_ratio(pair[1].latency[self.batch], pair[0].latency[self.batch], one_run=True)
+        if ratio.rounds:
+            return ratio.value, ratio.interval
         mine, its = (_p50_interval(result, self.batch) for result in pair)
         return value, None if mine is None or its is None else Interval(low=mine.low / its.high, high=mine.high / its.low)
 
@@ -179,6 +191,12 @@ class RatioCheck(TwinCheck):
             return "in"
         beyond = (self.at_least is not None and high < self.at_least) or (self.at_most is not None and low > self.at_most)
         return "out" if beyond else "across"
+
+
+def _processes(latencies: Sequence[LatencySummary]) -> str:
+    """Of how many processes the fewest are: an interval within one says little of another."""
+    fewest = min(latency.processes for latency in latencies)
+    return "one process" if fewest == 1 else f"{fewest} processes"
 
 
 def pair_words(count: int) -> str:
