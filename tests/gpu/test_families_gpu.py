@@ -131,7 +131,7 @@ def test_graphs_give_the_eager_results_for_every_batch_size(name: str, what: str
         given = images(model, count)
         found = graphed(given)
         assert found.shape[0] == count
-        assert difference(found, eager(given)) < 0.03  # compiled parts round elsewhere
+        assert difference(found, eager(given)) < 0.05  # compiled parts round elsewhere
         assert torch.equal(graphed(given), found)
 
 

@@ -294,7 +294,8 @@ def _formats(plan: Plan, specs: dict[int, BlockSpec]) -> dict[str, Weights]:
 def layout(formats: dict[str, Weights], place: int) -> tuple[int, bool]:
     """What a block's formats ask of its linears: a multiple for the MLP's width, and whether LayerScale is folded."""
     used = [formats[f"blocks.{place}.{name}"] for name in LINEARS]
-    multiple = max(BLOCK if isinstance(each, NF4 | FusedNF4) else VECTOR if each.capability else 1 for each in used)
+    # On CUDA int8 products of other widths leave bitsandbytes' fast path.
+    multiple = max(BLOCK if isinstance(each, NF4 | FusedNF4) else 1 if isinstance(each, HighPrecision) else VECTOR for each in used)
     return multiple, any(each.whole_blocks for each in used)
 
 
