@@ -67,13 +67,14 @@ def drawn(name: str) -> nn.Module:
     return model.cuda()
 
 
-def images(model: nn.Module, count: int = 2) -> Tensor:
-    size = model.image_size if hasattr(model, "image_size") else model.patch_embed.img_size[0]  # type: ignore[union-attr]
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1)).cuda()  # type: ignore[call-overload,no-any-return]
+def images(model: Any, count: int = 2) -> Tensor:
+    size = model.image_size if hasattr(model, "image_size") else model.patch_embed.img_size[0]
+    made = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return made.cuda()
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+    return float(((found.float() - expected.float()).norm() / expected.float().norm()).item())
 
 
 @torch.inference_mode()
@@ -175,7 +176,7 @@ def test_hooks_on_blocks_run_although_there_are_graphs() -> None:
     model = lowbit_vit.quantize_(drawn("DINOv3"), "w8a8", execution="cuda_graph")
     model(images(model))
     seen: list[Tensor] = []
-    handle = model.blocks[1].register_forward_hook(lambda _module, _given, out: seen.append(out))  # type: ignore[index,union-attr]
+    handle = model.blocks[1].register_forward_hook(lambda _module, _given, out: seen.append(out))
     model(images(model))
     handle.remove()
     model(images(model))
