@@ -69,8 +69,7 @@ def drawn(name: str) -> nn.Module:
 
 def images(model: Any, count: int = 2) -> Tensor:
     size = model.image_size if hasattr(model, "image_size") else model.patch_embed.img_size[0]
-    made = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
-    return made.cuda()
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1)).cuda()
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
