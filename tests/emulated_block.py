@@ -1,10 +1,12 @@
 """What a fused block must compute, spelled out in PyTorch: fp32 arithmetic, with what becomes codes rounded to them."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowbit_vit.model.block_spec import SpecAttention, SpecMlp
 from lowbit_vit.model.fused import FusedBlock
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -25,8 +27,13 @@ def rounded(x: Tensor, codes: torch.dtype, *, largest: Tensor | None = None) -> 
     return (scaled.round() if codes == torch.int8 else scaled.to(codes).float()) * scale
 
 
-def emulated(block: FusedBlock, x: Tensor, weights: dict[str, Tensor], codes: torch.dtype, *, dtype: torch.dtype) -> Tensor:
-    """The block in fp32 with what becomes codes rounded to them, and what passes through memory in 16 bits rounded to `dtype`."""
+def emulated(
+    block: FusedBlock, x: Tensor, weights: dict[str, Tensor], codes: torch.dtype, *, dtype: torch.dtype, tables: Tensor | None = None
+) -> Tensor:
+    """The block in fp32 with what becomes codes rounded to them, and what passes through memory in 16 bits rounded to `dtype`.
+
+    Of another library's block, its own functions between the products run in fp32.
+    """
     attention, mlp, f = block.attention, block.mlp, nn.functional
 
     def kept(given: Tensor) -> Tensor:
@@ -39,12 +46,18 @@ def emulated(block: FusedBlock, x: Tensor, weights: dict[str, Tensor], codes: to
         return f.layer_norm(given, layer.normalized_shape, layer.weight.float(), layer.bias.float(), layer.eps)
 
     qkv = kept(linear("attention.qkv", rounded(norm(x, block.norm1), codes), attention.qkv))
-    q, k, v = (part.transpose(1, 2) for part in qkv.view(*x.shape[:2], 3, attention.heads, -1).unbind(2))
+    parts = qkv.view(*x.shape[:2], 3, attention.heads, -1).unbind(2)
+    if isinstance(attention, SpecAttention):
+        parts = tuple(map(kept, copy.deepcopy(attention).float().split(qkv, tables)))
+    q, k, v = (part.transpose(1, 2) for part in parts)
     heads = kept(f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    heads = heads if attention.norm is None else norm(heads, attention.norm)
     x = kept(x + linear("attention.out", rounded(heads, codes), attention.out))
     normed = rounded(norm(x, block.norm2), codes)
     hidden = linear("mlp.fc1", normed, mlp.fc1)
-    if codes == torch.int8:
+    if isinstance(mlp, SpecMlp) and not mlp.plain:
+        hidden = rounded(kept(copy.deepcopy(mlp).float().activate(kept(hidden))), codes)
+    elif codes == torch.int8:
         hidden = rounded(f.gelu(kept(hidden)), codes)
     else:  # by what the product can reach at most
         reach = normed.norm(dim=-1, keepdim=True) * weights["mlp.fc1"].norm(dim=1).max() + mlp.fc1.bias.abs().max().float()  # type: ignore[operator]

@@ -105,7 +105,9 @@ def test_environments_with_torch_are_one_installation() -> None:
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini", encoding="utf-8")
     sharing = {name for name in tox.sections() if tox[name].get("base") == "shared"}
-    assert sharing == {f"testenv:{name}" for name in ("types", "unit", "readme", "demo", "data", "container", "cluster", "fuzz", "gpu")}
+    assert sharing == {
+        f"testenv:{name}" for name in ("types", "unit", "readme", "demo", "data", "container", "cluster", "families", "fuzz", "gpu")
+    }
     for name in sharing:
         own = {"runner", "env_dir", "package", "extras", "dependency_groups", "deps", "base_python"} & set(tox[name])
         assert not own, f"tox.ini [{name}] must take {own} from [shared], or tox installs torch again"

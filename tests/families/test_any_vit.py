@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,28 +10,31 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import lowbit_vit
 from lowbit_vit.errors import ConfigError, DataError, Unavailable
 from lowbit_vit.model import any_vit, block_spec
 from lowbit_vit.model.any_vit import high_precision
+from lowbit_vit.model.families import family_of
 from lowbit_vit.schema.plan import NF4, Int8, Plan, Rule, uniform
 
-timm = pytest.importorskip("timm", reason="timm is not installed; run: tox -e families")
-torchvision = pytest.importorskip("torchvision")
-
 SIZE = 64
+EXAMPLES = re.findall(r"^```python test\n(.*?)^```", (Path(__file__).parents[2] / "docs" / "any-vit.md").read_text(), re.M | re.S)
 ABSENT = Rule(pattern="blocks.7.*", weights=Int8(format="int8", threshold=0.0))
 
 
 def from_timm(name: str, **arguments: Any) -> nn.Module:
-    return timm.create_model(name, pretrained=False, **{"img_size": SIZE, "depth": 2, "num_classes": 5, **arguments})
+    timm = pytest.importorskip("timm", reason="timm is not installed; run: tox -e families")
+    model: nn.Module = timm.create_model(name, pretrained=False, **{"img_size": SIZE, "depth": 2, "num_classes": 5, **arguments})
+    return model
 
 
 def from_torchvision(**arguments: Any) -> nn.Module:
     sizes = {"image_size": SIZE, "patch_size": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 160, "mlp_dim": 264, "num_classes": 5}
-    return torchvision.models.VisionTransformer(**{**sizes, **arguments})
+    model: nn.Module = torchvision.models.VisionTransformer(**{**sizes, **arguments})
+    return model
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -66,13 +70,13 @@ def drawn(name: str) -> nn.Module:
     return model
 
 
-def images(model: nn.Module, count: int = 2) -> Tensor:
-    size = model.image_size if hasattr(model, "image_size") else model.patch_embed.img_size[0]  # type: ignore[union-attr]
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))  # type: ignore[call-overload,no-any-return]
+def images(model: Any, count: int = 2) -> Tensor:
+    size = model.image_size if hasattr(model, "image_size") else model.patch_embed.img_size[0]
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+    return float(((found.float() - expected.float()).norm() / expected.float().norm()).item())
 
 
 @torch.inference_mode()
@@ -130,9 +134,9 @@ def test_layers_equal_bitsandbytes_own(name: str, what: str) -> None:
         pytest.skip("NF4 needs a width of whole blocks of 64")
     original = copy.deepcopy(model)
     any_vit.quantize_(model, what)
-    _, container = any_vit.families.family_of(original)[1].blocks(original)
-    spec = any_vit.families.family_of(original)[1].spec(container[1])
-    multiple = 64 if what == "nf4" else 1
+    _, container = family_of(original)[1].blocks(original)
+    spec = family_of(original)[1].spec(container[1])
+    multiple = 64 if what == "nf4" else 16
     for inside, linear in spec.linears(multiple=multiple, fold=False):
         ours = any_vit.blocks_of(model)[1].linears()[inside]
         if what == "int8":
@@ -151,7 +155,7 @@ def test_layers_equal_bitsandbytes_own(name: str, what: str) -> None:
 def test_padding_and_folding_are_the_same_algebra(name: str, multiple: int, padded: int) -> None:
     assert 2730 + -2730 % multiple == padded
     model = drawn(name).double()
-    _, family = any_vit.families.family_of(model)
+    _, family = family_of(model)
     container = family.blocks(model)[1]
     spec = family.spec(container[0])
     made = dict(spec.linears(multiple=multiple, fold=True))
@@ -267,7 +271,7 @@ def test_a_card_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_rotary_positions_are_made_once_for_a_size() -> None:
     model = drawn("DINOv3")
     lowbit_vit.quantize_(model, high_precision(torch.float32))
-    tables = model.rope.get_embed  # type: ignore[union-attr]
+    tables: Any = model.rope.get_embed  # type: ignore[union-attr]
     first = tables((4, 4))
     assert tables((4, 4)) is first
     assert tables((2, 4)).shape[0] == 8
@@ -278,4 +282,13 @@ def test_rotary_positions_are_made_once_for_a_size() -> None:
 def test_the_users_own_compile_works_around_quantized_blocks() -> None:
     model = lowbit_vit.quantize_(drawn("ViT"), "int8")
     expected = model(images(model))
-    assert torch.equal(torch.compile(model, backend="eager")(images(model)), expected)
+    compiled: Any = torch.compile(model, backend="eager")
+    assert torch.equal(compiled(images(model)), expected)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["timm", "torchvision"])
+def test_an_example_of_the_documentation_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "timm" in example:
+        pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/any-vit.md", "exec"), {})

@@ -47,7 +47,7 @@ class Block(nn.Module):
         self.inner: SpecBlock | FusedBlock = inner  # type: ignore[assignment]
         self.name, self.padded = name, padded
 
-    @torch.compiler.disable(reason="a quantized block has kernels of its own")  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(reason="a quantized block has kernels of its own")  # type: ignore[no-untyped-call,untyped-decorator]
     def forward(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:  # noqa: FBT001, FBT002  (timm's)
         """Map tokens to tokens, [B, N, W] -> [B, N, W].
 
@@ -209,9 +209,9 @@ def read_specs(family: Any, container: Any, *, path: str, partial: bool) -> tupl
             for inside, module in block.named_modules():
                 if inside and (module._forward_hooks or module._forward_pre_hooks):  # noqa: SLF001
                     raise families.Unsupported(inside, "it has hooks, which would be lost; hooks on the block itself are kept")
-        except families.Unsupported as reason:
+        except families.Unsupported as refusal:
             specs.pop(place, None)
-            left.append((f"{path}.{place}", str(reason)))
+            left.append((f"{path}.{place}", str(refusal)))
     if left and (not partial or not specs):
         where, reason = left[0]
         raise ConfigError(f"{where}.{reason}; {len(left)} of {len(container)} blocks; partial=True leaves them as they are")
@@ -294,7 +294,8 @@ def _formats(plan: Plan, specs: dict[int, BlockSpec]) -> dict[str, Weights]:
 def layout(formats: dict[str, Weights], place: int) -> tuple[int, bool]:
     """What a block's formats ask of its linears: a multiple for the MLP's width, and whether LayerScale is folded."""
     used = [formats[f"blocks.{place}.{name}"] for name in LINEARS]
-    multiple = max(BLOCK if isinstance(each, NF4 | FusedNF4) else VECTOR if each.capability else 1 for each in used)
+    # On CUDA int8 products of other widths leave bitsandbytes' fast path.
+    multiple = max(BLOCK if isinstance(each, NF4 | FusedNF4) else 1 if isinstance(each, HighPrecision) else VECTOR for each in used)
     return multiple, any(each.whole_blocks for each in used)
 
 
@@ -336,7 +337,7 @@ def install(model: nn.Module, family: Any, blocks: dict[int, Block], facts: Fact
     model.requires_grad_(requires_grad=False)
     model.lowbit_vit = facts  # type: ignore[assignment]
     if execution == "cuda_graph":
-        model.forward = Graphs(model, list(blocks.values()))  # type: ignore[method-assign]
+        model.forward = Graphs(model, list(blocks.values()))
 
 
 def facts_of(model: nn.Module) -> Facts:
@@ -367,7 +368,7 @@ def describe(model: nn.Module) -> Description:
     for place, block in blocks.items():
         for inside, layer in block.linears().items():
             name = f"blocks.{place}.{inside}"
-            padded = 0 if inside.startswith("attention") else block.padded * (2 if inside == "mlp.fc1" and block.inner.mlp.gated else 1)  # type: ignore[union-attr]
+            padded = 0 if inside.startswith("attention") else block.padded * (2 if inside == "mlp.fc1" and block.inner.mlp.gated else 1)
             shape = (layer.out_features, layer.in_features)
             layers.append(Layer(name, precision.format_of(layer, name=name).name, shape, precision.weight_bytes(layer), padded))  # type: ignore[arg-type]
     kernel = next(iter(blocks.values())).inner.attention.kernel

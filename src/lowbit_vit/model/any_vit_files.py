@@ -98,7 +98,8 @@ def _filled(
             layer = precision.format_named(formats[f"blocks.{place}.{inside}"].format).restore(
                 formats[f"blocks.{place}.{inside}"], own, dtype
             )
-            if (layer.out_features, layer.in_features) != (linear.out_features, linear.in_features):
+            given: tuple[Any, Any] = (layer.out_features, layer.in_features)
+            if given != (linear.out_features, linear.in_features):
                 raise ValueError(f"{prefix[:-1]} has {layer.out_features} outputs, the model {linear.out_features}")
             made[inside] = layer
             layers.add(prefix)

@@ -162,7 +162,7 @@ class SpecAttention(nn.Module):
 
     def split(self, qkv_BNX: Tensor, tables: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, [B, N, H, D] each, normalized and rotated."""
-        q_BNHD, k_BNHD, v_BNHD = qkv_BNX.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q_BNHD, k_BNHD, v_BNHD = qkv_BNX.view(*qkv_BNX.shape[:-1], 3, self.heads, -1).unbind(2)
         if self.q_norm is not None:
             q_BNHD = self.q_norm(q_BNHD)
         if self.k_norm is not None:
@@ -174,7 +174,8 @@ class SpecAttention(nn.Module):
     def _rotated(self, x_BNHD: Tensor, tables: Tensor) -> Tensor:
         """Rotary positions for all tokens after the prefix; tables: sines, then cosines, [..., N - prefix, 2 D]."""
         sines, cosines = tables.chunk(2, -1)
-        before, x = x_BNHD.transpose(1, 2).split([self.prefix, x_BNHD.shape[1] - self.prefix], dim=2)
+        x_BHND = x_BNHD.transpose(1, 2)
+        before, x = x_BHND[:, :, : self.prefix], x_BHND[:, :, self.prefix :]
         if self.rotation == "half":
             first, second = x.chunk(2, dim=-1)
             turned = torch.cat([-second, first], dim=-1)

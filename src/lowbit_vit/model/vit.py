@@ -118,7 +118,7 @@ class Attention(nn.Module):
 
     def mix(self, qkv_BNX: Tensor) -> Tensor:
         """The heads side by side, from the fused layer's result, [B, N, 3 W] -> [B, N, W]."""
-        q_BNHD, k_BNHD, v_BNHD = qkv_BNX.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q_BNHD, k_BNHD, v_BNHD = qkv_BNX.view(*qkv_BNX.shape[:-1], 3, self.heads, -1).unbind(2)
         return attend(q_BNHD, k_BNHD, v_BNHD, self.kernel).flatten(2)
 
 
