@@ -63,7 +63,8 @@ def small_cuda_profile() -> Profile:
 
 
 PROFILE = small_cuda_profile()
-TRIALS = cells(PROFILE, "variants")
+EVERY = cells(PROFILE, "variants")
+TRIALS = [trial for trial in EVERY if not trial.process]
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,19 @@ def test_a_trial_repeated_predicts_the_same_images_the_same_way(
     first = workspace.records("variants") / f"{recorded('NF4').trial_id}.npz"
     record_trial(trial, workspace, tmp_path)
     assert (load_predictions(first).best == load_predictions(tmp_path / first.name).best).all()
+
+
+def test_a_repeat_takes_the_latency_of_what_the_first_process_trained(
+    workspace: Workspace, recorded: Callable[[str], Record], tmp_path: Path
+) -> None:
+    first = recorded("4-bit + SDPA")
+    repeat = next(trial for trial in EVERY if trial.process and trial.first_process.trial_id == first.trial_id)
+    record = record_trial(repeat, workspace, tmp_path)
+    assert (record.status, record.reason, record.evaluation) == ("success", None, None)
+    assert record.model == first.model
+    assert record.measurement is not None
+    assert [latency.batch_size for latency in record.measurement.latency] == list(PROFILE.measurement.batch_sizes)
+    assert (record.measurement.memory, record.measurement.kernels) == ((), ())
 
 
 def test_a_scan_on_the_gpu_gives_the_predictions_of_single_trials(workspace: Workspace, tmp_path: Path) -> None:

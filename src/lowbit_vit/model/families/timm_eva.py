@@ -63,15 +63,16 @@ class Tables:
         self._known: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(self, shape: Any = None, dtype: torch.dtype | None = None) -> Tensor:
-        """As timm's `get_embed`."""
+        """As timm's `get_embed`, which takes a dtype from 1.0.31 on, and is not given one by timm itself before."""
+        given = {} if dtype is None else {"dtype": dtype}
         if shape is None:
-            found: Tensor = type(self._rope).get_embed(self._rope, dtype=dtype)
+            found: Tensor = type(self._rope).get_embed(self._rope, **given)
             return found
         device = next((buffer.device for buffer in self._rope.buffers()), None)
         key = (tuple(shape), dtype, device)
         if key not in self._known:
             with torch.inference_mode(mode=False), torch.no_grad():
-                self._known[key] = type(self._rope).get_embed(self._rope, shape, dtype)
+                self._known[key] = type(self._rope).get_embed(self._rope, shape, **given)
         return self._known[key]
 
 
