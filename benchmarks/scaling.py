@@ -87,7 +87,11 @@ def main() -> None:
 
 
 def studies_of(profile: Profile) -> dict[str, list[Trial]]:
-    """The three studies' cells; which blocks are most sensitive changes no count but that of coincidences."""
+    """The three studies' cells; which blocks are most sensitive changes no count but that of coincidences.
+
+    The model is of first processes: no record holds yet what a repeat takes.
+    """
+    profile = profile.model_copy(update={"measurement": profile.measurement.model_copy(update={"processes": 1})})
     made_up = {"flips": (0,), "margin": (0,), "top1": (0,), "kl_interval": (0, 0), "excess_interval": (0, 0)}
     blocks = tuple(BlockScore.model_validate({"block": index, "kl": (index,), **made_up}) for index in range(profile.backbone.depth))
     scores = SensitivityScores(
@@ -278,7 +282,8 @@ def sleeping(naps: Sequence[float]) -> Profile:
         )
         for seed, nap in enumerate(naps)
     )
-    return demo.model_copy(update={"variants": demo.variants.model_copy(update={"arms": arms})})
+    once = demo.measurement.model_copy(update={"processes": 1})
+    return demo.model_copy(update={"variants": demo.variants.model_copy(update={"arms": arms}), "measurement": once})
 
 
 def make_workspace(folder: Path, profile: Profile) -> tuple[Workspace, Path]:

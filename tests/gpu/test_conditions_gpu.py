@@ -39,7 +39,7 @@ def a_profile() -> Profile:
     arms = tuple(arm for arm in paper.variants.arms if arm.label == "fp16, flash")
     none = tuple(arm.model_copy(update={"adaptation": "none"}) for arm in arms)
     measurement = paper.measurement.model_copy(
-        update={"samples": 10, "seconds": 2.0, "trace": False, "invariance_images": None, "energy_seconds": None}
+        update={"samples": 10, "seconds": 2.0, "trace": False, "invariance_images": None, "energy_seconds": None, "processes": 1}
     )
     return paper.model_copy(
         update={
