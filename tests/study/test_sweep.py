@@ -93,12 +93,17 @@ def test_repeats_run_in_rounds_after_all_first_processes_and_not_without_theirs(
     # One that was disturbed is taken again, twice.
     disturbed = records["occupy 0", 2]
     assert disturbed.measurement is not None
+    measured = disturbed.trial.measurement
+    assert measured is not None
     host = Host(launch_us=None, python_loop_ns=1, python_loop_most_ns=1, cpu_pressure=0.9, steal=None, load=9)
     latency = tuple(item.model_copy(update={"host": host}) for item in disturbed.measurement.latency)
     disturbed = disturbed.model_copy(update={"measurement": disturbed.measurement.model_copy(update={"latency": latency})})
     for attempts, again in ((1, True), (2, True), (3, False)):
         write_record(disturbed.model_copy(update={"attempts": attempts}), workspace.records("variants"))
         assert (missing_trials([disturbed.trial], workspace) == [disturbed.trial]) == again
+    waived = disturbed.trial.model_copy(update={"measurement": measured.model_copy(update={"exclusive": "waived"})})
+    write_record(disturbed.model_copy(update={"trial": waived, "trial_id": waived.trial_id, "attempts": 1}), workspace.records("variants"))
+    assert missing_trials([waived], workspace) == []
     write_record(disturbed, workspace.records("variants"))
     assert put_record(disturbed, None, workspace).attempts == 2
 

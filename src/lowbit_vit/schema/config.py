@@ -346,7 +346,10 @@ class Measurement(Frozen):
     processes: int = Field(1, ge=1, le=24, description="fresh processes for each variant; an interval of 95 % between them needs 6")
     seconds: float = Field(gt=0, description="stop sampling a batch size after this long, once 10 samples are in")
     trace: bool = Field(description="profile kernels after the timing")
-    exclusive: Exclusive = Field("required", description="no other process on the GPU: required, assumed where NVML cannot tell, or waived")
+    exclusive: Exclusive = Field(
+        "required",
+        description="no other process on the GPU: required, assumed where NVML cannot tell, or waived (a disturbed timing stays, too)",
+    )
     invariance_images: int | None = Field(None, ge=1, description="test images predicted at the least and greatest batch size; null: none")
     energy_seconds: float | None = Field(None, gt=0, le=600, description="least time over which energy is counted, a batch size; null: not")
 

@@ -27,7 +27,8 @@ from lowbit_vit.study.launch import scratch_folder, without_result
 
 log = logging.getLogger(__name__)
 
-# A timing that was disturbed is taken again twice: a host that is always busy has no better one.
+# A timing that was disturbed is taken again twice: a host that is always busy has no better one. Where `measurement.exclusive` is waived,
+# timings are taken beside other work knowingly: they are marked and stay.
 _MOST_ATTEMPTS = 3
 _SCORES: TypeAdapter[tuple[SensitivityScores, ...]] = TypeAdapter(tuple[SensitivityScores, ...])
 
@@ -141,7 +142,9 @@ def _why_not_valid(record: Record, trial: Trial, workspace: Workspace, present: 
             read_predictions(arrays, record)
     except DataError:
         return "with missing or damaged predictions"
-    return "timed on a disturbed host" if record.attempts < _MOST_ATTEMPTS and disturbance(record) is not None else None
+    quiet_asked = trial.measurement is not None and trial.measurement.exclusive != "waived"
+    again = quiet_asked and record.attempts < _MOST_ATTEMPTS and disturbance(record) is not None
+    return "timed on a disturbed host" if again else None
 
 
 def _is_of_kind(gpu: str | None, kind: str) -> bool:
