@@ -2,6 +2,8 @@
 
     python benchmarks/any_vit.py dinov2                 one family of `FAMILIES`; the record is benchmarks/records/any_vit-dinov2.json
     python benchmarks/any_vit.py dinov2 --seconds 200   no new side is begun after so many seconds
+    python benchmarks/any_vit.py dinov2 clip siglip2    several: first calls of all at once, so that compilers share the cores, then in
+                                                        turn the times, by a process a family that finds compiled kernels on the disk
 
 The reference is the faster of the library's blocks and ours in bf16, both compiled and in a CUDA graph. Every other side is timed in
 turns with it, `ROUNDS` times, and its ratio is of the medians of these same turns. A call is what a user would call: images are copied
@@ -14,6 +16,9 @@ import argparse
 import gc
 import importlib
 import json
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,17 +161,23 @@ def images_of(case: Case, batch: int) -> Tensor:
 
 
 def main() -> None:
-    """Time a family and write the record."""
+    """Time a family and write the record; of several, a process for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=FAMILIES)
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no new side after so many seconds")
+    parser.add_argument("families", choices=FAMILIES, nargs="+")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no new side of a family after so many seconds")
     parser.add_argument("--to", type=Path, default=RECORDS, help="folder of the record")
     parser.add_argument("--side", action="append", choices=SIDES, help="these alone, beside the reference")
+    parser.add_argument("--first-calls", action="store_true", help="no times but these")
+    parser.add_argument("--first-calls-of", type=Path, help="a folder of records of first calls: they count, and not this process's own")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         raise Unavailable("benchmarks/any_vit.py needs CUDA")
-    started, case = time.monotonic(), FAMILIES[asked.family]
-    facts = provenance(f"python benchmarks/any_vit.py {asked.family}")
+    if len(asked.families) > 1:
+        several(asked.families, asked.to, [f"--seconds={asked.seconds}", *(f"--side={side}" for side in asked.side or ())])
+        return
+    started, family = time.monotonic(), asked.families[0]
+    case = FAMILIES[family]
+    facts = provenance(f"python benchmarks/any_vit.py {family}")
     machine = {"gpu": facts.gpu, "driver": facts.driver, "cuda": facts.cuda, "git_revision": facts.git_revision}
     record: dict[str, Any] = {
         "machine": {**machine, "packages": {**packages(), "timm": version("timm")}},
@@ -176,24 +187,54 @@ def main() -> None:
         "calls": CALLS,
         "sides": {},
     }
+    first = None
+    if asked.first_calls_of:
+        first = json.loads((asked.first_calls_of / f"any_vit-{family}.json").read_text())["sides"]
+        record["first_calls"] = f"in a process of their own, beside {len(list(asked.first_calls_of.glob('*.json'))) - 1} others"
     with torch.inference_mode():
         exact = fresh(case)(images_of(case, case.batches[0]).float()).float()
-    path = asked.to / f"any_vit-{asked.family}.json"
+    path = asked.to / f"any_vit-{family}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     references: dict[str, dict[int, Forward]] = {}
     for name in (LIBRARY, OURS, *(asked.side or list(SIDES)[2:])):
         if time.monotonic() - started > asked.seconds:
             record["sides"][name] = {"skipped": f"{asked.seconds:.0f} seconds were over"}
         else:
-            record["sides"][name], forwards = measured(name, case, exact, references)
+            record["sides"][name], forwards = measured(name, case, exact, None if asked.first_calls else references)
+            if first is not None:
+                record["sides"][name] = with_first_calls(record["sides"][name], first.get(name, {}))
             if name in (LIBRARY, OURS) and forwards:
                 references[name] = forwards
         path.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"{time.monotonic() - started:6.0f} s  {name}: {json.dumps(record['sides'][name])[:600]}", flush=True)
+        print(f"{time.monotonic() - started:6.0f} s  {family}, {name}: {json.dumps(record['sides'][name])[:600]}", flush=True)
 
 
-def measured(name: str, case: Case, exact: Tensor, references: dict[str, dict[int, Forward]]) -> tuple[dict[str, Any], dict[int, Forward]]:
-    """What is said of a side, and its callables by batch size."""
+def several(families: list[str], to: Path, options: list[str]) -> None:
+    """First calls of all families at once, then their times in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        command = [sys.executable, __file__]
+        cold = [subprocess.Popen([*command, family, *options, f"--to={folder}", "--first-calls"]) for family in families]
+        for process in cold:
+            process.wait()
+        print(f"{time.monotonic() - started:6.0f} s  first calls", flush=True)
+        for family in families:
+            subprocess.run([*command, family, *options, f"--to={to}", f"--first-calls-of={folder}"], check=False)
+
+
+def with_first_calls(found: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a side, but `prepare_s` and `first_call_s` are those of another process; None where it has none."""
+    batches = {
+        batch: row | {"first_call_s": first.get("batches", {}).get(batch, {}).get("first_call_s")}
+        for batch, row in found.get("batches", {}).items()
+    }
+    return found | ({"batches": batches, "prepare_s": first.get("prepare_s")} if batches else {})
+
+
+def measured(
+    name: str, case: Case, exact: Tensor, references: dict[str, dict[int, Forward]] | None
+) -> tuple[dict[str, Any], dict[int, Forward]]:
+    """What is said of a side, and its callables by batch size; without `references` first calls alone are timed."""
     found: dict[str, Any] = {"batches": {}}
     forwards: dict[int, Forward] = {}
     gc.collect()
@@ -220,8 +261,9 @@ def measured(name: str, case: Case, exact: Tensor, references: dict[str, dict[in
             row["peak_MiB"] = round((torch.cuda.max_memory_allocated() - base) / 2**20, 1)
             if batch == case.batches[0]:
                 row["relative_error"] = round(((out - exact).norm() / exact.norm()).item(), 5)
-            row |= timed(forwards[batch], example, {key: ready[batch] for key, ready in references.items() if batch in ready})
-            row["kernels_us"] = kernels_us(forwards[batch], example)
+            if references is not None:
+                row |= timed(forwards[batch], example, {key: ready[batch] for key, ready in references.items() if batch in ready})
+                row["kernels_us"] = kernels_us(forwards[batch], example)
             found["batches"][str(batch)] = row
         except Exception as error:  # noqa: BLE001
             forwards.pop(batch, None)
