@@ -5,11 +5,11 @@
     python benchmarks/any_vit.py dinov2 clip siglip2    several: first calls of all at once, so that compilers share the cores, then in
                                                         turn the times, by a process a family that finds compiled kernels on the disk
 
-The reference is the faster of the library's blocks and ours in bf16, both compiled and in a CUDA graph. Every other side is timed in
-turns with it, `ROUNDS` times, and its ratio is of the medians of these same turns. A call is what a user would call: images are copied
-in; of our graphs, results are copied out. Beside the times: seconds from `quantize_` to the first result, peak memory beyond what was
-there before, the error of the features against fp32, and the longest kernels. The record is written after each side; a side that cannot
-run is in it with the reason.
+The reference is the faster of the library's blocks and ours in bf16, both compiled and in a CUDA graph. First every side is made ready
+and called once; then all take turns, `ROUNDS` times, and a ratio is of the medians of these turns. A call is what a user would call:
+images are copied in; of our graphs, results are copied out. Beside the times: seconds from `quantize_` to the first result, peak memory
+beyond what was there before, the error of the features against fp32, and the longest kernels. The record is written after each side and
+each batch size; a side that cannot run is in it with the reason.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from lowbit_vit.schema.machine import provenance
 from lowbit_vit.trial.measure import call_ms
 
 ROUNDS, CALLS = 5, 40  # 200 samples a side
+LONG_MS, CALLS_LONG = 20.0, 20  # of sides that take longer, 100
 WARMUP = 10
 LAYER_SCALE = 0.1  # timm begins with 1e-5, which would hide every error
 BF16 = torch.bfloat16
@@ -184,7 +185,6 @@ def main() -> None:
         "model": case.name,
         "image_size": case.size,
         "rounds": ROUNDS,
-        "calls": CALLS,
         "sides": {},
     }
     first = None
@@ -195,18 +195,24 @@ def main() -> None:
         exact = fresh(case)(images_of(case, case.batches[0]).float()).float()
     path = asked.to / f"any_vit-{family}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    references: dict[str, dict[int, Forward]] = {}
+    ready: dict[str, dict[int, Forward]] = {}
     for name in (LIBRARY, OURS, *(asked.side or list(SIDES)[2:])):
         if time.monotonic() - started > asked.seconds:
             record["sides"][name] = {"skipped": f"{asked.seconds:.0f} seconds were over"}
         else:
-            record["sides"][name], forwards = measured(name, case, exact, None if asked.first_calls else references)
+            record["sides"][name], forwards = prepared(name, case, exact)
             if first is not None:
                 record["sides"][name] = with_first_calls(record["sides"][name], first.get(name, {}))
-            if name in (LIBRARY, OURS) and forwards:
-                references[name] = forwards
+            if forwards and not asked.first_calls:
+                ready[name] = forwards
         path.write_text(json.dumps(record, indent=1) + "\n")
         print(f"{time.monotonic() - started:6.0f} s  {family}, {name}: {json.dumps(record['sides'][name])[:600]}", flush=True)
+    for batch in () if asked.first_calls else case.batches:
+        example = images_of(case, batch)
+        for name, found in timed({name: forwards[batch] for name, forwards in ready.items() if batch in forwards}, example).items():
+            record["sides"][name]["batches"][str(batch)] |= found
+            print(f"{time.monotonic() - started:6.0f} s  {family}, batch {batch}, {name}: {json.dumps(found)[:200]}", flush=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def several(families: list[str], to: Path, options: list[str]) -> None:
@@ -231,10 +237,8 @@ def with_first_calls(found: dict[str, Any], first: dict[str, Any]) -> dict[str, 
     return found | ({"batches": batches, "prepare_s": first.get("prepare_s")} if batches else {})
 
 
-def measured(
-    name: str, case: Case, exact: Tensor, references: dict[str, dict[int, Forward]] | None
-) -> tuple[dict[str, Any], dict[int, Forward]]:
-    """What is said of a side, and its callables by batch size; without `references` first calls alone are timed."""
+def prepared(name: str, case: Case, exact: Tensor) -> tuple[dict[str, Any], dict[int, Forward]]:
+    """What is said of a side before it is timed, and its callables by batch size."""
     found: dict[str, Any] = {"batches": {}}
     forwards: dict[int, Forward] = {}
     gc.collect()
@@ -251,42 +255,42 @@ def measured(
         return {"skipped": reason(error)}, {}
     for batch in case.batches:
         example = images_of(case, batch)
+        row: dict[str, Any] = {}
+        found["batches"][str(batch)] = row
         try:
             torch.cuda.reset_peak_memory_stats()
             start, base = time.perf_counter(), torch.cuda.memory_allocated()
             forwards[batch] = make(example)
             out = forwards[batch](example).float()
             torch.cuda.synchronize()
-            row: dict[str, Any] = {"first_call_s": round(time.perf_counter() - start, 1)}
+            row["first_call_s"] = round(time.perf_counter() - start, 1)
             row["peak_MiB"] = round((torch.cuda.max_memory_allocated() - base) / 2**20, 1)
             if batch == case.batches[0]:
                 row["relative_error"] = round(((out - exact).norm() / exact.norm()).item(), 5)
-            if references is not None:
-                row |= timed(forwards[batch], example, {key: ready[batch] for key, ready in references.items() if batch in ready})
-                row["kernels_us"] = kernels_us(forwards[batch], example)
-            found["batches"][str(batch)] = row
         except Exception as error:  # noqa: BLE001
             forwards.pop(batch, None)
-            found["batches"][str(batch)] = {**found["batches"].get(str(batch), {}), "skipped": reason(error)}
+            row["skipped"] = reason(error)
     return found, forwards
 
 
-def timed(forward: Forward, example: Tensor, references: dict[str, Forward]) -> dict[str, Any]:
-    """Median of a side, and of the references in the same turns; the ratio is to the faster of them."""
-    every = {**references, "": forward}
-    for call in every.values():
-        for _ in range(WARMUP):
-            call(example)
-    samples: dict[str, list[float]] = {key: [] for key in every}
+def timed(forwards: dict[str, Forward], example: Tensor) -> dict[str, dict[str, Any]]:
+    """Of each side the median over all turns, its ratio to the faster reference, and its longest kernels."""
+    calls: dict[str, int] = {}
+    for name, call in forwards.items():
+        usual = median(call_ms("cuda", call, example) for _ in range(WARMUP))
+        calls[name] = CALLS if usual < LONG_MS else CALLS_LONG
+    samples: dict[str, list[float]] = {name: [] for name in forwards}
     for _ in range(ROUNDS):
-        for key, call in every.items():
-            samples[key] += [call_ms("cuda", call, example) for _ in range(CALLS)]
-    medians = {key: round(median(values), 4) for key, values in samples.items()}
-    row: dict[str, Any] = {"median_ms": medians.pop("")}
-    if medians:
-        fastest = min(medians, key=lambda key: medians[key])
-        row |= {"reference": fastest, "reference_ms": medians, "times_the_reference": round(medians[fastest] / row["median_ms"], 3)}
-    return row
+        for name, call in forwards.items():
+            samples[name] += [call_ms("cuda", call, example) for _ in range(calls[name])]
+    medians = {name: round(median(values), 4) for name, values in samples.items()}
+    reference = min((name for name in (LIBRARY, OURS) if name in medians), key=lambda name: medians[name], default=None)
+    found: dict[str, dict[str, Any]] = {}
+    for name, call in forwards.items():
+        found[name] = {"median_ms": medians[name], "samples": len(samples[name]), "kernels_us": kernels_us(call, example)}
+        if reference is not None:
+            found[name] |= {"reference": reference, "times_the_reference": round(medians[reference] / medians[name], 3)}
+    return found
 
 
 def reason(error: Exception) -> str:
