@@ -306,7 +306,7 @@ def model_facts(model: VisionTransformer, trial: Trial, *, origin: Origin, param
         trainable_parameters=trainable,
         layers=audit(model),
         weight_bytes=weight_bytes(model),
-        file_bytes=model_bytes(model, trial.plan, {"trial_id": trial.trial_id, "backbone_sha256": origin.weights}),
+        file_bytes=model_bytes(model, trial.plan, {"trial_id": trial.first_process.trial_id, "backbone_sha256": origin.weights}),
     )
 
 
