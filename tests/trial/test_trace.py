@@ -130,11 +130,17 @@ KERNELS = sorted(
 def test_every_kernel_of_ours_has_a_class_by_its_name(name: str) -> None:
     kind = next(
         kind
-        for word, kind in (("gemm", "gemm"), ("decode", "quantize"), ("quant", "quantize"), ("gelu", "norm_elementwise"))
+        for word, kind in (
+            ("gemm", "gemm"),
+            ("decode", "quantize"),
+            ("quant", "quantize"),
+            ("gelu", "norm_elementwise"),
+            ("rotate", "norm_elementwise"),
+        )
         if word in name
     )
     assert kernel_class(name) == kind
-    assert low_bit_names([name]) == (() if name == "gelu_kernel" else (name,))
+    assert low_bit_names([name]) == (() if name in ("gelu_kernel", "rotate_kernel") else (name,))
 
 
 def kernel(name: str, start_us: float, end_us: float) -> FunctionEvent:

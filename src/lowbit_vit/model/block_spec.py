@@ -160,6 +160,11 @@ class SpecAttention(nn.Module):
         """Whether q, k and v are used as qkv gives them."""
         return self.q_norm is None and self.k_norm is None and self.rotation is None
 
+    @property
+    def rotates_alone(self) -> bool:
+        """Whether q and k are rotated as qkv gives them."""
+        return self.q_norm is None and self.k_norm is None and self.rotation is not None
+
     def split(self, qkv_BNX: Tensor, tables: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, [B, N, H, D] each, normalized and rotated."""
         q_BNHD, k_BNHD, v_BNHD = qkv_BNX.view(*qkv_BNX.shape[:-1], 3, self.heads, -1).unbind(2)
@@ -172,17 +177,20 @@ class SpecAttention(nn.Module):
         return q_BNHD, k_BNHD, v_BNHD
 
     def _rotated(self, x_BNHD: Tensor, tables: Tensor) -> Tensor:
-        """Rotary positions for all tokens after the prefix; tables: sines, then cosines, [..., N - prefix, 2 D]."""
+        """Rotary positions for all tokens after the prefix; tables: sines, then cosines, [N - prefix, 2 D] or [..., H, N - prefix, 2 D].
+
+        In the order of the qkv GEMM, which attention then keeps for its result.
+        """
+        tables = tables.unsqueeze(-2) if tables.ndim == 2 else tables.transpose(-3, -2)
         sines, cosines = tables.chunk(2, -1)
-        x_BHND = x_BNHD.transpose(1, 2)
-        before, x = x_BHND[:, :, : self.prefix], x_BHND[:, :, self.prefix :]
+        before, x = x_BNHD[:, : self.prefix], x_BNHD[:, self.prefix :]
         if self.rotation == "half":
             first, second = x.chunk(2, dim=-1)
             turned = torch.cat([-second, first], dim=-1)
         else:
             turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
         rotated = (x * cosines + turned * sines).to(x.dtype)
-        return torch.cat([before, rotated], dim=2).transpose(1, 2)
+        return torch.cat([before, rotated], dim=1)
 
     def mix(self, qkv_BNX: Tensor, tables: Tensor | None = None) -> Tensor:
         """The heads side by side, [B, N, 3 H D] -> [B, N, H D]; without inner norm."""

@@ -8,8 +8,9 @@ What a block launches, for rows = images x tokens (docs/fast-path.md says why):
     norm2 + codes of its rows   ->  fc1 GEMM + bias + GELU + codes     (int8: fc1 GEMM + bias  ->  GELU + codes of its rows)
                                 ->  fc2 GEMM + bias + residual
 
-In blocks of other libraries' ViTs (`block_spec`) what else stands between two GEMMs is done by PyTorch: norm and rotation of q and k after
-the first, a gate, another GELU or a norm after fc1, whose result then is in 16 bits. LayerScale is folded into out and fc2.
+In blocks of other libraries' ViTs (`block_spec`) rotary positions are one more launch, and what else stands between two GEMMs is done by
+PyTorch: norm of q and k (then rotation too) after the first, a gate, another GELU or a norm after fc1, whose result then is in 16 bits.
+LayerScale is folded into out and fc2.
 
 Seven launches beside the attention's own, eight in int8, and one more for each GEMM where the codes are made from NF4. No integer
 sum, norm or GELU result in 16 bits reaches memory. Weights are codes of the fp32 weights.
@@ -31,10 +32,11 @@ from lowbit_vit.model.vit import Attention, Block, Mlp
 from lowbit_vit.schema.plan import FP8, W8A8
 
 if TYPE_CHECKING:
-    from lowbit_vit.model.kernels import gemm, quantize
+    from lowbit_vit.model.kernels import gemm, quantize, rotary
 else:
     gemm = Deferred("lowbit_vit.model.kernels.gemm")
     quantize = Deferred("lowbit_vit.model.kernels.quantize")
+    rotary = Deferred("lowbit_vit.model.kernels.rotary")
 
 
 class EightBitLinear(nn.Module):
@@ -76,8 +78,8 @@ class FusedBlock(nn.Module):
         kind = w_qkv.codes.dtype
 
         codes = quantize.normalize_rows(x_TW, self.norm1, codes=kind)
-        qkv_TX = gemm.multiply(codes, w_qkv, qkv.bias, dtype=dtype)  # type: ignore[arg-type]
-        heads_TW = self.attention.mix(qkv_TX.view(*x_BNW.shape[:2], -1), *tables).flatten(0, 1).contiguous()
+        qkv_BNX = gemm.multiply(codes, w_qkv, qkv.bias, dtype=dtype).view(*x_BNW.shape[:2], -1)  # type: ignore[arg-type]
+        heads_TW = self._heads(qkv_BNX, *tables).flatten(0, 1).contiguous()
 
         inner = self.attention.norm
         codes = quantize.quantize_rows(heads_TW, codes=kind) if inner is None else quantize.normalize_rows(heads_TW, inner, codes=kind)
@@ -88,6 +90,14 @@ class FusedBlock(nn.Module):
             self._arrivals = torch.zeros(gemm.ARRIVALS, dtype=torch.int32, device=x_TW.device)
         x_TW = gemm.multiply(codes, fc2.coded(), fc2.bias, dtype=dtype, residual=x_TW, arrivals=self._arrivals)  # type: ignore[operator,arg-type]
         return x_TW.view(x_BNW.shape)
+
+    def _heads(self, qkv_BNX: Tensor, *tables: Tensor | None) -> Tensor:
+        """Attention's heads side by side, [B, N, H D]; rotated in place where one table serves all heads, and no norm comes before."""
+        attention = self.attention
+        if isinstance(attention, SpecAttention) and attention.rotates_alone and tables and tables[0] is not None and tables[0].ndim == 2:
+            rotary.rotate_in_place(qkv_BNX, tables[0], heads=attention.heads, interleaved=attention.rotation == "interleaved")
+            tables = ()
+        return attention.mix(qkv_BNX, *tables)
 
     def _hidden(self, x_TW: Tensor, w: Coded, bias: Tensor) -> Coded:
         """Codes of GELU's result, [T, M], or of what else the MLP makes of fc1's."""

@@ -47,7 +47,7 @@ _PATTERNS = {
         ],
         "quantize": [r"quant|decode_(\w+_)?kernel|Int8Vector|mm_int32|MatMul8bit|MatMul4bit|bitsandbytes"],
         "copy": ["memcpy|memset|copy|CatArray|aten::cat|clone|contiguous"],
-        "norm_elementwise": ["norm|elementwise|vectorized|reduce|triton|gelu", "aten::(add|mul|sub|div|where|all|mean|sum)"],
+        "norm_elementwise": ["norm|elementwise|vectorized|reduce|triton|gelu|rotate", "aten::(add|mul|sub|div|where|all|mean|sum)"],
     }.items()
 }
 # What reads or makes low-bit values: bitsandbytes' own kernels and operators, cuBLAS's int8 products, this project's kernels.

@@ -14,7 +14,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model.kernels import gelu, gemm, nf4, quantize
+from lowbit_vit.model.kernels import gelu, gemm, nf4, quantize, rotary
 
 TARGETS = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that one program may take
@@ -130,6 +130,16 @@ def test_the_tile_that_tma_moves_fits_twice_and_is_moved_so(codes: str, follows:
 def test_the_pass_of_gelu_compiles(capability: int) -> None:
     made = compiled(gelu.gelu_kernel, capability=capability, constants={"VALUES": 1024}, types={"x_ptr": "*bf16"})
     assert "ld.global.v4" in made.asm["ptx"]
+
+
+@TARGETS
+@pytest.mark.parametrize("interleaved", [True, False], ids=["interleaved", "half"])
+def test_the_rotation_compiles(capability: int, interleaved: bool) -> None:
+    constants = {"INTERLEAVED": interleaved, "PAIRS": 32, "PDL": capability == 90, "BLOCK": 512}
+    types = {"qkv_ptr": "*bf16", "tables_ptr": "*fp32"}
+    made = compiled(rotary.rotate_kernel, capability=capability, constants=constants, types=types)
+    assert capability == 80 or waits_before_it_reads(made)
+    assert interleaved or re.search(r"ld\.global\.(v2|v4|b64|b32)", made.asm["ptx"])  # several columns at once
 
 
 @CODES

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from emulated_block import emulated, restored_weights
 from lowbit_vit.errors import ConfigError
 from lowbit_vit.model import fused, nf4_linear, precision, serialization
+from lowbit_vit.model.block_spec import Affine, BlockSpec, Norm, Rotation, SpecBlock
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
 from lowbit_vit.schema.plan import FP8, NF4, W8A8, Fused, FusedNF4, HighPrecision, Plan, Rule, uniform
@@ -55,6 +56,27 @@ def test_a_fused_block_computes_what_its_quantization_says(kernels: SimpleNamesp
     with torch.inference_mode():
         away = ((found - high.blocks[0](x).float()).norm() / (exact - x.float()).norm()).item()
     assert 0 < away < 0.25
+
+
+@pytest.mark.parametrize("rotation", ["interleaved", "half"])
+@pytest.mark.parametrize("weights", [INT8, E4M3], ids=lambda weights: weights.name)
+def test_a_fused_block_with_rotary_positions_does_so_too(kernels: SimpleNamespace, weights: Fused, rotation: Rotation) -> None:
+    drawn = torch.Generator().manual_seed(3)
+
+    def affine(rows: int, columns: int) -> Affine:
+        return Affine(torch.randn(rows, columns, generator=drawn) / 8, torch.randn(rows, generator=drawn) / 8)
+
+    norms = [Norm(64, 1e-6, torch.rand(64, generator=drawn), None) for _ in range(2)]
+    spec = BlockSpec(2, norms[0], affine(192, 64), affine(64, 64), norms[1], affine(128, 64), affine(64, 128), rotation=rotation, prefix=2)
+    made = {n: precision.convert_linear(linear, weights, torch.bfloat16, name=n) for n, linear in spec.linears(multiple=16, fold=True)}
+    block = fused.FusedBlock(SpecBlock(spec, made, kernel="flash", dtype=torch.bfloat16, fold=True)).eval()
+    x, tables = torch.randn(2, 7, 64, generator=drawn).bfloat16(), torch.randn(5, 64, generator=drawn)
+    weights_of, kind = restored_weights(block)
+    with torch.inference_mode():
+        found, still = block(x, tables).float(), block(x, None).float()
+        expected, exact = (emulated(block, x.float(), weights_of, kind, dtype=d, tables=tables) for d in (torch.bfloat16, torch.float32))
+    assert (found - expected).norm() <= (expected - exact).norm()
+    assert (still - expected).norm() > 3 * (expected - exact).norm()  # rotation is not nothing here
 
 
 @FORMATS
