@@ -217,9 +217,11 @@ def test_repeats_belong_to_their_first_process_and_the_process_is_the_unit(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("idle", "factor", "bound"), [(0.6, 1.4, True), (0.6, 1.02, False), (0.05, 1.4, False)], ids=["both", "no spread", "a busy GPU"]
+    ("idle", "factor", "bound"),
+    [(0.6, 1.4, True), (0.6, 1.02, False), (0.05, 1.4, False), (None, 1.4, True), (None, 1.02, False)],
+    ids=["both", "no spread", "a busy GPU", "no trace", "no trace, no spread"],
 )
-def test_a_variant_is_host_bound_where_the_gpu_waits_and_processes_differ(idle: float, factor: float, bound: bool) -> None:
+def test_a_variant_is_host_bound_where_the_gpu_waits_and_processes_differ(idle: float | None, factor: float, bound: bool) -> None:
     profile = synthetic.in_processes(synthetic.fill_profile(), 2)
     trials = [trial.model_copy(update={"device": "cuda"}) for trial in cells(profile, "variants") if trial.label == "bf16"]
     (first, _), (repeat, _) = (synthetic.succeeded(trial) for trial in trials)
@@ -229,9 +231,9 @@ def test_a_variant_is_host_bound_where_the_gpu_waits_and_processes_differ(idle: 
     slower = repeat.measurement.latency[0].model_copy(update={"samples_ms": tuple(factor * value for value in calls)})
     latency = (slower, *repeat.measurement.latency[1:])
     repeat = repeat.model_copy(update={"measurement": repeat.measurement.model_copy(update={"latency": latency})})
-    busy_us = 1000 * Result(first, None, (repeat,)).latency[1].p50_ms * (1 - idle)
+    busy_us = 1000 * Result(first, None, (repeat,)).latency[1].p50_ms * (1 - (idle or 0))
     traced = first.measurement.kernels[0].model_copy(update={"by_class_us": {"gemm": busy_us}})
-    measured = first.measurement.model_copy(update={"kernels": (traced, *first.measurement.kernels[1:])})
+    measured = first.measurement.model_copy(update={"kernels": () if idle is None else (traced, *first.measurement.kernels[1:])})
     result = Result(first.model_copy(update={"measurement": measured}), None, (repeat,))
     assert result.is_host_bound(1) == bound
     ((shown, *_),) = (line.cells for line in Table("", [latency_column("P50 ms", 1)], [row_of(result)]).lines("terminal"))

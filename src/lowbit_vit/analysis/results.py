@@ -24,7 +24,7 @@ from lowbit_vit.schema.workspace import Workspace
 
 GPUS = "GPUs"  # an origin of timings alone
 # Above both, a latency is the host's. Eager ViT-L/16 leaves an H200 idle for 61 % or more at batch 1, a CUDA graph for 11 % at most;
-# between processes eager medians differ by a factor of up to two, those of graphs by 3 %.
+# between processes eager medians differ by a factor of up to two, those of graphs by 3 % (benchmarks/records/process_spread.json).
 HOST_BOUND_IDLE, HOST_BOUND_SPREAD = 0.25, 1.10
 _ADVICE = "run the study again, or copy the records again"
 
@@ -72,10 +72,14 @@ class Result:
         }
 
     def is_host_bound(self, batch_size: int) -> bool:
-        """Whether the GPU waits for the host, and processes differ in how long: one median then says little of the variant."""
+        """Whether the GPU waits for the host, and processes differ in how long: one median then says little of the variant.
+
+        Without a trace nobody knows how long a GPU waits; that processes differ so much has no other cause that we saw.
+        """
         traced = () if self.record.measurement is None else self.record.measurement.kernels
         idle = [(self.idle_us(item) or 0) / self.wall_us(item) for item in traced if item.batch_size == batch_size]
-        return any(share > HOST_BOUND_IDLE for share in idle) and self.latency[batch_size].spread > HOST_BOUND_SPREAD
+        waits = any(share > HOST_BOUND_IDLE for share in idle) if idle else self.record.trial.device == "cuda"
+        return waits and self.latency[batch_size].spread > HOST_BOUND_SPREAD
 
     @property
     def records(self) -> tuple[Record, ...]:
