@@ -1,14 +1,15 @@
-"""How often the comparison of two latencies is wrong, both ways, by the number of processes: simulated, and on this CPU.
+"""How often the comparison of two latencies is wrong, both ways, by the number of processes: simulated, and on a CPU or a GPU.
 
-    python benchmarks/latency_errors.py [--repetitions 20]
+    python benchmarks/latency_errors.py [--repetitions 20] [--device cuda]
 
 Simulated: the log of a process's median is its variant's, plus an effect of its round that all variants share, plus its own. Own effects
 are those seen on an H200 (`eager_spread.py`, `gpus.py`): a CUDA graph's are normal with a deviation of 0.3 to 1 %, an eager variant's
 have two modes, a factor of two apart, the slower one with probability 1/4 (fp16 5.33, 5.30, 5.32, 7.40 ms; NF4 11.5, 21.2, 10.8).
 
 Measured: a ViT of 40 blocks under two names (A/A) and one of 42 blocks (A/B, some 5 % more), each in six fresh processes, in drawn rounds.
+On a GPU they have the width of a ViT-B, in bf16, and run as CUDA graphs.
 
-Writes records/latency_errors.json.
+Writes records/latency_errors.json after each repetition; what was measured on the other device stays in it.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +27,10 @@ import numpy.typing as npt
 import torch
 
 from lowbit_vit.analysis.latencies import paired_ratio
+from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import VisionTransformer, architecture
-from lowbit_vit.schema.config import SmallVit
+from lowbit_vit.schema.config import Device, SmallVit
+from lowbit_vit.schema.machine import provenance
 from lowbit_vit.schema.metrics import percentile_interval
 from lowbit_vit.trial.measure import call_ms
 
@@ -83,33 +85,36 @@ def simulate(kind: str, *, processes: int, runs: int, seed: int = 0) -> dict[str
 # ------------------------------------------------------------------------------------------------------------- measured
 
 
-def median_ms(blocks: int) -> float:
-    """In a fresh process: median latency of one image through a small ViT."""
+def median_ms(blocks: int, device: Device) -> float:
+    """In a fresh process: median latency of one image through a ViT."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    sizes = architecture(SmallVit(patch_size=2, depth=blocks, heads=4, width=64, mlp_width=128), 8)
-    model = VisionTransformer(sizes, num_classes=10, attention="flash", qkv="separate").eval()
-    image = torch.randn(1, 3, 8, 8)
-    with torch.inference_mode():
-        samples = [call_ms("cpu", model, image) for _ in range(60)]
+    size = 8 if device == "cpu" else 224
+    small = SmallVit(patch_size=2, depth=blocks, heads=4, width=64, mlp_width=128)
+    base = SmallVit(patch_size=16, depth=blocks, heads=12, width=768, mlp_width=3072)
+    with torch.device(device), torch.inference_mode():
+        sizes = architecture(small if device == "cpu" else base, size)
+        model = VisionTransformer(sizes, num_classes=10, attention="flash", qkv="separate").eval()
+        image = torch.randn(1, 3, size, size)
+        if device == "cuda":
+            model, image = model.bfloat16(), image.bfloat16()
+        forward = prepare(model, "eager" if device == "cpu" else "cuda_graph", image)
+        samples = [call_ms(device, forward, image) for _ in range(60)]
     return median(samples[20:])
 
 
-def measure(*, repetitions: int, rounds: int = 6) -> list[dict[str, list[float]]]:
-    """Of each repetition, the medians of the variants by round."""
+def measure(repetition: int, device: Device, *, rounds: int = 6) -> dict[str, list[float]]:
+    """The medians of the variants by round."""
     variants = {"A": 40, "A again": 40, "B": 42}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "lowbit_vit.trial.measure"])
-    found = []
-    for repetition in range(repetitions):
-        medians: dict[str, list[float]] = {name: [] for name in variants}
-        for number in range(rounds):
-            generator = random.Random(f"{repetition}/{number}")
-            for name in sorted(variants, key=lambda _: generator.random()):
-                with context.Pool(1) as pool:
-                    medians[name].append(round(pool.apply(median_ms, (variants[name],)), 4))
-        found.append(medians)
-    return found
+    context.set_forkserver_preload(["torch", "lowbit_vit.trial.measure", "lowbit_vit.model.execution"])
+    medians: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds):
+        generator = random.Random(f"{repetition}/{number}")
+        for name in sorted(variants, key=lambda _: generator.random()):
+            with context.Pool(1) as pool:
+                medians[name].append(round(pool.apply(median_ms, (variants[name], device)), 4))
+    return medians
 
 
 def verdicts(found: list[dict[str, list[float]]]) -> dict[str, float]:
@@ -124,19 +129,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--runs", type=int, default=2000)
-    arguments = parser.parse_args()
-    simulated = {kind: {str(count): simulate(kind, processes=count, runs=arguments.runs) for count in (3, 6, 8, 12)} for kind in KINDS}
-    load = os.getloadavg()[0]
-    found = measure(repetitions=arguments.repetitions)
-    record = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "load_before": load,
-        "simulated": simulated,
-        "measured": verdicts(found),
-        "medians_ms": found,
-    }
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps({"simulated": simulated, "measured": record["measured"]}, indent=1))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    asked = parser.parse_args()
+    record = json.loads(RECORD.read_text())
+    processes = (3, 6, 8, 12)
+    record["simulated"] = {kind: {str(count): simulate(kind, processes=count, runs=asked.runs) for count in processes} for kind in KINDS}
+    facts = provenance("python benchmarks/latency_errors.py")
+    on = {"machine": facts.gpu if asked.device == "cuda" else facts.cpu, "cores": facts.cpu_cores, "load_before": os.getloadavg()[0]}
+    found: list[dict[str, list[float]]] = []
+    for repetition in range(asked.repetitions):
+        found.append(measure(repetition, asked.device))
+        record["measured"][asked.device] = on | verdicts(found) | {"medians_ms": found}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        print(json.dumps(found[-1]), json.dumps(verdicts(found)), flush=True)
 
 
 if __name__ == "__main__":
