@@ -1,7 +1,7 @@
 """The fast path against what else a user could pick, in one run on one GPU: ViT-L/16, batch 1 and 32, bf16, random weights.
 
     python benchmarks/fast_path.py                  every side, and the products' ceilings; more than 5 minutes, most of them compiling
-    python benchmarks/fast_path.py --group gemlite  one group alone, into a record of its own
+    python benchmarks/fast_path.py --group gemlite  one group alone, into a record of its own; parts: fp8 with each part left out
     python benchmarks/fast_path.py --tiles          every candidate tile at every shape instead; a minute
 
 Sides come in groups: this package and bitsandbytes, then torchao and gemlite where they are installed; gemlite last, for it tunes its
@@ -33,7 +33,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]  # not in it
 from torch.profiler import ProfilerActivity, profile
 
 from fast_path_ceilings import all_tiles, ceilings
-from fast_path_sides import GROUPS, OURS, REFERENCE, REFERENCE_SIDE, Forward
+from fast_path_sides import BY_NAME, GROUPS, OURS, REFERENCE, REFERENCE_SIDE, Forward
 from lowbit_vit.errors import Unavailable
 from lowbit_vit.schema.machine import provenance
 from lowbit_vit.trial.measure import call_ms
@@ -50,14 +50,14 @@ def main() -> None:
     """Time what was asked for and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", action="store_true", help="time every candidate tile at every shape instead")
-    parser.add_argument("--group", choices=GROUPS, help="time this group alone, beside the reference")
+    parser.add_argument("--group", choices=BY_NAME, help="time this group alone, beside the reference")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         raise Unavailable("benchmarks/fast_path.py needs CUDA")
     facts = provenance("python benchmarks/fast_path.py")
     machine = {"gpu": facts.gpu, "driver": facts.driver, "cuda": facts.cuda, "git_revision": facts.git_revision, "packages": packages()}
     path = RECORDS / ("fast_tiles.json" if asked.tiles else f"fast_path-{asked.group}.json" if asked.group else "fast_path.json")
-    groups = {asked.group: GROUPS[asked.group]} if asked.group else GROUPS
+    groups = {asked.group: BY_NAME[asked.group]} if asked.group else GROUPS
     for found in [all_tiles(BATCHES)] if asked.tiles else all_sides(groups):
         path.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
     print(path.read_text())
@@ -127,7 +127,7 @@ def time_group(group: str, sides: dict[str, Callable[[Tensor], Forward]], batch:
         "median_ms": medians,
         "times_the_reference": {name: round(medians[REFERENCE] / value, 3) for name, value in medians.items()},
         "kernels_us": {name: kernels_us(forward, example) for name, forward in forwards.items() if name.endswith("graph")}
-        if sides is OURS
+        if group in ("ours", "parts")
         else {},
         "skipped": skipped,
     }

@@ -17,7 +17,7 @@ from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.formats import nf4_fused
 from lowbit_vit.model.kernels import gelu, gemm, pdl
 from lowbit_vit.model.vit import ARCHITECTURES, VisionTransformer, encoder_linears
-from lowbit_vit.schema.config import Execution, QkvLayout
+from lowbit_vit.schema.config import AttentionName, Execution, QkvLayout
 from lowbit_vit.schema.plan import FP8, NF4, W8A8, FusedNF4, HighPrecision, Int8, Plan, Weights, uniform
 
 ARCH = ARCHITECTURES["vit_l_16"]
@@ -27,11 +27,11 @@ REFERENCE = "bf16, compiled, graph"
 Forward = Callable[[Tensor], Tensor]
 
 
-def ours(weights: Weights, execution: Execution) -> Callable[[Tensor], Forward]:
+def ours(weights: Weights, execution: Execution, attention: AttentionName = "cudnn") -> Callable[[Tensor], Forward]:
     """A side that this package runs: makes the callable for an example."""
 
     def make(example: Tensor) -> Forward:
-        model = fresh()
+        model = fresh(attention=attention)
         precision.apply_plan(model, uniform(weights, "bf16"))
         return prepare(model.eval(), execution, example)
 
@@ -139,6 +139,7 @@ def gemlite(name: str) -> Callable[[Tensor], Forward]:
 SINGLE = NF4(format="nf4", double_quantization=False)
 FUSED = FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit")
 W8A8_GRAPH, FP8_GRAPH = ours(W8A8(format="w8a8"), "cuda_graph"), ours(FP8(format="fp8"), "cuda_graph")
+CODED = ours(FP8(format="fp8"), "cuda_graph", "coded")
 NF4_GRAPH = ours(FUSED, "compile_graph")
 MORE = 1 << 40  # than there are rows or columns
 NO_CARD = (99, 0)
@@ -184,15 +185,28 @@ GEMLITE = {
     "gemlite int8 dynamic, graph": gemlite("A8W8_int8_dynamic"),
     "gemlite fp8 dynamic, graph": gemlite("A8W8_fp8_dynamic"),
 }
+# What made fp8 faster, each part of it left out.
+PARTS = {
+    "bf16, compiled, GELU by our pass, graph": with_our_gelu,
+    "fp8, attention coded, graph": CODED,
+    "fp8, attention cudnn, graph": FP8_GRAPH,
+    "fp8, attention coded, no tall tile, graph": altered(CODED, gemm, "TALL_TILE", gemm.TMA_TILE),
+    "fp8, attention cudnn, no tall tile, graph": altered(FP8_GRAPH, gemm, "TALL_TILE", gemm.TMA_TILE),
+    "W8A8, graph": W8A8_GRAPH,
+    "NF4 with fp8 products, attention coded, graph": ours(
+        FusedNF4(format="nf4_fused", double_quantization=False, products="fp8"), "cuda_graph", "coded"
+    ),
+}
 REFERENCE_SIDE = ours(HighPrecision(), "compile_graph")
 GROUPS = {"ours": OURS, "torchao": TORCHAO, "gemlite": GEMLITE}
+BY_NAME = GROUPS | {"parts": PARTS}  # the last by its name alone
 
 
-def fresh(qkv: QkvLayout = "fused") -> VisionTransformer:
+def fresh(qkv: QkvLayout = "fused", attention: AttentionName = "cudnn") -> VisionTransformer:
     """A ViT-L/16 in fp32 on the GPU, the same for every side."""
     torch.manual_seed(0)
     with torch.device("cuda"):  # drawn there: on a CPU it takes seconds, once for each side
-        return VisionTransformer(ARCH, num_classes=CLASSES, attention="cudnn", qkv=qkv).eval()
+        return VisionTransformer(ARCH, num_classes=CLASSES, attention=attention, qkv=qkv).eval()
 
 
 def plain() -> VisionTransformer:

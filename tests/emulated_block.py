@@ -45,14 +45,22 @@ def emulated(
     def norm(given: Tensor, layer: nn.LayerNorm) -> Tensor:
         return f.layer_norm(given, layer.normalized_shape, layer.weight.float(), layer.bias.float(), layer.eps)
 
-    qkv = kept(linear("attention.qkv", rounded(norm(x, block.norm1), codes), attention.qkv))
+    normed = rounded(norm(x, block.norm1), codes)
+    qkv = kept(linear("attention.qkv", normed, attention.qkv))
     parts = qkv.view(*x.shape[:2], 3, attention.heads, -1).unbind(2)
     if isinstance(attention, SpecAttention):
         parts = tuple(map(kept, copy.deepcopy(attention).float().split(qkv, tables)))
     q, k, v = (part.transpose(1, 2) for part in parts)
-    heads = kept(f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-    heads = heads if attention.norm is None else norm(heads, attention.norm)
-    x = kept(x + linear("attention.out", rounded(heads, codes), attention.out))
+    heads = f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    if block.attends_to_codes(x.shape[1], codes, tables):  # by what v can reach at most in an image
+        of_v = slice(2 * len(weights["attention.qkv"]) // 3, None)
+        longest, bias = weights["attention.qkv"][of_v].norm(dim=1).max(), attention.qkv.bias[of_v].abs().max().float()  # type: ignore[index]
+        reach = (normed.norm(dim=-1) * longest + bias).amax(dim=1)[:, None, None]
+        heads = rounded(heads, codes, largest=reach.expand(*x.shape[:2], 1))
+    else:
+        heads = kept(heads) if attention.norm is None else norm(kept(heads), attention.norm)
+        heads = rounded(heads, codes)
+    x = kept(x + linear("attention.out", heads, attention.out))
     normed = rounded(norm(x, block.norm2), codes)
     hidden = linear("mlp.fc1", normed, mlp.fc1)
     if isinstance(mlp, SpecMlp) and not mlp.plain:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
 if torch.cuda.is_available():
-    from lowbit_vit.model.kernels import gelu, gemm, nf4, quantize
+    from lowbit_vit.model.kernels import attention, gelu, gemm, nf4, quantize, rotary
     from lowbit_vit.model.kernels.coded import Coded
 
 DEVICE = "cuda"
@@ -107,6 +107,66 @@ def test_every_candidate_tile_runs_and_gives_the_same_int8_product(rows: int) ->
     tma = [gemm.TMA_TILE] if torch.cuda.get_device_capability() >= gemm.TMA_FROM else []
     made = [gemm.multiply(a, w, bias, dtype=torch.bfloat16, tile=tile) for tile in (*gemm.TILES, *tma)]
     assert all(torch.equal(out, made[0]) for out in made)
+
+
+@pytest.mark.skipif(not FP8, reason="needs compute capability 8.9")
+@pytest.mark.parametrize("follows", ["residual", "GELU's codes"])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(6304, 1024, 4096), (700, 4096, 1024)])
+def test_a_tall_tile_gives_the_product_of_the_others(rows: int, columns: int, depth: int, follows: str) -> None:
+    if torch.cuda.get_device_capability() < gemm.TMA_FROM:
+        pytest.skip("needs TMA")
+    e4m3 = torch.float8_e4m3fn
+    a, w = (quantize.quantize_rows(values(count, depth), codes=e4m3) for count in (rows, columns))
+    bias, residual, scales = values(1, columns)[0], values(rows, columns), torch.full((rows,), 0.1, device=DEVICE)
+    found = {}
+    for name, tile in (("tall", gemm.TALL_TILE), ("again", gemm.TALL_TILE), ("other", gemm.TMA_TILE)):
+        if follows == "residual":
+            found[name] = gemm.multiply(a, w, bias, dtype=torch.bfloat16, residual=residual, tile=tile).float()
+        else:
+            found[name] = gemm.multiply_to_gelu_codes(a, w, bias, scales, tile=tile).codes.float()
+    assert torch.equal(found["tall"], found["again"])
+    away = (found["tall"] - found["other"]).abs()
+    step = 2**-7 if follows == "residual" else 2**-3  # of the last place of the result
+    assert (away <= step * found["other"].abs() + 2**-8).all()
+    assert (away > 0).float().mean() < 0.02
+
+
+@pytest.mark.skipif(not FP8, reason="needs compute capability 8.9")
+@pytest.mark.parametrize("tokens", [17, 197, 208, 257, 261, 272])
+@pytest.mark.parametrize("images", [1, 32])
+def test_attention_to_codes_is_softmax_attention(images: int, tokens: int) -> None:
+    heads = 16
+    qkv = values(images * tokens, 3 * heads * 64).view(images, tokens, -1)
+    q, k, v = qkv.float().view(images, tokens, 3, heads, 64).permute(2, 0, 3, 1, 4)
+    bounds = qkv[:, :, 2 * heads * 64 :].float().abs().amax(dim=2) / 448
+    made = [attention.attend_to_codes(qkv, bounds.flatten(), heads=heads) for _ in range(2)]
+    assert torch.equal(made[0].codes.view(torch.uint8), made[1].codes.view(torch.uint8))
+    assert torch.equal(made[0].scales.view(images, tokens), bounds.amax(dim=1, keepdim=True).expand(images, tokens))
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).double()
+    found = restored(made[0]).view(images, tokens, -1)
+    scale = made[0].scales.double().view(images, tokens, 1)
+    assert ((found - exact).abs() <= exact.abs() * 2**-4 + scale * 2**-9 + 2**-8).all()
+    assert (found - exact).norm() < 0.04 * exact.norm()
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("images", [1, 32])
+def test_rotation_in_place_is_that_of_pytorch(interleaved: bool, images: int) -> None:
+    tokens, heads, prefix = 261, 16, 5
+    qkv = values(images * tokens, 3 * heads * 64).view(images, tokens, -1)
+    tables = torch.randn(tokens - prefix, 128, device=DEVICE)
+    x = qkv.view(images, tokens, 3, heads, 64)[:, prefix:, :2].double()
+    pairs = x.view(*x.shape[:-1], 32, 2) if interleaved else x.view(*x.shape[:-1], 2, 32).transpose(-1, -2)
+    first, second = pairs.unbind(-1)
+    turned = torch.stack([-second, first], -1)
+    turned = (turned if interleaved else turned.transpose(-1, -2)).reshape(x.shape)
+    sines, cosines = tables.double()[:, None, None].chunk(2, -1)
+    expected, before = x * cosines + turned * sines, qkv.clone()
+    rotary.rotate_in_place(qkv, tables, heads=heads, interleaved=interleaved)
+    found = qkv.view(images, tokens, 3, heads, 64)
+    assert torch.allclose(found[:, prefix:, :2].double(), expected, rtol=2**-8, atol=1e-4)
+    assert torch.equal(found[:, :, 2], before.view_as(found)[:, :, 2])
+    assert torch.equal(found[:, :prefix], before.view_as(found)[:, :prefix])
 
 
 @TYPES

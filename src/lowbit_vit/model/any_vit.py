@@ -134,7 +134,7 @@ class Description:
     Attributes:
         layers: of the blocks that are ours.
         left: path and reason of each block that stayed the library's.
-        attention: the kernel.
+        attention: the kernel, or the two of fp8: which takes up to how many tokens.
         dtype: of activations and of all that is not quantized.
         bytes: of the whole model.
     """
@@ -371,8 +371,16 @@ def describe(model: nn.Module) -> Description:
             padded = 0 if inside.startswith("attention") else block.padded * (2 if inside == "mlp.fc1" and block.inner.mlp.gated else 1)
             shape = (layer.out_features, layer.in_features)
             layers.append(Layer(name, precision.format_of(layer, name=name).name, shape, precision.weight_bytes(layer), padded))  # type: ignore[arg-type]
-    kernel = next(iter(blocks.values())).inner.attention.kernel
-    return Description(tuple(layers), facts.left, kernel, facts.plan.compute_dtype, precision.weight_bytes(model))
+    kernels = dict.fromkeys(attention_of(block.inner) for block in blocks.values())
+    return Description(tuple(layers), facts.left, "; ".join(kernels), facts.plan.compute_dtype, precision.weight_bytes(model))
+
+
+def attention_of(block: SpecBlock | FusedBlock) -> str:
+    """The kernel in words."""
+    kernel = block.attention.kernel
+    if isinstance(block, FusedBlock) and block.attends_to_codes(1, block.attention.qkv.coded().codes.dtype):  # type: ignore[operator]
+        return f"coded up to {attention.MOST_CODED_TOKENS} tokens of an image, else {kernel}"
+    return kernel
 
 
 def high_precision(dtype: torch.dtype) -> Plan:

@@ -11,6 +11,7 @@ name decides and nothing else: a kernel that cannot run is an error, never anoth
                CPU: PyTorch's own tiled kernel, fp32 too
     cudnn      NVIDIA's fused kernel, fp16 and bf16                      CUDA
     fa2        the flash-attn package, fp16 and bf16                     CUDA
+    coded      this package's, whose result is e4m3 codes                CUDA, inside fp8 blocks of up to 272 tokens
 
 Shapes, as name suffixes here and in `vit`:
 
@@ -47,6 +48,7 @@ _BACKENDS: dict[AttentionName, SDPBackend] = {
 }
 _ON_THE_CPU: tuple[AttentionName, ...] = ("math", "flash")
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+CODED_HEAD_WIDTH, MOST_CODED_TOKENS = 64, 272
 
 
 def attend(q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, kernel: AttentionName) -> Tensor:
@@ -67,6 +69,8 @@ def attend(q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, kernel: AttentionName
         Unavailable: the kernel needs CUDA and the tensors are elsewhere, or flash-attn cannot be imported.
         RuntimeError: PyTorch or flash-attn refuses the shape or dtype; `require` says so beforehand, in one line.
     """
+    if kernel == "coded":
+        raise Unavailable("attention coded runs inside fp8 blocks alone: its result is codes")
     if not q_BNHD.is_cuda and kernel not in _ON_THE_CPU:
         raise Unavailable(f"attention {kernel} needs CUDA; on the CPU there are: {', '.join(_ON_THE_CPU)}")
     if kernel == "fa2":
@@ -97,8 +101,12 @@ def require(kernel: AttentionName, *, device: torch.device, dtype: torch.dtype, 
         Unavailable: it does not; the message is the reason.
     """
     reason = _rule(kernel, device=device, dtype=dtype)
+    if reason is None and kernel == "coded" and head_width != CODED_HEAD_WIDTH:
+        reason = f"attention coded takes heads of {CODED_HEAD_WIDTH}, these have {head_width}; use cudnn"
     if reason is not None:
         raise Unavailable(reason)
+    if kernel == "coded":
+        return
     q_BNHD = torch.zeros(1, 16, 1, head_width, device=device, dtype=dtype)
     try:
         attend(q_BNHD, q_BNHD, q_BNHD, kernel)
@@ -118,7 +126,7 @@ def _rule(kernel: AttentionName, *, device: torch.device, dtype: torch.dtype) ->
         return f"attention {kernel} was asked for on {device}, but this machine has no usable CUDA device"
     if kernel == "fa2" and _FA2_MISSING is not None:
         return _fa2_reason()
-    if device.type == "cuda" and kernel in ("flash", "cudnn", "fa2") and dtype not in _SIXTEEN_BIT:
+    if device.type == "cuda" and kernel in ("flash", "cudnn", "fa2", "coded") and dtype not in _SIXTEEN_BIT:
         return f"attention {kernel} has no {_name(dtype)} kernel on CUDA; allowed: float16, bfloat16"
     return None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowbit_vit.model.attention import attend
+from lowbit_vit.model.attention import CODED_HEAD_WIDTH, attend
 from lowbit_vit.schema.config import AttentionName
 
 ActivationName = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
@@ -150,7 +150,8 @@ class SpecAttention(nn.Module):
 
     def __init__(self, spec: BlockSpec, device: torch.device, *, kernel: AttentionName) -> None:
         super().__init__()
-        self.heads, self.kernel, self.rotation, self.prefix = spec.heads, kernel, spec.rotation, spec.prefix
+        self.heads, self.head_width, self.kernel = spec.heads, spec.head_width, kernel
+        self.rotation, self.prefix = spec.rotation, spec.prefix
         self.q_norm, self.k_norm, self.norm = (
             None if norm is None else norm.module(device) for norm in (spec.q_norm, spec.k_norm, spec.inner_norm)
         )
@@ -159,6 +160,12 @@ class SpecAttention(nn.Module):
     def plain(self) -> bool:
         """Whether q, k and v are used as qkv gives them."""
         return self.q_norm is None and self.k_norm is None and self.rotation is None
+
+    @property
+    def may_be_coded(self) -> bool:
+        """Whether this package's attention to codes may take cuDNN's place where the tokens are few and the blocks are in fp8."""
+        in_order = self.plain or self.rotates_alone
+        return in_order and self.norm is None and self.kernel == "cudnn" and self.head_width == CODED_HEAD_WIDTH
 
     @property
     def rotates_alone(self) -> bool:

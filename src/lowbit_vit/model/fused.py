@@ -4,7 +4,7 @@ What a block launches, for rows = images x tokens (docs/fast-path.md says why):
 
     norm1 + codes of its rows   ->  qkv GEMM + bias
     attention (the pinned kernel)
-    codes of its rows           ->  out GEMM + bias + residual
+    codes of its rows           ->  out GEMM + bias + residual         (attention coded: it gives the codes itself)
     norm2 + codes of its rows   ->  fc1 GEMM + bias + GELU + codes     (int8: fc1 GEMM + bias  ->  GELU + codes of its rows)
                                 ->  fc2 GEMM + bias + residual
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError
+from lowbit_vit.model.attention import MOST_CODED_TOKENS
 from lowbit_vit.model.block_spec import SpecAttention, SpecBlock, SpecMlp
 from lowbit_vit.model.formats import Format
 from lowbit_vit.model.kernels.coded import LARGEST, SMALLEST, VECTOR, Coded
@@ -32,8 +33,10 @@ from lowbit_vit.model.vit import Attention, Block, Mlp
 from lowbit_vit.schema.plan import FP8, W8A8
 
 if TYPE_CHECKING:
+    from lowbit_vit.model.kernels import attention as coded_attention
     from lowbit_vit.model.kernels import gemm, quantize, rotary
 else:
+    coded_attention = Deferred("lowbit_vit.model.kernels.attention")
     gemm = Deferred("lowbit_vit.model.kernels.gemm")
     quantize = Deferred("lowbit_vit.model.kernels.quantize")
     rotary = Deferred("lowbit_vit.model.kernels.rotary")
@@ -68,21 +71,14 @@ class FusedBlock(nn.Module):
         self.norm2: nn.LayerNorm = block.norm2
         self.mlp: Mlp | SpecMlp = block.mlp
         self._reach: Tensor | None = None  # of fc1, once it is known
+        self._reach_of_v: Tensor | None = None  # of qkv's rows that give v
         self._arrivals: Tensor | None = None  # of the parts of fc2's depth
 
     def forward(self, x_BNW: Tensor, *tables: Tensor | None) -> Tensor:
         """Map tokens to tokens, [B, N, W] -> [B, N, W], fp16 or bf16; tables: as of `SpecBlock`. T below: tokens of all images."""
         dtype, x_TW = x_BNW.dtype, x_BNW.reshape(-1, x_BNW.shape[-1]).contiguous()
         qkv, out, fc1, fc2 = self.attention.qkv, self.attention.out, self.mlp.fc1, self.mlp.fc2
-        w_qkv: Coded = qkv.coded()  # type: ignore[operator]
-        kind = w_qkv.codes.dtype
-
-        codes = quantize.normalize_rows(x_TW, self.norm1, codes=kind)
-        qkv_BNX = gemm.multiply(codes, w_qkv, qkv.bias, dtype=dtype).view(*x_BNW.shape[:2], -1)  # type: ignore[arg-type]
-        heads_TW = self._heads(qkv_BNX, *tables).flatten(0, 1).contiguous()
-
-        inner = self.attention.norm
-        codes = quantize.quantize_rows(heads_TW, codes=kind) if inner is None else quantize.normalize_rows(heads_TW, inner, codes=kind)
+        codes = self._heads(x_BNW.shape[1], x_TW, qkv.coded(), qkv.bias, *tables)  # type: ignore[operator,arg-type]
         x_TW = gemm.multiply(codes, out.coded(), out.bias, dtype=dtype, residual=x_TW)  # type: ignore[operator,arg-type]
 
         codes = self._hidden(x_TW, fc1.coded(), fc1.bias)  # type: ignore[operator,arg-type]
@@ -91,13 +87,35 @@ class FusedBlock(nn.Module):
         x_TW = gemm.multiply(codes, fc2.coded(), fc2.bias, dtype=dtype, residual=x_TW, arrivals=self._arrivals)  # type: ignore[operator,arg-type]
         return x_TW.view(x_BNW.shape)
 
-    def _heads(self, qkv_BNX: Tensor, *tables: Tensor | None) -> Tensor:
-        """Attention's heads side by side, [B, N, H D]; rotated in place where one table serves all heads, and no norm comes before."""
-        attention = self.attention
-        if isinstance(attention, SpecAttention) and attention.rotates_alone and tables and tables[0] is not None and tables[0].ndim == 2:
-            rotary.rotate_in_place(qkv_BNX, tables[0], heads=attention.heads, interleaved=attention.rotation == "interleaved")
+    def _heads(self, tokens: int, x_TW: Tensor, w: Coded, bias: Tensor, *tables: Tensor | None) -> Coded:
+        """Codes of attention's heads side by side, [T, H D]; tokens: of an image."""
+        attention, kind, gives_codes = self.attention, w.codes.dtype, self.attends_to_codes(tokens, w.codes.dtype, *tables)
+        if gives_codes:
+            if self._reach_of_v is None or self._reach_of_v.device != x_TW.device:
+                of_v = slice(2 * len(w.codes) // 3, None)
+                self._reach_of_v = quantize.reach_of(Coded(w.codes[of_v], w.scales[of_v]), bias[of_v])
+            codes, bounds = quantize.normalize_rows_towards(x_TW, self.norm1, self._reach_of_v, codes=kind)
+        else:
+            codes = quantize.normalize_rows(x_TW, self.norm1, codes=kind)
+        qkv_BNX = gemm.multiply(codes, w, bias, dtype=x_TW.dtype).view(-1, tokens, len(w.codes))
+        table = tables[0] if tables else None
+        if isinstance(attention, SpecAttention) and attention.rotates_alone and table is not None and table.ndim == 2:
+            rotary.rotate_in_place(qkv_BNX, table, heads=attention.heads, interleaved=attention.rotation == "interleaved")
             tables = ()
-        return attention.mix(qkv_BNX, *tables)
+        if gives_codes:
+            return coded_attention.attend_to_codes(qkv_BNX, bounds, heads=attention.heads)
+        heads_TW = attention.mix(qkv_BNX, *tables).flatten(0, 1).contiguous()
+        if attention.norm is None:
+            return quantize.quantize_rows(heads_TW, codes=kind)
+        return quantize.normalize_rows(heads_TW, attention.norm, codes=kind)
+
+    def attends_to_codes(self, tokens: int, kind: torch.dtype, *tables: Tensor | None) -> bool:
+        """Whether attention gives codes: where it is pinned so, and in other libraries' blocks in fp8 where the tokens are few enough."""
+        attention = self.attention
+        if not isinstance(attention, SpecAttention):
+            return attention.kernel == "coded"
+        few = kind == torch.float8_e4m3fn and tokens <= MOST_CODED_TOKENS
+        return few and attention.may_be_coded and all(table is None or table.ndim == 2 for table in tables)
 
     def _hidden(self, x_TW: Tensor, w: Coded, bias: Tensor) -> Coded:
         """Codes of GELU's result, [T, M], or of what else the MLP makes of fc1's."""

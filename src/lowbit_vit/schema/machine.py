@@ -256,7 +256,7 @@ def _why_no_kernel(gpu: Gpu, plan: Plan) -> str | None:
 
 
 def _why_not_on_the_cpu(attention: AttentionName, execution: Execution, plan: Plan) -> str | None:
-    if attention in ("efficient", "cudnn", "fa2"):
+    if attention in ("efficient", "cudnn", "fa2", "coded"):
         return f"needs CUDA (attention {attention})"
     if execution != "eager":
         return f"needs CUDA (execution {execution})"

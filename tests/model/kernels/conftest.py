@@ -21,7 +21,7 @@ from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
 PACKAGE = "lowbit_vit.model.kernels"
-NAMES = ("coded", "validation", "pdl", "gelu", "quantize", "gemm", "nf4", "rotary")
+NAMES = ("coded", "validation", "pdl", "gelu", "quantize", "gemm", "nf4", "rotary", "attention")
 
 
 def _forget() -> dict[str, ModuleType]:

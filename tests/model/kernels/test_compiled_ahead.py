@@ -14,7 +14,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model.kernels import gelu, gemm, nf4, quantize, rotary
+from lowbit_vit.model.kernels import attention, gelu, gemm, nf4, quantize, rotary
 
 TARGETS = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that one program may take
@@ -97,20 +97,29 @@ def test_every_tile_of_the_gemm_fits_the_gpu(capability: int, codes: str, tile: 
         assert waits_before_it_reads(made)
 
 
-@pytest.mark.parametrize(("codes", "follows"), [("i8", "residual"), ("fp8e4nv", "residual"), ("fp8e4nv", "GELU's codes")])
-def test_the_tile_that_tma_moves_fits_twice_and_is_moved_so(codes: str, follows: str) -> None:
-    gelu_codes, tile = follows == "GELU's codes", gemm.TMA_TILE
-    of_result = f"[{tile.block_m}, {tile.block_n}]"
+TMA_TILES = [("i8", "residual", gemm.TMA_TILE)]
+TMA_TILES += [("fp8e4nv", follows, tile) for follows in ("residual", "GELU's codes") for tile in (gemm.TMA_TILE, gemm.TALL_TILE)]
+
+
+@pytest.mark.parametrize(("codes", "follows", "tile"), TMA_TILES, ids=str)
+def test_the_tiles_that_tma_moves_fit_twice_and_are_moved_so(codes: str, follows: str, tile: gemm.Tile) -> None:
+    gelu_codes = follows == "GELU's codes"
     types = {
-        "a_tiles": f"tensordesc<{codes}[{tile.block_m}, {tile.block_k}]>",
         "w_tiles": f"tensordesc<{codes}[{tile.block_n}, {tile.block_k}]>",
-        "residual_tiles": f"tensordesc<bf16{of_result}>",
-        "out_tiles": f"tensordesc<{codes if gelu_codes else 'bf16'}{of_result}>",
+        **{
+            f"{name}_{place}": f"tensordesc<{kind}[{rows}, {columns}]>"
+            for place, rows in (("tiles", tile.block_m), ("below", tile.below_m or tile.block_m))
+            for name, kind, columns in (
+                ("a", codes, tile.block_k),
+                ("residual", "bf16", tile.block_n),
+                ("out", codes if gelu_codes else "bf16", tile.block_n),
+            )
+        },
         "bias_ptr": "*bf16",
         **dict.fromkeys(("a_scales_ptr", "w_scales_ptr", "out_scales_ptr"), "*fp32"),
     }
     constants = {"INTEGER": codes == "i8", "RESIDUAL": follows == "residual", "GELU_CODES": gelu_codes, "LARGEST": 448.0, "GROUP_M": 8}
-    sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+    sizes = {"BLOCK_M": tile.block_m, "BELOW_M": tile.below_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "K": 1024}
     made = compiled(
         gemm.eight_bit_gemm_tma_kernel,
         capability=90,
@@ -123,13 +132,28 @@ def test_the_tile_that_tma_moves_fits_twice_and_is_moved_so(codes: str, follows:
     assert "wgmma" in made.asm["ptx"]
     assert "cp.async.bulk.tensor" in made.asm["ptx"]
     assert not re.search(r"st\.global", made.asm["ptx"])
-    assert spilled_bytes(made, 90) <= 32
+    assert spilled_bytes(made, 90) <= 48
 
 
 @TARGETS
 def test_the_pass_of_gelu_compiles(capability: int) -> None:
     made = compiled(gelu.gelu_kernel, capability=capability, constants={"VALUES": 1024}, types={"x_ptr": "*bf16"})
     assert "ld.global.v4" in made.asm["ptx"]
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("tokens", [197, 257])
+def test_the_attention_to_codes_compiles(tokens: int, early: bool) -> None:
+    second = attention.SECOND[tokens > 208]
+    queries, repeat, warps = attention.FEW if early else attention.MANY[second]
+    constants: dict[str, Any] = {"HEADS": 16, "TOKENS": tokens, "WIDTH": 64, "SECOND": second, "TOKENS_2": 256 if tokens < 256 else 512}
+    constants |= {"TO_LOG2": 0.18, "ROWS": queries, "REPEAT": repeat, "PDL": early, "LARGEST": 448.0}
+    types = {"qkv_ptr": "*bf16", "bounds_ptr": "*fp32", "codes_ptr": "*fp8e4nv", "scales_ptr": "*fp32"}
+    made = compiled(attention.attend_to_codes_kernel, capability=90, constants=constants, types=types, warps=warps, stages=2)
+    assert made.metadata.shared <= SHARED_BYTES[90]
+    assert re.search(r"wgmma|mma\.sync", made.asm["ptx"])
+    assert not early or waits_before_it_reads(made)
+    assert spilled_bytes(made, 90) <= 32
 
 
 @TARGETS

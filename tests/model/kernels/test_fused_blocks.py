@@ -1,6 +1,7 @@
 """Fused blocks in Triton's interpreter: their numbers are those of the quantization spelled out in PyTorch, in fp32."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from lowbit_vit.model import fused, nf4_linear, precision, serialization
 from lowbit_vit.model.block_spec import Affine, BlockSpec, Norm, Rotation, SpecBlock
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.vit import Architecture, VisionTransformer, encoder_linears
+from lowbit_vit.schema.config import AttentionName
 from lowbit_vit.schema.plan import FP8, NF4, W8A8, Fused, FusedNF4, HighPrecision, Plan, Rule, uniform
 
 TINY = Architecture(name="tiny", image_size=8, patch_size=4, depth=2, heads=2, width=64, mlp_width=192)
@@ -26,9 +28,9 @@ OURS: list[Fused] = [
 FORMATS = pytest.mark.parametrize("weights", OURS, ids=lambda weights: weights.name)
 
 
-def tiny_model(*, qkv: str = "fused") -> VisionTransformer:
+def tiny_model(*, qkv: str = "fused", sizes: Architecture = TINY, attention: AttentionName = "flash") -> VisionTransformer:
     torch.manual_seed(0)
-    model = VisionTransformer(TINY, num_classes=10, attention="flash", qkv=qkv)  # type: ignore[arg-type]
+    model = VisionTransformer(sizes, num_classes=10, attention=attention, qkv=qkv)  # type: ignore[arg-type]
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
     return model.eval()
@@ -56,6 +58,22 @@ def test_a_fused_block_computes_what_its_quantization_says(kernels: SimpleNamesp
     with torch.inference_mode():
         away = ((found - high.blocks[0](x).float()).norm() / (exact - x.float()).norm()).item()
     assert 0 < away < 0.25
+
+
+@pytest.mark.parametrize("weights", [E4M3, OURS[-1]], ids=lambda weights: weights.name)
+def test_a_block_whose_attention_gives_codes_does_so_too(kernels: SimpleNamespace, weights: Fused) -> None:
+    model = tiny_model(sizes=dataclasses.replace(TINY, width=128), attention="coded")
+    precision.apply_plan(model, uniform(weights, "bf16"))
+    block: Any = model.blocks[0]
+    weights_of, kind = restored_weights(block)
+    x = torch.randn(2, 5, 128, generator=torch.Generator().manual_seed(2)).bfloat16()
+    with torch.inference_mode():
+        found = block(x).float()
+        expected, exact = (emulated(block, x.float(), weights_of, kind, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+        block.attention.kernel = "flash"
+        by_rows = block(x).float()
+    assert (found - expected).norm() <= (expected - exact).norm()
+    assert 0 < (found - by_rows).norm() < 0.05 * (exact - x.float()).norm()
 
 
 @pytest.mark.parametrize("rotation", ["interleaved", "half"])

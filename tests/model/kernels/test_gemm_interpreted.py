@@ -211,31 +211,35 @@ def test_every_candidate_tile_gives_the_same_int8_product(kernels: SimpleNamespa
 
 
 SMALL_TMA = {"block_m": 32, "block_n": 32, "block_k": 64, "num_warps": 4, "num_stages": 2, "tma": True}
+BELOW = pytest.mark.parametrize("below", [0, 16])
 
 
 @TYPES
+@BELOW
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (33, 48, 80), (70, 144, 256)])
 def test_tiles_moved_by_tma_give_the_gemm_that_pointers_give(
-    kernels: SimpleNamespace, codes_of: Callable[..., Any], codes: torch.dtype, added: bool, rows: int, columns: int, depth: int
+    kernels: SimpleNamespace, codes_of: Callable[..., Any], codes: torch.dtype, below: int, added: bool, rows: int, columns: int, depth: int
 ) -> None:
     a, w = codes_of("outliers", rows, depth, codes), codes_of("random", columns, depth, codes)
     bias, residual = values("random", 1, columns)[0], values("random", rows, columns) if added else None
     made, pointed = (
         kernels.gemm.multiply(a, w, bias, dtype=torch.bfloat16, residual=residual, tile=tile)
-        for tile in (kernels.gemm.Tile(**SMALL_TMA), None)
+        for tile in (kernels.gemm.Tile(**SMALL_TMA, below_m=below), None)
     )
     # int8's sums are exact in any order; fp32's may round to the next bf16.
     assert torch.allclose(made.float(), pointed.float(), rtol=0 if codes == torch.int8 else 2**-7, atol=0 if codes == torch.int8 else 1e-5)
 
 
+@BELOW
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (33, 48, 80)])
 def test_tiles_moved_by_tma_give_the_codes_after_gelu(
-    kernels: SimpleNamespace, codes_of: Callable[..., Any], rows: int, columns: int, depth: int
+    kernels: SimpleNamespace, codes_of: Callable[..., Any], below: int, rows: int, columns: int, depth: int
 ) -> None:
     a, w = codes_of("random", rows, depth, torch.float8_e4m3fn), codes_of("random", columns, depth, torch.float8_e4m3fn)
     bias, scales = values("random", 1, columns)[0], torch.linspace(0.1, 0.4, rows)
-    made, pointed = (kernels.gemm.multiply_to_gelu_codes(a, w, bias, scales, tile=tile) for tile in (kernels.gemm.Tile(**SMALL_TMA), None))
+    tiles = (kernels.gemm.Tile(**SMALL_TMA, below_m=below), None)
+    made, pointed = (kernels.gemm.multiply_to_gelu_codes(a, w, bias, scales, tile=tile) for tile in tiles)
     away = (made.codes.float() - pointed.codes.float()).abs()
     assert (away <= pointed.codes.float().abs() / 8 + 2**-9).all()  # a neighbour where a sum's last bit decides
     assert (away > 0).float().mean() < 0.01
@@ -254,6 +258,19 @@ def test_only_the_largest_tile_is_moved_by_tma(kernels: SimpleNamespace) -> None
     assert (chosen(6304, tma=True), chosen(6304, tma=False)) == (kernels.gemm.TMA_TILE, kernels.gemm.TILES[0])
     assert chosen(197, tma=True) == chosen(197, tma=False)
     assert not chosen(197, tma=True).tma
+
+
+@pytest.mark.parametrize(
+    ("rows", "tall"), [(577, []), (6304, ["qkv", "out", "fc1", "fc2"]), (8224, ["qkv"])], ids=lambda value: str(value)[:4]
+)
+def test_tall_tiles_are_for_fp8_where_they_leave_less_of_the_last_turn_idle(kernels: SimpleNamespace, rows: int, tall: list[str]) -> None:
+    shapes = {"qkv": (3072, 1024), "out": (1024, 1024), "fc1": (4096, 1024), "fc2": (1024, 4096)}
+
+    def chosen(columns: int, depth: int, *, tall: bool) -> Any:
+        return kernels.gemm.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=132, split_k=True, tma=True, tall=tall)
+
+    assert [name for name, shape in shapes.items() if chosen(*shape, tall=True) == kernels.gemm.TALL_TILE] == tall
+    assert all(chosen(*shape, tall=False).below_m == 0 for shape in shapes.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

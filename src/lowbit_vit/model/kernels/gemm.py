@@ -50,6 +50,7 @@ class Tile(NamedTuple):
         num_stages: loads in flight.
         split_k: parts of K, a program for each.
         tma: whether the copy engine moves it; then K is not split.
+        below_m: more rows of the result, under the others, with sums of their own: a power of two, as block_m; with TMA alone.
     """
 
     block_m: int
@@ -59,6 +60,12 @@ class Tile(NamedTuple):
     num_stages: int
     split_k: int = 1
     tma: bool = False
+    below_m: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Of the result."""
+        return self.block_m + self.below_m
 
 
 GROUP_M = 8  # tiles of rows that share their weights' tiles in the L2 cache
@@ -69,11 +76,12 @@ TILES = (
     Tile(64, 64, 256, 4, 3),
 )
 TMA_TILE = TILES[0]._replace(tma=True)
+TALL_TILE = Tile(128, 128, 64, 4, 5, tma=True, below_m=64)  # reads less for a sum; two programs fit a multiprocessor as well
 SPLIT_TILE = Tile(64, 64, 128, 4, 8, split_k=2)
 LONG_K = 2048  # from which adding up two parts costs less than it saves
 
 
-def tile_for(*, rows: int, columns: int, depth: int, multiprocessors: int, split_k: bool, tma: bool) -> Tile:
+def tile_for(*, rows: int, columns: int, depth: int, multiprocessors: int, split_k: bool, tma: bool, tall: bool = False) -> Tile:
     """The largest tile that gives two thirds of the multiprocessors a piece; where none does, the one with most pieces.
 
     A rule and not a search at start-up, so that every process runs the same kernel and gives the same numbers. Candidates and rule come
@@ -87,16 +95,21 @@ def tile_for(*, rows: int, columns: int, depth: int, multiprocessors: int, split
         multiprocessors: of the GPU.
         split_k: whether a long K may be split where no tile gives so many pieces.
         tma: whether the largest tile may be moved by the copy engine.
+        tall: whether it may then have rows below: where that leaves less of the last turn idle. Two programs share a multiprocessor, so
+            a turn has twice as many tiles.
     """
 
     def pieces(tile: Tile) -> int:
-        return int(triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n))
+        return int(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.block_n))
+
+    def turns(tile: Tile) -> int:
+        return int(triton.cdiv(pieces(tile), 2 * multiprocessors))
 
     filling = next((tile for tile in TILES if 3 * pieces(tile) >= 2 * multiprocessors), None)
     if filling is None and split_k and depth >= LONG_K:
         return SPLIT_TILE
     if filling == TILES[0] and tma:
-        return TMA_TILE
+        return TALL_TILE if tall and turns(TALL_TILE) * TALL_TILE.rows <= turns(TMA_TILE) * TMA_TILE.rows else TMA_TILE
     return filling or max(TILES, key=pieces)
 
 
@@ -233,31 +246,77 @@ def eight_bit_gemm_kernel(
 @triton.jit
 def eight_bit_gemm_tma_kernel(
     a_tiles,  # codes [M, K], tiles [BLOCK_M, BLOCK_K]
+    a_below,  # the same in tiles [BELOW_M, BLOCK_K], if BELOW_M
     a_scales_ptr,  # fp32 [M]
     w_tiles,  # codes [N, K], tiles [BLOCK_N, BLOCK_K]
     w_scales_ptr,  # fp32 [N]
     bias_ptr,  # fp16, bf16 or fp32 [N]
     residual_tiles,  # fp16 or bf16 [M, N], tiles [BLOCK_M, BLOCK_N], if RESIDUAL
+    residual_below,  # the same in tiles [BELOW_M, BLOCK_N], if BELOW_M
     out_tiles,  # fp16 or bf16 [M, N], tiles [BLOCK_M, BLOCK_N]; codes if GELU_CODES
+    out_below,  # the same in tiles [BELOW_M, BLOCK_N], if BELOW_M
     out_scales_ptr,  # fp32 [M], if GELU_CODES
     M,
     N,
-    K,
+    K: tl.constexpr,  # known: ptxas overlaps products of large tiles with loads only where the number of steps is
     INTEGER: tl.constexpr,  # the codes are int8
     RESIDUAL: tl.constexpr,
     GELU_CODES: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BELOW_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     LARGEST: tl.constexpr,  # code
 ):
     """One tile of a w^T with its epilogue. What lies outside a matrix is read as zeros and is not stored."""
-    top, left = corner_of_tile(M, N, BLOCK_M, BLOCK_N, GROUP_M)
-    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32 if INTEGER else tl.float32)
-    for k in range(0, K, BLOCK_K):
-        sums = tl.dot(a_tiles.load([top, k]), w_tiles.load([left, k]).T, acc=sums, out_dtype=tl.int32 if INTEGER else tl.float32)
-    m, n = top + tl.arange(0, BLOCK_M), left + tl.arange(0, BLOCK_N)
+    top, left = corner_of_tile(M, N, BLOCK_M + BELOW_M, BLOCK_N, GROUP_M)
+    kind: tl.constexpr = tl.int32 if INTEGER else tl.float32
+    sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=kind)
+    if BELOW_M > 0:
+        sums_below = tl.zeros((BELOW_M, BLOCK_N), dtype=kind)
+        for k in range(0, K, BLOCK_K):
+            w = w_tiles.load([left, k]).T
+            sums = tl.dot(a_tiles.load([top, k]), w, acc=sums, out_dtype=kind)
+            sums_below = tl.dot(a_below.load([top + BLOCK_M, k]), w, acc=sums_below, out_dtype=kind)
+        finish_tile(
+            sums, top, left, M, N, a_scales_ptr, w_scales_ptr, bias_ptr, residual_tiles, out_tiles, out_scales_ptr,
+            RESIDUAL, GELU_CODES, BLOCK_M, BLOCK_N, LARGEST,
+        )  # fmt: skip
+        finish_tile(
+            sums_below, top + BLOCK_M, left, M, N, a_scales_ptr, w_scales_ptr, bias_ptr, residual_below, out_below, out_scales_ptr,
+            RESIDUAL, GELU_CODES, BELOW_M, BLOCK_N, LARGEST,
+        )  # fmt: skip
+    else:
+        for k in range(0, K, BLOCK_K):
+            sums = tl.dot(a_tiles.load([top, k]), w_tiles.load([left, k]).T, acc=sums, out_dtype=kind)
+        finish_tile(
+            sums, top, left, M, N, a_scales_ptr, w_scales_ptr, bias_ptr, residual_tiles, out_tiles, out_scales_ptr,
+            RESIDUAL, GELU_CODES, BLOCK_M, BLOCK_N, LARGEST,
+        )  # fmt: skip
+
+
+@triton.jit
+def finish_tile(
+    sums,  # int32 or fp32 [ROWS, COLUMNS]
+    top,
+    left,
+    M,
+    N,
+    a_scales_ptr,  # fp32 [M]
+    w_scales_ptr,  # fp32 [N]
+    bias_ptr,  # fp16, bf16 or fp32 [N]
+    residual_tiles,  # fp16 or bf16 [M, N], tiles [ROWS, COLUMNS], if RESIDUAL
+    out_tiles,  # fp16 or bf16 [M, N], tiles [ROWS, COLUMNS]; codes if GELU_CODES
+    out_scales_ptr,  # fp32 [M], if GELU_CODES
+    RESIDUAL: tl.constexpr,
+    GELU_CODES: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LARGEST: tl.constexpr,  # code
+):
+    """The epilogue of a tile that the copy engine moves."""
+    m, n = top + tl.arange(0, ROWS), left + tl.arange(0, COLUMNS)
     x = scaled(sums, m, n, M, N, a_scales_ptr, w_scales_ptr, bias_ptr)
     if RESIDUAL:
         x += residual_tiles.load([top, left]).to(tl.float32)
@@ -365,8 +424,9 @@ def _launch(
     if tile is None:
         count = _INTERPRETED_MULTIPROCESSORS if INTERPRETED else multiprocessors(out.device)
         tma = columns % TMA_COLUMNS == 0 and uses_tma(out.device, rows)
-        tile = tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, split_k=arrivals is not None, tma=tma)
-    pieces = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
+        tall = a.codes.dtype == torch.float8_e4m3fn  # Triton does not overlap products of int8 with loads, in tall tiles still less
+        tile = tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, split_k=arrivals is not None, tma=tma, tall=tall)
+    pieces = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.block_n)
     residual_ptr, out_scales_ptr = out if residual is None else residual, a.scales if out_scales is None else out_scales  # or not read
     constants: dict[str, Any] = {
         "RESIDUAL": residual is not None,
@@ -383,12 +443,12 @@ def _launch(
     if tile.tma:
         if columns % TMA_COLUMNS:
             raise ValueError(f"tile: {columns} columns are no multiple of {TMA_COLUMNS}, which tiles that the copy engine moves need")
-        of_result = [tile.block_m, tile.block_n]
+        parts = tile.block_m, tile.below_m or tile.block_m
         eight_bit_gemm_tma_kernel[pieces,](
-            TensorDescriptor.from_tensor(a.codes, [tile.block_m, tile.block_k]), a.scales,
+            *(TensorDescriptor.from_tensor(a.codes, [part, tile.block_k]) for part in parts), a.scales,
             TensorDescriptor.from_tensor(w.codes, [tile.block_n, tile.block_k]), w.scales, bias,
-            TensorDescriptor.from_tensor(residual_ptr, of_result), TensorDescriptor.from_tensor(out, of_result), out_scales_ptr,
-            rows, columns, depth, INTEGER=a.codes.dtype == torch.int8, **constants,
+            *(TensorDescriptor.from_tensor(matrix, [part, tile.block_n]) for matrix in (residual_ptr, out) for part in parts),
+            out_scales_ptr, rows, columns, depth, INTEGER=a.codes.dtype == torch.int8, BELOW_M=tile.below_m, **constants,
         )  # fmt: skip
         return
     sums = a.scales  # not read where K is whole
