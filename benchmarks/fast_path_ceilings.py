@@ -23,13 +23,16 @@ from lowbit_vit.trial.measure import call_ms
 TILES = (  # what the package has, and what was tried beside
     *gemm.TILES,
     gemm.TMA_TILE,
+    gemm.TALL_TILE,
+    gemm.SHARED_TILE,
     gemm.SPLIT_TILE,
+    gemm.Tile(64, 128, 256, 4, 3),
+    gemm.Tile(128, 64, 128, 4, 4),
     gemm.Tile(128, 256, 128, 8, 3, tma=True),
     gemm.Tile(128, 128, 128, 4, 4, tma=True),
     gemm.Tile(128, 256, 128, 8, 3),
     gemm.Tile(128, 128, 128, 8, 4),
     gemm.Tile(64, 256, 128, 8, 3),
-    gemm.Tile(64, 128, 128, 4, 4),
     gemm.Tile(64, 64, 128, 4, 4),
     gemm.Tile(64, 64, 128, 4, 8),
     gemm.Tile(64, 32, 256, 4, 4),
@@ -91,7 +94,7 @@ def products(rows: int) -> dict[str, float]:
         for kind, codes in code_types().items():
             times = tile_times(rows, columns, depth, codes)
             found[f"{kind}, {name}"] = rate(operations, min(times.values()))
-            found[f"{kind}, {name}, by the rule"] = rate(operations, times[chosen(rows, columns, depth)])
+            found[f"{kind}, {name}, by the rule"] = rate(operations, times[chosen(rows, columns, depth, codes)])
     return found
 
 
@@ -106,18 +109,19 @@ def code_types() -> dict[str, torch.dtype]:
     return {"int8": torch.int8, **fp8}
 
 
-def chosen(rows: int, columns: int, depth: int) -> str:
+def chosen(rows: int, columns: int, depth: int, codes: torch.dtype) -> str:
     """The tile that the package takes where the depth may be in parts."""
     device = torch.device("cuda")
     count, tma = gemm.multiprocessors(device), gemm.uses_tma(device, rows)
-    return label(gemm.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, split_k=True, tma=tma))
+    tall = codes == torch.float8_e4m3fn
+    return label(gemm.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, split_k=True, tma=tma, tall=tall))
 
 
 def label(tile: gemm.Tile) -> str:
     """Its numbers: rows x columns x depth, warps, stages, and parts of the depth."""
     in_parts = f", {tile.split_k} parts" if tile.split_k > 1 else ""
     in_bulk = ", in bulk" if tile.tma else ""
-    return f"{tile.block_m}x{tile.block_n}x{tile.block_k}, {tile.num_warps} warps, {tile.num_stages} stages{in_parts}{in_bulk}"
+    return f"{tile.rows}x{tile.block_n}x{tile.block_k}, {tile.num_warps} warps, {tile.num_stages} stages{in_parts}{in_bulk}"
 
 
 def tile_times(rows: int, columns: int, depth: int, codes: torch.dtype) -> dict[str, float]:
@@ -127,6 +131,7 @@ def tile_times(rows: int, columns: int, depth: int, codes: torch.dtype) -> dict[
     bias, arrivals = torch.zeros(columns, device="cuda"), torch.zeros(gemm.ARRIVALS, dtype=torch.int32, device="cuda")
     engine = torch.cuda.get_device_capability() >= gemm.TMA_FROM
     usable = [tile for tile in TILES if engine or not tile.tma]
+    usable = [tile for tile in usable if codes != torch.int8 or not tile.below_m]  # not used, and spills
     fitting = [tile for tile in usable if tile.split_k == 1 or -(-rows // tile.block_m) * -(-columns // tile.block_n) <= gemm.ARRIVALS]
     return {
         label(tile): by_layers_ms(
@@ -164,12 +169,11 @@ def passes_us(rows: int, codes: torch.dtype) -> dict[str, float]:
 def all_tiles(batches: Sequence[int]) -> dict[str, object]:
     """Milliseconds of every candidate at every shape, and of NF4's products beside those of 16-bit weights."""
     found: dict[str, object] = {}
-    for batch in batches:
-        rows = batch * ARCH.tokens
-        for name, (columns, depth) in track(SHAPES.items(), f"tiles, batch {batch}"):
+    for rows in (*(batch * ARCH.tokens for batch in batches), 257, 577):  # the last of one image with patches of 14, at 224 and 336 px
+        for name, (columns, depth) in track(SHAPES.items(), f"tiles, {rows} rows"):
             for kind, codes in code_types().items():
                 times = tile_times(rows, columns, depth, codes)
-                found[f"{kind}, {name}, batch {batch}"] = {"rule": chosen(rows, columns, depth)} | {
+                found[f"{kind}, {name}, {rows} rows"] = {"rule": chosen(rows, columns, depth, codes)} | {
                     tile: round(ms, 5) for tile, ms in times.items()
                 }
     for rows in (1, 64, 197, 394, 788, 1576, 6304):

@@ -145,7 +145,8 @@ def test_attention_to_codes_is_softmax_attention(images: int, tokens: int) -> No
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).double()
     found = restored(made[0]).view(images, tokens, -1)
     scale = made[0].scales.double().view(images, tokens, 1)
-    assert ((found - exact).abs() <= exact.abs() * 2**-4 + scale * 2**-9 + 2**-8).all()
+    # Half a step of a code or of the least one; weights in bf16, which are 2^-9 off, of values up to the scale's largest code.
+    assert ((found - exact).abs() <= exact.abs() * 2**-4 + scale * (2**-10 + 448 * 2**-9)).all()
     assert (found - exact).norm() < 0.04 * exact.norm()
 
 

@@ -378,8 +378,9 @@ def describe(model: nn.Module) -> Description:
 def attention_of(block: SpecBlock | FusedBlock) -> str:
     """The kernel in words."""
     kernel = block.attention.kernel
-    if isinstance(block, FusedBlock) and block.attends_to_codes(1, block.attention.qkv.coded().codes.dtype):  # type: ignore[operator]
-        return f"coded up to {attention.MOST_CODED_TOKENS} tokens of an image, else {kernel}"
+    if isinstance(block, FusedBlock) and block.attends_to_codes(1, 1, block.attention.qkv.coded().codes.dtype):  # type: ignore[operator]
+        few = f"{attention.MOST_CODED_TOKENS} tokens of an image and {attention.MOST_CODED_ROWS} of all"
+        return f"coded up to {few}, else {kernel}"
     return kernel
 
 

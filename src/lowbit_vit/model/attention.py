@@ -49,6 +49,7 @@ _BACKENDS: dict[AttentionName, SDPBackend] = {
 _ON_THE_CPU: tuple[AttentionName, ...] = ("math", "flash")
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 CODED_HEAD_WIDTH, MOST_CODED_TOKENS = 64, 272
+MOST_CODED_ROWS = 512  # of all images: with more, cuDNN and a pass for the codes take less (benchmarks/records/fast_path-parts.json)
 
 
 def attend(q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, kernel: AttentionName) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_vit.errors import ConfigError
-from lowbit_vit.model.attention import MOST_CODED_TOKENS
+from lowbit_vit.model.attention import MOST_CODED_ROWS, MOST_CODED_TOKENS
 from lowbit_vit.model.block_spec import SpecAttention, SpecBlock, SpecMlp
 from lowbit_vit.model.formats import Format
 from lowbit_vit.model.kernels.coded import LARGEST, SMALLEST, VECTOR, Coded
@@ -89,7 +89,7 @@ class FusedBlock(nn.Module):
 
     def _heads(self, tokens: int, x_TW: Tensor, w: Coded, bias: Tensor, *tables: Tensor | None) -> Coded:
         """Codes of attention's heads side by side, [T, H D]; tokens: of an image."""
-        attention, kind, gives_codes = self.attention, w.codes.dtype, self.attends_to_codes(tokens, w.codes.dtype, *tables)
+        attention, kind, gives_codes = self.attention, w.codes.dtype, self.attends_to_codes(len(x_TW), tokens, w.codes.dtype, *tables)
         if gives_codes:
             if self._reach_of_v is None or self._reach_of_v.device != x_TW.device:
                 of_v = slice(2 * len(w.codes) // 3, None)
@@ -109,12 +109,19 @@ class FusedBlock(nn.Module):
             return quantize.quantize_rows(heads_TW, codes=kind)
         return quantize.normalize_rows(heads_TW, attention.norm, codes=kind)
 
-    def attends_to_codes(self, tokens: int, kind: torch.dtype, *tables: Tensor | None) -> bool:
-        """Whether attention gives codes: where it is pinned so, and in other libraries' blocks in fp8 where the tokens are few enough."""
+    def attends_to_codes(self, rows: int, tokens: int, kind: torch.dtype, *tables: Tensor | None) -> bool:
+        """Whether attention gives codes: where it is pinned so, and in other libraries' blocks in fp8 where that is faster.
+
+        Args:
+            rows: tokens of all images.
+            tokens: of an image.
+            kind: of the codes.
+            tables: of rotary positions.
+        """
         attention = self.attention
         if not isinstance(attention, SpecAttention):
             return attention.kernel == "coded"
-        few = kind == torch.float8_e4m3fn and tokens <= MOST_CODED_TOKENS
+        few = kind == torch.float8_e4m3fn and tokens <= MOST_CODED_TOKENS and rows <= MOST_CODED_ROWS
         return few and attention.may_be_coded and all(table is None or table.ndim == 2 for table in tables)
 
     def _hidden(self, x_TW: Tensor, w: Coded, bias: Tensor) -> Coded:

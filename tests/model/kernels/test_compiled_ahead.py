@@ -78,7 +78,7 @@ FOLLOWS = [(80, "*i8", "residual"), (90, "*i8", "residual"), (90, "*fp8e4nv", "r
 
 
 @pytest.mark.parametrize(("capability", "codes", "follows"), FOLLOWS)
-@pytest.mark.parametrize("tile", [*gemm.TILES, gemm.SPLIT_TILE], ids=str)
+@pytest.mark.parametrize("tile", [*gemm.TILES, gemm.SHARED_TILE, gemm.SPLIT_TILE], ids=str)
 def test_every_tile_of_the_gemm_fits_the_gpu(capability: int, codes: str, tile: gemm.Tile, follows: str) -> None:
     gelu_codes = follows == "GELU's codes"
     made = compiled(

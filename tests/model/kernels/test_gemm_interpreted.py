@@ -150,6 +150,22 @@ def test_a_long_depth_is_split_where_tiles_leave_a_gpu_idle(kernels: SimpleNames
     assert [key for key, count in parts.items() if count > 1] == ([(197, (1024, 4096))] if split_k else [])  # fc2 at one image
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [(197, ["TILES[1]", "TILES[2]", "TILES[1]", "SPLIT_TILE"]), (257, ["TILES[1]", "TILES[2]", "SHARED_TILE", "TILES[2]"]),
+     (577, ["SHARED_TILE", "TILES[2]", "TMA_TILE", "TILES[2]"])],
+    ids=lambda value: str(value)[:3],
+)  # fmt: skip
+def test_few_rows_get_the_tiles_that_were_fast_on_an_h200(kernels: SimpleNamespace, rows: int, expected: list[str]) -> None:
+    names = {kernels.gemm.TILES[1]: "TILES[1]", kernels.gemm.TILES[2]: "TILES[2]"}
+    names |= {getattr(kernels.gemm, name): name for name in ("SHARED_TILE", "SPLIT_TILE", "TMA_TILE")}
+    shapes = [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)]
+    found = [
+        kernels.gemm.tile_for(rows=rows, columns=n, depth=k, multiprocessors=132, split_k=k == 4096, tma=rows > 512) for n, k in shapes
+    ]
+    assert [names[tile] for tile in found] == expected
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says in the interpreter that the polynomial of 1e30 is infinite
 @KINDS
 @TYPES

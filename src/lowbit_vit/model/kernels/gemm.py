@@ -77,6 +77,8 @@ TILES = (
 )
 TMA_TILE = TILES[0]._replace(tma=True)
 TALL_TILE = Tile(128, 128, 64, 4, 5, tma=True, below_m=64)  # reads less for a sum; two programs fit a multiprocessor as well
+SHARED_TILE = TILES[1]._replace(num_stages=4)  # two share a multiprocessor
+SHARED_ROWS = 640  # up to which it was seen to be faster than larger tiles
 SPLIT_TILE = Tile(64, 64, 128, 4, 8, split_k=2)
 LONG_K = 2048  # from which adding up two parts costs less than it saves
 
@@ -86,7 +88,9 @@ def tile_for(*, rows: int, columns: int, depth: int, multiprocessors: int, split
 
     A rule and not a search at start-up, so that every process runs the same kernel and gives the same numbers. Candidates and rule come
     from benchmarks/records/fast_tiles.json (`benchmarks/fast_path.py --tiles`), which times them at the shapes of a ViT-L/16 at batch 1
-    and 32. Two thirds: at one image, large tiles on 96 of 132 multiprocessors were faster than small ones on all, on 64 they were not.
+    and 32; at 257 and 577 rows from benchmarks/records/fast_tiles-few.json. Two thirds: at 197 rows, large tiles on 96 of 132
+    multiprocessors were faster than small ones on all, on 64 they were not. At 257, 96 of 128 rows were slower than 160 of 64, two on a
+    multiprocessor, and a K in parts than a whole one, since 160 parts do not run at once.
 
     Args:
         rows: M of the result.
@@ -106,8 +110,10 @@ def tile_for(*, rows: int, columns: int, depth: int, multiprocessors: int, split
         return int(triton.cdiv(pieces(tile), 2 * multiprocessors))
 
     filling = next((tile for tile in TILES if 3 * pieces(tile) >= 2 * multiprocessors), None)
-    if filling is None and split_k and depth >= LONG_K:
+    if filling is None and split_k and depth >= LONG_K and SPLIT_TILE.split_k * pieces(SPLIT_TILE) <= multiprocessors:
         return SPLIT_TILE
+    if filling == TILES[0] and rows <= SHARED_ROWS and pieces(SHARED_TILE) <= 2 * multiprocessors:
+        return SHARED_TILE
     if filling == TILES[0] and tma:
         return TALL_TILE if tall and turns(TALL_TILE) * TALL_TILE.rows <= turns(TMA_TILE) * TMA_TILE.rows else TMA_TILE
     return filling or max(TILES, key=pieces)
