@@ -250,13 +250,17 @@ def test_a_saved_model_is_read_back_to_the_bit(name: str, what: Any, tmp_path: P
 
 
 @torch.inference_mode()
-def test_a_saved_model_keeps_the_blocks_that_were_left(tmp_path: Path) -> None:
-    model = drawn("ViT")
-    model.blocks[0].norm1 = nn.Identity()  # type: ignore[index,union-attr]
-    lowbit_vit.quantize_(model, "int8", partial=True)
-    lowbit_vit.save(model, tmp_path)
-    with pytest.raises(DataError, match="tensors missing"):
-        lowbit_vit.load(tmp_path)  # timm's constructor makes no such block
+def test_what_the_constructor_would_not_build_again_is_not_saved(tmp_path: Path) -> None:
+    changed = drawn("ViT")
+    changed.blocks[0].norm1 = nn.Identity()  # type: ignore[index,union-attr]
+    lowbit_vit.quantize_(changed, "int8", partial=True)
+    with pytest.raises(ConfigError, match=r"save: blocks\.0\.norm1\.weight is missing, and \[192\] in what load would build"):
+        lowbit_vit.save(changed, tmp_path)
+    fewer = lowbit_vit.quantize_(drawn("EVA-02"), "int8")
+    del fewer.blocks[1]
+    with pytest.raises(ConfigError, match=r"save: blocks\.1\.norm1\.weight is missing, and \[\d+\] in what load would build; timm before"):
+        lowbit_vit.save(fewer, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_card_of_another_model_is_refused(tmp_path: Path) -> None:

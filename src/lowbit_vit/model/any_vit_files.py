@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from lowbit_vit.errors import DataError, LowbitVitError, first_line
+from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, first_line
 from lowbit_vit.model import any_vit, families, precision
 from lowbit_vit.model.any_vit import Facts, facts_of
 from lowbit_vit.model.block_spec import LINEARS, SpecBlock
@@ -30,14 +30,17 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         The file of tensors; its card has the same name with .json.
 
     Raises:
-        ConfigError: the model was not quantized by `quantize_`, or does not say how it was built.
+        ConfigError: the model was not quantized by `quantize_`, or does not say how it was built, or was changed since.
         DataError: the disk is full.
     """
     facts = facts_of(model)
+    family = families.FAMILIES[facts.family]
+    arguments = family.arguments(model)
+    _require_rebuilt(model, family, arguments)
     card = {
         "kind": _KIND,
         "family": facts.family,
-        "arguments": families.FAMILIES[facts.family].arguments(model),
+        "arguments": arguments,
         "plan": facts.plan.model_dump(mode="json"),
         "left": facts.left,
     }
@@ -45,6 +48,37 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_state(model.state_dict(), path, card)
     return path
+
+
+def _require_rebuilt(model: nn.Module, family: Any, arguments: dict[str, Any]) -> None:
+    """Refuse a model that `load` would build otherwise: its tensors have other names or shapes than the constructor's.
+
+    Raises:
+        ConfigError: names the first such tensor.
+    """
+    with torch.device("meta"):
+        built = family.build(arguments)
+    path, container = family.blocks(built)
+    names, ours = list(container._modules), any_vit.blocks_of(model)  # noqa: SLF001
+    specs, _ = any_vit.read_specs(family, container, path=path, partial=True)
+    here, there = ({name: tuple(tensor.shape) for name, tensor in each.state_dict().items()} for each in (model, built))
+    inside = tuple(f"{path}.{names[place]}." for place in ours if place in specs)
+    here, there = ({name: shape for name, shape in each.items() if not name.startswith(inside)} for each in (here, there))
+    for place, block in ours.items():
+        if place in specs:
+            for name, linear in specs[place].linears(multiple=1, fold=False):
+                full = f"{path}.{names[place]}.{name}"
+                here[full] = (block.linears()[name].out_features, block.linears()[name].in_features)
+                pad = block.padded * (2 if name == LINEARS[2] and specs[place].gated else 1)
+                there[full] = (
+                    linear.out_features + (pad if name == LINEARS[2] else 0),
+                    linear.in_features + (pad if name == LINEARS[3] else 0),
+                )
+    other = next((name for name in here | there if here.get(name) != there.get(name)), None)
+    if other is not None:
+        kinds = [str(list(each[other])) if other in each else "missing" for each in (here, there)]
+        remembered = "timm before 1.0.31 remembers img_size, num_classes and global_pool alone"
+        raise ConfigError(f"save: {other} is {kinds[0]}, and {kinds[1]} in what load would build; {remembered}")
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", *, execution: str = "eager") -> nn.Module:
