@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import lowbit_vit
 from lowbit_vit.data.prepare import prepare_dataset
+from lowbit_vit.export import export_model
 from lowbit_vit.recipe.backbone import make_backbone
 from lowbit_vit.schema.config import Arm, Profile, SmallVit, Trial, load_profile
 from lowbit_vit.schema.plan import FusedNF4
@@ -153,6 +155,17 @@ def test_a_repeat_takes_the_latency_of_what_the_first_process_trained(
     assert record.measurement is not None
     assert [latency.batch_size for latency in record.measurement.latency] == list(PROFILE.measurement.batch_sizes)
     assert (record.measurement.memory, record.measurement.kernels) == ((), ())
+
+
+@pytest.mark.parametrize("label", ["NF4", "fp16, flash"])
+def test_an_export_runs_as_a_cuda_graph(label: str, recorded: Callable[[str], Record], workspace: Workspace, tmp_path: Path) -> None:
+    recorded(label)
+    export_model(PROFILE, workspace, label, tmp_path / "exported")
+    pixels = torch.randn(40, 3, *2 * [PROFILE.data.views.image_size], generator=torch.Generator().manual_seed(0))
+    eager, graph = (lowbit_vit.load(tmp_path / "exported", "cuda", execution=execution) for execution in ("eager", "cuda_graph"))
+    expected = torch.from_numpy(eager.logits(pixels))
+    for _ in range(2):
+        assert (torch.from_numpy(graph.logits(pixels)) - expected).norm() < 0.01 * expected.norm()
 
 
 def test_a_scan_on_the_gpu_gives_the_predictions_of_single_trials(workspace: Workspace, tmp_path: Path) -> None:

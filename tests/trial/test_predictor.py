@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from lowbit_vit.data.arrays import ImageSet, load_dataset
 from lowbit_vit.data.batches import eval_batches
 from lowbit_vit.errors import ConfigError, DataError, LowbitVitError, Unavailable
 from lowbit_vit.export import export_model
+from lowbit_vit.model import execution
 from lowbit_vit.report.columns import to_terminal
 from lowbit_vit.report.terminal import prediction_lines, prediction_table
 from lowbit_vit.schema.config import Evaluation, Profile, Trial
@@ -32,6 +34,7 @@ from lowbit_vit.schema.plan import NF4, HighPrecision, Int8, Plan, Rule, uniform
 from lowbit_vit.schema.predictions import Predictions, load_predictions
 from lowbit_vit.schema.record import sha256
 from lowbit_vit.schema.workspace import Workspace
+from lowbit_vit.trial import predictor
 from lowbit_vit.trial.evaluate import predictions_of_logits
 from lowbit_vit.trial.predictor import Faults, Predictor
 from lowbit_vit.trial.run import run_trial
@@ -318,6 +321,26 @@ def test_bad_images_are_one_line(exported: Path, tmp_path: Path) -> None:
             model.predict(tensor)
     with pytest.raises(ConfigError, match="device 'tpu' is not known; allowed: cpu, cuda"):
         lowbit_vit.load(exported, device="tpu")
+    with pytest.raises(ConfigError, match="execution 'fast' is not known; allowed: eager, cuda_graph, compile, compile_graph"):
+        lowbit_vit.load(exported, execution="fast")
+    with pytest.raises(Unavailable, match="execution cuda_graph needs CUDA, the model is on cpu; use execution: eager"):
+        lowbit_vit.load(exported, execution="cuda_graph")
+
+
+def test_batches_of_one_size_are_prepared_once(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def counted(*given: Any) -> Any:
+        made.append(given[1:])
+        return execution.prepare(*given)
+
+    monkeypatch.setattr(predictor, "prepare", counted)
+    model: Predictor = lowbit_vit.load(exported)
+    pixels = torch.zeros(2, 3, 8, 8)
+    first = model.logits(pixels)
+    assert (model.logits(pixels) == first).all()
+    model.logits(pixels[:1])
+    assert [(name, len(images)) for name, images in made] == [("eager", 2), ("eager", 1)]
 
 
 # -------------------------------------------------------------------------------------------------------------------- the verb

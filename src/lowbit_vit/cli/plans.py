@@ -155,6 +155,7 @@ def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="files, folders, or quoted patterns such as 'photos/**/*.jpg'")],
     top: Annotated[int, typer.Option("--top", min=1, help="classes to print of each image")] = 5,
     device: Annotated[Device, typer.Option("--device", help="to run on")] = "cpu",
+    execution: Annotated[Execution, typer.Option("--execution", help="how a forward is launched")] = "eager",
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
 ) -> None:
     """Print the most likely classes of images with their probabilities: a table, or where stdout is no terminal, lines with tabs.
@@ -166,7 +167,7 @@ def predict(
     from lowbit_vit.report.terminal import prediction_json, prediction_lines, prediction_table
     from lowbit_vit.trial.predictor import Faults, load
 
-    predictor = load(model, device)
+    predictor = load(model, device, execution=execution)
     files, faults = find_images(images)
     unread: Faults = {}
     found = predictor.predict(files, faults=unread) if files else []

@@ -44,7 +44,7 @@ def prepare(model: VisionTransformer, execution: Execution, example: Tensor) -> 
     Raises:
         Unavailable: the execution cannot run here or cannot run this model; the message is the reason.
     """
-    _require(model, execution, example.device)
+    require_execution(model, execution, example.device)
     if execution == "cuda_graph":
         return _captured(_by_blocks(model, compiled=False, rows=_rows(model, example)), example)
     if execution == "compile":
@@ -54,7 +54,12 @@ def prepare(model: VisionTransformer, execution: Execution, example: Tensor) -> 
     return torch.inference_mode()(model)
 
 
-def _require(model: VisionTransformer, execution: Execution, device: torch.device) -> None:
+def require_execution(model: VisionTransformer, execution: Execution, device: torch.device) -> None:
+    """Refuse an execution that cannot run here or cannot run this model.
+
+    Raises:
+        Unavailable: the message is the reason.
+    """
     if execution == "eager":
         return
     if device.type != "cuda":

@@ -2,7 +2,7 @@
 
 Needs neither Ray nor DVC, and bitsandbytes only where the plan quantizes. Images take the way of `data.decode` and `data.batches`
 as in every trial, in batches of the evaluation's size that are filled up in the same way, so on the same device the same images
-in the same order give the logits of the measured cell, bit for bit.
+in the same order give the logits of the measured cell, bit for bit. A CUDA graph launches the same model; its kernels may be others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ from lowbit_vit.data.decode import Pixels, View, decode_file, make_view, name_fa
 from lowbit_vit.data.progress import progress_bar
 from lowbit_vit.errors import ConfigError, DataError
 from lowbit_vit.model.attention import require
-from lowbit_vit.model.execution import prepare
+from lowbit_vit.model.execution import prepare, require_execution
 from lowbit_vit.model.precision import compute_dtype, import_formats, matmul_mode
 from lowbit_vit.model.serialization import load_model
 from lowbit_vit.model.vit import VisionTransformer
-from lowbit_vit.schema.config import Device
+from lowbit_vit.schema.config import Device, Execution
 from lowbit_vit.schema.model_card import WEIGHTS_FILE, Converted, ExportCard, read_export
 from lowbit_vit.trial.evaluate import Forward, Logits, finite_logits, full_batches
 
@@ -64,11 +65,13 @@ class Predictor:
         card: the model card of the export.
     """
 
-    def __init__(self, model: VisionTransformer, card: ExportCard, converted: Converted, *, device: Device) -> None:
+    def __init__(self, model: VisionTransformer, card: ExportCard, converted: Converted, *, device: Device, execution: Execution) -> None:
         self.card = card
         self._model = model
         self._plan = converted.plan
         self._device: Device = device
+        self._execution: Execution = execution
+        self._forwards: dict[tuple[int, torch.dtype], Forward] = {}  # by batch size and dtype: a graph serves one of each
         self._view = View(card.views.eval_resize, card.views.image_size)
 
     def predict(self, images: ImageLike | Sequence[ImageLike] | Tensor, *, faults: Faults | None = None) -> list[Prediction]:
@@ -112,18 +115,22 @@ class Predictor:
             self._check(given)
         read, size = 0, 0
         rows: list[Tensor] = []
-        forward: Forward | None = None
         with matmul_mode(self._plan), progress_bar("predict", count, "images") if count > self.card.batch_size else nullcontext() as bar:
             for part in self._parts(given, faults):
                 size, read = size or len(part), read + len(part)
                 full = self._fill_up(part, size)
-                forward = forward or prepare(self._model, "eager", full)
-                rows.append(forward(full).to(torch.float32, copy=True))
+                rows.append(self._forward(full)(full).to(torch.float32, copy=True))
                 if bar is not None:
                     bar.advance(len(part))
         if not rows:
             return np.empty((0, len(self.card.class_names)), dtype=np.float32)
         return finite_logits(rows, count=read, title="predict")
+
+    def _forward(self, images: Tensor) -> Forward:
+        key = len(images), images.dtype
+        if key not in self._forwards:
+            self._forwards[key] = prepare(self._model, self._execution, images)
+        return self._forwards[key]
 
     def _parts(self, given: list[ImageLike] | Tensor, faults: Faults | None) -> Iterator[Tensor | Pixels]:
         """Images of one batch after another: tensors as given, or uint8 [N, S, S, 3]; the last may be smaller."""
@@ -170,23 +177,26 @@ class Predictor:
             raise DataError(f"predict: a tensor {found}; give [N, 3, {side}, {side}], uint8 pixels or normalized floating point")
 
 
-def load(folder: str | Path, device: Device = "cpu") -> Predictor:
+def load(folder: str | Path, device: Device = "cpu", *, execution: Execution = "eager") -> Predictor:
     """Read what `lowbit-vit export` wrote.
 
     Args:
         folder: the export.
         device: where to run it: cpu or cuda.
+        execution: how a forward is launched; eager is the measured cell's own.
 
     Raises:
         DataError: nothing is exported there, or it is damaged or of another version.
-        Unavailable: the device or a package is missing, or the export's attention kernel does not run there.
-        ConfigError: a device of another name.
+        Unavailable: the device or a package is missing, or the export's attention kernel or the execution does not run there.
+        ConfigError: a device or an execution of another name.
     """
-    if device not in DEVICES:
-        raise ConfigError(f"device {device!r} is not known; allowed: {', '.join(DEVICES)}")
+    for name, given, allowed in (("device", device, DEVICES), ("execution", execution, get_args(Execution))):
+        if given not in allowed:
+            raise ConfigError(f"{name} {given!r} is not known; allowed: {', '.join(allowed)}")
     place = Path(folder)
     card, converted = read_export(place)
     import_formats([converted.plan])
     require(card.attention, device=torch.device(device), dtype=compute_dtype(converted.plan))
     model = load_model(place / WEIGHTS_FILE, attention=card.attention, device=device)
-    return Predictor(model, card, converted, device=device)
+    require_execution(model, execution, torch.device(device))
+    return Predictor(model, card, converted, device=device, execution=execution)
