@@ -26,8 +26,10 @@ from typing import Literal
 import torch
 
 # Imported otherwise when its layers first run.
+import lowbit_vit.model.kernels.attention
 import lowbit_vit.model.kernels.gemm
-import lowbit_vit.model.kernels.nf4  # noqa: F401
+import lowbit_vit.model.kernels.nf4
+import lowbit_vit.model.kernels.rotary  # noqa: F401
 from lowbit_vit.errors import LowbitVitError, first_line
 from lowbit_vit.schema.config import load_trial, load_trials
 from lowbit_vit.schema.machine import visible_gpu
