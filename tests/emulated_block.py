@@ -52,7 +52,7 @@ def emulated(
         parts = tuple(map(kept, copy.deepcopy(attention).float().split(qkv, tables)))
     q, k, v = (part.transpose(1, 2) for part in parts)
     heads = f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    if block.attends_to_codes(x.shape[0] * x.shape[1], x.shape[1], codes, tables):  # by what v can reach at most in an image
+    if block.own_attention(x.shape[0] * x.shape[1], x.shape[1], tables) == "codes":  # by what v can reach at most in an image
         of_v = slice(2 * len(weights["attention.qkv"]) // 3, None)
         longest, bias = weights["attention.qkv"][of_v].norm(dim=1).max(), attention.qkv.bias[of_v].abs().max().float()  # type: ignore[index]
         reach = (normed.norm(dim=-1) * longest + bias).amax(dim=1)[:, None, None]

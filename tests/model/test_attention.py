@@ -124,12 +124,12 @@ def test_a_refusal_by_pytorch_becomes_one_line() -> None:
 
 def test_every_name_of_the_schema_has_an_implementation() -> None:
     names = set(AttentionName.__args__)  # type: ignore[attr-defined]
-    assert set(attention._BACKENDS) | {"fa2", "coded"} == names  # a package's, and one that fp8 blocks call themselves
+    assert set(attention._BACKENDS) | {"fa2", "coded"} == names  # a package's, and one that 8-bit blocks call themselves
 
 
-def test_coded_attention_runs_in_fp8_blocks_alone() -> None:
+def test_coded_attention_runs_in_8_bit_blocks_alone() -> None:
     q = torch.zeros(1, 2, 1, 64)
-    with pytest.raises(Unavailable, match="attention coded runs inside fp8 blocks alone"):
+    with pytest.raises(Unavailable, match="attention coded runs inside blocks in 8 bits alone"):
         attention.attend(q, q, q, "coded")
 
 

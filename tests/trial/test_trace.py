@@ -24,7 +24,7 @@ CUDA_ATTENTION: dict[AttentionName, str] = {
     "fa2": "void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4, false, false, cutlass::half_t>, false, false>",
     "efficient": "fmha_cutlassF_f16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<cutlass::half_t>::Params)",
     "cudnn": "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_6_128x64x64_4x1x1_kernel0_0",
-    "coded": "attend_to_codes_kernel",
+    "coded": "attend_whole_kernel",
     "math": "void (anonymous namespace)::softmax_warp_forward<c10::Half, c10::Half, float, 8, false, false>",
 }
 GEMM = "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off_kernel__5x_cublas"

@@ -134,7 +134,7 @@ class Description:
     Attributes:
         layers: of the blocks that are ours.
         left: path and reason of each block that stayed the library's.
-        attention: the kernel, or the two of fp8: which takes up to how many tokens.
+        attention: the kernel, or the two of 8 bits: which takes up to how many tokens.
         dtype: of activations and of all that is not quantized.
         bytes: of the whole model.
     """
@@ -378,7 +378,7 @@ def describe(model: nn.Module) -> Description:
 def attention_of(block: SpecBlock | FusedBlock) -> str:
     """The kernel in words."""
     kernel = block.attention.kernel
-    if isinstance(block, FusedBlock) and block.attends_to_codes(1, 1, block.attention.qkv.coded().codes.dtype):  # type: ignore[operator]
+    if isinstance(block, FusedBlock) and block.own_attention(1, 1):
         few = f"{attention.MOST_CODED_TOKENS} tokens of an image and {attention.MOST_CODED_ROWS} of all"
         return f"coded up to {few}, else {kernel}"
     return kernel

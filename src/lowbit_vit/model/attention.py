@@ -11,7 +11,7 @@ name decides and nothing else: a kernel that cannot run is an error, never anoth
                CPU: PyTorch's own tiled kernel, fp32 too
     cudnn      NVIDIA's fused kernel, fp16 and bf16                      CUDA
     fa2        the flash-attn package, fp16 and bf16                     CUDA
-    coded      this package's, whose result is e4m3 codes                CUDA, inside fp8 blocks of up to 272 tokens
+    coded      this package's; in fp8 its result is e4m3 codes           CUDA, inside 8-bit blocks of up to 272 tokens
 
 Shapes, as name suffixes here and in `vit`:
 
@@ -71,7 +71,7 @@ def attend(q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor, kernel: AttentionName
         RuntimeError: PyTorch or flash-attn refuses the shape or dtype; `require` says so beforehand, in one line.
     """
     if kernel == "coded":
-        raise Unavailable("attention coded runs inside fp8 blocks alone: its result is codes")
+        raise Unavailable("attention coded runs inside blocks in 8 bits alone")
     if not q_BNHD.is_cuda and kernel not in _ON_THE_CPU:
         raise Unavailable(f"attention {kernel} needs CUDA; on the CPU there are: {', '.join(_ON_THE_CPU)}")
     if kernel == "fa2":

@@ -163,9 +163,8 @@ class SpecAttention(nn.Module):
 
     @property
     def may_be_coded(self) -> bool:
-        """Whether this package's attention to codes may take cuDNN's place where the tokens are few and the blocks are in fp8."""
-        in_order = self.plain or self.rotates_alone
-        return in_order and self.norm is None and self.kernel == "cudnn" and self.head_width == CODED_HEAD_WIDTH
+        """Whether this package's attention may take cuDNN's place where the tokens are few and the blocks are in 8 bits."""
+        return (self.plain or self.rotates_alone) and self.kernel == "cudnn" and self.head_width == CODED_HEAD_WIDTH
 
     @property
     def rotates_alone(self) -> bool:

@@ -18,7 +18,7 @@ The kernels need Triton and CUDA; building, counting and saving a model needs ne
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,11 @@ class EightBitLinear(nn.Module):
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
 
+    @property
+    def kind(self) -> torch.dtype:
+        """Of the codes."""
+        return self.weight.dtype
+
     def coded(self) -> Coded:
         """The weights as a GEMM takes them."""
         return Coded(self.weight, self.scales)
@@ -70,8 +75,7 @@ class FusedBlock(nn.Module):
         self.attention: Attention | SpecAttention = block.attention
         self.norm2: nn.LayerNorm = block.norm2
         self.mlp: Mlp | SpecMlp = block.mlp
-        self._reach: Tensor | None = None  # of fc1, once it is known
-        self._reach_of_v: Tensor | None = None  # of qkv's rows that give v
+        self._reach: dict[str, Tensor] = {}  # of a GEMM, once it is known
         self._arrivals: Tensor | None = None  # of the parts of fc2's depth
 
     def forward(self, x_BNW: Tensor, *tables: Tensor | None) -> Tensor:
@@ -89,12 +93,12 @@ class FusedBlock(nn.Module):
 
     def _heads(self, tokens: int, x_TW: Tensor, w: Coded, bias: Tensor, *tables: Tensor | None) -> Coded:
         """Codes of attention's heads side by side, [T, H D]; tokens: of an image."""
-        attention, kind, gives_codes = self.attention, w.codes.dtype, self.attends_to_codes(len(x_TW), tokens, w.codes.dtype, *tables)
-        if gives_codes:
-            if self._reach_of_v is None or self._reach_of_v.device != x_TW.device:
-                of_v = slice(2 * len(w.codes) // 3, None)
-                self._reach_of_v = quantize.reach_of(Coded(w.codes[of_v], w.scales[of_v]), bias[of_v])
-            codes, bounds = quantize.normalize_rows_towards(x_TW, self.norm1, self._reach_of_v, codes=kind)
+        attention, kind = self.attention, w.codes.dtype
+        own = self.own_attention(len(x_TW), tokens, *tables)
+        if own == "codes":
+            of_v = slice(2 * len(w.codes) // 3, None)
+            reach = self._reach_of("v", Coded(w.codes[of_v], w.scales[of_v]), bias[of_v])
+            codes, bounds = quantize.normalize_rows_towards(x_TW, self.norm1, reach, codes=kind)
         else:
             codes = quantize.normalize_rows(x_TW, self.norm1, codes=kind)
         qkv_BNX = gemm.multiply(codes, w, bias, dtype=x_TW.dtype).view(-1, tokens, len(w.codes))
@@ -102,27 +106,39 @@ class FusedBlock(nn.Module):
         if isinstance(attention, SpecAttention) and attention.rotates_alone and table is not None and table.ndim == 2:
             rotary.rotate_in_place(qkv_BNX, table, heads=attention.heads, interleaved=attention.rotation == "interleaved")
             tables = ()
-        if gives_codes:
+        if own == "codes":
             return coded_attention.attend_to_codes(qkv_BNX, bounds, heads=attention.heads)
-        heads_TW = attention.mix(qkv_BNX, *tables).flatten(0, 1).contiguous()
+        if own == "16-bit":
+            heads_TW = coded_attention.attend(qkv_BNX, heads=attention.heads)
+        else:
+            heads_TW = attention.mix(qkv_BNX, *tables).flatten(0, 1).contiguous()
         if attention.norm is None:
             return quantize.quantize_rows(heads_TW, codes=kind)
         return quantize.normalize_rows(heads_TW, attention.norm, codes=kind)
 
-    def attends_to_codes(self, rows: int, tokens: int, kind: torch.dtype, *tables: Tensor | None) -> bool:
-        """Whether attention gives codes: where it is pinned so, and in other libraries' blocks in fp8 where that is faster.
+    def own_attention(self, rows: int, tokens: int, *tables: Tensor | None) -> Literal["codes", "16-bit"] | None:
+        """What this package's attention gives: where it is pinned, and in other libraries' blocks where it is faster; None: another runs.
 
         Args:
             rows: tokens of all images.
             tokens: of an image.
-            kind: of the codes.
             tables: of rotary positions.
         """
         attention = self.attention
-        if not isinstance(attention, SpecAttention):
-            return attention.kernel == "coded"
-        few = kind == torch.float8_e4m3fn and tokens <= MOST_CODED_TOKENS and rows <= MOST_CODED_ROWS
-        return few and attention.may_be_coded and all(table is None or table.ndim == 2 for table in tables)
+        if isinstance(attention, SpecAttention):
+            few = tokens <= MOST_CODED_TOKENS and rows <= MOST_CODED_ROWS
+            if not (few and attention.may_be_coded and all(table is None or table.ndim == 2 for table in tables)):
+                return None
+        elif attention.kernel != "coded":
+            return None
+        return "codes" if attention.qkv.kind == torch.float8_e4m3fn and attention.norm is None else "16-bit"
+
+    def _reach_of(self, name: str, w: Coded, bias: Tensor) -> Tensor:
+        """What bounds a GEMM, computed once."""
+        found = self._reach.get(name)
+        if found is None or found.device != bias.device:
+            found = self._reach[name] = quantize.reach_of(w, bias)
+        return found
 
     def _hidden(self, x_TW: Tensor, w: Coded, bias: Tensor) -> Coded:
         """Codes of GELU's result, [T, M], or of what else the MLP makes of fc1's."""
@@ -133,9 +149,7 @@ class FusedBlock(nn.Module):
         if kind == torch.int8:
             hidden_TM = gemm.multiply(quantize.normalize_rows(x_TW, self.norm2, codes=kind), w, bias, dtype=x_TW.dtype)
             return quantize.gelu_rows(hidden_TM, codes=kind)
-        if self._reach is None or self._reach.device != x_TW.device:
-            self._reach = quantize.reach_of(w, bias)
-        codes, scales = quantize.normalize_rows_towards(x_TW, self.norm2, self._reach, codes=kind)
+        codes, scales = quantize.normalize_rows_towards(x_TW, self.norm2, self._reach_of("fc1", w, bias), codes=kind)
         return gemm.multiply_to_gelu_codes(codes, w, bias, scales)
 
 

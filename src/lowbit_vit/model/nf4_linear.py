@@ -100,9 +100,17 @@ class FusedNF4Linear(nn.Module):
         """Write the weights in 16 bits, [N, K], into memory that is there."""
         nf4_kernels.decode_into(self.stored(), weight)
 
+    @property
+    def kind(self) -> torch.dtype:
+        """Of the codes that GEMMs in 8 bits take."""
+        return _CODES[self.products]
+
     def coded(self) -> Coded:
-        """The weights as 8-bit codes, made anew: in memory there are 4 bits."""
-        return nf4_kernels.decode_to_codes(self.stored(), self.scales, codes=_CODES[self.products])
+        """The weights as 8-bit codes, made anew or just before by a prefetcher: in memory there are 4 bits."""
+        made_ahead = _coded.get()
+        if made_ahead is not None:
+            return made_ahead(self)
+        return nf4_kernels.decode_to_codes(self.stored(), self.scales, codes=self.kind)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply in 16 bits, [..., K] -> [..., N]."""
@@ -123,8 +131,14 @@ def from_bitsandbytes(codes: Tensor, state: "bnb.functional.QuantState", bias: T
 
 
 def decode_together(layers: Sequence[FusedNF4Linear], weights: Tensor) -> None:
-    """Write the weights of layers without adapters in 16 bits, one after another, into memory that is there; in one launch."""
-    nf4_kernels.decode_together([layer.stored() for layer in layers], weights)
+    """Write the weights of layers one after another into memory that is there, in one launch.
+
+    Args:
+        layers: without adapters, of one kind: GEMMs, double quantization.
+        weights: 16-bit, or codes as their GEMMs take them.
+    """
+    scales = None if in_16_bits(layers[0]) else [layer.scales for layer in layers]
+    nf4_kernels.decode_together([layer.stored() for layer in layers], weights, scales)
 
 
 def _stored(codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor], update: list[Tensor]) -> "nf4_kernels.NF4Weights":
@@ -134,6 +148,7 @@ def _stored(codes: Tensor, levels: Tensor, absmax: Tensor, nested: list[Tensor],
 
 Multiply = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [M, K], a layer's codes, bias [N] -> [M, N]
 _multiply: ContextVar[Multiply | None] = ContextVar("multiply", default=None)
+_coded: ContextVar[Callable[[FusedNF4Linear], Coded] | None] = ContextVar("coded", default=None)
 
 
 @contextmanager
@@ -144,6 +159,16 @@ def multiplied_by(multiply: Multiply) -> Iterator[None]:
         yield
     finally:
         _multiply.reset(token)
+
+
+@contextmanager
+def coded_by(coded: Callable[[FusedNF4Linear], Coded]) -> Iterator[None]:
+    """Inside, layers with 8-bit GEMMs have their codes from this function."""
+    token = _coded.set(coded)
+    try:
+        yield
+    finally:
+        _coded.reset(token)
 
 
 @torch.library.custom_op("lowbit_vit::nf4_linear", mutates_args=())

@@ -19,7 +19,7 @@ from ruamel.yaml.nodes import ScalarNode
 
 from lowbit_vit.errors import ConfigError, first_line
 from lowbit_vit.schema.cell_role import CellRole
-from lowbit_vit.schema.plan import FP8, ComputeDtype, Frozen, FusedNF4, HighPrecision, Label, Plan, WeightFormat, Weights, uniform
+from lowbit_vit.schema.plan import ComputeDtype, Frozen, HighPrecision, Label, Plan, WeightFormat, uniform
 
 AttentionName = Literal["math", "efficient", "flash", "cudnn", "fa2", "coded"]
 Execution = Literal["eager", "cuda_graph", "compile", "compile_graph"]
@@ -457,10 +457,10 @@ def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | No
     """Why this combination can exist on no machine, or None.
 
     FlashAttention-2 and cuDNN attention have fp16 and bf16 kernels only; PyTorch's own flash kernel is 16-bit on CUDA but
-    takes fp32 on the CPU. Coded attention gives e4m3 codes.
+    takes fp32 on the CPU. Coded attention is a part of blocks in 8 bits.
     """
-    if attention == "coded" and not (plan.rules and all(_in_e4m3(rule.weights) for rule in plan.rules)):
-        return "attention coded gives e4m3 codes, which fp8 GEMMs alone take; set weights: {format: fp8} in every block"
+    if attention == "coded" and not (plan.rules and all(rule.weights.whole_blocks for rule in plan.rules)):
+        return "attention coded runs inside blocks in 8 bits alone; set weights: {format: fp8} or {format: w8a8} in every block"
     sixteen_bit = plan.compute_dtype in ("fp16", "bf16")
     needs_16_bit = attention in ("fa2", "cudnn") or (attention == "flash" and device == "cuda")
     if needs_16_bit and not sixteen_bit:
@@ -468,10 +468,6 @@ def impossible(plan: Plan, attention: AttentionName, device: Device) -> str | No
     if plan.compute_dtype == "tf32" and device == "cpu":
         return "compute_dtype tf32 is a CUDA matmul mode; on cpu use fp32"
     return None
-
-
-def _in_e4m3(weights: Weights) -> bool:
-    return isinstance(weights, FP8) or (isinstance(weights, FusedNF4) and weights.products == "fp8")
 
 
 def unfit(plan: Plan, qkv: QkvLayout, adaptation: AdaptationMethod) -> str | None:

@@ -31,7 +31,7 @@ _FUSED_ATTENTION: tuple[tuple[AttentionName, str], ...] = (
     ("fa2", r"flash::flash_fwd|flash_fwd_(splitkv_)?kernel"),
     ("efficient", r"fmha_cutlassF|AttentionKernel<"),
     ("cudnn", r"cudnn_generated_fort_native_sdpa|cudnn.*sdpa"),
-    ("coded", r"attend_to_codes"),
+    ("coded", r"attend_whole"),
 )
 # What only the unfused kernel runs. Its two products are gemms like all others on a GPU and counted there.
 _MATH_ATTENTION = r"softmax|soft_max|_scaled_dot_product_attention_math"
@@ -53,7 +53,7 @@ _PATTERNS = {
 }
 # What reads or makes low-bit values: bitsandbytes' own kernels and operators, cuBLAS's int8 products, this project's kernels.
 _LOW_BIT = re.compile(
-    r"quant|to_codes|eight_bit_gemm|decode_(\w+_)?kernel|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE
+    r"quant|attend_whole|eight_bit_gemm|decode_(\w+_)?kernel|4bit|int8|mm_int32|imma|i8816|i16832|gemm_s8|i8i32", re.IGNORECASE
 )
 _NAME_LENGTH = 160  # templates' names run to a thousand characters
 _SYNCS = re.compile(r"^cuda(Stream|Device|Event)Synchronize$|^cudaMemcpy$")

@@ -33,7 +33,10 @@ def _convert_float(given: Any, from_type: Any, to_type: Any, rounding: Any) -> A
     target = {tl.bfloat16: (torch.bfloat16, torch.int16), tl.float8e4nv: (torch.float8_e4m3fn, torch.uint8)}.get(to_type)
     if target is None or from_type != tl.float32:
         return _TRITONS(given, from_type, to_type, rounding)
-    bits = torch.from_numpy(np.ascontiguousarray(given).view(np.float32)).to(target[0]).view(target[1]).numpy()
+    numbers = torch.from_numpy(np.ascontiguousarray(given).view(np.float32))
+    if to_type == tl.float8e4nv:  # as the GPU's cvt.satfinite
+        numbers = numbers.clamp(-448, 448)
+    bits = numbers.to(target[0]).view(target[1]).numpy()
     return bits.view(np.uint16) if to_type == tl.bfloat16 else bits
 
 

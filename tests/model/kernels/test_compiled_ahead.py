@@ -12,9 +12,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model.kernels import attention, gelu, gemm, nf4, quantize, rotary
+from lowbit_vit.model.kernels import attention, gelu, gemm, nf4, quantize, rotary, wgmma
 
 TARGETS = pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # that one program may take
@@ -33,10 +35,10 @@ def compiled(kernel: Any, *, capability: int, constants: dict[str, Any], types: 
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def gemm_constants(tile: gemm.Tile, *, residual: bool, gelu_codes: bool, pdl: bool) -> dict[str, Any]:
+def gemm_constants(tile: gemm.Tile, *, residual: bool, gelu_codes: bool, early: bool) -> dict[str, Any]:
     sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP_M": 8, "SPLIT_K": tile.split_k}
-    parts = {"RESIDUAL": residual, "GELU_CODES": gelu_codes, "EVEN_K": True, "PDL": pdl}
-    return parts | sizes | {"LARGEST": 448.0 if gelu_codes else 127.0}
+    parts = {"RESIDUAL": residual, "GELU_CODES": gelu_codes, "EVEN_K": True, "PDL": early, "EARLY": early}
+    return parts | sizes
 
 
 def gemm_types(codes: str, *, gelu_codes: bool) -> dict[str, str]:
@@ -57,15 +59,18 @@ def spilled_bytes(made: Any, capability: int) -> int:
     return sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
 
 
-def waits_before_it_reads(made: Any) -> bool:
-    """Whether a kernel that starts early touches global memory only after its wait, but for the hint that brings weights nearer."""
+def waits_before_it_reads(made: Any, *, early: bool = True) -> bool:
+    """Whether a kernel touches global memory only after its wait, but for the hint that brings weights nearer.
+
+    Args:
+        made: the kernel.
+        early: whether it lets the next one start before that; else it never says so.
+    """
     touching = r"griddepcontrol\.\w+|(?:ld|st|atom)\.(?:relaxed\.|acquire\.|release\.)?global|cp\.async\.(?:cg|ca|bulk)[\w.]*"
     order = [found for found in re.findall(touching, made.asm["ptx"]) if "prefetch" not in found]
-    return (
-        order[:2] == ["griddepcontrol.launch_dependents", "griddepcontrol.wait"]
-        and len(order) > 2
-        and not any(found.startswith("griddepcontrol") for found in order[2:])
-    )
+    words = ["griddepcontrol.launch_dependents", "griddepcontrol.wait"][0 if early else 1 :]
+    rest = order[len(words) :]
+    return order[: len(words)] == words and bool(rest) and not any(found.startswith("griddepcontrol") for found in rest)
 
 
 CODES = pytest.mark.parametrize(
@@ -84,7 +89,7 @@ def test_every_tile_of_the_gemm_fits_the_gpu(capability: int, codes: str, tile: 
     made = compiled(
         gemm.eight_bit_gemm_kernel,
         capability=capability,
-        constants=gemm_constants(tile, residual=follows == "residual", gelu_codes=gelu_codes, pdl=capability == 90),
+        constants=gemm_constants(tile, residual=follows == "residual", gelu_codes=gelu_codes, early=capability == 90),
         types=gemm_types(codes, gelu_codes=gelu_codes),
         warps=tile.num_warps,
         stages=tile.num_stages,
@@ -118,7 +123,14 @@ def test_the_tiles_that_tma_moves_fit_twice_and_are_moved_so(codes: str, follows
         "bias_ptr": "*bf16",
         **dict.fromkeys(("a_scales_ptr", "w_scales_ptr", "out_scales_ptr"), "*fp32"),
     }
-    constants = {"INTEGER": codes == "i8", "RESIDUAL": follows == "residual", "GELU_CODES": gelu_codes, "LARGEST": 448.0, "GROUP_M": 8}
+    constants = {
+        "INTEGER": codes == "i8",
+        "RESIDUAL": follows == "residual",
+        "GELU_CODES": gelu_codes,
+        "PDL": True,
+        "EARLY": False,
+        "GROUP_M": 8,
+    }
     sizes = {"BLOCK_M": tile.block_m, "BELOW_M": tile.below_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "K": 1024}
     made = compiled(
         gemm.eight_bit_gemm_tma_kernel,
@@ -132,6 +144,7 @@ def test_the_tiles_that_tma_moves_fit_twice_and_are_moved_so(codes: str, follows
     assert "wgmma" in made.asm["ptx"]
     assert "cp.async.bulk.tensor" in made.asm["ptx"]
     assert not re.search(r"st\.global", made.asm["ptx"])
+    assert waits_before_it_reads(made, early=False)
     assert spilled_bytes(made, 90) <= 48
 
 
@@ -141,25 +154,63 @@ def test_the_pass_of_gelu_compiles(capability: int) -> None:
     assert "ld.global.v4" in made.asm["ptx"]
 
 
-@pytest.mark.parametrize("early", [True, False])
-@pytest.mark.parametrize("tokens", [197, 257])
-def test_the_attention_to_codes_compiles(tokens: int, early: bool) -> None:
-    second = attention.SECOND[tokens > 208]
-    queries, repeat, warps = attention.FEW if early else attention.MANY[second]
-    constants: dict[str, Any] = {"HEADS": 16, "TOKENS": tokens, "WIDTH": 64, "SECOND": second, "TOKENS_2": 256 if tokens < 256 else 512}
-    constants |= {"TO_LOG2": 0.18, "ROWS": queries, "REPEAT": repeat, "PDL": early, "LARGEST": 448.0}
-    types = {"qkv_ptr": "*bf16", "bounds_ptr": "*fp32", "codes_ptr": "*fp8e4nv", "scales_ptr": "*fp32"}
-    made = compiled(attention.attend_to_codes_kernel, capability=90, constants=constants, types=types, warps=warps, stages=2)
-    assert made.metadata.shared <= SHARED_BYTES[90]
-    assert re.search(r"wgmma|mma\.sync", made.asm["ptx"])
-    assert not early or waits_before_it_reads(made)
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+@pytest.mark.parametrize(("codes", "follows"), [("i8", "residual"), ("fp8e4nv", "residual"), ("fp8e4nv", "GELU's codes")])
+@pytest.mark.parametrize("tile", [gemm.TMA_TILE, gemm.TALL_TILE], ids=str)
+def test_the_tiles_whose_waits_are_written_out_fit_twice(codes: str, follows: str, tile: gemm.Tile) -> None:
+    kinds = {"i8": gl.int8, "fp8e4nv": gl.float8e4nv, "bf16": gl.bfloat16}
+    gelu_codes, low = follows == "GELU's codes", tile.below_m or tile.block_m
+
+    def moved(kind: str, rows: int, columns: int) -> str:
+        layout = gl.NVMMASharedLayout.get_default_for([rows, columns], kinds[kind])
+        return f"tensordesc<{kind}[{rows},{columns}],{layout!r}>"
+
+    types = {"w_tiles": moved(codes, tile.block_n, tile.block_k), "bias_ptr": "*bf16"}
+    for name, rows in (("tiles", tile.block_m), ("below", low)):
+        types |= {f"a_{name}": moved(codes, rows, tile.block_k), f"residual_{name}": moved("bf16", rows, tile.block_n)}
+        types[f"out_{name}"] = moved(codes if gelu_codes else "bf16", rows, tile.block_n)
+    types |= dict.fromkeys(("a_scales_ptr", "w_scales_ptr", "out_scales_ptr"), "*fp32")
+    constants = {"K": 4096, "INTEGER": codes == "i8", "RESIDUAL": follows == "residual", "GELU_CODES": gelu_codes, "PDL": True}
+    constants |= {"BELOW_M": tile.below_m, "GROUP_M": 8, "STAGES": tile.num_stages, "num_warps": tile.num_warps}
+    kernel = wgmma.eight_bit_gemm_wgmma_kernel
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    aligned = {
+        (place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if signature[name][0] == "*" or name == "N"
+    }
+    source = GluonASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": tile.num_warps, "enable_fp_fusion": True})
+    assert 2 * made.metadata.shared <= SHARED_BYTES[90]
+    ptx = made.asm["ptx"]
+    assert "wgmma.mma_async" in ptx
+    assert f"wgmma.wait_group.sync.aligned {2 if tile.below_m else 1}" in ptx  # products go on while the next tiles are asked for
+    assert waits_before_it_reads(made, early=False)
+    assert spilled_bytes(made, 90) <= 96
+
+
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("shares", ["a tile a program", "all in one"])
+@pytest.mark.parametrize("tokens", [50, 197, 257])
+def test_attention_fits_a_multiprocessor_twice(tokens: int, shares: str, coded: bool) -> None:
+    taken = attention.shares_of(tokens=tokens, heads=16 if shares == "a tile a program" else 512, multiprocessors=132)
+    pieces = dict(zip(("K0", "K1", "K2"), attention.pieces_of(tokens), strict=True))
+    sizes = {"TOKENS": tokens, "HEADS": 16, "SLOTS": triton.next_power_of_2(tokens), "TILES": taken.tiles, "ROWS": 64, "TAIL": taken.tail}
+    made = compiled(
+        attention.attend_whole_kernel,
+        capability=90,
+        constants=sizes | pieces | {"CODED": coded, "PDL": True, "EARLY": True, "D": 64},
+        types={"qkv_ptr": "*bf16", "out_ptr": "*fp8e4nv" if coded else "*bf16"} | dict.fromkeys(("bounds_ptr", "scales_ptr"), "*fp32"),
+        stages=2,
+    )
+    assert 2 * made.metadata.shared <= SHARED_BYTES[90]
+    assert "wgmma" in made.asm["ptx"]
+    assert waits_before_it_reads(made)
     assert spilled_bytes(made, 90) <= 32
 
 
 @TARGETS
 @pytest.mark.parametrize("interleaved", [True, False], ids=["interleaved", "half"])
 def test_the_rotation_compiles(capability: int, interleaved: bool) -> None:
-    constants = {"INTERLEAVED": interleaved, "PAIRS": 32, "PDL": capability == 90, "BLOCK": 512}
+    constants = {"INTERLEAVED": interleaved, "PAIRS": 32, "PDL": capability == 90, "EARLY": capability == 90, "BLOCK": 512}
     types = {"qkv_ptr": "*bf16", "tables_ptr": "*fp32"}
     made = compiled(rotary.rotate_kernel, capability=capability, constants=constants, types=types)
     assert capability == 80 or waits_before_it_reads(made)
@@ -167,13 +218,15 @@ def test_the_rotation_compiles(capability: int, interleaved: bool) -> None:
 
 
 @CODES
-@pytest.mark.parametrize(("before", "width"), [(None, 1024), ("NORM", 1024), ("GELU", 4096)])
-def test_the_quantizing_pass_compiles(capability: int, codes: str, before: str | None, width: int) -> None:
+@pytest.mark.parametrize(("before", "rows", "width"), [(None, 1, 1024), ("NORM", 1, 1024), ("NORM", 2, 1024), ("GELU", 1, 4096)])
+def test_the_quantizing_pass_compiles(capability: int, codes: str, before: str | None, rows: int, width: int) -> None:
     types = dict.fromkeys(("x_ptr", "gain_ptr", "shift_ptr"), "*fp16") | {"codes_ptr": codes, "eps": "fp32"}
     types |= dict.fromkeys(("scales_ptr", "reach_ptr", "next_scales_ptr"), "*fp32")
     constants = {"NORM": before == "NORM", "GELU": before == "GELU", "NEXT": before == "NORM", "LARGEST": 127.0, "WIDTH": width}
-    constants["PDL"] = capability == 90
-    made = compiled(quantize.quantize_kernel, capability=capability, constants=constants, types=types, warps=width // 1024)
+    early = capability == 90
+    constants |= {"PDL": early, "EARLY": early, "ROWS": rows}
+    warps = 2 if before == "NORM" else width // 1024
+    made = compiled(quantize.quantize_kernel, capability=capability, constants=constants, types=types, warps=warps)
     assert capability == 80 or waits_before_it_reads(made)
     assert "ld.global.v4" in made.asm["ptx"]  # whole vectors
 
@@ -187,20 +240,21 @@ NF4_TYPES = {
 @pytest.mark.parametrize(("capability", "out"), [(80, "*bf16"), (80, "*i8"), (90, "*bf16"), (90, "*fp8e4nv")])
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_nf4_decoding_compiles(capability: int, out: str, nested: bool) -> None:
-    constants = {"NESTED": nested, "NESTED_BLOCK": 256, "TO_CODES": out != "*bf16", "LARGEST": 127.0, "BLOCKS": 64, "BLOCK": 64}
+    constants = {"NESTED": nested, "NESTED_BLOCK": 256, "TO_CODES": out != "*bf16", "BLOCKS": 64, "BLOCK": 64}
     types = NF4_TYPES | {"absmax_ptr": "*u8" if nested else "*fp32", "out_ptr": out}
     assert compiled(nf4.decode_kernel, capability=capability, constants=constants, types=types).asm["cubin"]
 
 
-@TARGETS
+@pytest.mark.parametrize(("capability", "out"), [(80, "*bf16"), (80, "*i8"), (90, "*bf16"), (90, "*fp8e4nv")])
 @pytest.mark.parametrize("nested", [False, True])
-def test_the_nf4_decoding_of_layers_together_compiles(capability: int, nested: bool) -> None:
+def test_the_nf4_decoding_of_layers_together_compiles(capability: int, out: str, nested: bool) -> None:
     places = range(nf4.TOGETHER)
     types = {f"{name}_{place}": kind for name, kind in (("codes", "*u8"), ("absmax", "*u8" if nested else "*fp32")) for place in places}
-    types |= {f"{name}_{place}": "*fp32" for name in ("nested_scales", "nested_mean") for place in places}
-    types |= dict.fromkeys(("levels_ptr", "nested_levels_ptr"), "*fp32") | {"out_ptr": "*bf16"}
-    constants = {"NESTED": nested, "NESTED_BLOCK": 256, "BLOCKS": 32, "BLOCK": 64}
-    assert compiled(nf4.decode_together_kernel, capability=capability, constants=constants, types=types).asm["cubin"]
+    types |= {f"{name}_{place}": "*fp32" for name in ("nested_scales", "nested_mean", "row_scales") for place in places}
+    types |= dict.fromkeys(("levels_ptr", "nested_levels_ptr"), "*fp32") | {"out_ptr": out}
+    constants = {"NESTED": nested, "NESTED_BLOCK": 256, "TO_CODES": out != "*bf16", "BLOCKS": 32, "BLOCK": 64}
+    made = compiled(nf4.decode_together_kernel, capability=capability, constants=constants, types=types)
+    assert re.search(r"st\.global\.v[24]", made.asm["ptx"])  # whole vectors
 
 
 @pytest.mark.parametrize(("capability", "out"), [(80, "*bf16"), (90, "*bf16"), (90, "*fp16")])

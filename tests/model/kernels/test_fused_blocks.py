@@ -60,8 +60,8 @@ def test_a_fused_block_computes_what_its_quantization_says(kernels: SimpleNamesp
     assert 0 < away < 0.25
 
 
-@pytest.mark.parametrize("weights", [E4M3, OURS[-1]], ids=lambda weights: weights.name)
-def test_a_block_whose_attention_gives_codes_does_so_too(kernels: SimpleNamespace, weights: Fused) -> None:
+@pytest.mark.parametrize("weights", [E4M3, OURS[-1], INT8], ids=lambda weights: weights.name)
+def test_a_block_with_attention_of_our_own_does_so_too(kernels: SimpleNamespace, weights: Fused) -> None:
     model = tiny_model(sizes=dataclasses.replace(TINY, width=128), attention="coded")
     precision.apply_plan(model, uniform(weights, "bf16"))
     block: Any = model.blocks[0]
@@ -73,7 +73,8 @@ def test_a_block_whose_attention_gives_codes_does_so_too(kernels: SimpleNamespac
         block.attention.kernel = "flash"
         by_rows = block(x).float()
     assert (found - expected).norm() <= (expected - exact).norm()
-    assert 0 < (found - by_rows).norm() < 0.05 * (exact - x.float()).norm()
+    assert (found - by_rows).norm() < 0.05 * (exact - x.float()).norm()
+    assert torch.equal(found, by_rows) == (weights is INT8)  # of so few numbers in 16 bits; codes are by another scale
 
 
 @pytest.mark.parametrize("rotation", ["interleaved", "half"])

@@ -58,7 +58,12 @@ def test_codes_are_within_half_a_step_of_the_values(kernels: SimpleNamespace, ki
 
 @KINDS
 @TYPES
-def test_the_norm_before_the_codes_is_the_layer_norm(kernels: SimpleNamespace, kind: str, codes: torch.dtype) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_the_norm_before_the_codes_is_the_layer_norm(
+    kernels: SimpleNamespace, kind: str, codes: torch.dtype, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if together:
+        monkeypatch.setattr(kernels.pdl, "MOST_ROWS", 0)  # as of many rows: two in a program
     x = values(kind, 7, 80)
     norm = nn.LayerNorm(80, eps=1e-6)
     nn.init.normal_(norm.weight)
@@ -191,6 +196,16 @@ def test_the_polynomial_for_gelu_is_within_what_it_says(kernels: SimpleNamespace
     assert ((found - exact).abs() <= 2.5e-7 * exact.clamp(min=1)).all()
 
 
+def test_the_shorter_polynomial_for_gelu_is_within_what_it_says(kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.gelu, "gelu", kernels.gelu.gelu_for_codes)
+    x = torch.cat([torch.linspace(-12, 12, (1 << 15) - 2), torch.tensor([-1e4, 1e4])])
+    exact, out = nn.functional.gelu(x.double()), x.clone()
+    kernels.gelu.gelu_kernel[1 << 5,](out, 1 << 15, VALUES=1 << 10)
+    away = (out.double() - exact).abs()
+    assert (away <= 1.1e-5 + 1e-6 * exact.abs()).all()
+    assert (away <= 1e-4 * exact.abs())[exact.abs() > 1e-3].all()
+
+
 @pytest.mark.parametrize("kind", ["random", "outliers", "zero", "tiny"])
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 128), (5, 48, 80), (33, 130, 256)])
 def test_fp8_codes_after_gelu_have_scales_that_no_value_passes(
@@ -209,8 +224,9 @@ def test_fp8_codes_after_gelu_have_scales_that_no_value_passes(
     before = restored(a) @ restored(w).T + bias.double()
     assert (before.abs() <= 448 * scales.double()[:, None] * (1 + 1e-5)).all()
     exact = nn.functional.gelu(before)
-    # Half a step of the value, half of the least step of a code, and fp32's own errors.
-    bound = STEP[e4m3] * exact.abs() + scales.double()[:, None] * 2**-10 * 1.001 + 1e-5 * exact.abs().amax(dim=1, keepdim=True)
+    # Half a step of the value, half of the least step of a code, the polynomial's error, and fp32's own errors.
+    largest = exact.abs().amax(dim=1, keepdim=True)
+    bound = STEP[e4m3] * 1.001 * exact.abs() + scales.double()[:, None] * 2**-10 * 1.001 + 1e-5 * largest + largest.clamp(max=1.1e-5)
     assert ((restored(made) - exact).abs() <= bound).all()
 
 

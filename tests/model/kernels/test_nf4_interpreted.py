@@ -46,6 +46,18 @@ def test_layers_decoded_together_are_what_each_is_alone(kernels: SimpleNamespace
     assert torch.equal(out, torch.cat([kernels.nf4.decode(layer, torch.bfloat16).flatten() for layer in layers]))
 
 
+@NESTED
+@pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
+def test_codes_of_layers_decoded_together_are_what_each_is_alone(kernels: SimpleNamespace, nested: bool, codes: torch.dtype) -> None:
+    shapes = [(3, 64), (37, 192), (5, 128), (64, 64), (70, 64)]
+    layers = [quantized(kernels, columns, depth, nested=nested)[0] for columns, depth in shapes]
+    scales = [torch.linspace(0.001, 0.01, columns) for columns, _ in shapes]
+    out = torch.empty(sum(columns * depth for columns, depth in shapes), dtype=codes)
+    kernels.nf4.decode_together(layers, out, scales)
+    alone = [kernels.nf4.decode_to_codes(w, given, codes=codes).codes for w, given in zip(layers, scales, strict=True)]
+    assert torch.equal(out.view(torch.uint8), torch.cat([made.flatten() for made in alone]).view(torch.uint8))
+
+
 def test_layers_that_cannot_be_decoded_together_are_refused(kernels: SimpleNamespace) -> None:
     plain, nested = (quantized(kernels, 16, 64, nested=nested)[0] for nested in (False, True))
     adapted = plain._replace(up=torch.zeros(16, 4).bfloat16(), down=torch.zeros(4, 64).bfloat16())
@@ -56,6 +68,8 @@ def test_layers_that_cannot_be_decoded_together_are_refused(kernels: SimpleNames
         kernels.nf4.decode_together([plain, adapted], out)
     with pytest.raises(ValueError, match=r"out: shape \[2048\] given, needed \[1024\]"):
         kernels.nf4.decode_together([plain], out)
+    with pytest.raises(ValueError, match=r"scales: shape \[15\] given, needed \[16\]"):
+        kernels.nf4.decode_together([plain], torch.empty(1024, dtype=torch.int8), [torch.ones(15)])
 
 
 @NESTED

@@ -30,6 +30,21 @@ def gelu(x):
 
 
 @triton.jit
+def gelu_for_codes(x):
+    """As `gelu`, by a polynomial of degree 5: within 1.1e-5, and within 1e-4 of itself where it is above 1e-3.
+
+    An e4m3 code is up to a sixteenth away from its value; in the epilogue of a GEMM three instructions of some fifteen count.
+    """
+    a = tl.abs(x)
+    p = a * -0.00033270983840338886 + 0.005947839468717575
+    p = p * a - 0.04864365980029106
+    p = p * a - 0.46358174085617065
+    p = p * a - 1.1494088172912598
+    p = p * a - 1.0001107454299927
+    return tl.maximum(x, 0.0) - a * tl.exp2(p)
+
+
+@triton.jit
 def gelu_kernel(
     x_ptr,  # fp16 or bf16 [count]
     count,

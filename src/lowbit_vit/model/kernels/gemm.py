@@ -23,17 +23,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from lowbit_vit.model.kernels import pdl
-from lowbit_vit.model.kernels.coded import LARGEST, SIXTEEN_BIT, Coded
-from lowbit_vit.model.kernels.gelu import gelu
+from lowbit_vit.model.kernels import pdl, wgmma
+from lowbit_vit.model.kernels.coded import SIXTEEN_BIT, Coded
+from lowbit_vit.model.kernels.gelu import gelu_for_codes
 from lowbit_vit.model.kernels.pdl import launch_dependents, prefetch_rows, wait
 from lowbit_vit.model.kernels.quantize import codes_of
-from lowbit_vit.model.kernels.validation import INTERPRETED, require_coded, require_device, require_matrix
+from lowbit_vit.model.kernels.validation import INTERPRETED, multiprocessors, require_coded, require_device, require_matrix
 
 ARRIVALS = 1024  # tiles that a split K may have
 TMA_FROM = (9, 0)  # compute capability
 TMA_COLUMNS = 16  # rows of a result must start at a multiple of 16 bytes, in 8 bits as well
-_INTERPRETED_MULTIPROCESSORS = 6  # stands for a GPU's under the interpreter
 
 
 # ---------------------------------------------------------------------------------------------------------------- tiles
@@ -51,6 +50,7 @@ class Tile(NamedTuple):
         split_k: parts of K, a program for each.
         tma: whether the copy engine moves it; then K is not split.
         below_m: more rows of the result, under the others, with sums of their own: a power of two, as block_m; with TMA alone.
+        gluon: whether it is `wgmma`'s kernel; with TMA alone.
     """
 
     block_m: int
@@ -61,6 +61,7 @@ class Tile(NamedTuple):
     split_k: int = 1
     tma: bool = False
     below_m: int = 0
+    gluon: bool = False
 
     @property
     def rows(self) -> int:
@@ -77,6 +78,8 @@ TILES = (
 )
 TMA_TILE = TILES[0]._replace(tma=True)
 TALL_TILE = Tile(128, 128, 64, 4, 5, tma=True, below_m=64)  # reads less for a sum; two programs fit a multiprocessor as well
+TALL_FROM = 1.0  # of the time that the other tile takes, by rows and turns
+BY_GLUON: tuple[torch.dtype, ...] = ()  # codes whose tiles that the copy engine moves are `wgmma`'s
 SHARED_TILE = TILES[1]._replace(num_stages=4)  # two share a multiprocessor
 SHARED_ROWS = 640  # up to which it was seen to be faster than larger tiles
 SPLIT_TILE = Tile(64, 64, 128, 4, 8, split_k=2)
@@ -115,18 +118,13 @@ def tile_for(*, rows: int, columns: int, depth: int, multiprocessors: int, split
     if filling == TILES[0] and rows <= SHARED_ROWS and pieces(SHARED_TILE) <= 2 * multiprocessors:
         return SHARED_TILE
     if filling == TILES[0] and tma:
-        return TALL_TILE if tall and turns(TALL_TILE) * TALL_TILE.rows <= turns(TMA_TILE) * TMA_TILE.rows else TMA_TILE
+        return TALL_TILE if tall and turns(TALL_TILE) * TALL_TILE.rows <= TALL_FROM * turns(TMA_TILE) * TMA_TILE.rows else TMA_TILE
     return filling or max(TILES, key=pieces)
 
 
 def uses_tma(device: torch.device, rows: int) -> bool:
     """Whether the copy engine moves the tiles of GEMMs over so many rows: where there is one and it pays."""
     return not INTERPRETED and rows > pdl.MOST_ROWS and torch.cuda.get_device_capability(device) >= TMA_FROM
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Of this GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 # -------------------------------------------------------------------------------------------------------------- kernels
@@ -164,12 +162,11 @@ def gelu_codes(
     m,  # int32 [BLOCK_M], rows of the tile
     M,
     out_scales_ptr,  # fp32 [M]
-    LARGEST: tl.constexpr,
     CODES: tl.constexpr,
 ):
     """Codes of GELU by scales that are known."""
     inverse = 1.0 / tl.load(out_scales_ptr + m % M)
-    return codes_of(gelu(x) * inverse[:, None], LARGEST, CODES)
+    return codes_of(gelu_for_codes(x) * inverse[:, None], CODES)
 
 
 @triton.jit
@@ -191,12 +188,12 @@ def eight_bit_gemm_kernel(
     GELU_CODES: tl.constexpr,
     EVEN_K: tl.constexpr,  # K is a multiple of SPLIT_K x BLOCK_K
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
-    LARGEST: tl.constexpr,  # code
 ):
     """One tile of a w^T with its epilogue."""
     top, left = corner_of_tile(M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -205,10 +202,11 @@ def eight_bit_gemm_kernel(
     first = tl.program_id(1) * steps * BLOCK_K  # of the part of K that this program sums
     k = first + tl.arange(0, BLOCK_K)
 
-    if PDL:
+    if EARLY:
         launch_dependents()
         if EVEN_K and top % (GROUP_M * BLOCK_M) == 0:  # of the programs of a group that read the same weights, one
             prefetch_rows(w_ptr + first, (n % N).to(tl.int64) * K, steps * BLOCK_K)
+    if PDL:
         wait()
 
     # Past the last row or column the first ones are read again; the result is not stored. int64: M x N may pass 2^31.
@@ -244,7 +242,7 @@ def eight_bit_gemm_kernel(
     if RESIDUAL:
         x += tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if GELU_CODES:
-        tl.store(out_ptr + place, gelu_codes(x, m, M, out_scales_ptr, LARGEST, out_ptr.dtype.element_ty), mask=inside)
+        tl.store(out_ptr + place, gelu_codes(x, m, M, out_scales_ptr, out_ptr.dtype.element_ty), mask=inside)
     else:
         tl.store(out_ptr + place, x.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -268,16 +266,21 @@ def eight_bit_gemm_tma_kernel(
     INTEGER: tl.constexpr,  # the codes are int8
     RESIDUAL: tl.constexpr,
     GELU_CODES: tl.constexpr,
+    PDL: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BELOW_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
-    LARGEST: tl.constexpr,  # code
 ):
     """One tile of a w^T with its epilogue. What lies outside a matrix is read as zeros and is not stored."""
     top, left = corner_of_tile(M, N, BLOCK_M + BELOW_M, BLOCK_N, GROUP_M)
     kind: tl.constexpr = tl.int32 if INTEGER else tl.float32
+    if EARLY:
+        launch_dependents()
+    if PDL:
+        wait()
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=kind)
     if BELOW_M > 0:
         sums_below = tl.zeros((BELOW_M, BLOCK_N), dtype=kind)
@@ -287,18 +290,18 @@ def eight_bit_gemm_tma_kernel(
             sums_below = tl.dot(a_below.load([top + BLOCK_M, k]), w, acc=sums_below, out_dtype=kind)
         finish_tile(
             sums, top, left, M, N, a_scales_ptr, w_scales_ptr, bias_ptr, residual_tiles, out_tiles, out_scales_ptr,
-            RESIDUAL, GELU_CODES, BLOCK_M, BLOCK_N, LARGEST,
+            RESIDUAL, GELU_CODES, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         finish_tile(
             sums_below, top + BLOCK_M, left, M, N, a_scales_ptr, w_scales_ptr, bias_ptr, residual_below, out_below, out_scales_ptr,
-            RESIDUAL, GELU_CODES, BELOW_M, BLOCK_N, LARGEST,
+            RESIDUAL, GELU_CODES, BELOW_M, BLOCK_N,
         )  # fmt: skip
     else:
         for k in range(0, K, BLOCK_K):
             sums = tl.dot(a_tiles.load([top, k]), w_tiles.load([left, k]).T, acc=sums, out_dtype=kind)
         finish_tile(
             sums, top, left, M, N, a_scales_ptr, w_scales_ptr, bias_ptr, residual_tiles, out_tiles, out_scales_ptr,
-            RESIDUAL, GELU_CODES, BLOCK_M, BLOCK_N, LARGEST,
+            RESIDUAL, GELU_CODES, BLOCK_M, BLOCK_N,
         )  # fmt: skip
 
 
@@ -319,7 +322,6 @@ def finish_tile(
     GELU_CODES: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    LARGEST: tl.constexpr,  # code
 ):
     """The epilogue of a tile that the copy engine moves."""
     m, n = top + tl.arange(0, ROWS), left + tl.arange(0, COLUMNS)
@@ -327,7 +329,7 @@ def finish_tile(
     if RESIDUAL:
         x += residual_tiles.load([top, left]).to(tl.float32)
     if GELU_CODES:
-        out_tiles.store([top, left], gelu_codes(x, m, M, out_scales_ptr, LARGEST, out_tiles.dtype))
+        out_tiles.store([top, left], gelu_codes(x, m, M, out_scales_ptr, out_tiles.dtype))
     else:
         out_tiles.store([top, left], x.to(out_tiles.dtype))
 
@@ -377,7 +379,7 @@ def multiply(
 
 
 def multiply_to_gelu_codes(a: Coded, w: Coded, bias: Tensor, out_scales: Tensor, *, tile: Tile | None = None) -> Coded:
-    """Codes of the exact GELU of a w^T + bias, in fp32 from the sums on.
+    """Codes of the GELU of a w^T + bias, in fp32 from the sums on; the exact GELU to within 1.1e-5, `gelu.gelu_for_codes`.
 
     Args:
         a: e4m3 codes [M, K] and scales [M].
@@ -413,6 +415,11 @@ def _require(a: Coded, w: Coded, bias: Tensor) -> tuple[int, int]:
     return rows, columns
 
 
+def _tiles_of(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """How the copy engine moves tiles of a matrix."""
+    return TensorDescriptor.from_tensor(matrix, [rows, columns])
+
+
 def _launch(
     a: Coded,
     w: Coded,
@@ -428,10 +435,14 @@ def _launch(
     if rows == 0:
         return
     if tile is None:
-        count = _INTERPRETED_MULTIPROCESSORS if INTERPRETED else multiprocessors(out.device)
+        count = multiprocessors(out.device)
         tma = columns % TMA_COLUMNS == 0 and uses_tma(out.device, rows)
-        tall = a.codes.dtype == torch.float8_e4m3fn  # Triton does not overlap products of int8 with loads, in tall tiles still less
+        gluon = a.codes.dtype in BY_GLUON
+        tall = (
+            gluon or a.codes.dtype == torch.float8_e4m3fn
+        )  # Triton does not overlap products of int8 with loads, in tall tiles still less
         tile = tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, split_k=arrivals is not None, tma=tma, tall=tall)
+        tile = tile._replace(gluon=tile.tma and gluon)
     pieces = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.block_n)
     residual_ptr, out_scales_ptr = out if residual is None else residual, a.scales if out_scales is None else out_scales  # or not read
     constants: dict[str, Any] = {
@@ -441,21 +452,29 @@ def _launch(
         "BLOCK_N": tile.block_n,
         "BLOCK_K": tile.block_k,
         "GROUP_M": GROUP_M,
-        "LARGEST": LARGEST[a.codes.dtype],
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
         "enable_fp_fusion": True,
+        **pdl.options(out.device, rows),
     }
     if tile.tma:
         if columns % TMA_COLUMNS:
             raise ValueError(f"tile: {columns} columns are no multiple of {TMA_COLUMNS}, which tiles that the copy engine moves need")
+        tiles_of = wgmma.tiles_of if tile.gluon else _tiles_of
         parts = tile.block_m, tile.below_m or tile.block_m
-        eight_bit_gemm_tma_kernel[pieces,](
-            *(TensorDescriptor.from_tensor(a.codes, [part, tile.block_k]) for part in parts), a.scales,
-            TensorDescriptor.from_tensor(w.codes, [tile.block_n, tile.block_k]), w.scales, bias,
-            *(TensorDescriptor.from_tensor(matrix, [part, tile.block_n]) for matrix in (residual_ptr, out) for part in parts),
-            out_scales_ptr, rows, columns, depth, INTEGER=a.codes.dtype == torch.int8, BELOW_M=tile.below_m, **constants,
+        arguments = (
+            *(tiles_of(a.codes, part, tile.block_k) for part in parts), a.scales,
+            tiles_of(w.codes, tile.block_n, tile.block_k), w.scales, bias,
+            *(tiles_of(matrix, part, tile.block_n) for matrix in (residual_ptr, out) for part in parts), out_scales_ptr,
+            rows, columns, depth,
         )  # fmt: skip
+        constants |= {"INTEGER": a.codes.dtype == torch.int8, "BELOW_M": tile.below_m}
+        if tile.gluon:
+            of_tiles = ("EARLY", "BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages")  # known from the tiles, or written out
+            kept = {name: value for name, value in constants.items() if name not in of_tiles}
+            wgmma.eight_bit_gemm_wgmma_kernel[pieces,](*arguments, STAGES=tile.num_stages, **kept)
+        else:
+            eight_bit_gemm_tma_kernel[pieces,](*arguments, **constants)
         return
     sums = a.scales  # not read where K is whole
     if tile.split_k > 1:
@@ -463,9 +482,7 @@ def _launch(
             raise ValueError(f"tile: {tile.split_k} parts of K given; they need arrivals, and at most {ARRIVALS} tiles; there are {pieces}")
         dtype = torch.int32 if a.codes.dtype == torch.int8 else torch.float32
         sums = torch.empty(pieces * tile.split_k * tile.block_m * tile.block_n, dtype=dtype, device=out.device)
-    early = pdl.uses_pdl(out.device, rows)
     eight_bit_gemm_kernel[pieces, tile.split_k](
         a.codes, a.scales, w.codes, w.scales, bias, residual_ptr, out, out_scales_ptr, sums, a.scales if arrivals is None else arrivals,
-        rows, columns, depth, EVEN_K=depth % (tile.split_k * tile.block_k) == 0, PDL=early, SPLIT_K=tile.split_k,
-        **constants, **pdl.launch_options(pdl=early),
+        rows, columns, depth, EVEN_K=depth % (tile.split_k * tile.block_k) == 0, SPLIT_K=tile.split_k, **constants,
     )  # fmt: skip

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from lowbit_vit.model.kernels.coded import CODES, LARGEST, SIXTEEN_BIT, Coded
+from lowbit_vit.model.kernels.coded import CODES, SIXTEEN_BIT, Coded
 from lowbit_vit.model.kernels.quantize import codes_of
 from lowbit_vit.model.kernels.validation import require_device, require_matrix
 
@@ -100,6 +100,29 @@ def decoded_pairs(
 
 
 @triton.jit
+def store_pairs(
+    first,  # fp32 [B, BLOCK / 2], the even weights of blocks
+    second,  # the odd ones
+    block,  # int32 [B], their places in the layer
+    inside,  # bool [B], whether there is such a block
+    row_scales_ptr,  # fp32 [N], if TO_CODES
+    out_ptr,  # fp16, bf16 or fp32 [N, K]; int8 or e4m3 if TO_CODES
+    of_row,  # blocks of a row
+    TO_CODES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Decoded blocks in 16 or 32 bits, or as codes."""
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    if TO_CODES:
+        scales = tl.load(row_scales_ptr + block // of_row, mask=inside, other=1.0)[:, None]
+        first, second = codes_of(first / scales, dtype), codes_of(second / scales, dtype)
+    else:
+        first, second = first.to(dtype), second.to(dtype)
+    place = block.to(tl.int64)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    tl.store(out_ptr + place, tl.interleave(first, second), mask=inside[:, None])
+
+
+@triton.jit
 def decode_kernel(
     codes_ptr,  # uint8 [N, K / 2]
     levels_ptr,  # fp32 [16]
@@ -114,7 +137,6 @@ def decode_kernel(
     NESTED: tl.constexpr,  # double quantization
     NESTED_BLOCK: tl.constexpr,
     TO_CODES: tl.constexpr,
-    LARGEST: tl.constexpr,  # code
     BLOCKS: tl.constexpr,  # of one program
     BLOCK: tl.constexpr,
 ):
@@ -123,14 +145,7 @@ def decode_kernel(
     inside = block < count
     absmax = absmax_of(block, inside, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED, NESTED_BLOCK)
     first, second = decoded_pairs(codes_ptr, levels_ptr, block, inside, absmax, BLOCK)
-    if TO_CODES:
-        scales = tl.load(row_scales_ptr + block // of_row, mask=inside, other=1.0)[:, None]
-        first = codes_of(first / scales, LARGEST, out_ptr.dtype.element_ty)
-        second = codes_of(second / scales, LARGEST, out_ptr.dtype.element_ty)
-    else:
-        first, second = first.to(out_ptr.dtype.element_ty), second.to(out_ptr.dtype.element_ty)
-    place = block.to(tl.int64)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    tl.store(out_ptr + place, tl.interleave(first, second), mask=inside[:, None])
+    store_pairs(first, second, block, inside, row_scales_ptr, out_ptr, of_row, TO_CODES, BLOCK)
 
 
 @triton.jit
@@ -139,36 +154,38 @@ def decode_together_kernel(
     absmax_0, absmax_1, absmax_2, absmax_3,  # fp32 [N, K / BLOCK]; uint8 if NESTED
     nested_scales_0, nested_scales_1, nested_scales_2, nested_scales_3,  # fp32 [blocks / NESTED_BLOCK], if NESTED
     nested_mean_0, nested_mean_1, nested_mean_2, nested_mean_3,  # fp32 [1], if NESTED
+    row_scales_0, row_scales_1, row_scales_2, row_scales_3,  # fp32 [N], if TO_CODES
     levels_ptr,  # fp32 [16]
     nested_levels_ptr,  # fp32 [256], if NESTED
-    out_ptr,  # fp16, bf16 or fp32, the weights of all layers
+    out_ptr,  # fp16, bf16 or fp32, the weights of all layers; int8 or e4m3 if TO_CODES
     count_0, count_1, count_2, count_3,  # blocks of each layer
+    of_row_0, of_row_1, of_row_2, of_row_3,  # blocks of a row of each layer
     program_1, program_2, program_3,  # the first program of each layer but the first
     NESTED: tl.constexpr,  # double quantization
     NESTED_BLOCK: tl.constexpr,
+    TO_CODES: tl.constexpr,
     BLOCKS: tl.constexpr,  # of one program
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Decode BLOCKS blocks of one of four layers, which lie one after another in out."""
     program = tl.program_id(0)
     codes_ptr, absmax_ptr, nested_scales_ptr, nested_mean_ptr = codes_0, absmax_0, nested_scales_0, nested_mean_0
-    first_program, count, before = 0, count_0, 0
+    row_scales_ptr, of_row, first_program, count, before = row_scales_0, of_row_0, 0, count_0, 0
     if program >= program_3:
         codes_ptr, absmax_ptr, nested_scales_ptr, nested_mean_ptr = codes_3, absmax_3, nested_scales_3, nested_mean_3
-        first_program, count, before = program_3, count_3, count_0 + count_1 + count_2
+        row_scales_ptr, of_row, first_program, count, before = row_scales_3, of_row_3, program_3, count_3, count_0 + count_1 + count_2
     elif program >= program_2:
         codes_ptr, absmax_ptr, nested_scales_ptr, nested_mean_ptr = codes_2, absmax_2, nested_scales_2, nested_mean_2
-        first_program, count, before = program_2, count_2, count_0 + count_1
+        row_scales_ptr, of_row, first_program, count, before = row_scales_2, of_row_2, program_2, count_2, count_0 + count_1
     elif program >= program_1:
         codes_ptr, absmax_ptr, nested_scales_ptr, nested_mean_ptr = codes_1, absmax_1, nested_scales_1, nested_mean_1
-        first_program, count, before = program_1, count_1, count_0
+        row_scales_ptr, of_row, first_program, count, before = row_scales_1, of_row_1, program_1, count_1, count_0
     block = (program - first_program) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block < count
     absmax = absmax_of(block, inside, absmax_ptr, nested_levels_ptr, nested_scales_ptr, nested_mean_ptr, NESTED, NESTED_BLOCK)
     first, second = decoded_pairs(codes_ptr, levels_ptr, block, inside, absmax, BLOCK)
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
-    place = (before + block).to(tl.int64)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    tl.store(out_ptr + place, tl.interleave(first.to(dtype), second.to(dtype)), mask=inside[:, None])
+    out_of_layer = out_ptr + tl.cast(before, tl.int64) * BLOCK
+    store_pairs(first, second, block, inside, row_scales_ptr, out_of_layer, of_row, TO_CODES, BLOCK)
 
 
 @triton.jit
@@ -232,14 +249,15 @@ def decode_into(w: NF4Weights, out: Tensor) -> None:
     _decode(w, out, None)
 
 
-def decode_together(layers: Sequence[NF4Weights], out: Tensor) -> None:
+def decode_together(layers: Sequence[NF4Weights], out: Tensor, scales: Sequence[Tensor] | None = None) -> None:
     """The weights of layers one after another, as `decode` of each, into memory that is there; in one launch for every TOGETHER layers.
 
     Four separate launches for a block's layers take 1.5 times as long (docs/fast-path.md).
 
     Args:
         layers: without adapters, all with double quantization or all without.
-        out: fp16, bf16 or fp32, with a place for each weight, contiguous.
+        out: fp16, bf16 or fp32, with a place for each weight, contiguous; with scales int8 or float8_e4m3fn.
+        scales: of each layer, as of `decode_to_codes`; None: no codes are made.
 
     Raises:
         ValueError, Unavailable: as `decode`; or a layer with adapters, or layers of both kinds.
@@ -251,12 +269,17 @@ def decode_together(layers: Sequence[NF4Weights], out: Tensor) -> None:
     for w in layers:
         _require(w)
     total = sum(w.shape[0] * w.shape[1] for w in layers)
-    require_matrix("out", out, dtypes=(*SIXTEEN_BIT, torch.float32), shape=(total,), device=layers[0].codes.device)
+    dtypes = (*SIXTEEN_BIT, torch.float32) if scales is None else CODES
+    require_matrix("out", out, dtypes=dtypes, shape=(total,), device=layers[0].codes.device)
+    if scales is not None:
+        require_device(out.device, out.dtype)
+        for w, given in zip(layers, scales, strict=True):
+            require_matrix("scales", given, dtypes=(torch.float32,), shape=(w.shape[0],), device=out.device)
     done = 0
     for start in range(0, len(layers), TOGETHER):
         some = layers[start : start + TOGETHER]
         count = sum(w.shape[0] * w.shape[1] for w in some)
-        _decode_some(some, out[done : done + count])
+        _decode_some(some, out[done : done + count], None if scales is None else scales[start : start + TOGETHER])
         done += count
 
 
@@ -321,21 +344,23 @@ def _decode(w: NF4Weights, out: Tensor, scales: Tensor | None) -> None:
     decode_kernel[triton.cdiv(count, _BLOCKS),](
         w.codes, w.levels, w.absmax, *_nested(w), w.levels if scales is None else scales, out, count, w.shape[1] // BLOCK,
         NESTED=w.nested_levels is not None, NESTED_BLOCK=NESTED_BLOCK, TO_CODES=scales is not None,
-        LARGEST=LARGEST.get(out.dtype, 0.0), BLOCKS=_BLOCKS, BLOCK=BLOCK, num_warps=4,
+        BLOCKS=_BLOCKS, BLOCK=BLOCK, num_warps=4,
         enable_fp_fusion=False,  # level x scale + mean is rounded twice in bitsandbytes
     )  # fmt: skip
 
 
-def _decode_some(layers: Sequence[NF4Weights], out: Tensor) -> None:
+def _decode_some(layers: Sequence[NF4Weights], out: Tensor, scales: Sequence[Tensor] | None) -> None:
     """At most TOGETHER layers; places that are left repeat the last layer, and no program comes to them."""
     filled = [*layers, *[layers[-1]] * (TOGETHER - len(layers))]
     counts = [w.absmax.numel() for w in filled]
     ends = list(accumulate(triton.cdiv(count, _BLOCKS_TOGETHER) for count in counts))
     nested = [_nested(w) for w in filled]
+    row_scales = [w.levels for w in filled] if scales is None else [*scales, *[scales[-1]] * (TOGETHER - len(scales))]
     decode_together_kernel[ends[len(layers) - 1],](
         *(w.codes for w in filled), *(w.absmax for w in filled), *(scales for _, scales, _ in nested), *(mean for _, _, mean in nested),
-        filled[0].levels, nested[0][0], out, *counts, *ends[:-1],
-        NESTED=filled[0].nested_levels is not None, NESTED_BLOCK=NESTED_BLOCK, BLOCKS=_BLOCKS_TOGETHER, BLOCK=BLOCK, num_warps=4,
+        *row_scales, filled[0].levels, nested[0][0], out, *counts, *(w.shape[1] // BLOCK for w in filled), *ends[:-1],
+        NESTED=filled[0].nested_levels is not None, NESTED_BLOCK=NESTED_BLOCK, TO_CODES=scales is not None,
+        BLOCKS=_BLOCKS_TOGETHER, BLOCK=BLOCK, num_warps=4,
         enable_fp_fusion=False,
     )  # fmt: skip
 

@@ -1,8 +1,11 @@
-"""Programmatic dependent launch: kernels that start before the kernel before them has ended; compute capability 9.0 and up.
+"""Programmatic dependent launch: kernels that are put on the GPU before the kernel before them has ended; compute capability 9.0 and up.
 
-At one image a kernel of a block runs for a few microseconds, and starting it takes one or two more. A kernel launched this way starts
-as soon as all programs of the one before have started. It must wait before it reads that one's results or writes anything; until then
-it can compute addresses and bring weights into the L2 cache, which nothing else would do in that time.
+At one image a kernel of a block runs for a few microseconds, and starting it takes one or two more. A kernel launched this way may start
+as soon as all programs of the one before have said so, or have ended. It must wait before it reads that one's results or writes anything;
+until then it can compute addresses and bring weights into the L2 cache, which nothing else would do in that time.
+
+At few rows each kernel says so at once. At many rows that costs time, for programs that wait take the place of programs that compute:
+there none says so, and the next kernel is only ready when the last program ends.
 
 Source: CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization".
 """
@@ -15,17 +18,18 @@ import triton.language as tl
 
 from lowbit_vit.model.kernels.validation import INTERPRETED
 
-MOST_ROWS = 512  # at 197 rows it saves time, at 6,304 it costs some (benchmarks/records/fast_path.json)
+FROM = (9, 0)  # compute capability
+MOST_ROWS = 512  # whose kernels let the next one start at once (benchmarks/records/fast_path.json)
+MANY_ROWS = 1 << 40  # up to which kernels are launched so at all
 
 
-def uses_pdl(device: torch.device, rows: int) -> bool:
-    """Whether kernels over so many rows are launched so: where the device can and it pays."""
-    return not INTERPRETED and rows <= MOST_ROWS and torch.cuda.get_device_capability(device) >= (9, 0)
+def options(device: torch.device, rows: int) -> dict[str, Any]:
+    """Arguments of a launch over so many rows: PDL, whether it must wait; EARLY, whether it lets the next one start; how it is launched.
 
-
-def launch_options(*, pdl: bool) -> dict[str, Any]:
-    """Arguments of such a launch; Triton's interpreter and other back ends do not know the word."""
-    return {"launch_pdl": True} if pdl else {}
+    Triton's interpreter and other back ends do not know the last.
+    """
+    pdl = not INTERPRETED and rows <= max(MOST_ROWS, MANY_ROWS) and torch.cuda.get_device_capability(device) >= FROM
+    return {"PDL": pdl, "EARLY": pdl and rows <= MOST_ROWS} | ({"launch_pdl": True} if pdl else {})
 
 
 @triton.jit

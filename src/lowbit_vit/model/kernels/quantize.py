@@ -1,8 +1,8 @@
 """Rows of activations to 8-bit codes with one scale a row, with the LayerNorm or the GELU before them where there is one.
 
-One program takes one row, which stays in registers: it is read once in 16 bits and written once in 8. The memory delivers a value every
-few instructions of the GPU, so a value must not take many more: a row's scale is inverted once, its NaN are found by its maximum,
-and GELU is a polynomial.
+One program takes a row or two, which stay in registers: a value is read once in 16 bits and written once in 8. The memory delivers a
+value every few instructions of the GPU, so a value must not take many more: a row's scale is inverted once, its NaN are found by its
+maximum, and GELU is a polynomial.
 
 A pass may also compute a scale that is large enough for the row of the GEMM that follows, before that runs: by Cauchy and Schwarz no
 value of it is larger than the row's length times the greatest length of a row of the weights, plus the greatest bias. For random numbers
@@ -22,6 +22,8 @@ from lowbit_vit.model.kernels.pdl import launch_dependents, wait
 from lowbit_vit.model.kernels.validation import require_device, require_matrix
 
 WIDEST = 16384  # columns that one program's registers can hold
+NORM_COLUMNS = 512  # of one warp, where there is a norm
+ROWS_TOGETHER = 2  # of one program with a norm, where there are many
 SMALLEST = tl.constexpr(coded.SMALLEST)
 # Adding 1.5 x 2^23 to an fp32 number below 2^22 rounds it to the nearest integer, ties to even, as torch.round does; the integer's
 # two's complement is then in the low bits.
@@ -30,16 +32,14 @@ _ROUND = tl.constexpr(12582912.0)
 
 @triton.jit
 def codes_of(
-    scaled,  # fp32, in +-LARGEST but for a last bit
-    LARGEST: tl.constexpr,
+    scaled,  # fp32, of int8 in +-127 but for a last bit
     CODES: tl.constexpr,
 ):
-    """8-bit codes, to nearest even; NaN has the code 0."""
-    scaled = tl.where(scaled == scaled, scaled, 0.0)  # noqa: PLR0124  (what NaN is cast to is not defined)
+    """8-bit codes, to nearest even. What e4m3 has no code for becomes its largest, and NaN its NaN; int8 has none, only the row's scale."""
     if CODES == tl.int8:  # noqa: SIM300  (the first is not a constant to Python)
         codes = (scaled + _ROUND).to(tl.int32, bitcast=True).to(tl.int8)
     else:
-        codes = tl.clamp(scaled, -LARGEST, LARGEST).to(CODES, fp_downcast_rounding="rtne")
+        codes = scaled.to(CODES, fp_downcast_rounding="rtne")  # cvt.rn.satfinite
     return codes
 
 
@@ -52,43 +52,47 @@ def quantize_kernel(
     scales_ptr,  # fp32 [M]
     reach_ptr,  # fp32 [2], if NEXT
     next_scales_ptr,  # fp32 [M], if NEXT
+    rows,  # M
     columns,  # K
     eps,
     NORM: tl.constexpr,  # LayerNorm before the codes
     GELU: tl.constexpr,  # GELU before the codes
     NEXT: tl.constexpr,  # scales of the GEMM that follows, too
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
     LARGEST: tl.constexpr,  # code
+    ROWS: tl.constexpr,  # of one program
     WIDTH: tl.constexpr,  # a power of two, K or more
 ):
-    """One row of x in fp32 to codes and a scale."""
-    row = tl.program_id(0).to(tl.int64)
+    """ROWS rows of x in fp32 to codes and scales."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
-    inside = column < columns
-    if PDL:
+    within, inside = row < rows, (row < rows)[:, None] & (column < columns)[None, :]
+    place = row[:, None] * columns + column[None, :]
+    if EARLY:
         launch_dependents()
+    if PDL:
         wait()
-    x = tl.load(x_ptr + row * columns + column, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if NORM:
-        mean = tl.sum(x, axis=0) / columns
-        x = tl.where(inside, x - mean, 0.0)
-        gain = tl.load(gain_ptr + column, mask=inside, other=0.0).to(tl.float32)
-        shift = tl.load(shift_ptr + column, mask=inside, other=0.0).to(tl.float32)
-        x = x * (1.0 / tl.sqrt(tl.sum(x * x, axis=0) / columns + eps)) * gain + shift
+        x = tl.where(inside, x - (tl.sum(x, axis=1) / columns)[:, None], 0.0)
+        gain = tl.load(gain_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+        shift = tl.load(shift_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+        x = x * (1.0 / tl.sqrt(tl.sum(x * x, axis=1) / columns + eps))[:, None] * gain[None, :] + shift[None, :]
     if GELU:
         x = gelu(x)
     # As integers, magnitudes have the order that they have as numbers, and NaN comes after infinity: it is not lost in a maximum.
-    magnitude = tl.max(tl.abs(x).to(tl.int32, bitcast=True), axis=0).to(tl.float32, bitcast=True)
+    magnitude = tl.max(tl.abs(x).to(tl.int32, bitcast=True), axis=1).to(tl.float32, bitcast=True)
     known = tl.maximum(magnitude, SMALLEST)
     # No code says that a value was NaN or infinite, so the scale does, and the row's results are NaN: infinity less infinity is.
     scale = known / LARGEST + (magnitude - magnitude)
-    tl.store(scales_ptr + row, scale)
-    codes = codes_of(x * (LARGEST / known), LARGEST, codes_ptr.dtype.element_ty)
-    tl.store(codes_ptr + row * columns + column, codes, mask=inside)
+    tl.store(scales_ptr + row, scale, mask=within)
+    codes = codes_of(x * (LARGEST / known)[:, None], codes_ptr.dtype.element_ty)
+    tl.store(codes_ptr + place, codes, mask=inside)
     if NEXT:
         kept = tl.where(inside, codes.to(tl.float32), 0.0)
-        bound = tl.sqrt(tl.sum(kept * kept, axis=0)) * scale * tl.load(reach_ptr) + tl.load(reach_ptr + 1)
-        tl.store(next_scales_ptr + row, tl.maximum(bound, SMALLEST) / LARGEST + (bound - bound))
+        bound = tl.sqrt(tl.sum(kept * kept, axis=1)) * scale * tl.load(reach_ptr) + tl.load(reach_ptr + 1)
+        tl.store(next_scales_ptr + row, tl.maximum(bound, SMALLEST) / LARGEST + (bound - bound), mask=within)
 
 
 def quantize_rows(x: Tensor, *, codes: torch.dtype) -> Coded:
@@ -181,10 +185,11 @@ def _quantize(
     width = triton.next_power_of_2(columns)
     gain, shift = (x, x) if norm is None else (norm.weight, norm.bias)  # not read without a norm
     reach, next_scales = following or (made.scales, made.scales)  # the same
-    early = pdl.uses_pdl(x.device, rows)
-    quantize_kernel[(rows,)](
-        x, gain, shift, made.codes, made.scales, reach, next_scales, columns, 0.0 if norm is None else norm.eps,
-        NORM=norm is not None, GELU=gelu, NEXT=following is not None, PDL=early, LARGEST=LARGEST[codes],
-        WIDTH=width, num_warps=max(1, min(8, width // 1024)), enable_fp_fusion=True, **pdl.launch_options(pdl=early),
+    together = norm is not None and rows > pdl.MOST_ROWS and width <= 8 * NORM_COLUMNS
+    of_program = ROWS_TOGETHER if together else 1
+    quantize_kernel[triton.cdiv(rows, of_program),](
+        x, gain, shift, made.codes, made.scales, reach, next_scales, rows, columns, 0.0 if norm is None else norm.eps,
+        NORM=norm is not None, GELU=gelu, NEXT=following is not None, LARGEST=LARGEST[codes], ROWS=of_program, WIDTH=width,
+        num_warps=max(1, min(8, width // (1024 if norm is None else NORM_COLUMNS))), enable_fp_fusion=True, **pdl.options(x.device, rows),
     )  # fmt: skip
     return made

@@ -25,6 +25,7 @@ def rotate_kernel(
     INTERLEAVED: tl.constexpr,  # pairs are neighbours; else the halves of a head
     PAIRS: tl.constexpr,  # D / 2
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK: tl.constexpr,  # a power of two, H D / 2 or more
 ):
     """Q or k of one token: a pair (a, b) of a head becomes (a cos - b sin, b cos + a sin), in fp32, each with its own column's table."""
@@ -42,8 +43,9 @@ def rotate_kernel(
         second = within + PAIRS
     sines = tables_ptr + patch * (4 * PAIRS)
     cosines = sines + 2 * PAIRS
-    if PDL:
+    if EARLY:
         launch_dependents()
+    if PDL:
         wait()
     start = qkv_ptr + token * (3 * width) + tl.program_id(1) * width + head
     a = tl.load(start + first, mask=inside, other=0.0).to(tl.float32)
@@ -76,8 +78,7 @@ def rotate_in_place(qkv: Tensor, tables: Tensor, *, heads: int, interleaved: boo
     floats = (*SIXTEEN_BIT, torch.float32)
     require_matrix("tables", tables, dtypes=floats, shape=(len(tables), 2 * width // heads), device=qkv.device)
     require_device(qkv.device)
-    early = pdl.uses_pdl(qkv.device, images * tokens)
     rotate_kernel[images * len(tables), 2](
-        qkv, tables, tokens, tokens - len(tables), width, INTERLEAVED=interleaved, PAIRS=width // heads // 2, PDL=early,
-        BLOCK=triton.next_power_of_2(width // 2), num_warps=4, **pdl.launch_options(pdl=early),
+        qkv, tables, tokens, tokens - len(tables), width, INTERLEAVED=interleaved, PAIRS=width // heads // 2,
+        BLOCK=triton.next_power_of_2(width // 2), num_warps=4, **pdl.options(qkv.device, images * tokens),
     )  # fmt: skip

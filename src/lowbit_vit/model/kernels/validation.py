@@ -11,6 +11,12 @@ from lowbit_vit.model.kernels.coded import CODES, VECTOR, Coded
 
 # Read when this module is imported, as @triton.jit reads it: under the interpreter kernels run on the CPU, slowly, for tests.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+_INTERPRETED_MULTIPROCESSORS = 6  # stands for a GPU's under the interpreter
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of this GPU."""
+    return _INTERPRETED_MULTIPROCESSORS if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def require_matrix(name: str, tensor: Tensor, *, dtypes: Sequence[torch.dtype], shape: tuple[int, ...], device: torch.device) -> None:
