@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -32,23 +32,18 @@ class _Captured:
         self.images = torch.zeros_like(example)
         self.graph = torch.cuda.CUDAGraph()
         linears = [linear for block in blocks for linear in block.linears().values()]
-        with torch.inference_mode(), compiled_parts(blocks), ExitStack() as kept:
+        with torch.inference_mode(), compiled_parts(blocks):
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                rows = self._rows(model, blocks[0])
-                self.prefetcher = nf4_prefetch.prefetcher(linears, rows=rows)  # its buffers are the graph's
+                self.prefetchers = nf4_prefetch.prefetchers(linears, rows=self._rows(model, blocks[0]))  # their buffers are the graph's
                 for _ in range(WARMUP_CALLS):
-                    with ExitStack() as prepared:
-                        if self.prefetcher is not None:
-                            prepared.enter_context(self.prefetcher.running())
+                    with nf4_prefetch.running(self.prefetchers):
                         forward(model, self.images)
             torch.cuda.current_stream().wait_stream(side)
             stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]  # see `execution`
-            kept.enter_context(torch.cuda.graph(self.graph, pool=pool, stream=stream))
-            if self.prefetcher is not None:
-                kept.enter_context(self.prefetcher.running())
-            self.out = forward(model, self.images)
+            with torch.cuda.graph(self.graph, pool=pool, stream=stream), nf4_prefetch.running(self.prefetchers):
+                self.out = forward(model, self.images)
 
     def _rows(self, model: nn.Module, block: Any) -> int:
         """Images x tokens, as a block sees them."""

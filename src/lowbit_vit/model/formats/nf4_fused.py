@@ -1,6 +1,7 @@
 """nf4_fused: bitsandbytes' NF4 codes in this project's kernels, with 16-bit or 8-bit GEMMs."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,8 @@ class _FusedNF4(Format[FusedNF4]):
         return block
 
     def prefetch(self, model: VisionTransformer, *, rows: int) -> Prepared | None:
-        found = nf4_prefetch.prefetcher(encoder_linears(model).values(), rows=rows)
-        return None if found is None else found.running
+        found = nf4_prefetch.prefetchers(encoder_linears(model).values(), rows=rows)
+        return partial(nf4_prefetch.running, found) if found else None
 
     def take_over(self, model: VisionTransformer) -> None:
         nf4_lora.take_over(model)
