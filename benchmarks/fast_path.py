@@ -1,8 +1,9 @@
 """The fast path against what else a user could pick, in one run on one GPU: ViT-L/16, batch 1 and 32, bf16, random weights.
 
     python benchmarks/fast_path.py                  every side, and the products' ceilings; more than 5 minutes, most of them compiling
-    python benchmarks/fast_path.py --group gemlite  one group alone, into a record of its own; parts: fp8 with each part left out
+    python benchmarks/fast_path.py --group gemlite  one group alone, into a record of its own; steps: each step undone
     python benchmarks/fast_path.py --tiles          every candidate tile at every shape instead; a minute
+    python benchmarks/fast_path.py --sustained      ratios after a second and after a minute without a pause, batch 32
 
 Sides come in groups: this package and bitsandbytes, then torchao and gemlite where they are installed; gemlite last, for it tunes its
 kernels for minutes. Sides of a group are timed in turns, `ROUNDS` times, so that a slow spell of the GPU meets all of them, and the
@@ -43,6 +44,8 @@ RECORDS = Path(__file__).parent / "records"
 BATCHES = (1, 32)
 ROUNDS, CALLS = 5, 40  # 200 samples a side
 WARMUP = 10
+SUSTAINED = ("bf16, compiled, GELU by our pass, graph", "fp8, graph", "W8A8, graph")
+MINUTE_S, IN_A_ROW = 60.0, 20
 NAME_LENGTH = 80  # templates' names run to a thousand characters
 
 
@@ -51,14 +54,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", action="store_true", help="time every candidate tile at every shape instead")
     parser.add_argument("--group", choices=BY_NAME, help="time this group alone, beside the reference")
+    parser.add_argument("--sustained", action="store_true", help="time 8-bit and bf16 in turns for a minute without a pause instead")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         raise Unavailable("benchmarks/fast_path.py needs CUDA")
     facts = provenance("python benchmarks/fast_path.py")
     machine = {"gpu": facts.gpu, "driver": facts.driver, "cuda": facts.cuda, "git_revision": facts.git_revision, "packages": packages()}
-    path = RECORDS / ("fast_tiles.json" if asked.tiles else f"fast_path-{asked.group}.json" if asked.group else "fast_path.json")
+    part = "sustained" if asked.sustained else asked.group
+    path = RECORDS / ("fast_tiles.json" if asked.tiles else f"fast_path-{part}.json" if part else "fast_path.json")
     groups = {asked.group: BY_NAME[asked.group]} if asked.group else GROUPS
-    for found in [all_tiles(BATCHES)] if asked.tiles else all_sides(groups):
+    instead = [all_tiles(BATCHES)] if asked.tiles else [sustained(BATCHES[-1])] if asked.sustained else None
+    for found in instead or all_sides(groups):
         path.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
     print(path.read_text())
 
@@ -127,10 +133,34 @@ def time_group(group: str, sides: dict[str, Callable[[Tensor], Forward]], batch:
         "median_ms": medians,
         "times_the_reference": {name: round(medians[REFERENCE] / value, 3) for name, value in medians.items()},
         "kernels_us": {name: kernels_us(forward, example) for name, forward in forwards.items() if name.endswith("graph")}
-        if group in ("ours", "parts")
+        if group in ("ours", "steps")
         else {},
         "skipped": skipped,
     }
+
+
+def sustained(batch: int) -> dict[str, object]:
+    """Milliseconds of a call in the first second and in the last of a minute in which the GPU never waits: its clock gives way."""
+    example = torch.randn(batch, 3, 224, 224, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    chosen = {REFERENCE: REFERENCE_SIDE} | {name: OURS[name] for name in SUSTAINED}
+    forwards = {name: make(example) for name, make in chosen.items()}
+    torch.cuda.synchronize()
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in forwards}
+    began = time.perf_counter()
+    while (passed := time.perf_counter() - began) < MINUTE_S:
+        for name, forward in forwards.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            for _ in range(IN_A_ROW):
+                forward(example)
+            end.record()
+            end.synchronize()
+            samples[name].append((passed, start.elapsed_time(end) / IN_A_ROW))
+    found: dict[str, object] = {"batch": batch}
+    for label, first, last in (("in the first second", 0.0, 1.0), ("after a minute", MINUTE_S - 5, MINUTE_S)):
+        ms = {name: round(median(ms for passed, ms in values if first <= passed < last), 4) for name, values in samples.items()}
+        found[label] = {"ms": ms, "times_the_reference": {name: round(ms[REFERENCE] / value, 3) for name, value in ms.items()}}
+    return found
 
 
 def kernels_us(forward: Forward, example: Tensor) -> dict[str, float]:

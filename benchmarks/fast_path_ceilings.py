@@ -16,7 +16,9 @@ from fast_path_sides import ARCH, CLASSES
 from lowbit_vit.model import precision
 from lowbit_vit.model.attention import attend
 from lowbit_vit.model.flops import forward_flop
+from lowbit_vit.model.kernels import attention as own_attention
 from lowbit_vit.model.kernels import gemm, nf4, quantize
+from lowbit_vit.model.kernels.validation import multiprocessors
 from lowbit_vit.schema.plan import FusedNF4
 from lowbit_vit.trial.measure import call_ms
 
@@ -24,6 +26,8 @@ TILES = (  # what the package has, and what was tried beside
     *gemm.TILES,
     gemm.TMA_TILE,
     gemm.TALL_TILE,
+    gemm.TMA_TILE._replace(gluon=True),
+    gemm.TALL_TILE._replace(gluon=True),
     gemm.SHARED_TILE,
     gemm.SPLIT_TILE,
     gemm.Tile(64, 128, 256, 4, 3),
@@ -50,6 +54,7 @@ def ceilings(batch: int, reference_ms: float) -> dict[str, object]:
     return {
         "tera_operations_per_s": rates,
         "attention_ms": round(attention, 4),
+        "attention_us": {f"{tokens} tokens": attention_us(batch, tokens) for tokens in (50, ARCH.tokens, 257)},
         "passes_of_a_block_us": {kind: passes_us(rows, codes) for kind, codes in code_types().items()},
         "bound_ms": {kind: round(bound_ms(rates, kind, batch) + attention, 3) for kind in kinds},
         "reference_share_of_cube": round(flop / (reference_ms / 1e3) / (rates["bf16, 8192 cube"] * 1e12), 3),
@@ -112,7 +117,7 @@ def code_types() -> dict[str, torch.dtype]:
 def chosen(rows: int, columns: int, depth: int, codes: torch.dtype) -> str:
     """The tile that the package takes where the depth may be in parts."""
     device = torch.device("cuda")
-    count, tma = gemm.multiprocessors(device), gemm.uses_tma(device, rows)
+    count, tma = multiprocessors(device), gemm.uses_tma(device, rows)
     tall = codes == torch.float8_e4m3fn
     return label(gemm.tile_for(rows=rows, columns=columns, depth=depth, multiprocessors=count, split_k=True, tma=tma, tall=tall))
 
@@ -120,7 +125,7 @@ def chosen(rows: int, columns: int, depth: int, codes: torch.dtype) -> str:
 def label(tile: gemm.Tile) -> str:
     """Its numbers: rows x columns x depth, warps, stages, and parts of the depth."""
     in_parts = f", {tile.split_k} parts" if tile.split_k > 1 else ""
-    in_bulk = ", in bulk" if tile.tma else ""
+    in_bulk = ", in bulk by Gluon" if tile.gluon else ", in bulk" if tile.tma else ""
     return f"{tile.rows}x{tile.block_n}x{tile.block_k}, {tile.num_warps} warps, {tile.num_stages} stages{in_parts}{in_bulk}"
 
 
@@ -131,7 +136,7 @@ def tile_times(rows: int, columns: int, depth: int, codes: torch.dtype) -> dict[
     bias, arrivals = torch.zeros(columns, device="cuda"), torch.zeros(gemm.ARRIVALS, dtype=torch.int32, device="cuda")
     engine = torch.cuda.get_device_capability() >= gemm.TMA_FROM
     usable = [tile for tile in TILES if engine or not tile.tma]
-    usable = [tile for tile in usable if codes != torch.int8 or not tile.below_m]  # not used, and spills
+    usable = [tile for tile in usable if codes != torch.int8 or tile.gluon or not tile.below_m]  # not used, and spills
     fitting = [tile for tile in usable if tile.split_k == 1 or -(-rows // tile.block_m) * -(-columns // tile.block_n) <= gemm.ARRIVALS]
     return {
         label(tile): by_layers_ms(
@@ -152,6 +157,22 @@ def attention_ms(batch: int) -> float:
     """Milliseconds of all blocks' attention by the pinned kernel."""
     q, k, v = (torch.randn(batch, ARCH.tokens, ARCH.heads, ARCH.head_width, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     return ARCH.depth * replayed_ms(lambda: attend(q, k, v, "cudnn"))
+
+
+def attention_us(batch: int, tokens: int) -> dict[str, float]:
+    """Microseconds of a block's attention: the pinned kernel, with the pass of codes after it, and ours in both forms; all over one qkv."""
+    qkv = torch.randn(batch, tokens, 3 * ARCH.width, device="cuda").bfloat16()
+    bounds = torch.full((batch * tokens,), 0.02, device="cuda")
+
+    def pinned() -> Tensor:
+        q, k, v = qkv.view(batch, tokens, 3, ARCH.heads, ARCH.head_width).unbind(2)
+        return attend(q, k, v, "cudnn").flatten(2).flatten(0, 1)
+
+    calls: dict[str, Callable[[], object]] = {"cuDNN": pinned, "ours, 16-bit": lambda: own_attention.attend(qkv, heads=ARCH.heads)}
+    if "fp8" in code_types():
+        calls["cuDNN and codes"] = lambda: quantize.quantize_rows(pinned().contiguous(), codes=torch.float8_e4m3fn)
+        calls["ours, codes"] = lambda: own_attention.attend_to_codes(qkv, bounds, heads=ARCH.heads)
+    return {name: round(1e3 * replayed_ms(call), 2) for name, call in calls.items()}
 
 
 def passes_us(rows: int, codes: torch.dtype) -> dict[str, float]:

@@ -6,16 +6,20 @@ A side makes, for an example of images, what is then called and timed. Weights a
 import importlib
 import importlib.util
 from collections.abc import Callable
-from types import ModuleType
+from types import FunctionType, ModuleType
+from typing import Any
 
 import torch
+import triton
 from torch import Tensor, nn
 
 from lowbit_vit.errors import Unavailable
-from lowbit_vit.model import lora, nf4_prefetch, precision
+from lowbit_vit.model import lora, nf4_prefetch, precision, vit
 from lowbit_vit.model.execution import prepare
 from lowbit_vit.model.formats import nf4_fused
-from lowbit_vit.model.kernels import gelu, gemm, pdl
+from lowbit_vit.model.kernels import attention as coded_attention
+from lowbit_vit.model.kernels import gelu, gemm, pdl, quantize
+from lowbit_vit.model.kernels.coded import Coded
 from lowbit_vit.model.vit import ARCHITECTURES, VisionTransformer, encoder_linears
 from lowbit_vit.schema.config import AttentionName, Execution, QkvLayout
 from lowbit_vit.schema.plan import FP8, NF4, W8A8, FusedNF4, HighPrecision, Int8, Plan, Weights, uniform
@@ -89,13 +93,59 @@ class LinearGelu(nn.Linear):
         return out
 
 
-def with_our_gelu(example: Tensor) -> Forward:
-    """bf16 with compiled blocks, given the pass of GELU that our NF4 has: what of NF4's speed is not owed to its decoding."""
-    model = plain()
-    for block in model.blocks:
-        block.mlp.fc1.__class__ = LinearGelu  # type: ignore[union-attr]
-        block.mlp.activation = nn.Identity()  # type: ignore[union-attr]
-    return prepare(model, "compile_graph", example)
+@torch.library.custom_op("lowbit_vit_benchmarks::heads", mutates_args=())
+def own_heads(qkv: Tensor, heads: int) -> Tensor:
+    """Our attention in 16 bits: [B, N, 3 W] -> [B, N, W]."""
+    return coded_attention.attend(qkv, heads=heads).view(*qkv.shape[:2], -1)
+
+
+@own_heads.register_fake
+def _(qkv: Tensor, heads: int) -> Tensor:
+    return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+
+
+class OwnAttention(vit.Attention):
+    """Attention in 16 bits by our kernel."""
+
+    def mix(self, qkv_BNX: Tensor) -> Tensor:
+        """[B, N, 3 W] -> [B, N, W]."""
+        heads_BNW: Tensor = own_heads(qkv_BNX.contiguous(), self.heads)
+        return heads_BNW
+
+
+def bf16_with(*, gelu: bool, attention: bool) -> Callable[[Tensor], Forward]:
+    """bf16 with compiled blocks, given what of ours needs no 8 bits: the pass of GELU that our NF4 has, the attention of our W8A8."""
+
+    def make(example: Tensor) -> Forward:
+        model = plain()
+        for block in model.blocks:
+            if gelu:
+                block.mlp.fc1.__class__ = LinearGelu  # type: ignore[union-attr]
+                block.mlp.activation = nn.Identity()  # type: ignore[union-attr]
+            if attention:
+                block.attention.__class__ = OwnAttention
+        return prepare(model, "compile_graph", example)
+
+    return make
+
+
+def with_exact_gelu(make: Callable[[Tensor], Forward]) -> Callable[[Tensor], Forward]:
+    """A side whose fc1 has the polynomial of degree 8: the GEMMs' functions made anew with another GELU."""
+    names = {**vars(gemm), "gelu_for_codes": gelu.gelu}
+    for name in ("gelu_codes", "finish_tile", "eight_bit_gemm_kernel", "eight_bit_gemm_tma_kernel"):
+        names[name] = triton.jit(FunctionType(getattr(gemm, name).fn.__code__, names, name))
+    for name in ("eight_bit_gemm_kernel", "eight_bit_gemm_tma_kernel"):
+        make = altered(make, gemm, name, names[name])
+    return make
+
+
+def by_cublas(a: Coded, w: Coded, bias: Tensor, *, residual: Tensor | None = None, **others: Any) -> Tensor:
+    """In place of `gemm.multiply`: qkv's GEMM by cuBLAS, which knows scales by rows; of many rows, in e4m3."""
+    if residual is not None or a.codes.dtype != torch.float8_e4m3fn or len(a.codes) <= pdl.MOST_ROWS:
+        return MULTIPLY(a, w, bias, residual=residual, **others)
+    return torch._scaled_mm(  # noqa: SLF001  (there is no other name for it)
+        a.codes, w.codes.T, scale_a=a.scales[:, None], scale_b=w.scales[None, :], bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
 
 
 def convolved(model: VisionTransformer, images: Tensor) -> Tensor:
@@ -139,24 +189,23 @@ def gemlite(name: str) -> Callable[[Tensor], Forward]:
 SINGLE = NF4(format="nf4", double_quantization=False)
 FUSED = FusedNF4(format="nf4_fused", double_quantization=False, products="16-bit")
 W8A8_GRAPH, FP8_GRAPH = ours(W8A8(format="w8a8"), "cuda_graph"), ours(FP8(format="fp8"), "cuda_graph")
-CODED = ours(FP8(format="fp8"), "cuda_graph", "coded")
 NF4_GRAPH = ours(FUSED, "compile_graph")
+NF4_FP8_GRAPH = ours(FusedNF4(format="nf4_fused", double_quantization=False, products="fp8"), "cuda_graph")
+MULTIPLY = gemm.multiply
 MORE = 1 << 40  # than there are rows or columns
+EIGHT_BIT = (torch.int8, torch.float8_e4m3fn)
+TALL_DEEP = gemm.TALL_TILE._replace(block_k=128, num_stages=2)
 NO_CARD = (99, 0)
 BY_CONVOLUTION: tuple[type, str, object] = (VisionTransformer, "patches", convolved)
 OURS: dict[str, Callable[[Tensor], Forward]] = {
     "bf16, graph": ours(HighPrecision(), "cuda_graph"),
     "bf16, compiled, patches by convolution, graph": altered(ours(HighPrecision(), "compile_graph"), *BY_CONVOLUTION),
-    "bf16, compiled, GELU by our pass, graph": with_our_gelu,
+    "bf16, compiled, GELU by our pass, graph": bf16_with(gelu=True, attention=False),
     "bf16, eager": ours(HighPrecision(), "eager"),
     "W8A8, graph": W8A8_GRAPH,
     "fp8, graph": FP8_GRAPH,
-    "W8A8, no kernel starts early, graph": altered(W8A8_GRAPH, pdl, "MOST_ROWS", 0),
-    "fp8, no kernel starts early, graph": altered(FP8_GRAPH, pdl, "MOST_ROWS", 0),
-    "fp8, every kernel starts early, graph": altered(FP8_GRAPH, pdl, "MOST_ROWS", MORE),
-    "fp8, no depth in parts, graph": altered(FP8_GRAPH, gemm, "LONG_K", MORE),
-    "fp8, no tile in bulk, graph": altered(FP8_GRAPH, gemm, "TMA_FROM", NO_CARD),
-    "W8A8, no tile in bulk, graph": altered(W8A8_GRAPH, gemm, "TMA_FROM", NO_CARD),
+    "W8A8, no kernel starts early, graph": altered(W8A8_GRAPH, pdl, "FROM", NO_CARD),
+    "fp8, no kernel starts early, graph": altered(FP8_GRAPH, pdl, "FROM", NO_CARD),
     "fp8, patches by convolution, graph": altered(FP8_GRAPH, *BY_CONVOLUTION),
     "NF4 fused, compiled, graph": NF4_GRAPH,
     "NF4 fused, GELU left to the compiler, compiled, graph": altered(NF4_GRAPH, type(nf4_fused.FORMAT), "fuse", lambda _, block: block),
@@ -169,13 +218,44 @@ OURS: dict[str, Callable[[Tensor], Forward]] = {
     "bitsandbytes NF4 with peft's adapters, eager": adapted("eager", ours=False),
     "bitsandbytes NF4 with peft's adapters, graph": adapted("cuda_graph", ours=False),
     "NF4, int8 products, graph": ours(FusedNF4(format="nf4_fused", double_quantization=False, products="int8"), "cuda_graph"),
-    "NF4, fp8 products, graph": ours(FusedNF4(format="nf4_fused", double_quantization=False, products="fp8"), "cuda_graph"),
+    "NF4, fp8 products, graph": NF4_FP8_GRAPH,
     "bitsandbytes NF4, eager": ours(SINGLE, "eager"),
     "bitsandbytes NF4, graph": ours(SINGLE, "cuda_graph"),
     "bitsandbytes NF4, compiled, graph": ours(SINGLE, "compile_graph"),
     "bitsandbytes int8, threshold 6, eager": ours(Int8(format="int8", threshold=6.0), "eager"),
     "bitsandbytes int8, threshold 0, eager": ours(Int8(format="int8", threshold=0.0), "eager"),
     "bitsandbytes int8, threshold 0, graph": ours(Int8(format="int8", threshold=0.0), "cuda_graph"),
+}
+FP8_CODED, W8A8_CODED = (ours(weights, "cuda_graph", "coded") for weights in (FP8(format="fp8"), W8A8(format="w8a8")))
+NF4_CODED = ours(FusedNF4(format="nf4_fused", double_quantization=False, products="fp8"), "cuda_graph", "coded")
+# Each thing that our 8-bit blocks do to be fast, undone or in another way.
+STEPS: dict[str, Callable[[Tensor], Forward]] = {
+    "bf16, compiled, GELU by our pass, graph": bf16_with(gelu=True, attention=False),
+    "bf16, compiled, GELU and attention ours, graph": bf16_with(gelu=True, attention=True),
+    "fp8, attention coded, graph": FP8_CODED,
+    "fp8, attention cudnn, graph": FP8_GRAPH,
+    "fp8, coded, no tail of queries, graph": altered(FP8_CODED, coded_attention, "TAILS", ()),
+    "fp8, coded, a program a tile of queries, graph": altered(FP8_CODED, coded_attention, "FILLED", MORE),
+    "fp8, coded, no tall tile, graph": altered(FP8_CODED, gemm, "TALL_TILE", gemm.TMA_TILE),
+    "fp8, coded, tall tiles where a fifth is saved, graph": altered(FP8_CODED, gemm, "TALL_FROM", 0.8),
+    "fp8, coded, tall tiles 128 deep, graph": altered(FP8_CODED, gemm, "TALL_TILE", TALL_DEEP),
+    "fp8, coded, by Gluon, graph": altered(FP8_CODED, gemm, "BY_GLUON", EIGHT_BIT),
+    "fp8, coded, qkv by cuBLAS, graph": altered(FP8_CODED, gemm, "multiply", by_cublas),
+    "fp8, coded, exact GELU in fc1, graph": with_exact_gelu(FP8_CODED),
+    "fp8, coded, no programmatic launch at many rows, graph": altered(FP8_CODED, pdl, "MANY_ROWS", 0),
+    "fp8, coded, no kernel starts early, graph": altered(FP8_CODED, pdl, "FROM", NO_CARD),
+    "fp8, coded, norm passes of a warp and a row, graph": altered(
+        altered(FP8_CODED, quantize, "NORM_COLUMNS", 1024), quantize, "ROWS_TOGETHER", 1
+    ),
+    "NF4, fp8 products, coded, graph": NF4_CODED,
+    "NF4, fp8 products, coded, decoded layer by layer, graph": altered(
+        NF4_CODED, type(nf4_fused.FORMAT), "prefetch", lambda *_, **__: None
+    ),
+    "W8A8, attention cudnn, graph": W8A8_GRAPH,
+    "W8A8, attention coded, graph": W8A8_CODED,
+    "W8A8, by Gluon, graph": altered(W8A8_GRAPH, gemm, "BY_GLUON", EIGHT_BIT),
+    "W8A8, by Gluon, no tall tile, graph": altered(altered(W8A8_GRAPH, gemm, "BY_GLUON", EIGHT_BIT), gemm, "TALL_TILE", gemm.TMA_TILE),
+    "W8A8, no programmatic launch at many rows, graph": altered(W8A8_GRAPH, pdl, "MANY_ROWS", 0),
 }
 TORCHAO = {
     "torchao int8 dynamic, compiled, graph": torchao("Int8DynamicActivationInt8WeightConfig"),
@@ -185,21 +265,9 @@ GEMLITE = {
     "gemlite int8 dynamic, graph": gemlite("A8W8_int8_dynamic"),
     "gemlite fp8 dynamic, graph": gemlite("A8W8_fp8_dynamic"),
 }
-# What made fp8 faster, each part of it left out.
-PARTS = {
-    "bf16, compiled, GELU by our pass, graph": with_our_gelu,
-    "fp8, attention coded, graph": CODED,
-    "fp8, attention cudnn, graph": FP8_GRAPH,
-    "fp8, attention coded, no tall tile, graph": altered(CODED, gemm, "TALL_TILE", gemm.TMA_TILE),
-    "fp8, attention cudnn, no tall tile, graph": altered(FP8_GRAPH, gemm, "TALL_TILE", gemm.TMA_TILE),
-    "W8A8, graph": W8A8_GRAPH,
-    "NF4 with fp8 products, attention coded, graph": ours(
-        FusedNF4(format="nf4_fused", double_quantization=False, products="fp8"), "cuda_graph", "coded"
-    ),
-}
 REFERENCE_SIDE = ours(HighPrecision(), "compile_graph")
 GROUPS = {"ours": OURS, "torchao": TORCHAO, "gemlite": GEMLITE}
-BY_NAME = GROUPS | {"parts": PARTS}  # the last by its name alone
+BY_NAME = GROUPS | {"steps": STEPS}  # the last by its name alone
 
 
 def fresh(qkv: QkvLayout = "fused", attention: AttentionName = "cudnn") -> VisionTransformer:
