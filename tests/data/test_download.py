@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pooch
 import pytest
+import requests
 import trustme
 
 import loopback
@@ -207,7 +209,14 @@ def test_offline_names_the_file_and_where_to_put_it(server: Loopback, tmp_path: 
     assert server.asked == []
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(server: Loopback, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[requests.Response] = []
+
+    def get(*given: Any, **options: Any) -> requests.Response:
+        answers.append(requests.api.get(*given, **options))
+        return answers[-1]
+
+    monkeypatch.setattr(requests, "get", get)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, hard))
     try:
@@ -216,6 +225,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(server: Loopback, tmp_path: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert message == f"{tmp_path / 'file.bin'}: could not be written (File too large); make room or choose another folder"
     assert names(tmp_path) == []
+    assert [answer.raw.closed for answer in answers] == [True]
 
 
 def test_a_folder_that_is_a_file_is_named(server: Loopback, tmp_path: Path) -> None:
@@ -223,8 +233,6 @@ def test_a_folder_that_is_a_file_is_named(server: Loopback, tmp_path: Path) -> N
     assert "could not be written (" in failure(known(server.address), tmp_path / "in")
 
 
-# Now and then the collector meets a socket of another thread between its closing and its end, and warns of "unclosed ... [closed]".
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket .closed.:pytest.PytestUnraisableExceptionWarning")
 def test_threads_that_fetch_at_once_leave_one_right_file(server: Loopback, tmp_path: Path) -> None:
     threads = [threading.Thread(target=fetch, args=(known(server.address), tmp_path)) for _ in range(6)]
     for thread in threads:

@@ -10,6 +10,7 @@ import platform
 import tarfile
 import tempfile
 import zlib
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -135,12 +136,18 @@ def _download(file: RemoteFile, url: str, output_file: str, store: pooch.Pooch) 
     """Download and check; pooch itself compares whole hashes only, and torchvision publishes the first digits of one."""
     # Bytes as they lie on the server: some send .tgz files with the encoding gzip, which requests would take off.
     headers = {"User-Agent": f"lowbit-vit/{__version__}", "Accept-Encoding": "identity"}
-    try:
-        pooch.HTTPDownloader(progressbar=True, chunk_size=BLOCK, timeout=TIMEOUT_S, headers=headers)(url, output_file, store)
-    except requests.HTTPError as error:
-        if error.response.status_code in PASSING:
-            raise
-        raise DataError(str(error)) from error  # pooch retries no DataError
+    with ExitStack() as opened:  # pooch leaves a response open that it does not read to its end: of a bad status, or a full disk
+
+        def remember(response: requests.Response, **_: object) -> None:
+            opened.callback(response.close)
+
+        options = {"timeout": TIMEOUT_S, "headers": headers, "hooks": {"response": remember}}
+        try:
+            pooch.HTTPDownloader(progressbar=True, chunk_size=BLOCK, **options)(url, output_file, store)
+        except requests.HTTPError as error:
+            if error.response.status_code in PASSING:
+                raise
+            raise DataError(str(error)) from error  # pooch retries no DataError
     if fault := find_fault(file, Path(output_file)):
         raise ValueError(fault)
 
